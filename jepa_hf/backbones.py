@@ -1,0 +1,279 @@
+"""The only file that knows encoder families: what one eats, how it reads a subset of positions, where positions lie.
+
+One small adapter per kind. An adapter holds no parameters: it is derived from the encoder's configuration and is given
+the encoder to run.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from .errors import UsageError
+
+_TEXT_BY_POSITION_IDS = ("bert", "distilbert", "electra")
+_TEXT_WITH_PADDING_OFFSET = ("roberta", "xlm-roberta", "camembert")
+_VISION = ("vit", "ijepa")
+
+
+def gather_positions(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Pick positions: `[N, L, ...]`, long `[N, K]` -> `[N, K, ...]`. Index tensors only, so the device never waits."""
+    index = positions.reshape(*positions.shape, *(1,) * (states.dim() - 2)).expand(-1, -1, *states.shape[2:])
+    return states.gather(1, index)
+
+
+class TextBackbone:
+    """Encoders of token ids whose position_ids can be given: dropping tokens is exact (BERT, DistilBERT, ELECTRA)."""
+
+    input_names = ("input_ids", "attention_mask")
+    drops_exactly = True
+
+    def __init__(self, config: PreTrainedConfig):
+        self.config = config
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Positions that the predictor embeds: a line of `max_position_embeddings`."""
+        return (self.config.max_position_embeddings,)
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens that one sequence may have."""
+        return self.config.max_position_embeddings
+
+    def length(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Number of positions of the inputs."""
+        return inputs["input_ids"].shape[1]
+
+    def valid(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """bool `[B, L]`, False on padding."""
+        return inputs["attention_mask"].bool()
+
+    def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], hidden_states: bool = False) -> Any:
+        """Run the encoder over all positions; `last_hidden_state` is `[B, L, D]`."""
+        return encoder(**inputs, output_hidden_states=hidden_states, return_dict=True)
+
+    def encode_visible(
+        self,
+        encoder: PreTrainedModel,
+        inputs: dict[str, torch.Tensor],
+        positions: torch.Tensor,
+        valid: torch.Tensor,
+        hidden_states: bool = False,
+    ) -> Any:
+        """Run the encoder over a subset of positions, as if the others were hidden from attention.
+
+        Args:
+            inputs: clean inputs, `[N, L]` each.
+            positions: long `[N, C]`.
+            valid: bool `[N, C]`, False where `positions` is only filled up.
+
+        Returns:
+            The encoder's output; `last_hidden_state` is `[N, C, D]`.
+        """
+        return encoder(
+            input_ids=inputs["input_ids"].gather(1, positions),
+            attention_mask=self.visible_attention(encoder, positions, valid),
+            position_ids=self.position_ids(inputs).gather(1, positions),
+            output_hidden_states=hidden_states,
+            return_dict=True,
+        )
+
+    def position_ids(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The position ids of the full pass, long `[N, L]`."""
+        length = inputs["input_ids"].shape[1]
+        return torch.arange(length, device=inputs["input_ids"].device).expand_as(inputs["input_ids"])
+
+    def visible_attention(self, encoder: PreTrainedModel, positions: torch.Tensor, valid: torch.Tensor) -> Any:
+        """The attention mask of the visible tokens, in the form the encoder takes."""
+        return valid.long()
+
+
+class RobertaBackbone(TextBackbone):
+    """RoBERTa counts positions from `pad_token_id + 1` and skips padding."""
+
+    @property
+    def max_length(self) -> int:
+        return self.config.max_position_embeddings - self.config.pad_token_id - 1
+
+    def position_ids(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        real = inputs["input_ids"].ne(self.config.pad_token_id).long()
+        return real.cumsum(dim=1) * real + self.config.pad_token_id
+
+
+class ModernBertBackbone(TextBackbone):
+    """ModernBERT's local layers see a window of true positions, not of neighbours in the shortened sequence."""
+
+    def visible_attention(self, encoder: PreTrainedModel, positions: torch.Tensor, valid: torch.Tensor) -> Any:
+        implementation = encoder.config._attn_implementation
+        if implementation not in ("sdpa", "eager"):
+            raise UsageError(
+                f"context_mode 'dropped' gives ModernBERT a mask of true distances, which attn_implementation "
+                f"{implementation!r} does not take; use sdpa, or --context_mode kept"
+            )
+        full = valid[:, None, None, :].expand(-1, 1, valid.shape[1], -1)
+        distance = (positions[:, :, None] - positions[:, None, :]).abs()
+        # A padding query may have no key in its window: it sees itself, or sdpa gives NaN.
+        itself = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+        local = (full & (distance <= self.config.local_attention // 2)[:, None]) | itself
+        masks = {"full_attention": full, "sliding_attention": local}
+        if implementation == "eager":
+            lowest = torch.finfo(encoder.dtype).min
+            masks = {
+                name: torch.zeros(mask.shape, dtype=encoder.dtype, device=mask.device).masked_fill(~mask, lowest)
+                for name, mask in masks.items()
+            }
+        return masks
+
+
+class FullLengthTextBackbone(TextBackbone):
+    """Text encoders whose tokens cannot be left out exactly: relative positions of what is left, or unknown to us."""
+
+    drops_exactly = False
+
+
+class VisionBackbone:
+    """Vision transformers over a plane of patches; tokens before the patches ([CLS]) are always kept."""
+
+    input_names = ("pixel_values",)
+    drops_exactly = True
+
+    def __init__(self, config: PreTrainedConfig):
+        self.config = config
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Positions that the predictor embeds: a plane of patches, rows first."""
+        size, patch = _pair(self.config.image_size), _pair(self.config.patch_size)
+        return size[0] // patch[0], size[1] // patch[1]
+
+    def length(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Number of patches."""
+        return self.grid[0] * self.grid[1]
+
+    def valid(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """bool `[B, L]`, all True: images are not padded."""
+        pixels = inputs["pixel_values"]
+        return torch.ones(pixels.shape[0], self.length(inputs), dtype=torch.bool, device=pixels.device)
+
+    def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], hidden_states: bool = False) -> Any:
+        """Run the encoder over all patches; `last_hidden_state` is `[B, L, D]`, without what precedes the patches."""
+        output = encoder(**inputs, output_hidden_states=hidden_states, return_dict=True)
+        return self._patches_only(output, self.length(inputs))
+
+    def encode_visible(
+        self,
+        encoder: PreTrainedModel,
+        inputs: dict[str, torch.Tensor],
+        positions: torch.Tensor,
+        valid: torch.Tensor,
+        hidden_states: bool = False,
+    ) -> Any:
+        """Run the encoder over a subset of patches: they alone go through its layers. See `TextBackbone`."""
+        if not torch.compiler.is_compiling() and not bool(valid.all()):
+            raise ValueError("image batches must be rectangular: every entry of context_valid must be True")
+
+        def keep_visible(_module: nn.Module, _inputs: tuple, embedded: torch.Tensor) -> torch.Tensor:
+            prefix = embedded.shape[1] - self.length(inputs)
+            patches = gather_positions(embedded[:, prefix:], positions)
+            return torch.cat([embedded[:, :prefix], patches], dim=1)
+
+        handle = encoder.embeddings.register_forward_hook(keep_visible)
+        try:
+            output = encoder(**inputs, output_hidden_states=hidden_states, return_dict=True)
+        finally:
+            handle.remove()
+        return self._patches_only(output, positions.shape[1])
+
+    @staticmethod
+    def _patches_only(output: Any, count: int) -> Any:
+        output.last_hidden_state = output.last_hidden_state[:, -count:]
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(state[:, -count:] for state in output.hidden_states)
+        return output
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+Backbone = TextBackbone | VisionBackbone
+
+
+def backbone_for(config: PreTrainedConfig) -> Backbone:
+    """The adapter of an encoder's configuration."""
+    if config.model_type in _VISION:
+        return VisionBackbone(config)
+    if config.model_type == "modernbert":
+        return ModernBertBackbone(config)
+    if config.model_type in _TEXT_WITH_PADDING_OFFSET:
+        return RobertaBackbone(config)
+    if config.model_type in _TEXT_BY_POSITION_IDS:
+        return TextBackbone(config)
+    return FullLengthTextBackbone(config)
+
+
+def encoder_from_config(config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
+    """A randomly initialised encoder without pooler, so that no trainable parameter goes unused."""
+    return AutoModel.from_config(config, **_without_pooler(config), **kwargs)
+
+
+def encoder_from_pretrained(name_or_path: str, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
+    """A pretrained encoder without pooler, from a plain directory or one in the layout of a task head."""
+    return AutoModel.from_pretrained(name_or_path, config=config, **_without_pooler(config), **kwargs)
+
+
+def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    model_class = AutoModel._model_mapping[type(config)]
+    model_class = model_class[0] if isinstance(model_class, (tuple, list)) else model_class
+    takes_it = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return {"add_pooling_layer": False} if takes_it else {}
+
+
+@dataclass(frozen=True)
+class MaskedLMHeadLayout:
+    """Where a family's `...ForMaskedLM` keeps its head, and what the head is made of: dense, activation, norm, bias.
+
+    The decoder's weight is always that of the input embeddings.
+    """
+
+    base: str
+    dense: str
+    norm: str
+    bias: str
+    activation: str
+    norm_eps: float
+    dense_bias: bool = True
+    norm_bias: bool = True
+
+
+def masked_lm_head_layout(config: PreTrainedConfig) -> MaskedLMHeadLayout:
+    """The layout of the masked-language-model head that belongs to an encoder's configuration.
+
+    Raises:
+        UsageError: a family whose head we do not know.
+    """
+    family = config.model_type
+    if family in ("bert", "deberta-v2"):
+        parts = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
+        if family == "deberta-v2" and not config.legacy:
+            parts = tuple(f"lm_predictions.lm_head.{part}" for part in ("dense", "LayerNorm", "bias"))
+        base = "bert." if family == "bert" else "deberta."
+        return MaskedLMHeadLayout(base, *parts, config.hidden_act, config.layer_norm_eps)
+    if family == "distilbert":
+        parts = ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
+        return MaskedLMHeadLayout("distilbert.", *parts, config.activation, 1e-12)
+    if family in _TEXT_WITH_PADDING_OFFSET:
+        parts = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+        return MaskedLMHeadLayout("roberta.", *parts, "gelu", config.layer_norm_eps)
+    if family == "electra":
+        parts = ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias")
+        return MaskedLMHeadLayout("electra.", *parts, "gelu", config.layer_norm_eps)
+    if family == "modernbert":
+        parts = ("head.dense", "head.norm", "decoder.bias")
+        activation, eps = config.classifier_activation, config.norm_eps
+        return MaskedLMHeadLayout("model.", *parts, activation, eps, config.classifier_bias, config.norm_bias)
+    raise UsageError(f"mlm_weight: there is no known masked-language-model head for {family} encoders; set it to 0")

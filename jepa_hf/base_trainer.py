@@ -1,0 +1,232 @@
+"""What every trainer here shares: counting targets, logging loss parts, whole checkpoints, export and card."""
+
+import os
+from abc import abstractmethod
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import upload_folder
+from torch import nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils import PushInProgress
+
+from .errors import UsageError
+
+
+class RunningMeans:
+    """Weighted means that stay on the device until they are read, so that no step waits for it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._weights: dict[str, torch.Tensor] = {}
+
+    def add(self, name: str, value: torch.Tensor, weight: torch.Tensor) -> None:
+        """Count the scalar `value` with the scalar `weight`."""
+        value, weight = value.detach().float(), weight.detach().float()
+        # A weight of 0 stands for "no such thing in this batch": its value may be anything.
+        product = torch.where(weight > 0, value * weight, torch.zeros_like(value))
+        self._sums[name] = self._sums.get(name, 0.0) + product
+        self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def flush(self, reduce_sum: Any) -> dict[str, float]:
+        """The means over all ranks, and start anew.
+
+        Args:
+            reduce_sum: sums a tensor over the ranks; the names must be the same on each.
+        """
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        stacked = torch.stack([torch.stack([self._sums[name], self._weights[name]]) for name in names])
+        totals = reduce_sum(stacked).tolist()
+        self._sums, self._weights = {}, {}
+        return {name: total / max(weight, 1e-12) for name, (total, weight) in zip(names, totals, strict=True)}
+
+
+class RepresentationTrainer(Trainer):
+    """Base of the trainers: a `Trainer` whose loss is a sum over targets divided by the targets of the whole update.
+
+    Subclasses say what a target is (`count_targets`) and what is logged (`track`).
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise UsageError(
+                f"one process sees {self.args.n_gpu} GPUs and would fall into DataParallel: start it with "
+                "`accelerate launch run_jepa.py ...`, or show it one GPU with CUDA_VISIBLE_DEVICES=0"
+            )
+        # There is a loss without labels: otherwise evaluation would report none.
+        self.can_return_loss = True
+        self._means: dict[str, RunningMeans] = defaultdict(RunningMeans)
+        self._tokens_seen: torch.Tensor | None = None
+
+    # ---- what a subclass says
+
+    @abstractmethod
+    def count_targets(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Number of targets of one micro-batch, a scalar tensor."""
+
+    @abstractmethod
+    def track(self, outputs: Any, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
+        """Add what is logged about one micro-batch to `means`."""
+
+    # ---- one update
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        if not batch_samples:
+            return None
+        count = sum(self.count_targets(batch) for batch in batch_samples).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        # An update without any target has a loss of 0, not of 0 / 0.
+        return count.clamp_min(1)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Run the model; with `num_items_in_batch` its loss is this micro-batch's share of the update's.
+
+        DDP averages gradients over ranks, so a share of the global sum is multiplied by their number.
+        """
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        loss = outputs.loss
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        if model.training:
+            self.track(outputs, inputs, self._means["train"])
+        return (loss, outputs) if return_outputs else loss
+
+    # ---- evaluation
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """One evaluation batch. Its loss is per target; its tensors, of differing shapes, are not gathered."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs, output_hidden_states=True)
+        self.track(outputs, inputs, self._means["eval"])
+        return outputs.loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Adds the tracked means, over targets and not over batches, to the metrics."""
+        self._means["eval"] = RunningMeans()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        for name, value in self._means["eval"].flush(self._reduce_sum).items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        return output
+
+    # ---- logging
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the tracked means since the last log."""
+        self._count_tokens()
+        if "loss" in logs:
+            logs = {**logs, **self.training_logs()}
+        super().log(logs, start_time)
+
+    def training_logs(self) -> dict[str, float]:
+        """What is logged beside the training loss."""
+        return self._means["train"].flush(self._reduce_sum)
+
+    def _reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(values, reduction="sum")
+
+    def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
+        # The inherited method reads the number back from the device on every micro-batch.
+        counted = self.args.include_num_input_tokens_seen
+        if counted == "no":
+            return
+        if counted == "non_padding" and "attention_mask" in inputs:
+            tokens = inputs["attention_mask"].sum()
+        else:
+            tokens = torch.tensor(inputs[self.model.main_input_name].numel(), device=self.args.device)
+        self._tokens_seen = tokens if self._tokens_seen is None else self._tokens_seen + tokens
+
+    def _count_tokens(self) -> None:
+        if self._tokens_seen is not None:
+            self.state.num_input_tokens_seen += int(self._reduce_sum(self._tokens_seen).item())
+            self._tokens_seen = None
+
+    # ---- checkpoints and the final directory
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._count_tokens()
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        missing = [name for name in ("config.json", "trainer_state.json") if not (folder / name).is_file()]
+        if missing:
+            raise UsageError(
+                f"resume_from_checkpoint {str(folder)!r} is no checkpoint of a run: it has no {missing[0]}; give a "
+                "folder named checkpoint-N"
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Write a checkpoint (the full model at its root), or the final directory (see `write_final`).
+
+        `training_args.bin` is not written: it is a pickle, and nothing reads it.
+        """
+        if not self.args.should_save:
+            return
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        os.makedirs(output_dir, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+            model.save_pretrained(output_dir, state_dict=state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(output_dir)
+        else:
+            self.write_final(model, output_dir, state_dict)
+
+    @abstractmethod
+    def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
+        """Write what others load.
+
+        Args:
+            model: the model without wrappers.
+            state_dict: its weights, where they are sharded and `model` does not hold them.
+        """
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push the final layout of the checkpoint's weights; with `hub_strategy` "checkpoint" the checkpoint too.
+
+        The inherited method would put the full model and a pickle at the root, where the plain encoder belongs.
+        """
+        args = self.args
+        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return
+        if not args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.write_final(type(model).from_pretrained(checkpoint_folder), args.output_dir, None)
+        common = {"repo_id": self.hub_model_id, "token": args.hub_token, "run_as_future": True}
+        common |= {
+            "revision": args.hub_revision,
+            "commit_message": f"Training in progress, step {self.state.global_step}",
+        }
+        ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]
+        jobs = [upload_folder(folder_path=args.output_dir, ignore_patterns=ignored, **common)]
+        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = args.hub_strategy == HubStrategy.CHECKPOINT
+            name = "last-checkpoint" if last else Path(checkpoint_folder).name
+            jobs.append(upload_folder(folder_path=checkpoint_folder, path_in_repo=name, **common))
+        if self.push_in_progress is None or self.push_in_progress.is_done():
+            self.push_in_progress = PushInProgress(jobs)
+        else:
+            self.push_in_progress.jobs.extend(jobs)

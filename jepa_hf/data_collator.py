@@ -1,0 +1,203 @@
+"""The collator: from rows of token ids to the masked view, the clean view and the target positions."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .errors import UsageError
+from .masking import maskable_units, row_keys, sample_span_mask
+
+
+class DataCollatorForSpanJEPA:
+    """Pads a batch of token rows and hides contiguous spans of it.
+
+    A row's masks depend on the seed, the epoch, the number of the mask and the row's own tokens; on nothing else. So
+    the same row is masked alike with any batch size and any number of workers, and otherwise in the next epoch.
+
+    Args:
+        tokenizer: gives the special tokens, which are never hidden, the padding token and side.
+        mask_ratio: share of the maskable tokens that is hidden, in (0, 1).
+        mean_span_length: mean of the exponential distribution of span lengths, in tokens (in words with `whole_word`).
+        context_mode: "kept": hidden positions stay as [MASK] tokens; "dropped": the context view lists visible positions.
+        num_masks: masks per sample, which share one pass of the target encoder.
+        whole_word: hide whole words; rows then need `word_ids`.
+        on_short: what happens to a row of fewer than two maskable tokens: "error", or "skip" to give it no target.
+        pad_to_multiple_of: round the length up.
+        max_length: pad every batch to this length, and targets and visible positions to one of two numbers each:
+            static shapes for torch.compile.
+        seed: seed of the masks.
+
+    Returns of a call (B rows, length L, M masks, T targets and C visible positions at most):
+        `input_ids`, `attention_mask` long `[B, L]`; `target_positions` long and `target_valid` bool `[B, M, T]`;
+        with "kept" `context_input_ids` long `[B, L]` (`[B, M, L]` where M > 1); with "dropped" `context_positions` long
+        and `context_valid` bool `[B, M, C]`.
+
+    Raises:
+        UsageError: a tokenizer without a mask or padding token, a ratio outside (0, 1), a mean below 1, or a row
+            without anything to mask.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        mask_ratio: float = 0.3,
+        mean_span_length: float = 5.0,
+        context_mode: str = "dropped",
+        num_masks: int = 1,
+        whole_word: bool = False,
+        on_short: str = "error",
+        pad_to_multiple_of: int | None = None,
+        max_length: int | None = None,
+        seed: int = 42,
+    ):
+        if context_mode == "kept" and tokenizer.mask_token_id is None:
+            raise UsageError(
+                f"the tokenizer ({type(tokenizer).__name__}) has no mask token: use the tokenizer of a masked language "
+                "model, add one with --add_tokens, or leave hidden positions out with --context_mode dropped"
+            )
+        if tokenizer.pad_token_id is None:
+            raise UsageError(
+                f"the tokenizer ({type(tokenizer).__name__}) has no padding token: set tokenizer.pad_token"
+            )
+        if not 0.0 < mask_ratio < 1.0:
+            raise UsageError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}")
+        if mean_span_length < 1:
+            raise UsageError(f"mean_span_length must be at least 1, not {mean_span_length}")
+        if context_mode not in ("kept", "dropped"):
+            raise UsageError(f"context_mode must be kept or dropped, not {context_mode!r}")
+        if on_short not in ("error", "skip"):
+            raise UsageError(f"on_short must be error or skip, not {on_short!r}")
+        if num_masks < 1:
+            raise UsageError(f"num_masks must be at least 1, not {num_masks}")
+        self.tokenizer = tokenizer
+        self.mask_ratio = mask_ratio
+        self.mean_span_length = mean_span_length
+        self.context_mode = context_mode
+        self.num_masks = num_masks
+        self.whole_word = whole_word
+        self.on_short = on_short
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.max_length = max_length
+        self.seed = seed
+        self._special_ids = np.array(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
+        # In shared memory: a persistent worker holds a copy of the collator, but the same epoch.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, which the trainer sets; workers that are already running see it too."""
+        return int(self._epoch.item())
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self._epoch.fill_(value)
+
+    def for_evaluation(self) -> "DataCollatorForSpanJEPA":
+        """A copy whose masks never change: epoch 0 of its own, and other masks than training's first epoch."""
+        fixed = copy.copy(self)
+        fixed.seed = self.seed + 0x5EED
+        fixed._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        return fixed
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        input_ids, attention = self._pad([feature["input_ids"] for feature in features])
+        word_ids = None
+        if self.whole_word:
+            if "word_ids" not in features[0]:
+                raise UsageError(
+                    "whole_word needs a column word_ids: tokenise with tokenize_dataset(..., word_ids=True)"
+                )
+            word_ids, _ = self._pad([feature["word_ids"] for feature in features], fill=-1)
+
+        maskable = attention & ~np.isin(input_ids, self._special_ids)
+        units, _ = maskable_units(maskable, word_ids)
+        short = np.flatnonzero(units.max(axis=1, initial=-1) < 1)
+        if short.size and self.on_short == "error":
+            row = int(short[0])
+            text = self.tokenizer.decode(input_ids[row][attention[row]])
+            raise UsageError(
+                f"row {row} of the batch ({text[:60]!r}) has fewer than two {'words' if self.whole_word else 'tokens'} "
+                'that may be masked: leave such rows out or set on_short to "skip"'
+            )
+
+        keys = row_keys(input_ids, attention, self.seed, self.epoch)
+        numbers = np.arange(self.num_masks, dtype=np.uint64)
+        # Masks of one sample differ by their key; all B * M of them are sampled at once.
+        keys = (keys[:, None] ^ (numbers[None, :] * np.uint64(0xD1342543DE82EF95))).reshape(-1)
+        repeated = (maskable, word_ids)
+        if self.num_masks > 1:
+            repeated = tuple(None if array is None else np.repeat(array, self.num_masks, axis=0) for array in repeated)
+        hidden = sample_span_mask(repeated[0], keys, self.mask_ratio, self.mean_span_length, word_ids=repeated[1])
+
+        shape = (len(features), self.num_masks)
+        target_capacities, visible_capacities = self._capacities
+        targets, target_valid = self._positions(hidden, target_capacities)
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": attention.astype(np.int64),
+            "target_positions": targets.reshape(*shape, -1),
+            "target_valid": target_valid.reshape(*shape, -1),
+        }
+        if self.context_mode == "kept":
+            view = np.where(hidden.reshape(*shape, -1), self.tokenizer.mask_token_id, input_ids[:, None, :])
+            batch["context_input_ids"] = view[:, 0] if self.num_masks == 1 else view
+        else:
+            visible = np.repeat(attention, self.num_masks, axis=0) & ~hidden
+            positions, valid = self._positions(visible, visible_capacities)
+            batch["context_positions"] = positions.reshape(*shape, -1)
+            batch["context_valid"] = valid.reshape(*shape, -1)
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+
+    def _pad(self, rows: Sequence[Sequence[int]], fill: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """`[B, L]` ids and bool validity, padded on the tokenizer's side."""
+        lengths = np.array([len(row) for row in rows])
+        length = int(lengths.max())
+        if self.max_length is not None:
+            if length > self.max_length:
+                raise UsageError(
+                    f"row {int(lengths.argmax())} of the batch has {length} tokens, more than max_length "
+                    f"{self.max_length}: tokenise with max_seq_length {self.max_length}"
+                )
+            length = self.max_length
+        if self.pad_to_multiple_of is not None:
+            length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        column = np.arange(length)
+        if self.tokenizer.padding_side == "left":
+            valid = column >= length - lengths[:, None]
+        else:
+            valid = column < lengths[:, None]
+        ids = np.full(valid.shape, self.tokenizer.pad_token_id if fill is None else fill, dtype=np.int64)
+        ids[valid] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+        return ids, valid
+
+    @property
+    def _capacities(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Sizes to choose from for targets and for visible positions, under static shapes: one that nearly always
+        fits, then one that always does. Without static shapes, none."""
+        if self.max_length is None:
+            return (), ()
+        length = self.max_length
+        # A row's special tokens are never hidden, so it shows more than 1 - ratio of its tokens: up to an eighth here.
+        return (
+            (max(round(length * self.mask_ratio), 1), length),
+            (length - int(length * self.mask_ratio * 7 / 8), length),
+        )
+
+    @staticmethod
+    def _positions(chosen: np.ndarray, capacities: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the True columns of each row, `[N, K]`, filled up with 0, and their validity.
+
+        K is the largest number in the batch, at least 1, or the smallest capacity that holds it.
+        """
+        counts = chosen.sum(axis=1)
+        width = max(int(counts.max(initial=0)), 1)
+        width = next((capacity for capacity in capacities if capacity >= width), width)
+        row, column = np.nonzero(chosen)
+        place = np.arange(row.size) - np.repeat(np.cumsum(counts) - counts, counts)
+        positions = np.zeros((chosen.shape[0], width), dtype=np.int64)
+        positions[row, place] = column
+        return positions, np.arange(width) < counts[:, None]

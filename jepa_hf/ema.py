@@ -1,0 +1,110 @@
+"""The exponential moving average that moves the target encoder: schedule and update."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+
+MIN_DECAY, MAX_DECAY = 0.9, 0.99999
+
+_WRAPPER_PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def default_decay_range(max_steps: int, pretrained: bool) -> tuple[float, float]:
+    """First and last decay of a run of `max_steps` updates, where none is given.
+
+    The averaging horizon 1 / (1 − decay) grows from 0.05 to 0.5 of the run from a random start, and from 0.67 to 6.7
+    runs from a pretrained encoder, whose target should stay close to where it began. Clipped to [0.9, 0.99999].
+
+    >>> default_decay_range(2000, pretrained=False)
+    (0.99, 0.999)
+    """
+    first, last = (0.67, 6.7) if pretrained else (0.05, 0.5)
+    return _clip(1.0 - 1.0 / max(first * max_steps, 1.0)), _clip(1.0 - 1.0 / max(last * max_steps, 1.0))
+
+
+def _clip(decay: float) -> float:
+    return min(max(decay, MIN_DECAY), MAX_DECAY)
+
+
+def decay_at(step: int, max_steps: int, first: float, last: float, schedule: str = "linear") -> float:
+    """Decay of update number `step`, a pure function: nothing has to be saved for an exact resume.
+
+    Args:
+        step: number of the update, 1 to `max_steps`.
+        max_steps: length of the run in updates.
+        first: decay of the first update.
+        last: decay of the last one.
+        schedule: "constant" (`first` throughout), "linear" (I-JEPA) or "cosine" (BYOL).
+
+    Raises:
+        ValueError: an unknown schedule.
+
+    >>> [decay_at(step, 3, 0.9, 1.0) for step in (1, 2, 3)]
+    [0.9, 0.95, 1.0]
+    """
+    progress = min(max((step - 1) / max(max_steps - 1, 1), 0.0), 1.0)
+    if schedule == "constant":
+        return first
+    if schedule == "linear":
+        return first + (last - first) * progress
+    if schedule == "cosine":
+        return last - (last - first) * (math.cos(math.pi * progress) + 1.0) / 2.0
+    raise ValueError(f"ema_schedule must be one of constant, linear, cosine, not {schedule!r}")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what torch.compile, DDP, FSDP and activation checkpointing put into it.
+
+    >>> plain_name("module._orig_mod.layers.0.weight")
+    'layers.0.weight'
+    """
+    for prefix in _WRAPPER_PREFIXES:
+        name = name.replace(prefix, "")
+    return name
+
+
+def match_parameters(
+    context: Iterable[tuple[str, torch.Tensor]], target: Iterable[tuple[str, torch.Tensor]]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Pair the parameters of both encoders by name.
+
+    Args:
+        context: `named_parameters()` of the context encoder.
+        target: `named_parameters()` of the target encoder.
+
+    Returns:
+        Two lists of equal length and order: context parameters, target parameters.
+
+    Raises:
+        ValueError: names or shapes that differ, or a target in less than float32, which a small 1 − decay cannot move.
+    """
+    ours = {plain_name(name): parameter for name, parameter in context}
+    theirs = {plain_name(name): parameter for name, parameter in target}
+    if ours.keys() != theirs.keys():
+        odd = sorted(ours.keys() ^ theirs.keys())
+        raise ValueError(f"context and target encoder do not have the same parameters: {', '.join(odd[:3])}")
+    for name, parameter in theirs.items():
+        if parameter.shape != ours[name].shape:
+            raise ValueError(
+                f"parameter {name} has shape {tuple(ours[name].shape)} in the context encoder and "
+                f"{tuple(parameter.shape)} in the target encoder"
+            )
+        if parameter.is_floating_point() and torch.finfo(parameter.dtype).bits < 32:
+            raise ValueError(
+                f"the target encoder is kept in {parameter.dtype}, in which an average with a decay of 0.999 does not "
+                "move; load the model in float32 and use --bf16 for the computation"
+            )
+    return [ours[name] for name in theirs], list(theirs.values())
+
+
+@torch.no_grad()
+def update_target(context: Sequence[torch.Tensor], target: Sequence[torch.Tensor], decay: float) -> None:
+    """target ← decay · target + (1 − decay) · context, in place, in a few fused kernels.
+
+    Args:
+        context: parameters of the context encoder.
+        target: parameters of the target encoder in the same order (see `match_parameters`).
+        decay: 0 copies, 1 keeps.
+    """
+    torch._foreach_lerp_(list(target), [parameter.detach() for parameter in context], 1.0 - decay)

@@ -1,0 +1,71 @@
+"""What tells a healthy run from a collapsed one. The loss does not: it may fall while the representation dies."""
+
+import torch
+import torch.nn.functional as F
+
+from .losses import prediction_loss
+
+
+def effective_rank(vectors: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
+    """exp of the entropy of the normalised singular values of the centred vectors (Roy and Vetterli 2007; RankMe).
+
+    Args:
+        vectors: `[N, D]`.
+
+    Returns:
+        A scalar between 1 and min(N − 1, D), or 0 where all vectors are the same. It does not see the scale.
+    """
+    centred = vectors.float() - vectors.float().mean(dim=0)
+    # Singular values from the smaller Gram matrix, in float64: cheaper than an SVD of [N, D].
+    centred = centred.double()
+    gram = centred @ centred.T if centred.shape[0] < centred.shape[1] else centred.T @ centred
+    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    # Below float32's resolution a singular value is rounding, not direction.
+    singular = torch.where(singular > 1e-6 * singular.max(), singular, torch.zeros_like(singular))
+    total = singular.sum()
+    p = singular / total.clamp_min(eps)
+    entropy = -(p * torch.log(p.clamp_min(eps))).sum()
+    scale = vectors.float().abs().max().double().clamp_min(eps)
+    alive = total > 1e-5 * scale
+    return torch.where(alive, torch.exp(entropy), torch.zeros_like(entropy)).float()
+
+
+def mean_pairwise_cosine(vectors: torch.Tensor) -> torch.Tensor:
+    """Mean cosine between different vectors: `[N, D]` -> scalar; 1 when all point the same way."""
+    unit = F.normalize(vectors.float(), dim=-1)
+    count = unit.shape[0]
+    return (unit.sum(dim=0).pow(2).sum() - unit.pow(2).sum()) / max(count * (count - 1), 1)
+
+
+def normalized_spread(vectors: torch.Tensor) -> torch.Tensor:
+    """Mean over features of the standard deviation of ℓ2-normalised vectors, times √D: `[N, D]` -> scalar.
+
+    About 1 when healthy, 0 when all vectors point the same way (Chen and He 2021, SimSiam, section 4.1).
+    """
+    unit = F.normalize(vectors.float(), dim=-1)
+    return unit.std(dim=0, correction=0).mean() * vectors.shape[-1] ** 0.5
+
+
+def hit_rate(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Share of predictions whose own target is the nearest, by cosine, among all: `[N, D]`, `[N, D]` -> scalar.
+
+    Chance is 1/N. Targets are centred first, so that a direction shared by all of them counts for nothing.
+    """
+    centre = targets.float().mean(dim=0)
+    similarity = F.normalize(predictions.float() - centre, dim=-1) @ F.normalize(targets.float() - centre, dim=-1).T
+    own = torch.arange(targets.shape[0], device=targets.device)
+    # A tie is no hit: in a collapsed batch every target is as near as the right one.
+    best = similarity >= similarity.max(dim=1, keepdim=True).values
+    return (best[own, own] & (best.sum(dim=1) == 1)).float().mean()
+
+
+def constant_predictor_loss(targets: torch.Tensor, kind: str, smooth_l1_beta: float = 1.0) -> torch.Tensor:
+    """Mean loss of always predicting the mean target: `[N, D]` -> scalar.
+
+    A model whose loss is no lower has learnt nothing about single positions, however low both are. The constant is
+    fitted on the very targets it is judged on, so it is a hard rival, the harder the fewer targets there are.
+    """
+    targets = targets.float()
+    unit = F.normalize(targets, dim=-1) if kind == "cosine" else targets
+    constant = unit.mean(dim=0, keepdim=True).expand_as(targets)
+    return prediction_loss(kind, constant, targets, smooth_l1_beta).mean()

@@ -1,0 +1,475 @@
+"""The model: a context encoder, an EMA target encoder and a predictor in one `PreTrainedModel`."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.utils import ModelOutput, logging
+
+from .backbones import (
+    backbone_for,
+    encoder_from_config,
+    encoder_from_pretrained,
+    gather_positions,
+    masked_lm_head_layout,
+)
+from .configuration_jepa import JepaConfig
+from .losses import (
+    covariance_penalty,
+    instance_normalize,
+    layer_normalize,
+    prediction_loss,
+    sigreg,
+    variance_hinge,
+)
+from .predictors import MLPPredictor, TransformerPredictor, sincos_positions
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class JepaOutput(ModelOutput):
+    """What `JepaForRepresentationPrediction` returns. B samples, M masks each, T targets per mask, width D.
+
+    Args:
+        loss: scalar, the weighted sum of the parts.
+        prediction_loss: scalar, mean over the targets.
+        mlm_loss, variance_loss, covariance_loss, sigreg_loss: scalars, unweighted; None where the weight is 0.
+        num_targets: scalar, number of valid targets.
+        predictions: `[B, M, T, D]`.
+        targets: `[B, M, T, D]`, normalised.
+        target_valid: bool `[B, M, T]`.
+        context_state: the context encoder's last layer, `[B * M, C, D]`, on request.
+        context_valid: bool `[B * M, C]`, which of these are real tokens, on request.
+        context_hidden_states: all layers of the context encoder, on request.
+        target_hidden_states: all layers of the target encoder, `[B, L, D]` each, on request.
+    """
+
+    loss: torch.Tensor | None = None
+    prediction_loss: torch.Tensor | None = None
+    mlm_loss: torch.Tensor | None = None
+    variance_loss: torch.Tensor | None = None
+    covariance_loss: torch.Tensor | None = None
+    sigreg_loss: torch.Tensor | None = None
+    num_targets: torch.Tensor | None = None
+    predictions: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+    target_valid: torch.Tensor | None = None
+    context_state: torch.Tensor | None = None
+    context_valid: torch.Tensor | None = None
+    context_hidden_states: tuple[torch.Tensor, ...] | None = None
+    target_hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class MaskedLMHead(nn.Module):
+    """Dense, activation, norm, then the input embeddings as decoder, plus a bias per token."""
+
+    def __init__(self, encoder: PreTrainedModel):
+        super().__init__()
+        layout = masked_lm_head_layout(encoder.config)
+        vocab_size, width = encoder.get_input_embeddings().weight.shape
+        self.dense = nn.Linear(encoder.config.hidden_size, width, bias=layout.dense_bias)
+        self.activation = ACT2FN[layout.activation]
+        self.norm = nn.LayerNorm(width, eps=layout.norm_eps, bias=layout.norm_bias)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, states: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """`[..., D]`, the embedding table `[V, E]` -> logits `[..., V]`."""
+        return F.linear(self.norm(self.activation(self.dense(states))), embeddings, self.bias)
+
+
+class JepaForRepresentationPrediction(PreTrainedModel):
+    """Context encoder, EMA target encoder and predictor.
+
+    The model neither samples masks (the collator does) nor moves the target encoder (`EmaTargetCallback` does). The
+    target encoder is frozen and in eval mode, always.
+
+    >>> from transformers import BertConfig
+    >>> from jepa_hf import JepaConfig
+    >>> tiny = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    >>> model = JepaForRepresentationPrediction(JepaConfig(tiny))
+    >>> model.get_encoder("context").config.model_type
+    'bert'
+    """
+
+    config_class = JepaConfig
+    config: JepaConfig
+    base_model_prefix = "context_encoder"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: JepaConfig):
+        super().__init__(config)
+        self.backbone = backbone_for(config.encoder_config)
+        self.context_encoder = encoder_from_config(config.encoder_config)
+        self.target_encoder = encoder_from_config(config.encoder_config)
+        if config.predictor_type == "mlp":
+            self.predictor = MLPPredictor(config.hidden_size, config.pred_mlp_ratio, config.pred_dropout)
+        else:
+            self.predictor = TransformerPredictor(
+                config.hidden_size,
+                config.pred_hidden_size,
+                config.pred_num_hidden_layers,
+                config.pred_num_attention_heads,
+                self.backbone.grid,
+                config.pred_mlp_ratio,
+                config.pred_dropout,
+            )
+        self.mlm_head = MaskedLMHead(self.context_encoder) if config.mlm_weight > 0 else None
+        self.main_input_name = self.backbone.input_names[0]
+        self.post_init()
+        self.train(self.training)
+
+    # ---- loading and saving
+
+    @classmethod
+    def from_encoder_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        encoder_kwargs: dict[str, Any] | None = None,
+        **jepa_kwargs: Any,
+    ) -> "JepaForRepresentationPrediction":
+        """A JEPA around a pretrained encoder: the context encoder is loaded, the target encoder is its exact copy.
+
+        Args:
+            name_or_path: directory or Hub name of a plain encoder, or of one with a task head. With `mlm_weight` above
+                0 the checkpoint's own masked-language-model head is loaded too, where it has one.
+            encoder_kwargs: passed to the encoder's `from_pretrained` (revision, token, cache_dir,
+                attn_implementation, ...). Weights are float32 unless `dtype` says otherwise.
+            jepa_kwargs: arguments of `JepaConfig`.
+        """
+        encoder_kwargs = {"dtype": torch.float32, **(encoder_kwargs or {})}
+        encoder_config = AutoConfig.from_pretrained(name_or_path, **_hub_kwargs(encoder_kwargs))
+        config = JepaConfig(encoder_config, **jepa_kwargs)
+        head_state: dict[str, torch.Tensor] = {}
+        if config.mlm_weight > 0:
+            layout = masked_lm_head_layout(encoder_config)
+            masked_lm, info = AutoModelForMaskedLM.from_pretrained(
+                name_or_path, config=encoder_config, output_loading_info=True, **encoder_kwargs
+            )
+            encoder = masked_lm.base_model
+            if f"{layout.dense}.weight" not in info["missing_keys"]:
+                head_state = _head_state(masked_lm, layout)
+        else:
+            encoder = encoder_from_pretrained(name_or_path, encoder_config, **encoder_kwargs)
+
+        attention = encoder.config._attn_implementation
+        config.encoder_config = encoder.config
+        config.name_or_path = str(name_or_path)
+        model = cls._from_config(config, attn_implementation=attention, dtype=encoder.dtype)
+        model.context_encoder = encoder
+        model.target_encoder = copy.deepcopy(encoder)
+        if head_state:
+            model.mlm_head.load_state_dict(head_state)
+        elif model.mlm_head is not None:
+            logger.warning(f"{name_or_path} has no masked-language-model head: it starts from random weights")
+        return model.eval()
+
+    @classmethod
+    def from_any_pretrained(
+        cls, name_or_path: str, *, encoder_kwargs: dict[str, Any] | None = None, **jepa_kwargs: Any
+    ) -> "JepaForRepresentationPrediction":
+        """A JEPA to train on, from an encoder (`from_encoder_pretrained`) or from a JEPA, whichever lies there.
+
+        Args:
+            name_or_path: directory or Hub name of an encoder or of a JEPA.
+            encoder_kwargs: passed to `from_pretrained`.
+            jepa_kwargs: arguments of `JepaConfig`; over a JEPA's own, those given here win.
+        """
+        hub_kwargs = _hub_kwargs(encoder_kwargs or {})
+        config = AutoConfig.from_pretrained(name_or_path, **hub_kwargs)
+        if not isinstance(config, JepaConfig):
+            return cls.from_encoder_pretrained(name_or_path, encoder_kwargs=encoder_kwargs, **jepa_kwargs)
+        config = JepaConfig(**{**config.to_dict(), **jepa_kwargs})
+        return cls.from_pretrained(name_or_path, config=config, **{"dtype": torch.float32, **(encoder_kwargs or {})})
+
+    def initialize_weights(self) -> None:
+        """Fill in what no checkpoint gave; a target encoder that none gave is the context encoder's copy."""
+        super().initialize_weights()
+        given = dict(self.context_encoder.named_parameters())
+        for name, parameter in self.target_encoder.named_parameters():
+            init.copy_(parameter, given[name])  # does nothing where the checkpoint gave the parameter
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, TransformerPredictor):
+            init.trunc_normal_(module.mask_token, std=self.config.initializer_range)
+            if len(module.grid) == 1:
+                init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+            else:
+                # from_pretrained builds on the meta device and leaves non-persistent buffers uninitialised.
+                init.copy_(module.position_embeddings, sincos_positions(module.grid, self.config.pred_hidden_size))
+        elif isinstance(module, MaskedLMHead):
+            init.zeros_(module.bias)
+
+    def train(self, mode: bool = True) -> "JepaForRepresentationPrediction":
+        """Set the training mode of all but the target encoder, which stays frozen and in eval mode.
+
+        `from_pretrained` makes every parameter trainable again and ends with `eval()`; `Trainer` calls `train()` on
+        each micro-step.
+        """
+        super().train(mode)
+        self.target_encoder.train(False)
+        self.target_encoder.requires_grad_(False)
+        return self
+
+    def get_encoder(self, which: str = "context") -> PreTrainedModel:
+        """The trained encoder: a plain transformers model.
+
+        Args:
+            which: "context" or "target".
+        """
+        if which not in ("context", "target"):
+            raise ValueError(f"an encoder is either 'context' or 'target', not {which!r}")
+        return self.context_encoder if which == "context" else self.target_encoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.context_encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.context_encoder.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """Resize the embeddings of both encoders, the masked-language-model head and the configurations alike."""
+        embeddings = self.context_encoder.resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        # The rows that are new are random: the target's must be the same ones.
+        self.target_encoder.resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        kept = min(embeddings.weight.shape[0], self.config.encoder_config.vocab_size)
+        with torch.no_grad():
+            self.target_encoder.get_input_embeddings().weight[kept:] = embeddings.weight[kept:]
+        size = embeddings.weight.shape[0]
+        if self.mlm_head is not None:
+            bias = self.mlm_head.bias
+            self.mlm_head.bias = nn.Parameter(F.pad(bias.detach(), (0, max(size - bias.shape[0], 0)))[:size])
+        self.config.encoder_config.vocab_size = size
+        self.train(self.training)
+        return embeddings
+
+    # ---- forward
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        context_input_ids: torch.Tensor | None = None,
+        context_positions: torch.Tensor | None = None,
+        context_valid: torch.Tensor | None = None,
+        target_positions: torch.Tensor | None = None,
+        target_valid: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool = False,
+        return_loss: bool = True,
+        **kwargs: Any,
+    ) -> JepaOutput:
+        """Predict the target encoder's representations at the target positions.
+
+        Args:
+            input_ids, attention_mask: clean tokens, long `[B, L]`.
+            pixel_values: clean images, `[B, channels, height, width]`.
+            context_input_ids: the masked view, long `[B, L]` or `[B, M, L]`, where masked positions are kept.
+            context_positions: visible positions, long `[B, M, C]`, where masked ones are dropped; `[B, 1, C]` serves
+                all M masks.
+            context_valid: bool, same shape, False where `context_positions` is only filled up.
+            target_positions: long `[B, M, T]`, M masks per sample.
+            target_valid: bool `[B, M, T]`.
+            num_items_in_batch: number of targets of the whole update; default that of this batch. The loss is the sum
+                over this batch's targets divided by it, so that accumulated losses add up.
+            output_hidden_states: also return the encoders' states.
+            return_loss: also compute the loss.
+        """
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+        clean = {name: given[name] for name in self.backbone.input_names}
+        if "attention_mask" in clean and attention_mask is None:
+            clean["attention_mask"] = torch.ones_like(input_ids)
+        batch, masks, count = target_positions.shape
+        positions, valid = target_positions.flatten(0, 1), target_valid.flatten(0, 1)
+
+        targets, target_states = self._targets(clean, positions, masks, output_hidden_states)
+        if self.config.context_mode == "kept":
+            view = self._view_kept(clean, context_input_ids, positions, valid, masks, output_hidden_states)
+        else:
+            view = self._view_dropped(clean, context_positions, context_valid, masks, output_hidden_states)
+        encoded, seen, seen_positions, readable = view
+        predictions = self.predictor(
+            encoded.last_hidden_state.repeat_interleave(positions.shape[0] // seen.shape[0], dim=0),
+            seen_positions,
+            readable,
+            positions,
+            valid,
+        )
+
+        output = JepaOutput(
+            num_targets=valid.sum(),
+            predictions=predictions.view(batch, masks, count, -1),
+            targets=targets.view(batch, masks, count, -1),
+            target_valid=target_valid,
+        )
+        if return_loss:
+            self._add_losses(output, clean, encoded, seen, positions, valid, num_items_in_batch)
+        if output_hidden_states:
+            output.context_state, output.context_valid = encoded.last_hidden_state, seen
+            output.context_hidden_states = encoded.hidden_states
+            output.target_hidden_states = target_states
+        return output
+
+    @torch.no_grad()
+    def _targets(
+        self, clean: dict[str, torch.Tensor], positions: torch.Tensor, masks: int, hidden_states: bool
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """The target encoder reads the clean view once; its *output* is normalised, then gathered at the targets."""
+        several = self.config.target_layers > 1
+        encoded = self.backbone.encode(self.target_encoder, clean, hidden_states=several or hidden_states)
+        layers = encoded.hidden_states[-self.config.target_layers :] if several else [encoded.last_hidden_state]
+        valid = self.backbone.valid(clean)
+        # Layer by layer, so that only the running sum and one layer are held in float32.
+        total = sum(self._normalize(layer.float(), valid) for layer in layers)
+        states = self._normalize(total / len(layers), valid) if several else total
+        gathered = gather_positions(states.repeat_interleave(masks, dim=0), positions)
+        return gathered, encoded.hidden_states if hidden_states else None
+
+    def _normalize(self, states: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        if self.config.target_norm == "layer":
+            return layer_normalize(states)
+        if self.config.target_norm == "instance":
+            return instance_normalize(states, valid)
+        return states
+
+    def _view_kept(
+        self,
+        clean: dict[str, torch.Tensor],
+        context_input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        valid: torch.Tensor,
+        masks: int,
+        hidden_states: bool,
+    ) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode the view in which masked positions are [MASK] tokens.
+
+        Returns:
+            the encoder's output, then `[N, L]`: which positions are real, their numbers, and which are context.
+        """
+        if context_input_ids is None:
+            raise ValueError("context_mode 'kept' needs context_input_ids; make the collator with context_mode='kept'")
+        inputs = {name: value.repeat_interleave(masks, dim=0) for name, value in clean.items()}
+        inputs["input_ids"] = context_input_ids.reshape(-1, context_input_ids.shape[-1])
+        seen = self.backbone.valid(inputs)
+        encoded = self.backbone.encode(self.context_encoder, inputs, hidden_states)
+        numbers = torch.arange(seen.shape[1], device=seen.device).expand_as(seen)
+        # Where a row has fewer targets than columns, the filled-up positions must not hide a token.
+        hidden = torch.zeros_like(seen, dtype=torch.int32).scatter_add(1, positions, valid.int()) > 0
+        return encoded, seen, numbers, seen & ~hidden
+
+    def _view_dropped(
+        self,
+        clean: dict[str, torch.Tensor],
+        context_positions: torch.Tensor | None,
+        context_valid: torch.Tensor | None,
+        masks: int,
+        hidden_states: bool,
+    ) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode the visible positions only. One context `[B, 1, C]` is encoded once and read by all M masks."""
+        if context_positions is None:
+            raise ValueError(
+                "context_mode 'dropped' needs context_positions; make the collator with context_mode='dropped'"
+            )
+        contexts = context_positions.shape[1]
+        inputs = {name: value.repeat_interleave(contexts, dim=0) for name, value in clean.items()}
+        numbers, seen = context_positions.flatten(0, 1), context_valid.flatten(0, 1)
+        encoded = self.backbone.encode_visible(self.context_encoder, inputs, numbers, seen, hidden_states)
+        repeat = masks // contexts
+        return encoded, seen, numbers.repeat_interleave(repeat, dim=0), seen.repeat_interleave(repeat, dim=0)
+
+    def _add_losses(
+        self,
+        output: JepaOutput,
+        clean: dict[str, torch.Tensor],
+        encoded: Any,
+        seen: torch.Tensor,
+        positions: torch.Tensor,
+        valid: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> None:
+        config = self.config
+        here = output.num_targets.clamp_min(1)
+        total = here if num_items_in_batch is None else num_items_in_batch
+        predictions, targets = output.predictions.flatten(0, 1), output.targets.flatten(0, 1)
+        each = prediction_loss(config.loss, predictions, targets, config.smooth_l1_beta)
+        summed = torch.where(valid, each, torch.zeros_like(each)).sum()
+        output.prediction_loss = summed / here
+        loss = summed / total
+        if config.mlm_weight > 0:
+            summed = self._mlm_sum(clean, encoded, predictions, positions, valid)
+            output.mlm_loss = summed / here
+            loss = loss + config.mlm_weight * summed / total
+        # Statistics of the micro-batch count by its share of the update's targets, so that the shares add up to 1.
+        share = output.num_targets / total
+        states = encoded.last_hidden_state
+        if config.variance_weight > 0:
+            output.variance_loss = variance_hinge(states, seen)
+            loss = loss + config.variance_weight * share * output.variance_loss
+        if config.covariance_weight > 0:
+            output.covariance_loss = covariance_penalty(states, seen)
+            loss = loss + config.covariance_weight * share * output.covariance_loss
+        if config.sigreg_weight > 0:
+            fixed = None if self.training else torch.Generator(states.device).manual_seed(0)
+            output.sigreg_loss = sigreg(states, seen, generator=fixed)
+            loss = loss + config.sigreg_weight * share * output.sigreg_loss
+        output.loss = loss
+
+    def _mlm_sum(
+        self,
+        clean: dict[str, torch.Tensor],
+        encoded: Any,
+        predictions: torch.Tensor,
+        positions: torch.Tensor,
+        valid: torch.Tensor,
+    ) -> torch.Tensor:
+        """Summed cross-entropy of the hidden tokens, read from the encoder's [MASK] positions where they were kept,
+        from the predictor's guesses where they were dropped."""
+        if self.config.context_mode == "kept":
+            states = gather_positions(encoded.last_hidden_state, positions)
+        else:
+            states = predictions
+        logits = self.mlm_head(states, self.get_input_embeddings().weight)
+        masks = positions.shape[0] // clean["input_ids"].shape[0]
+        labels = clean["input_ids"].repeat_interleave(masks, dim=0).gather(1, positions)
+        labels = torch.where(valid, labels, -100)
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum", ignore_index=-100)
+
+
+def _head_state(masked_lm: PreTrainedModel, layout: Any) -> dict[str, torch.Tensor]:
+    """The parts of a `...ForMaskedLM`'s head under the names of `MaskedLMHead`."""
+    state = masked_lm.state_dict()
+    head = {"bias": state[layout.bias]}
+    for ours, theirs in (("dense", layout.dense), ("norm", layout.norm)):
+        for part in ("weight", "bias"):
+            if f"{theirs}.{part}" in state:
+                head[f"{ours}.{part}"] = state[f"{theirs}.{part}"]
+    return head
+
+
+def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Those that say where to find a file rather than how to build a model."""
+    names = ("revision", "token", "cache_dir", "trust_remote_code", "local_files_only", "subfolder")
+    return {name: kwargs[name] for name in names if name in kwargs}

@@ -1,0 +1,151 @@
+"""The predictors: from the context encoder's outputs to guesses at the target positions."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .backbones import gather_positions
+
+
+class MLPPredictor(nn.Module):
+    """Linear, GELU, dropout, linear, at the target positions alone (data2vec's regression head)."""
+
+    def __init__(self, hidden_size: int, mlp_ratio: float = 4.0, dropout: float = 0.0):
+        super().__init__()
+        inner = round(hidden_size * mlp_ratio)
+        self.fc1 = nn.Linear(hidden_size, inner)
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(inner, hidden_size)
+
+    def forward(
+        self,
+        context: torch.Tensor,
+        context_positions: torch.Tensor,
+        context_valid: torch.Tensor,
+        target_positions: torch.Tensor,
+        target_valid: torch.Tensor,
+    ) -> torch.Tensor:
+        """Guess each target from the context encoder's output at its own [MASK] position.
+
+        Args:
+            context: `[N, L, D]`, all positions.
+            context_positions, context_valid, target_valid: not read.
+            target_positions: long `[N, T]`.
+
+        Returns:
+            `[N, T, D]`.
+        """
+        states = gather_positions(context, target_positions)
+        return self.fc2(self.dropout(F.gelu(self.fc1(states))))
+
+
+class PredictorBlock(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, hidden_size: int, num_attention_heads: int, mlp_ratio: float, dropout: float):
+        super().__init__()
+        self.num_attention_heads = num_attention_heads
+        self.dropout = dropout
+        inner = round(hidden_size * mlp_ratio)
+        self.norm1 = nn.LayerNorm(hidden_size)
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.norm2 = nn.LayerNorm(hidden_size)
+        self.fc1 = nn.Linear(hidden_size, inner)
+        self.fc2 = nn.Linear(inner, hidden_size)
+
+    def forward(self, states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """`[N, S, H]`, bool `[N, 1, 1, S]` (True: may be attended to) -> `[N, S, H]`."""
+        n, length, width = states.shape
+        heads = self.num_attention_heads
+        qkv = self.qkv(self.norm1(states)).view(n, length, 3, heads, width // heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        rate = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=rate)
+        mixed = self.proj(mixed.transpose(1, 2).reshape(n, length, width))
+        states = states + F.dropout(mixed, self.dropout, self.training)
+        fed = self.fc2(F.gelu(self.fc1(self.norm2(states))))
+        return states + F.dropout(fed, self.dropout, self.training)
+
+
+class TransformerPredictor(nn.Module):
+    """A narrow transformer over context outputs and mask tokens (I-JEPA, section 3).
+
+    Projection down, position embedding, one learned mask token, pre-norm blocks, layer norm, projection up.
+
+    Args:
+        hidden_size: width D of the encoder.
+        width: width of the predictor.
+        grid: positions it embeds: `(length,)` gets a learned table, `(rows, columns)` fixed 2-D sine and cosine.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        width: int,
+        num_hidden_layers: int,
+        num_attention_heads: int,
+        grid: tuple[int, ...],
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.grid = grid
+        self.embed = nn.Linear(hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        if len(grid) == 1:
+            self.position_embeddings = nn.Parameter(torch.zeros(grid[0], width))
+        else:
+            self.register_buffer("position_embeddings", sincos_positions(grid, width), persistent=False)
+        self.layers = nn.ModuleList(
+            PredictorBlock(width, num_attention_heads, mlp_ratio, dropout) for _ in range(num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.proj = nn.Linear(width, hidden_size)
+
+    def forward(
+        self,
+        context: torch.Tensor,
+        context_positions: torch.Tensor,
+        context_valid: torch.Tensor,
+        target_positions: torch.Tensor,
+        target_valid: torch.Tensor,
+    ) -> torch.Tensor:
+        """Guess the targets from the visible context.
+
+        Args:
+            context: the context encoder's outputs `[N, C, D]`.
+            context_positions: where they stand, long `[N, C]`.
+            context_valid: bool `[N, C]`; False on padding and on [MASK] tokens, which are no context.
+            target_positions: long `[N, T]`.
+            target_valid: bool `[N, T]`, False where positions are only filled up.
+
+        Returns:
+            `[N, T, D]`; what stands where `target_valid` is False means nothing.
+        """
+        seen = self.embed(context) + self.position_embeddings[context_positions]
+        hidden = self.mask_token + self.position_embeddings[target_positions]
+        states = torch.cat([seen, hidden.to(seen.dtype)], dim=1)
+        attention_mask = torch.cat([context_valid, target_valid], dim=1)[:, None, None, :]
+        # A row without a single valid position would attend to nothing and give NaN: let it attend to itself.
+        attention_mask = attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
+        for layer in self.layers:
+            states = layer(states, attention_mask)
+        return self.proj(self.norm(states[:, context.shape[1] :]))
+
+
+def sincos_positions(grid: tuple[int, ...], width: int) -> torch.Tensor:
+    """Fixed 2-D sine-cosine position table: half of the features for the row, half for the column.
+
+    Args:
+        grid: rows, columns.
+        width: number of features, a multiple of 4.
+
+    Returns:
+        `[rows * columns, width]`, rows first.
+    """
+    rows, columns = grid
+    frequency = 10000.0 ** -(torch.arange(width // 4) / (width / 4))
+    row = torch.arange(rows).repeat_interleave(columns)[:, None] * frequency
+    column = torch.arange(columns).repeat(rows)[:, None] * frequency
+    return torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=1)

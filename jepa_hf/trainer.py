@@ -1,0 +1,313 @@
+"""`JepaTrainer`: a `Trainer` for `JepaForRepresentationPrediction`."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+
+from .base_trainer import RepresentationTrainer, RunningMeans
+from .callbacks import EmaTargetCallback, MaskEpochCallback
+from .data_collator import DataCollatorForSpanJEPA
+from .errors import UsageError
+from .export import export_run
+from .metrics import (
+    constant_predictor_loss,
+    effective_rank,
+    hit_rate,
+    mean_pairwise_cosine,
+    normalized_spread,
+)
+from .modeling_jepa import JepaForRepresentationPrediction, JepaOutput
+from .tokenization import tokenize_dataset
+from .training_args import JepaTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+# Vectors that health metrics are computed from: enough for a rank in a thousand dimensions, cheap enough to log.
+_SAMPLE = 2048
+_SAMPLE_PER_BATCH = 512
+
+
+class JepaTrainer(RepresentationTrainer):
+    """Trains a JEPA: collates masked views, averages the target encoder, logs health beside the loss.
+
+    Args:
+        model: a `JepaForRepresentationPrediction`, or the directory or Hub name of an encoder (or of a JEPA).
+        args: `JepaTrainingArguments`; default writes to `out`.
+        data_collator: default a `DataCollatorForSpanJEPA` for the model's context mode, with the run's seed.
+        train_dataset, eval_dataset: rows of token ids (`input_ids`), or rows of text (`text`), which are tokenised here.
+        processing_class: the tokenizer; default the one beside `model`, where that is a name.
+        max_seq_length: where rows of text are cut, default 512 or what model and tokenizer allow.
+        callbacks: more callbacks. An `EmaTargetCallback` among them takes the place of the default one.
+        kwargs: as `Trainer` takes them.
+
+    Raises:
+        UsageError: a second EMA callback, or data that is neither text nor token ids.
+    """
+
+    args: JepaTrainingArguments
+
+    def __init__(
+        self,
+        model: JepaForRepresentationPrediction | str,
+        args: JepaTrainingArguments | None = None,
+        data_collator: DataCollatorForSpanJEPA | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        max_seq_length: int | None = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ):
+        args = args if args is not None else JepaTrainingArguments()
+        if isinstance(model, (str, Path)):
+            if processing_class is None:
+                processing_class = AutoTokenizer.from_pretrained(model)
+            model = JepaForRepresentationPrediction.from_any_pretrained(str(model))
+        if data_collator is None:
+            if processing_class is None:
+                raise UsageError("JepaTrainer needs a tokenizer (processing_class=...) or a data_collator")
+            data_collator = DataCollatorForSpanJEPA(
+                processing_class, context_mode=model.config.context_mode, seed=args.seed
+            )
+        if processing_class is not None:
+            longest = min(model.backbone.max_length, processing_class.model_max_length, max_seq_length or 512)
+            train_dataset = _tokenized(train_dataset, processing_class, longest, data_collator.whole_word)
+            eval_dataset = _tokenized(eval_dataset, processing_class, longest, data_collator.whole_word)
+
+        callbacks = list(callbacks or ())
+        if not any(isinstance(callback, EmaTargetCallback) for callback in callbacks):
+            callbacks.insert(
+                0,
+                EmaTargetCallback(
+                    args.ema_decay,
+                    args.ema_decay_end,
+                    args.ema_schedule,
+                    pretrained=bool(model.config.name_or_path),
+                ),
+            )
+        callbacks.append(MaskEpochCallback(data_collator))
+        self._snapshot: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._eval_samples: dict[str, list[torch.Tensor]] = {}
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        self._refuse_second_ema()
+
+    # ---- EMA
+
+    def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        super().add_callback(callback)
+        self._refuse_second_ema()
+
+    def _refuse_second_ema(self) -> None:
+        if sum(isinstance(callback, EmaTargetCallback) for callback in self.callback_handler.callbacks) > 1:
+            raise UsageError(
+                "there is already an EmaTargetCallback, and a second one would move the target encoder twice per step: "
+                "pass yours in JepaTrainer(callbacks=[...]) instead of adding it"
+            )
+
+    @property
+    def ema(self) -> EmaTargetCallback:
+        """The callback that moves the target encoder."""
+        return next(
+            callback for callback in self.callback_handler.callbacks if isinstance(callback, EmaTargetCallback)
+        )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and resume, as `Trainer` does."""
+        self._means["train"] = RunningMeans()
+        return super().train(*args, **kwargs)
+
+    # ---- data
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        # The collator reads it, the model does not.
+        if "word_ids" not in self._signature_columns:
+            self._signature_columns.append("word_ids")
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        """As `Trainer`'s, with masks that are the same on every evaluation."""
+        training_collator = self.data_collator
+        if isinstance(training_collator, DataCollatorForSpanJEPA):
+            self.data_collator = training_collator.for_evaluation()
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = training_collator
+
+    # ---- optimizer
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weight decay for matrices: not for biases and norms, nor the predictor's mask token and position table."""
+        if self.args.decay_all_parameters:
+            return [name for name, _ in model.named_parameters()]
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.endswith(("mask_token", "predictor.position_embeddings"))]
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> float:
+        """Floating-point operations of one micro-batch: 2 per parameter and position forward, 4 backward.
+
+        The target encoder does a forward pass only, over the clean view; the context encoder reads its own view, the
+        predictor its context and the targets. Embedding tables are look-ups; attention scores are left out, as in
+        `PreTrainedModel.floating_point_ops`.
+        """
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        sizes = self._parameter_counts(model)
+        samples, masks, targets = inputs["target_positions"].shape
+        length = model.backbone.length(inputs)
+        if model.config.context_mode == "kept":
+            visible, read = samples * masks * length, samples * masks * length
+        else:
+            contexts, columns = inputs["context_positions"].shape[1:]
+            visible, read = samples * contexts * columns, samples * masks * columns
+        guessed = samples * masks * targets
+        through_predictor = guessed if model.config.predictor_type == "mlp" else read + guessed
+        return (
+            2 * sizes["encoder"] * samples * length
+            + 6 * sizes["encoder"] * visible
+            + 6 * sizes["predictor"] * through_predictor
+            + 6 * sizes["mlm_head"] * guessed
+        )
+
+    def _parameter_counts(self, model: JepaForRepresentationPrediction) -> dict[str, int]:
+        if not hasattr(self, "_sizes"):
+            tables = sum(m.weight.numel() for m in model.target_encoder.modules() if isinstance(m, nn.Embedding))
+            head = 0
+            if model.mlm_head is not None:
+                head = (
+                    sum(p.numel() for p in model.mlm_head.parameters()) + model.get_input_embeddings().weight.numel()
+                )
+            self._sizes = {
+                "encoder": sum(p.numel() for p in model.target_encoder.parameters()) - tables,
+                "predictor": sum(p.numel() for p in model.predictor.parameters()),
+                "mlm_head": head,
+            }
+        return self._sizes
+
+    # ---- what is logged
+
+    def count_targets(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return inputs["target_valid"].sum()
+
+    def track(self, outputs: JepaOutput, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
+        predictions, targets, valid = outputs.predictions.detach(), outputs.targets, outputs.target_valid
+        count = outputs.num_targets
+        for name in ("prediction_loss", "mlm_loss", "variance_loss", "covariance_loss", "sigreg_loss"):
+            value = getattr(outputs, name)
+            if value is not None:
+                means.add(name, value, count)
+        cosine = torch.cosine_similarity(predictions.float(), targets.float(), dim=-1)
+        means.add("cosine", torch.where(valid, cosine, torch.zeros_like(cosine)).sum() / count.clamp_min(1), count)
+        samples, masks = valid.shape[:2]
+        tokens = (
+            inputs["attention_mask"].sum()
+            if "attention_mask" in inputs
+            else count.new_tensor(samples * self.model.backbone.length(inputs))
+        )
+        means.add("masked_fraction", count / (tokens * masks), tokens * masks)
+        means.add("rows_without_targets", (~valid.flatten(1).any(dim=1)).float().mean(), valid.new_ones(()) * samples)
+        if means is self._means["eval"]:
+            self._track_evaluation(outputs, means)
+        else:
+            self._snapshot = (predictions, targets, valid)
+
+    def _track_evaluation(self, outputs: JepaOutput, means: RunningMeans) -> None:
+        """What only an evaluation can afford: it may wait for the device."""
+        config = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).config
+        means.add("loss", outputs.loss, outputs.num_targets)
+        predictions, targets = (x[outputs.target_valid] for x in (outputs.predictions, outputs.targets))
+        if len(targets) < 2:
+            return
+        constant = constant_predictor_loss(targets, config.loss, config.smooth_l1_beta)
+        means.add("constant_prediction_loss", constant, outputs.num_targets)
+        hits, chance = _hits(predictions, targets)
+        means.add("hit_rate", hits, outputs.num_targets)
+        means.add("hit_rate_chance", chance, outputs.num_targets)
+        context = outputs.context_state[outputs.context_valid]
+        for name, vectors in (("target", targets), ("context", context)):
+            kept = self._eval_samples.setdefault(name, [])
+            if sum(len(part) for part in kept) < _SAMPLE:
+                kept.append(vectors[:_SAMPLE_PER_BATCH].float())
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Adds health metrics over a sample of the evaluation's vectors to the tracked means."""
+        self._eval_samples = {}
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        samples, self._eval_samples = self._eval_samples, {}
+        for name, parts in samples.items():
+            for metric, value in _health(torch.cat(parts)[:_SAMPLE]).items():
+                # Each rank has its own sample: their mean.
+                mean = self._reduce_sum(value.reshape(1)).item() / self.accelerator.num_processes
+                output.metrics[f"{metric_key_prefix}_{name}_{metric}"] = mean
+        return output
+
+    def training_logs(self) -> dict[str, float]:
+        logs = super().training_logs()
+        if self.ema.decay is not None:
+            logs["ema_decay"] = self.ema.decay
+        if self._snapshot is not None:
+            predictions, targets, valid = self._snapshot
+            self._snapshot = None
+            predictions, targets = predictions[valid], targets[valid]
+            if len(targets) > 1:
+                logs["hit_rate"] = _hits(predictions, targets)[0].item()
+                for name, value in _health(targets[:_SAMPLE].float()).items():
+                    logs[f"target_{name}"] = value.item()
+        return logs
+
+    # ---- what is written
+
+    def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
+        export_run(model, output_dir, self.processing_class, self.args.export_encoder, state_dict)
+
+
+def _hits(predictions: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hit rate among at most `_SAMPLE_PER_BATCH` targets, and that of chance."""
+    predictions, targets = predictions[:_SAMPLE_PER_BATCH], targets[:_SAMPLE_PER_BATCH]
+    return hit_rate(predictions, targets), targets.new_tensor(1.0 / len(targets), dtype=torch.float32)
+
+
+def _health(vectors: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        "rank": effective_rank(vectors),
+        "pairwise_cosine": mean_pairwise_cosine(vectors),
+        "spread": normalized_spread(vectors),
+    }
+
+
+def _tokenized(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, word_ids: bool) -> Any:
+    """Rows of token ids as they are; rows of text tokenised; None and dictionaries of data sets passed through."""
+    if dataset is None:
+        return None
+    if isinstance(dataset, dict):
+        return {name: _tokenized(part, tokenizer, max_seq_length, word_ids) for name, part in dataset.items()}
+    if isinstance(dataset, Sequence) and not isinstance(dataset, (datasets.Dataset, str)) and len(dataset):
+        first = dataset[0]
+        if isinstance(first, str):
+            dataset = datasets.Dataset.from_dict({"text": list(dataset)})
+        elif isinstance(first, dict) and "text" in first:
+            dataset = datasets.Dataset.from_list(list(dataset))
+    if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        return dataset
+    columns = dataset.column_names
+    if columns is None:
+        columns = list(next(iter(dataset)))
+    if "input_ids" in columns:
+        return dataset
+    if "text" not in columns:
+        raise UsageError(f"the data set has neither a column input_ids nor text, only {', '.join(columns)}")
+    return tokenize_dataset(dataset, tokenizer, max_seq_length=max_seq_length, word_ids=word_ids)

@@ -1,0 +1,72 @@
+"""`JepaTrainingArguments`: everything `TrainingArguments` has, and the EMA's knobs."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .errors import UsageError
+
+
+@dataclass
+class JepaTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with an EMA schedule, exports, and the defaults that a JEPA needs.
+
+    Args:
+        ema_decay: decay of the target encoder's first update; default derived from the run's length and start.
+        ema_decay_end: decay of its last update; default as above, or `ema_decay` where only that is given.
+        ema_schedule: "constant", "linear" or "cosine" in between.
+        decay_all_parameters: apply weight decay to biases, norms and tables too, as plain AdamW over all parameters.
+        export_encoder: which encoder the output directory holds, "context", "target", or "both": then the target
+            encoder's directory is `target_encoder/`.
+
+    Raises:
+        UsageError: a decay outside [0, 1], an unknown choice, or `load_best_model_at_end` judged by the loss.
+    """
+
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "EMA decay of the target encoder at the start; default from run length and start."},
+    )
+    ema_decay_end: float | None = field(
+        default=None, metadata={"help": "EMA decay at the end; default from run length and start, or ema_decay."}
+    )
+    ema_schedule: str = field(default="linear", metadata={"help": "EMA decay schedule: constant, linear or cosine."})
+    decay_all_parameters: bool = field(
+        default=False, metadata={"help": "Apply weight decay to biases, norms and tables too."}
+    )
+    export_encoder: str = field(
+        default="context", metadata={"help": "Encoder to export: context, target, or both (target_encoder/)."}
+    )
+    # Changed defaults.
+    output_dir: str = field(default="out", metadata={"help": "Where the run writes."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every trainable parameter is used: searching costs time."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide NaN and inf losses from the log; waits for the device on every step."}
+    )
+    include_num_input_tokens_seen: str | bool = field(
+        default="non_padding", metadata={"help": "Count the tokens read: all, non_padding or no."}
+    )
+    project: str = field(default="jepa_hf", metadata={"help": "Project name for trackers."})
+
+    def __post_init__(self) -> None:
+        for name in ("ema_decay", "ema_decay_end"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise UsageError(f"{name} must lie between 0 and 1, not {value}")
+        for name, choices in (
+            ("ema_schedule", ("constant", "linear", "cosine")),
+            ("export_encoder", ("context", "target", "both")),
+        ):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        if self.load_best_model_at_end and self.metric_for_best_model in (None, "loss", "eval_loss"):
+            raise UsageError(
+                "load_best_model_at_end needs --metric_for_best_model, because a JEPA's loss is lowest when it has "
+                "collapsed; good ones are hit_rate and context_rank (with --greater_is_better true)"
+            )
+        # The dispatcher fails on streamed batches of differing lengths.
+        if self.accelerator_config is None or isinstance(self.accelerator_config, dict):
+            self.accelerator_config = {"dispatch_batches": False, **(self.accelerator_config or {})}
+        super().__post_init__()
