@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from huggingface_hub import upload_folder
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
 from .errors import UsageError
+from .model_card import CardFacts, render_card
 
 
 class RunningMeans:
@@ -52,13 +53,13 @@ class RepresentationTrainer(Trainer):
     Subclasses say what a target is (`count_targets`) and what is logged (`track`).
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        if self.args.n_gpu > 1:
+    def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any):
+        if args.n_gpu > 1:
             raise UsageError(
-                f"one process sees {self.args.n_gpu} GPUs and would fall into DataParallel: start it with "
+                f"one process sees {args.n_gpu} GPUs and would fall into DataParallel: start it with "
                 "`accelerate launch run_jepa.py ...`, or show it one GPU with CUDA_VISIBLE_DEVICES=0"
             )
+        super().__init__(model=model, args=args, **kwargs)
         # There is a loss without labels: otherwise evaluation would report none.
         self.can_return_loss = True
         self._means: dict[str, RunningMeans] = defaultdict(RunningMeans)
@@ -201,6 +202,25 @@ class RepresentationTrainer(Trainer):
             model: the model without wrappers.
             state_dict: its weights, where they are sharded and `model` does not hold them.
         """
+
+    @abstractmethod
+    def card_facts(self, name: str) -> CardFacts:
+        """Real values for the model card of the model that users will load as `name`."""
+
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+        """Write `README.md`.
+
+        Args:
+            model_name: what users pass to `from_pretrained`; default the Hub repository, or the output directory.
+            kwargs: `language`, `license` and `dataset` as `Trainer.create_model_card` takes them.
+        """
+        if not self.is_world_process_zero():
+            return
+        facts = self.card_facts(self.args.hub_model_id or model_name or self.args.output_dir)
+        facts.language, facts.license = kwargs.get("language"), kwargs.get("license")
+        given = kwargs.get("dataset") or []
+        facts.datasets = [given] if isinstance(given, str) else list(given)
+        render_card(facts).save(Path(self.args.output_dir) / "README.md")
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the final layout of the checkpoint's weights; with `hub_strategy` "checkpoint" the checkpoint too.

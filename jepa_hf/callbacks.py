@@ -56,9 +56,7 @@ class EmaTargetCallback(TrainerCallback):
         jepa = unwrapped(model)
         self._pairs = match_parameters(jepa.context_encoder.named_parameters(), jepa.target_encoder.named_parameters())
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if kwargs["optimizer"].step_was_skipped:
             return
         first, last = self.decay_range(state.max_steps)

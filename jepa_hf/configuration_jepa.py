@@ -138,6 +138,13 @@ class JepaConfig(PreTrainedConfig):
             raise UsageError(
                 f"target_layers must lie between 1 and the encoder's {depth} layers, not {self.target_layers}"
             )
+        for name in ("pred_hidden_size", "pred_num_hidden_layers", "pred_num_attention_heads"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.pred_mlp_ratio <= 0:
+            raise UsageError(f"pred_mlp_ratio must be above 0, not {self.pred_mlp_ratio}")
+        if not 0.0 <= self.pred_dropout < 1.0:
+            raise UsageError(f"pred_dropout must lie in [0, 1), not {self.pred_dropout}")
         if self.pred_hidden_size % self.pred_num_attention_heads:
             raise UsageError(
                 f"pred_hidden_size {self.pred_hidden_size} is not a multiple of pred_num_attention_heads "

@@ -40,6 +40,7 @@ _KINDS = {
     ".parquet": "parquet",
 }
 _STRING_TYPES = ("string", "large_string", "string_view")
+_FEATURES = Features({"text": Value("string")})
 _SAMPLE_SIZE = 1000
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -244,7 +245,7 @@ def _load_files(argument: str, files: str, args: DataArguments, split: str) -> D
         raise UsageError(f"{argument} '{files}' holds no text, only blank rows; give a file with text")
     reading: dict[str, Any] = {"gen_kwargs": {"files": text_files}, "split": NamedSplit(split)}
     if args.streaming:
-        return IterableDataset.from_generator(_read_texts, features=Features({"text": Value("string")}), **reading)
+        return IterableDataset.from_generator(_read_texts, features=_FEATURES, **reading)
     deque(texts, maxlen=0)  # reads all the rest, for its errors
     return Dataset.from_generator(_read_texts, cache_dir=args.cache_dir, **reading)
 
@@ -386,7 +387,7 @@ def _read_json(path: str) -> Iterator[dict[str, Any]]:
             if not document.strip():
                 continue
             try:
-                rows = json.loads(document)
+                rows = json.loads(document.rstrip())
             except json.JSONDecodeError as error:
                 line = number + error.lineno - 1
                 raise UsageError(f"line {line} of '{path}' is not valid JSON: {error.msg}") from None
@@ -421,20 +422,24 @@ def _read_parquet(path: str, column: str | None) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
+def _is_gzip(path: str) -> bool:
+    return path.lower().endswith(".gz")
+
+
 def _open_text(path: str, newline: str | None = None) -> IO[str]:
-    opener = gzip.open if path.lower().endswith(".gz") else open
+    opener = gzip.open if _is_gzip(path) else open
     return opener(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
 def _open_bytes(path: str) -> IO[bytes]:
-    return gzip.open(path) if path.lower().endswith(".gz") else open(path, "rb")
+    return gzip.open(path) if _is_gzip(path) else open(path, "rb")
 
 
 @contextmanager
 def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     try:
         with _open_bytes(path) as file, tempfile.TemporaryFile() as unpacked:
-            if path.lower().endswith(".gz"):
+            if _is_gzip(path):
                 # Parquet is read from its end, which gzip cannot find.
                 shutil.copyfileobj(file, unpacked)
                 file = unpacked
@@ -449,13 +454,22 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
 def _naming(path: str) -> Iterator[None]:
     """Make what can go wrong while reading the file at `path` a `UsageError` that names it."""
     try:
-        yield
+        try:
+            yield
+        except ValueError:  # a UsageError too
+            if _is_gzip(path):
+                # Damage that gzip notices only at the end of the file first unpacks to nonsense.
+                with _open_bytes(path) as file:
+                    while file.read(2**20):
+                        pass
+            raise
     except UnicodeDecodeError:
         raise UsageError(f"'{path}' is not UTF-8 at byte {_first_bad_byte(path)}; convert it to UTF-8") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UsageError(f"'{path}' is not a whole gzip file: {error}") from None
     except OSError as error:
-        raise UsageError(f"'{path}' cannot be read: {error.strerror or error}") from None
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UsageError(f"'{path}' cannot be read: {reason}") from None
 
 
 def _first_bad_byte(path: str) -> int:
@@ -496,7 +510,7 @@ def _load_named(args: DataArguments) -> dict[str, Dataset | IterableDataset]:
         )
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         # Generating a dataset reports only that it failed; the cause says why.
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
         if isinstance(error, ConnectionError) or "LocalEntryNotFoundError" in reason:
             reason = "the Hub cannot be reached"
         raise UsageError(
@@ -527,7 +541,8 @@ def _pick_split(
     if column != "text":
         dataset = dataset.rename_column(column, "text")
     if isinstance(dataset, IterableDataset):
-        return dataset.filter(_has_text, batched=True)
+        # Streams forget their features on the way.
+        return dataset.filter(_has_text, batched=True).cast(_FEATURES)
     dataset = dataset.filter(
         _has_text, batched=True, load_from_cache_file=not args.overwrite_cache, desc="Dropping blank rows"
     )

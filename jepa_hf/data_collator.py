@@ -22,7 +22,7 @@ class DataCollatorForSpanJEPA:
         tokenizer: gives the special tokens, which are never hidden, the padding token and side.
         mask_ratio: share of the maskable tokens that is hidden, in (0, 1).
         mean_span_length: mean of the exponential distribution of span lengths, in tokens (in words with `whole_word`).
-        context_mode: "kept": hidden positions stay as [MASK] tokens; "dropped": the context view lists visible positions.
+        context_mode: "kept": hidden positions stay as [MASK] tokens; "dropped": the view lists the visible positions.
         num_masks: masks per sample, which share one pass of the target encoder.
         whole_word: hide whole words; rows then need `word_ids`.
         on_short: what happens to a row of fewer than two maskable tokens: "error", or "skip" to give it no target.
@@ -65,7 +65,7 @@ class DataCollatorForSpanJEPA:
             )
         if not 0.0 < mask_ratio < 1.0:
             raise UsageError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}")
-        if mean_span_length < 1:
+        if not mean_span_length >= 1:
             raise UsageError(f"mean_span_length must be at least 1, not {mean_span_length}")
         if context_mode not in ("kept", "dropped"):
             raise UsageError(f"context_mode must be kept or dropped, not {context_mode!r}")

@@ -7,7 +7,7 @@ import torch
 
 MIN_DECAY, MAX_DECAY = 0.9, 0.99999
 
-_WRAPPER_PREFIXES = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 
 def default_decay_range(max_steps: int, pretrained: bool) -> tuple[float, float]:
@@ -59,9 +59,7 @@ def plain_name(name: str) -> str:
     >>> plain_name("module._orig_mod.layers.0.weight")
     'layers.0.weight'
     """
-    for prefix in _WRAPPER_PREFIXES:
-        name = name.replace(prefix, "")
-    return name
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def match_parameters(
@@ -92,8 +90,8 @@ def match_parameters(
             )
         if parameter.is_floating_point() and torch.finfo(parameter.dtype).bits < 32:
             raise ValueError(
-                f"the target encoder is kept in {parameter.dtype}, in which an average with a decay of 0.999 does not "
-                "move; load the model in float32 and use --bf16 for the computation"
+                f"parameter {name} of the target encoder is kept in {parameter.dtype}, in which an average with a "
+                "decay of 0.999 does not move; load the model in float32 and use --bf16 for the computation"
             )
     return [ours[name] for name in theirs], list(theirs.values())
 

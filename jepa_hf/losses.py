@@ -148,7 +148,7 @@ def sigreg(
         imaginary = (torch.sin(t * projected) * weight).sum(dim=0) / count
         end = 0.5 if index in (0, num_points - 1) else 1.0
         distance = distance + end * step * gaussian * ((real - gaussian) ** 2 + imaginary**2).mean()
-    return 2.0 * distance * count
+    return 2.0 * distance * weight.sum()
 
 
 def _flat(states: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -112,7 +112,7 @@ def sample_span_mask(
     """
     if not 0.0 < mask_ratio < 1.0:
         raise ValueError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}")
-    if mean_span_length < 1:
+    if not mean_span_length >= 1:
         raise ValueError(f"mean_span_length must be at least 1, not {mean_span_length}")
     batch, length = maskable.shape
     unit, run = maskable_units(maskable, word_ids, sequence_ids)
@@ -123,16 +123,15 @@ def sample_span_mask(
         return np.zeros_like(maskable)
 
     # Per unit: how many tokens it has, and where its run of neighbours ends.
-    row, column = np.nonzero(maskable)
-    cell = row * width + unit[row, column]
+    token = np.flatnonzero(maskable)
+    row, unit = token // length, unit.reshape(-1)[token]
+    cell = row * width + unit
     weight = np.bincount(cell, minlength=batch * width).reshape(batch, width)
-    last_of_run = np.zeros(batch * width, dtype=np.int64)
-    # Units of one run are consecutive: its end is its start plus its number of distinct units.
-    run_key = row * (length + 1) + run[row, column]
-    run_end = np.zeros(batch * (length + 1), dtype=np.int64)
-    np.maximum.at(run_end, run_key, unit[row, column] + 1)
-    last_of_run[cell] = run_end[run_key]
-    last_of_run = last_of_run.reshape(batch, width)
+    # Tokens are in order: a run ends with the last of them that has its number.
+    last = np.flatnonzero(np.diff(row * (length + 1) + run.reshape(-1)[token], append=-1))
+    run_end = np.zeros(batch * width, dtype=np.int64)
+    run_end[cell] = np.repeat(unit[last] + 1, np.diff(last, prepend=-1))
+    run_end = run_end.reshape(batch, width)
 
     total = weight.sum(axis=1)
     budget = np.where(possible, np.maximum(np.rint(total * mask_ratio).astype(np.int64), 1), 0)
@@ -150,8 +149,8 @@ def sample_span_mask(
             break
         draws = uniforms(keys[short], 2 * drawn, 2 * block).reshape(-1, block, 2)
         starts = (draws[:, :, 0] * num_units[short, None]).astype(np.int64)
-        lengths = np.maximum(np.floor(-mean_span_length * np.log1p(-draws[:, :, 1])), 1).astype(np.int64)
-        ends = np.minimum(starts + lengths, last_of_run[short[:, None], starts])
+        lengths = np.floor(-mean_span_length * np.log1p(-draws[:, :, 1])).clip(1, width).astype(np.int64)
+        ends = np.minimum(starts + lengths, run_end[short[:, None], starts])
         sizes = (ends - starts).ravel()
         spans = np.repeat(np.arange(sizes.size), sizes)
         offset = np.arange(spans.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -161,9 +160,9 @@ def sample_span_mask(
         covered = np.where(first != never, weight, 0).sum(axis=1)
 
     masked = _first_units_within_budget(first, weight, budget, num_units, drawn, exact=word_ids is None)
-    mask = np.zeros_like(maskable)
-    mask[row, column] = masked.reshape(-1)[cell]
-    return mask
+    mask = np.zeros(batch * length, dtype=bool)
+    mask[token] = masked.reshape(-1)[cell]
+    return mask.reshape(batch, length)
 
 
 def _first_units_within_budget(

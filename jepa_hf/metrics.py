@@ -15,9 +15,10 @@ def effective_rank(vectors: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
     Returns:
         A scalar between 1 and min(N − 1, D), or 0 where all vectors are the same. It does not see the scale.
     """
-    centred = vectors.float() - vectors.float().mean(dim=0)
-    # Singular values from the smaller Gram matrix, in float64: cheaper than an SVD of [N, D].
-    centred = centred.double()
+    # In float64, as a mean rounded to float32 would move all vectors one way, which looks like a direction.
+    vectors = vectors.double()
+    centred = vectors - vectors.mean(dim=0)
+    # Singular values from the smaller Gram matrix: cheaper than an SVD of [N, D].
     gram = centred @ centred.T if centred.shape[0] < centred.shape[1] else centred.T @ centred
     singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     # Below float32's resolution a singular value is rounding, not direction.
@@ -25,8 +26,8 @@ def effective_rank(vectors: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
     total = singular.sum()
     p = singular / total.clamp_min(eps)
     entropy = -(p * torch.log(p.clamp_min(eps))).sum()
-    scale = vectors.float().abs().max().double().clamp_min(eps)
-    alive = total > 1e-5 * scale
+    # Nor is a cloud that is no larger than the rounding of its vectors.
+    alive = centred.norm() > 1e-6 * vectors.norm()
     return torch.where(alive, torch.exp(entropy), torch.zeros_like(entropy)).float()
 
 

@@ -251,12 +251,12 @@ class JepaForRepresentationPrediction(PreTrainedModel):
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
         """Resize the embeddings of both encoders, the masked-language-model head and the configurations alike."""
+        before = self.get_input_embeddings().weight.shape[0]
         embeddings = self.context_encoder.resize_token_embeddings(new_num_tokens, *args, **kwargs)
         # The rows that are new are random: the target's must be the same ones.
         self.target_encoder.resize_token_embeddings(new_num_tokens, *args, **kwargs)
-        kept = min(embeddings.weight.shape[0], self.config.encoder_config.vocab_size)
         with torch.no_grad():
-            self.target_encoder.get_input_embeddings().weight[kept:] = embeddings.weight[kept:]
+            self.target_encoder.get_input_embeddings().weight[before:] = embeddings.weight[before:]
         size = embeddings.weight.shape[0]
         if self.mlm_head is not None:
             bias = self.mlm_head.bias

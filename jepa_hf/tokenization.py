@@ -72,7 +72,7 @@ def tokenize_dataset(
         raise UsageError("stride does not go with concat, which cuts nothing; give only one of them")
     if stride is not None and not 0 <= stride < room:
         raise UsageError(
-            f"stride {stride} is out of range; it must be at least 0 and less than {room}, the text tokens in a row of "
+            f"stride {stride} is out of range; it must be from 0 to {room - 1}, less than the text tokens in a row of "
             f"max_seq_length {max_seq_length}"
         )
     separator = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id

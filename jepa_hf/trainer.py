@@ -15,6 +15,7 @@ from .callbacks import EmaTargetCallback, MaskEpochCallback
 from .data_collator import DataCollatorForSpanJEPA
 from .errors import UsageError
 from .export import export_run
+from .model_card import CardFacts
 from .metrics import (
     constant_predictor_loss,
     effective_rank,
@@ -25,6 +26,7 @@ from .metrics import (
 from .modeling_jepa import JepaForRepresentationPrediction, JepaOutput
 from .tokenization import tokenize_dataset
 from .training_args import JepaTrainingArguments
+from .version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -122,9 +124,7 @@ class JepaTrainer(RepresentationTrainer):
     @property
     def ema(self) -> EmaTargetCallback:
         """The callback that moves the target encoder."""
-        return next(
-            callback for callback in self.callback_handler.callbacks if isinstance(callback, EmaTargetCallback)
-        )
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, EmaTargetCallback))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and resume, as `Trainer` does."""
@@ -188,9 +188,7 @@ class JepaTrainer(RepresentationTrainer):
             tables = sum(m.weight.numel() for m in model.target_encoder.modules() if isinstance(m, nn.Embedding))
             head = 0
             if model.mlm_head is not None:
-                head = (
-                    sum(p.numel() for p in model.mlm_head.parameters()) + model.get_input_embeddings().weight.numel()
-                )
+                head = sum(p.numel() for p in model.mlm_head.parameters()) + model.get_input_embeddings().weight.numel()
             self._sizes = {
                 "encoder": sum(p.numel() for p in model.target_encoder.parameters()) - tables,
                 "predictor": sum(p.numel() for p in model.predictor.parameters()),
@@ -273,6 +271,51 @@ class JepaTrainer(RepresentationTrainer):
 
     def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         export_run(model, output_dir, self.processing_class, self.args.export_encoder, state_dict)
+
+    def card_facts(self, name: str) -> CardFacts:
+        config, state, args = self.model.config, self.state, self.args
+        first, last = self.ema.decay_range(max(state.max_steps, 1))
+        objective = f"{config.loss}, targets: mean of the top {config.target_layers} layers, {config.target_norm} norm"
+        weights = ("mlm_weight", "variance_weight", "covariance_weight", "sigreg_weight")
+        objective += "".join(f", {weight} {getattr(config, weight)}" for weight in weights if getattr(config, weight))
+        collator = self.data_collator
+        views = f"masked positions {config.context_mode}"
+        if isinstance(collator, DataCollatorForSpanJEPA):
+            views += f", ratio {collator.mask_ratio}, mean span {collator.mean_span_length}"
+        training = {
+            "steps": state.global_step,
+            "tokens read": int(state.num_input_tokens_seen),
+            "samples per step": self.get_total_train_batch_size(args),
+            "learning rate": args.learning_rate,
+            "objective": objective,
+            "views": views,
+            "predictor": config.predictor_type,
+            "EMA decay": f"{first:.5g} to {last:.5g}, {self.ema.schedule}",
+            "seed": args.seed,
+        }
+        evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
+        shown = ("loss", "prediction_loss", "constant_prediction_loss", "hit_rate", "hit_rate_chance", "target_rank")
+        metrics = {}
+        for metric in (*shown, "context_rank", "context_pairwise_cosine"):
+            values = [entry[f"eval_{metric}"] for entry in evaluations if f"eval_{metric}" in entry]
+            if values:
+                started = evaluations[0]["step"] < evaluations[-1]["step"]
+                metrics[metric.replace("_", " ")] = (values[0] if started else None, values[-1])
+        return CardFacts(
+            name=name,
+            family=config.encoder_config.model_type,
+            parameters=sum(parameter.numel() for parameter in self.model.context_encoder.parameters()),
+            version=__version__,
+            training=training,
+            metrics=metrics,
+            base_model=_hub_name(config.name_or_path),
+        )
+
+
+def _hub_name(name_or_path: str) -> str | None:
+    """What a card may name as base model: a Hub repository, not a path on somebody's machine."""
+    looks_like_a_path = Path(name_or_path).exists() or name_or_path.count("/") != 1 or name_or_path.startswith(".")
+    return None if looks_like_a_path else name_or_path
 
 
 def _hits(predictions: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

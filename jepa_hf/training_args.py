@@ -45,7 +45,7 @@ class JepaTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide NaN and inf losses from the log; waits for the device on every step."}
     )
-    include_num_input_tokens_seen: str | bool = field(
+    include_num_input_tokens_seen: str = field(
         default="non_padding", metadata={"help": "Count the tokens read: all, non_padding or no."}
     )
     project: str = field(default="jepa_hf", metadata={"help": "Project name for trackers."})

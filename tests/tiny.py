@@ -31,10 +31,65 @@ VOCAB_SIZE = 256
 BYTE_LEVEL_VOCAB_SIZE = 320  # all 256 bytes and a few merges
 
 _DETERMINERS = ["the", "every", "another", "my"]
-_ADJECTIVES = ["amber", "brave", "crooked", "dusty", "eager", "frozen", "gentle", "hollow", "jagged", "quiet", "silver", "tiny", "velvet", "wild", "young"]
-_NOUNS = ["anchor", "bridge", "carpenter", "dancer", "engine", "falcon", "garden", "harbor", "juggler", "lantern", "mountain", "puzzle", "river"]
-_VERBS = ["arrives", "blossoms", "crumbles", "drifts", "explodes", "flickers", "glitters", "hesitates", "returns", "vanishes", "wanders"]
-_ADVERBS = ["again", "boldly", "calmly", "daily", "everywhere", "freely", "gladly", "quickly", "rarely", "softly", "together", "unexpectedly"]
+_ADJECTIVES = [
+    "amber",
+    "brave",
+    "crooked",
+    "dusty",
+    "eager",
+    "frozen",
+    "gentle",
+    "hollow",
+    "jagged",
+    "quiet",
+    "silver",
+    "tiny",
+    "velvet",
+    "wild",
+    "young",
+]
+_NOUNS = [
+    "anchor",
+    "bridge",
+    "carpenter",
+    "dancer",
+    "engine",
+    "falcon",
+    "garden",
+    "harbor",
+    "juggler",
+    "lantern",
+    "mountain",
+    "puzzle",
+    "river",
+]
+_VERBS = [
+    "arrives",
+    "blossoms",
+    "crumbles",
+    "drifts",
+    "explodes",
+    "flickers",
+    "glitters",
+    "hesitates",
+    "returns",
+    "vanishes",
+    "wanders",
+]
+_ADVERBS = [
+    "again",
+    "boldly",
+    "calmly",
+    "daily",
+    "everywhere",
+    "freely",
+    "gladly",
+    "quickly",
+    "rarely",
+    "softly",
+    "together",
+    "unexpectedly",
+]
 _PREPOSITIONS = ["above", "behind", "beside", "beyond", "inside", "near", "under", "without"]
 
 

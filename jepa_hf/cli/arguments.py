@@ -1,0 +1,182 @@
+"""Flags and YAML keys, their names those of transformers' run_mlm.py wherever it has one, and how they are parsed."""
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..data import DataArguments
+from ..errors import UsageError
+from ..training_args import JepaTrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which encoder, and what is built around it."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Encoder to start from: a directory or Hub name; an encoder, an MLM checkpoint or a JEPA."},
+    )
+    model_type: str | None = field(
+        default=None,
+        metadata={"help": "For a random start: bert, distilbert, roberta, electra, deberta-v2, modernbert."},
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "For a random start: directory or Hub name of an encoder's configuration."}
+    )
+    config_overrides: str | None = field(
+        default=None,
+        metadata={"help": "For a random start: changes to that configuration, hidden_size=128,num_hidden_layers=4."},
+    )
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's."})
+    tokenizer_vocab_size: int = field(
+        default=8192, metadata={"help": "Vocabulary of the tokenizer that a random start without one trains."}
+    )
+    add_tokens: str | None = field(
+        default=None, metadata={"help": "A text file of tokens, one a line, to add to the tokenizer."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
+    dtype: str = field(default="float32", metadata={"help": "Type of the weights; --bf16 computes in bfloat16 anyway."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention: sdpa, eager, ..."})
+    smoke_test: bool = field(
+        default=False, metadata={"help": "Train a tiny encoder from a random start on the embedded corpus, 20 steps."}
+    )
+    # JepaConfig; None leaves its default.
+    context_mode: str | None = field(
+        default=None, metadata={"help": "Masked positions are kept as [MASK] tokens, or dropped from the context view."}
+    )
+    predictor_type: str | None = field(default=None, metadata={"help": "transformer or mlp."})
+    pred_hidden_size: int | None = field(default=None, metadata={"help": "Width of the transformer predictor."})
+    pred_num_hidden_layers: int | None = field(default=None, metadata={"help": "Its number of layers."})
+    pred_num_attention_heads: int | None = field(default=None, metadata={"help": "Its number of heads."})
+    pred_mlp_ratio: float | None = field(default=None, metadata={"help": "Width of hidden layers over the input's."})
+    pred_dropout: float | None = field(default=None, metadata={"help": "Dropout in the predictor."})
+    loss: str | None = field(default=None, metadata={"help": "smooth_l1, l2, l1 or cosine."})
+    smooth_l1_beta: float | None = field(default=None, metadata={"help": "Where smooth L1 turns linear."})
+    target_layers: int | None = field(default=None, metadata={"help": "How many top layers the targets average."})
+    target_norm: str | None = field(default=None, metadata={"help": "Normalisation of targets: layer, instance, none."})
+    mlm_weight: float | None = field(default=None, metadata={"help": "Weight of a masked-language-model loss."})
+    variance_weight: float | None = field(default=None, metadata={"help": "Weight of the variance hinge."})
+    covariance_weight: float | None = field(default=None, metadata={"help": "Weight of the covariance penalty."})
+    sigreg_weight: float | None = field(default=None, metadata={"help": "Weight of the SIGReg term."})
+
+    def jepa_kwargs(self) -> dict[str, Any]:
+        """The arguments of `JepaConfig` that were given."""
+        names = [item.name for item in fields(self)]
+        values = {name: getattr(self, name) for name in names[names.index("context_mode") :]}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass
+class MaskArguments:
+    """How spans are hidden: the collator's arguments."""
+
+    mask_ratio: float = field(default=0.3, metadata={"help": "Share of the maskable tokens that is hidden."})
+    mean_span_length: float = field(default=5.0, metadata={"help": "Mean length of a hidden span, in tokens."})
+    whole_word: bool = field(default=False, metadata={"help": "Hide whole words; spans then count words."})
+    num_masks: int = field(default=1, metadata={"help": "Masks per sample, which share one target pass."})
+    on_short: str = field(
+        default="skip", metadata={"help": "A row of fewer than two maskable tokens: error, or skip and count it."}
+    )
+
+
+@dataclass
+class RunArguments(JepaTrainingArguments):
+    """`JepaTrainingArguments`, and what only a command has."""
+
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start over, deleting what an earlier run wrote to output_dir."}
+    )
+
+
+Parsed = tuple[ModelArguments, DataArguments, MaskArguments, RunArguments]
+_CLASSES = (ModelArguments, DataArguments, MaskArguments, RunArguments)
+
+
+class _Parser(HfArgumentParser):
+    """A parser whose error is one sentence, not two hundred flags and a sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+def parse_command(argv: Sequence[str]) -> Parsed:
+    """Parse `[CONFIG.yaml] [--flag value ...]`; flags override the file.
+
+    Raises:
+        UsageError: an unknown flag or key (naming the nearest valid one), or a value of the wrong kind.
+    """
+    parser = _Parser(_CLASSES, prog="run_jepa.py", description="Pretrain an encoder with JEPA.", allow_abbrev=False)
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        parser.set_defaults(**_read_yaml(argv.pop(0), parser))
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        raise UsageError(f"unknown {_unknown(flag, [f'--{name}' for name in _names(parser)], 'flag')}")
+    return tuple(parsed)  # type: ignore[return-value]
+
+
+def parse_flags(flags: dict[str, Any]) -> Parsed:
+    """The same from Python: names and values as they are.
+
+    Raises:
+        UsageError: an unknown name.
+    """
+    parser = _Parser(_CLASSES)
+    valid = _names(parser)
+    for name in flags:
+        if name not in valid:
+            raise UsageError(f"unknown {_unknown(name, valid, 'argument')}")
+    return tuple(parser.parse_dict(flags))  # type: ignore[return-value]
+
+
+def _names(parser: HfArgumentParser) -> list[str]:
+    return [item.name for kind in parser.dataclass_types for item in fields(kind) if item.init]
+
+
+def _unknown(name: str, valid: Sequence[str], what: str) -> str:
+    close = difflib.get_close_matches(name.replace("-", "_") if what != "flag" else name, valid, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]}?" if close else "; --help lists the valid ones"
+    return f"{what} {name}{hint}"
+
+
+def _read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise UsageError(f"config file {path!r} does not exist")
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"config file {path!r} is not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"config file {path!r} must hold lines of the form `key: value`")
+    valid = _names(parser)
+    for key in content:
+        if key not in valid:
+            raise UsageError(f"config file {path!r} has the unknown {_unknown(str(key), valid, 'key')}")
+    # As text, so that the parser converts and checks a value as it does on the command line (YAML reads 5e-4 as text).
+    return {key: _as_text(value) for key, value in content.items() if value is not None}
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_text(item) for item in value]
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def complain(command: str, error: UsageError) -> int:
+    """Print the sentence once, whatever the number of processes, and return the exit code."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{command}: error: {error}", file=sys.stderr)
+    return 2

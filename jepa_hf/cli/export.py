@@ -1,0 +1,63 @@
+"""`jepa-hf export`: from a checkpoint or a full model to a directory that others load."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from transformers import AutoTokenizer
+
+from ..configuration_jepa import JepaConfig
+from ..errors import UsageError
+from ..export import JEPA_FOLDER, export_custom_code, export_encoder, export_masked_lm
+from ..modeling_jepa import JepaForRepresentationPrediction
+from .arguments import complain
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Export; returns the exit code."""
+    parser = _Parser(prog="jepa-hf export", description="Write what others load, from a checkpoint or a full model.")
+    parser.add_argument("source", help="checkpoint-N, out/jepa, or an out/ that holds one")
+    parser.add_argument("output_dir", help="directory to write, new or empty")
+    parser.add_argument("--encoder", choices=("context", "target"), default="context", help="which encoder")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--head", choices=("mlm",), help="with the masked-language-model head, for AutoModelForMaskedLM")
+    kind.add_argument(
+        "--custom_code", action="store_true", help="the full model and its code, for use without jepa_hf installed"
+    )
+    try:
+        options = parser.parse_args(argv)
+        source = _find_jepa(Path(options.source))
+        target = Path(options.output_dir)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UsageError(f"output_dir {options.output_dir!r} is not empty; name a new directory")
+        model = JepaForRepresentationPrediction.from_pretrained(source)
+        has_tokenizer = (source / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(source) if has_tokenizer else None
+        if options.custom_code:
+            export_custom_code(model, target, tokenizer)
+        elif options.head:
+            export_masked_lm(model, target, tokenizer, options.encoder)
+        else:
+            export_encoder(model, target, tokenizer, options.encoder)
+    except UsageError as error:
+        return complain("jepa-hf export", error)
+    print(f"written to {target}")
+    return 0
+
+
+def _find_jepa(folder: Path) -> Path:
+    for candidate in (folder, folder / JEPA_FOLDER):
+        if (candidate / "config.json").is_file() and _is_jepa(candidate):
+            return candidate
+    raise UsageError(f"{str(folder)!r} holds no full JEPA model; name a checkpoint-N, an out/jepa, or its out/")
+
+
+def _is_jepa(folder: Path) -> bool:
+    config, _ = JepaConfig.get_config_dict(folder)
+    return config.get("model_type") == JepaConfig.model_type

@@ -1,0 +1,50 @@
+"""`jepa-hf`: the console command."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from ..version import __version__
+
+_HELP = """\
+usage: jepa-hf COMMAND ...
+
+  train    pretrain an encoder: jepa-hf train [CONFIG.yaml] [--flag value ...]; with --accelerate_config FILE it is
+           started by `accelerate launch` with that configuration
+  export   from a checkpoint to a plain encoder, a masked language model, or a model that brings its code
+
+`jepa-hf COMMAND --help` lists a command's options.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Dispatch to a command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_HELP)
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command == "--version":
+        print(__version__)
+        return 0
+    if command == "train":
+        return _train(rest)
+    if command == "export":
+        from .export import main as export
+
+        return export(rest)
+    print(f"jepa-hf: error: unknown command {command!r}; the commands are train and export", file=sys.stderr)
+    return 2
+
+
+def _train(arguments: list[str]) -> int:
+    for index, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name in ("--accelerate_config", "--accelerate-config"):
+            value = value or (arguments[index + 1] if index + 1 < len(arguments) else "")
+            rest = arguments[:index] + arguments[index + (1 if "=" in argument else 2) :]
+            launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", value]
+            return subprocess.call([*launch, "-m", "jepa_hf.cli.train", *rest])
+    from .train import main as train
+
+    return train(arguments, command="jepa-hf train")

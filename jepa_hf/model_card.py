@@ -1,0 +1,133 @@
+"""The model card: what was trained, on what, how it went, and how to load it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+_TEMPLATE = """\
+---
+{metadata}
+---
+
+# {title}
+
+A {family} text encoder ({parameters}) trained with a joint-embedding predictive architecture (JEPA): a context encoder
+reads a text with spans hidden, and a predictor guesses the representation that a slowly moving target encoder gives to
+the hidden tokens. Trained with `jepa_hf` {version}.
+
+## Use it
+
+```python
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+encoder = AutoModel.from_pretrained("{name}")
+```
+
+Sentence embeddings, by mean pooling:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+embeddings = SentenceTransformer("{name}").encode(["A sentence.", "Another one."])
+```
+
+Train on, with the predictor and both encoders:
+
+```python
+from jepa_hf import JepaForRepresentationPrediction
+
+model = JepaForRepresentationPrediction.from_pretrained("{name}", subfolder="jepa")
+```
+
+## How it was trained
+
+{training}
+
+## How it went
+
+{results}
+
+The loss alone says little: it is lowest when a model has collapsed. *Hit rate* is how often the right target is the
+nearest among those of the batch; *rank* is the effective number of directions the representations use; the *constant
+predictor* always guesses the mean target.
+
+![loss and health over the run](training.png)
+"""
+
+
+@dataclass
+class CardFacts:
+    """Real values for a card.
+
+    Args:
+        name: what users pass to `from_pretrained`: the Hub repository, or the directory.
+        family: the encoder's model type.
+        parameters: its number of parameters.
+        version: the version of this package.
+        training: rows of the training table, name and value.
+        metrics: rows of the result table: name, value at the start (or None), value at the end.
+        base_model: the pretrained encoder it started from, where there is one.
+        datasets: Hub names of the data sets.
+        language: of the data, where known.
+        license: of the weights, where known.
+    """
+
+    name: str
+    family: str
+    parameters: int
+    version: str
+    training: dict[str, Any]
+    metrics: dict[str, tuple[float | None, float]]
+    base_model: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    language: str | None = None
+    license: str | None = None
+
+
+def render_card(facts: CardFacts) -> ModelCard:
+    """The card of a trained encoder."""
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=["jepa", "jepa_hf", "self-supervised", "sentence-transformers"],
+        base_model=facts.base_model,
+        datasets=facts.datasets or None,
+        language=facts.language,
+        license=facts.license,
+    )
+    text = _TEMPLATE.format(
+        metadata=data.to_yaml(),
+        title=_plain(facts.name.rstrip("/").split("/")[-1]),
+        name=_plain(facts.name),
+        family=_plain(facts.family),
+        parameters=f"{facts.parameters / 1e6:.1f} M parameters",
+        version=facts.version,
+        training=_table(("setting", "value"), [(name, _value(value)) for name, value in facts.training.items()]),
+        results=_table(
+            ("evaluation", "start", "end"),
+            [(name, _value(first), _value(last)) for name, (first, last) in facts.metrics.items()],
+        )
+        if facts.metrics
+        else "No evaluation was run.",
+    )
+    return ModelCard(text, ignore_metadata_errors=True)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _plain(text: str) -> str:
+    """Text that ends no table cell, starts no markup and leaves no quotation."""
+    for char in '|<>"`':
+        text = text.replace(char, " ")
+    return " ".join(text.split())

@@ -1,0 +1,66 @@
+"""The picture of a run: loss and health over its steps."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Title, vertical axis, and curves: name in the log, label, drawn with dots (evaluation) or as a line (training).
+_PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "Prediction loss",
+        (
+            ("prediction_loss", "training"),
+            ("eval_prediction_loss", "evaluation"),
+            ("eval_constant_prediction_loss", "constant predictor"),
+        ),
+    ),
+    (
+        "Hit rate: is the right target the nearest?",
+        (("hit_rate", "training"), ("eval_hit_rate", "evaluation"), ("eval_hit_rate_chance", "chance")),
+    ),
+    (
+        "Effective rank",
+        (
+            ("target_rank", "targets, training"),
+            ("eval_target_rank", "targets, evaluation"),
+            ("eval_context_rank", "context encoder, evaluation"),
+        ),
+    ),
+    (
+        "Mean pairwise cosine (1: collapsed)",
+        (
+            ("target_pairwise_cosine", "targets, training"),
+            ("eval_target_pairwise_cosine", "targets, evaluation"),
+            ("eval_context_pairwise_cosine", "context encoder, evaluation"),
+        ),
+    ),
+)
+
+
+def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
+    """Draw the curves of a run's log to a PNG.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+        path: the file to write.
+    """
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2)
+    for axis, (title, curves) in zip(axes.flat, _PANELS, strict=True):
+        for number, (name, label) in enumerate(curves):
+            points = [(entry["step"], entry[name]) for entry in log_history if name in entry and "step" in entry]
+            if not points:
+                continue
+            steps, values = zip(*points, strict=True)
+            evaluated = name.startswith("eval_")
+            style = {"marker": "o", "markersize": 4} if evaluated else {"alpha": 0.6}
+            axis.plot(steps, values, label=label, color=f"C{number}", **style)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        if axis.has_data():
+            axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)

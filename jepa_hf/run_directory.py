@@ -1,0 +1,160 @@
+"""A run's output directory: whose it is, how far the run in it got, and what to do about it."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+
+# An underscore in front: the Hub client's uploads leave it out.
+RUN_FILE = "_run.json"
+
+# What a run of ours writes into its directory, and so may delete.
+_WRITTEN = (
+    RUN_FILE, "_tokenizer", "checkpoint-*", "jepa", "target_encoder", "1_Pooling", "runs", "config.json", "*.safetensors",
+    "model.safetensors.index.json", "modules.json", "sentence_bert_config.json", "metrics.json", "README.md",
+    "training.png", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    "merges.txt", "spm.model", "sentencepiece.bpe.model",
+)  # fmt: skip
+
+# Settings that do not change what is learnt: a run may be resumed with others.
+_FREE = (
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_*", "log_*", "report_to", "run_name", "project",
+    "trackio_*", "push_to_hub*", "hub_*", "disable_tqdm", "save_*", "eval_*", "do_eval", "do_predict", "do_train",
+    "per_device_eval_batch_size", "dataloader_*", "token", "cache_dir", "preprocessing_num_workers", "overwrite_cache",
+    "use_cpu", "ddp_*", "export_encoder", "smoke_test", "_n_gpu", "local_rank", "debug", "skip_memory_metrics",
+    "restore_callback_states_from_checkpoint",
+)  # fmt: skip
+# The run's length: another one is allowed, with a warning, because schedules stretch with it.
+_LENGTH = ("max_steps", "num_train_epochs")
+
+
+@dataclass
+class RunPlan:
+    """What to do in an output directory.
+
+    Args:
+        finished: the same run is done already.
+        checkpoint: where to resume from; None for a fresh start.
+        note: what to tell the user; empty where there is nothing to tell.
+        delete: files and folders of an earlier run to delete before the start.
+    """
+
+    finished: bool = False
+    checkpoint: Path | None = None
+    note: str = ""
+    delete: tuple[Path, ...] = ()
+
+
+def plan_run(
+    output_dir: str | Path, settings: dict[str, Any], overwrite: bool = False, checkpoint: str | None = None
+) -> RunPlan:
+    """Look at an output directory, touching nothing, and decide what a run with these settings does there.
+
+    Args:
+        settings: the run's settings, as JSON knows them.
+        overwrite: start over, deleting what an earlier run wrote.
+        checkpoint: a checkpoint that the user named to resume from.
+
+    Raises:
+        UsageError: the directory holds something else, a run with other settings, or `checkpoint` is none.
+    """
+    folder = Path(output_dir)
+    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
+        raise UsageError(
+            f"resume_from_checkpoint {checkpoint!r} is no checkpoint of a run (it has no trainer_state.json); give a "
+            "folder named checkpoint-N"
+        )
+    if folder.is_file():
+        raise UsageError(f"output_dir {str(folder)!r} is a file; name a directory")
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    if not entries:
+        return RunPlan(checkpoint=Path(checkpoint) if checkpoint else None)
+    foreign = [entry.name for entry in entries if not any(fnmatch(entry.name, pattern) for pattern in _WRITTEN)]
+    run_file = folder / RUN_FILE
+    if not run_file.is_file() and not (checkpoint and not foreign):
+        raise UsageError(
+            f"output_dir {str(folder)!r} holds something else ({(foreign or [entries[0].name])[0]}), which no run of "
+            "run_jepa.py wrote; choose another directory"
+        )
+    if overwrite:
+        ours = tuple(entry for entry in entries if entry.name not in foreign)
+        return RunPlan(note=f"starting over in {folder}", delete=ours)
+    if checkpoint:
+        return RunPlan(checkpoint=Path(checkpoint), note=f"resuming from {checkpoint}")
+
+    before = _read(run_file)
+    changed = [
+        f"{name} {before['settings'].get(name)} -> {settings.get(name)}"
+        for name in sorted({*settings, *before["settings"]})
+        if _matters(name) and settings.get(name) != before["settings"].get(name)
+    ]
+    if changed:
+        raise UsageError(
+            f"output_dir {str(folder)!r} holds a run with other settings ({', '.join(changed[:3])}); repeat those, "
+            "choose another directory, or start over with --overwrite_output_dir"
+        )
+    longer = [
+        f"{name} {before['settings'].get(name)} -> {settings.get(name)}"
+        for name in _LENGTH
+        if settings.get(name) != before["settings"].get(name)
+    ]
+    if before["finished"] and not longer:
+        return RunPlan(finished=True, note=f"the run in {folder} is finished; start over with --overwrite_output_dir")
+    last = last_checkpoint(folder)
+    if last is None:
+        return RunPlan(note=f"{folder} holds a run that saved no checkpoint: starting it from the beginning")
+    note = f"resuming the unfinished run in {folder} from {last.name}"
+    if longer:
+        note = f"resuming the run in {folder} from {last.name} with another length ({', '.join(longer)}), to which the "
+        note += "learning rate and EMA schedules stretch: the result differs from that of a run of this length"
+    return RunPlan(checkpoint=last, note=note)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that holds weights and trainer state."""
+    numbered = []
+    for entry in folder.glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", entry.name)
+        if match and (entry / "trainer_state.json").is_file() and (entry / "config.json").is_file():
+            numbered.append((int(match.group(1)), entry))
+    return max(numbered)[1] if numbered else None
+
+
+def start_run(output_dir: str | Path, settings: dict[str, Any], plan: RunPlan) -> None:
+    """Carry out a plan: delete what is to go, and note that this run is now the directory's."""
+    folder = Path(output_dir)
+    for entry in plan.delete:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    _write(folder, settings, finished=False)
+
+
+def finish_run(output_dir: str | Path, settings: dict[str, Any]) -> None:
+    """Note that the run in this directory is done."""
+    _write(Path(output_dir), settings, finished=True)
+
+
+def _matters(name: str) -> bool:
+    return name not in _LENGTH and not any(fnmatch(name, pattern) for pattern in _FREE)
+
+
+def _read(run_file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(run_file.read_text(encoding="utf-8"))
+        return {"settings": dict(content["settings"]), "finished": bool(content["finished"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{run_file} is damaged ({error}); start over with --overwrite_output_dir") from None
+
+
+def _write(folder: Path, settings: dict[str, Any], finished: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f"{RUN_FILE}.new"
+    new.write_text(json.dumps({"finished": finished, "settings": settings}, indent=1) + "\n", encoding="utf-8")
+    new.replace(folder / RUN_FILE)

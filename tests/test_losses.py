@@ -1,0 +1,280 @@
+"""Claims about losses and target normalisations."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jepa_hf.losses import (
+    cosine_distance,
+    covariance_penalty,
+    instance_normalize,
+    l1,
+    l2,
+    layer_normalize,
+    masked_mean,
+    prediction_loss,
+    sigreg,
+    smooth_l1,
+    variance_hinge,
+)
+
+few = settings(max_examples=40, deadline=None)
+SEEDS = st.integers(0, 2**31)
+
+PREDICTION = torch.tensor([[1.0, 2.0, 2.0], [0.0, 3.0, 4.0]])
+TARGET = torch.tensor([[1.0, 2.5, 0.0], [0.0, 0.0, 5.0]])
+# Differences: (0, −0.5, 2) and (0, 3, −1).
+
+
+def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def some_valid(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Random validity with at least two valid entries."""
+    valid = torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+    valid.view(-1)[:2] = True
+    return valid
+
+
+@pytest.mark.parametrize(
+    ("kind", "beta", "expected"),
+    [
+        ("l1", 1.0, [2.5 / 3, 4 / 3]),
+        ("l2", 1.0, [4.25 / 3, 10 / 3]),
+        ("smooth_l1", 1.0, [(0.125 + 1.5) / 3, (2.5 + 0.5) / 3]),
+        ("smooth_l1", 2.0, [(0.0625 + 1.0) / 3, (2.0 + 0.25) / 3]),
+        ("smooth_l1", 0.25, [(0.375 + 1.875) / 3, (2.875 + 0.875) / 3]),
+        ("cosine", 1.0, [1 - 6 / (3 * math.sqrt(7.25)), 1 - 4 / 5]),
+    ],
+)
+def test_each_loss_equals_numbers_made_by_hand(kind: str, beta: float, expected: list[float]) -> None:
+    """Per-target values, the mean over D of each element's term, with smooth_l1's threshold at beta."""
+    torch.testing.assert_close(prediction_loss(kind, PREDICTION, TARGET, beta), torch.tensor(expected))
+
+
+def test_the_named_functions_are_the_kinds() -> None:
+    """`prediction_loss` by name and the function itself agree, on any leading dimensions."""
+    prediction, target = gaussian(2, 3, 4, 8), gaussian(2, 3, 4, 8, seed=1)
+    for kind, function in (("cosine", cosine_distance), ("smooth_l1", smooth_l1), ("l2", l2), ("l1", l1)):
+        value = prediction_loss(kind, prediction, target)
+        assert value.shape == (2, 3, 4)
+        assert torch.equal(value, function(prediction, target))
+
+
+def test_cosine_is_zero_for_parallel_one_for_orthogonal_and_two_for_opposite() -> None:
+    """Only the angle counts, not the length."""
+    x = gaussian(5, 16)
+    torch.testing.assert_close(cosine_distance(x, 7 * x), torch.zeros(5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(cosine_distance(x, -0.01 * x), torch.full((5,), 2.0))
+    assert cosine_distance(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 2.0])).item() == 1.0
+
+
+@pytest.mark.parametrize("kind", ["cosine", "smooth_l1", "l2", "l1"])
+def test_prediction_loss_is_computed_in_float32(kind: str) -> None:
+    """bfloat16 inputs give float32 values, equal to those of the same numbers widened first."""
+    prediction, target = gaussian(50, 64).bfloat16(), gaussian(50, 64, seed=1).bfloat16()
+    value = prediction_loss(kind, prediction, target)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, prediction_loss(kind, prediction.float(), target.float()))
+
+
+@pytest.mark.parametrize("kind", ["cosine", "smooth_l1", "l2", "l1"])
+def test_a_gradient_step_lowers_the_loss(kind: str) -> None:
+    """Gradients flow to the prediction and point uphill."""
+    prediction, target = gaussian(10, 8).requires_grad_(), gaussian(10, 8, seed=1)
+    before = prediction_loss(kind, prediction, target).sum()
+    before.backward()
+    assert prediction.grad.abs().sum() > 0
+    with torch.no_grad():
+        after = prediction_loss(kind, prediction - 0.01 * prediction.grad, target).sum()
+    assert after < before
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    """ValueError that lists the known ones."""
+    with pytest.raises(ValueError, match=r"cosine, smooth_l1, l2, l1, not 'huber'"):
+        prediction_loss("huber", PREDICTION, TARGET)
+
+
+def test_masked_mean_reads_valid_values_only() -> None:
+    """Mean of what is valid, 0 where nothing is, whatever stands elsewhere."""
+    values = torch.tensor([[1.0, 3.0, float("nan")], [float("inf"), 5.0, 7.0], [1.0, 2.0, 3.0]])
+    valid = torch.tensor([[True, True, False], [False, True, True], [False, False, False]])
+    assert masked_mean(values, valid, dim=1).tolist() == [2.0, 6.0, 0.0]
+
+
+def test_masked_mean_broadcasts_validity() -> None:
+    """Validity `[B, L, 1]` serves every feature of `[B, L, D]`."""
+    values, valid = gaussian(3, 6, 4), some_valid(3, 6)
+    valid[:, 0] = True
+    expected = torch.stack([row[keep].mean(dim=0) for row, keep in zip(values, valid, strict=True)])
+    torch.testing.assert_close(masked_mean(values, valid.unsqueeze(-1), dim=1), expected)
+
+
+def test_layer_normalize_gives_zero_mean_and_unit_variance_per_vector() -> None:
+    """Over D, biased variance, without affine part: scale and shift of a vector disappear."""
+    states = 3 * gaussian(2, 5, 64) + 7
+    normal = layer_normalize(states)
+    torch.testing.assert_close(normal.mean(dim=-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normal.var(dim=-1, correction=0), torch.ones(2, 5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(layer_normalize(10 * states + 100), normal, atol=1e-3, rtol=1e-3)
+    centred = states - states.mean(dim=-1, keepdim=True)
+    torch.testing.assert_close(normal, centred / centred.square().mean(dim=-1, keepdim=True).add(1e-5).sqrt())
+
+
+def test_instance_normalize_uses_the_valid_positions_of_each_sequence() -> None:
+    """Each feature has mean 0 and variance 1 over its own sequence's valid positions; padding gives 0."""
+    states, valid = 3 * gaussian(4, 12, 8) + gaussian(4, 1, 8, seed=2), some_valid(4, 12, seed=3)
+    valid[:, :3] = True
+    normal = instance_normalize(states, valid)
+    for row, original, keep in zip(normal, states, valid, strict=True):
+        kept = original[keep]
+        expected = (kept - kept.mean(dim=0)) / (kept.var(dim=0, correction=0) + 1e-5).sqrt()
+        torch.testing.assert_close(row[keep], expected)
+        assert (row[~keep] == 0).all()
+
+
+@few
+@given(st.sampled_from((0.0, 1e30, float("inf"), -float("inf"), float("nan"))), SEEDS)
+def test_instance_normalize_ignores_what_stands_on_padding(content: float, seed: int) -> None:
+    """Any number on padding, even infinite or none, changes nothing."""
+    states, valid = gaussian(3, 7, 4, seed=seed), some_valid(3, 7, seed=seed)
+    spoiled = torch.where(valid.unsqueeze(-1), states, torch.tensor(content))
+    assert torch.equal(instance_normalize(spoiled, valid), instance_normalize(states, valid))
+
+
+@few
+@given(st.integers(2, 40), st.integers(1, 12), SEEDS)
+def test_variance_hinge_equals_the_formula_on_valid_vectors(n: int, d: int, seed: int) -> None:
+    """Mean over features of relu(1 − √(var + 1e-4)) with torch's unbiased variance; invalid vectors count nowhere."""
+    states, valid = gaussian(n, d, seed=seed) * torch.linspace(0.1, 2, d), some_valid(n, seed=seed)
+    states[~valid] = float("nan")
+    expected = F.relu(1 - (states[valid].var(dim=0) + 1e-4).sqrt()).mean()
+    torch.testing.assert_close(variance_hinge(states, valid), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_variance_hinge_of_collapsed_and_spread_vectors() -> None:
+    """About 1 where all vectors are the same, 0 where features spread by more than 1, 0 for fewer than two vectors."""
+    valid = torch.ones(100, dtype=torch.bool)
+    assert variance_hinge(gaussian(1, 16).expand(100, 16), valid).item() == pytest.approx(0.99, abs=1e-4)
+    assert variance_hinge(2 * gaussian(100, 16), valid).item() == 0.0
+    for count in (0, 1):
+        assert variance_hinge(gaussian(100, 16), torch.arange(100) < count).item() == 0.0
+
+
+def test_variance_hinge_pushes_collapsed_vectors_apart() -> None:
+    """Its gradient is finite at a near-collapsed cloud, and a step along it spreads the cloud."""
+    states = (gaussian(1, 8) + 0.01 * gaussian(30, 8, seed=1)).requires_grad_()
+    valid = torch.ones(30, dtype=torch.bool)
+    variance_hinge(states, valid).backward()
+    assert states.grad.isfinite().all()
+    moved = (states - states.grad).detach()
+    assert moved.std(dim=0).mean() > states.std(dim=0).mean()
+
+
+@few
+@given(st.integers(2, 40), st.integers(1, 12), SEEDS)
+def test_covariance_penalty_equals_the_formula_on_valid_vectors(n: int, d: int, seed: int) -> None:
+    """Sum of squared off-diagonal entries of torch.cov over D; invalid vectors count nowhere."""
+    states, valid = gaussian(n, d, seed=seed) @ gaussian(d, d, seed=seed + 1), some_valid(n, seed=seed)
+    covariance = torch.cov(states[valid].double().T).reshape(d, d)
+    expected = (covariance - torch.diag(covariance.diagonal())).square().sum() / d
+    states[~valid] = float("nan")
+    torch.testing.assert_close(covariance_penalty(states, valid).double(), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_covariance_penalty_of_copied_and_independent_features() -> None:
+    """Two equal features of unit variance cost 1; independent ones cost nothing; the gradient flows."""
+    valid = torch.ones(4, dtype=torch.bool)
+    x = torch.tensor([1.0, -1.0, 1.0, -1.0]) * math.sqrt(3 / 4)
+    y = torch.tensor([1.0, 1.0, -1.0, -1.0]) * math.sqrt(3 / 4)
+    assert covariance_penalty(torch.stack([x, x], dim=1), valid).item() == pytest.approx(1.0, rel=1e-5)
+    assert covariance_penalty(torch.stack([x, y], dim=1), valid).item() == pytest.approx(0.0, abs=1e-6)
+    states = gaussian(10, 4).requires_grad_()
+    covariance_penalty(states, torch.ones(10, dtype=torch.bool)).backward()
+    assert states.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("statistic", [variance_hinge, covariance_penalty, sigreg])
+def test_batch_statistics_read_any_leading_dimensions(statistic) -> None:
+    """`[B, M, T, D]` with `[B, M, T]` validity is the flat list of its vectors; without a valid one it is 0."""
+    states, valid = gaussian(2, 3, 5, 4).bfloat16(), some_valid(2, 3, 5)
+    torch.manual_seed(0)
+    nested = statistic(states, valid)
+    torch.manual_seed(0)
+    flat = statistic(states.reshape(30, 4)[valid.reshape(30)].float(), torch.ones(int(valid.sum()), dtype=torch.bool))
+    assert nested.dtype == torch.float32
+    torch.testing.assert_close(nested, flat)
+    leaf = states.float().requires_grad_()
+    nothing = statistic(leaf, torch.zeros_like(valid))
+    assert nothing.item() == 0.0
+    nothing.backward()
+    assert (leaf.grad == 0).all()
+
+
+def dense_sigreg(states: torch.Tensor, directions: torch.Tensor, num_points: int) -> torch.Tensor:
+    """The whole integral over [−3, 3] at once, with complex exponentials and torch's trapezoidal rule."""
+    directions = directions.double() / directions.double().norm(dim=0)
+    t = torch.linspace(-3, 3, 2 * num_points - 1, dtype=torch.float64)
+    projected = states.double() @ directions
+    empirical = torch.exp(1j * projected[:, :, None] * t).mean(dim=0)
+    gaussian_weight = torch.exp(-0.5 * t**2)
+    error = (empirical - gaussian_weight).abs() ** 2 * gaussian_weight
+    return len(states) * torch.trapezoid(error, t, dim=-1).mean()
+
+
+@few
+@given(st.integers(1, 40), st.integers(1, 10), st.integers(1, 16), st.integers(2, 20), SEEDS)
+def test_sigreg_equals_a_dense_implementation(n: int, d: int, slices: int, points: int, seed: int) -> None:
+    """With the same directions it is N times the trapezoidal integral of the weighted squared distance over [−3, 3]."""
+    states, valid = 1.5 * gaussian(n, d, seed=seed) + 0.2, some_valid(max(n, 2), seed=seed)[:n]
+    spoiled = torch.where(valid.unsqueeze(-1), states, torch.tensor(float("nan")))
+    value = sigreg(spoiled, valid, slices, points, generator=torch.Generator().manual_seed(seed))
+    directions = gaussian(d, slices, seed=seed)
+    expected = dense_sigreg(states[valid], directions, points)
+    torch.testing.assert_close(value.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_sigreg_tells_a_gaussian_from_anything_else() -> None:
+    """Small for N(0, I); many times larger for a scaled, moved, flat or collapsed cloud of the same size."""
+    cloud = gaussian(1000, 16)
+
+    def value(states: torch.Tensor) -> float:
+        every = torch.ones(len(states), dtype=torch.bool)
+        return sigreg(states, every, num_slices=64, generator=torch.Generator().manual_seed(1)).item()
+
+    healthy = value(cloud)
+    assert 0 < healthy < 2
+    flat = cloud.clone()
+    flat[:, 8:] = 0
+    for sick in (2 * cloud, 0.5 * cloud, cloud + 0.5, flat, cloud[:1].expand_as(cloud), torch.zeros_like(cloud)):
+        assert value(sick) > 20 * healthy
+
+
+def test_sigreg_gradient_leads_towards_the_gaussian() -> None:
+    """Gradient descent on a collapsed, shifted cloud brings its mean to 0 and its standard deviation to 1."""
+    states = (0.3 * gaussian(100, 4) + 0.5).requires_grad_()
+    optimizer = torch.optim.Adam([states], lr=0.05)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        sigreg(states, torch.ones(100, dtype=torch.bool), num_slices=8, generator=generator).backward()
+        optimizer.step()
+    assert states.mean(dim=0).abs().max() < 0.15
+    assert (states.std(dim=0) - 1).abs().max() < 0.2
+
+
+def test_sigreg_is_repeated_by_its_generator() -> None:
+    """Equal generators give equal values and leave the global one alone; another seed gives other directions."""
+    states, valid = gaussian(30, 6) * 2, torch.ones(30, dtype=torch.bool)
+    state = torch.random.get_rng_state()
+    values = [
+        sigreg(states, valid, num_slices=4, generator=torch.Generator().manual_seed(seed)).item() for seed in (5, 5, 6)
+    ]
+    assert values[0] == values[1] != values[2]
+    assert torch.equal(torch.random.get_rng_state(), state)
