@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny import CORPUS, tiny_config, tiny_tokenizer
 from torch import nn
-from transformers import ViTConfig
+from transformers import PreTrainedModel, ViTConfig
 
 from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction
 
@@ -54,6 +55,13 @@ def strengthen(module: nn.Module, std: float = 0.3, seed: int = 0) -> None:
         for part in module.modules():
             if isinstance(part, nn.LayerNorm):
                 part.weight += 1.0
+
+
+def skip_unless_transformers_loads(masked_lm: PreTrainedModel) -> None:
+    """Transformers 5.10 cannot load a DeBERTa-v2 head with legacy=False: it ties a parameter that is not there."""
+    missing = set(masked_lm.all_tied_weights_keys) - dict(masked_lm.named_parameters(remove_duplicate=False)).keys()
+    if missing:
+        pytest.skip(f"transformers itself cannot load {type(masked_lm).__name__}: it ties {', '.join(missing)}")
 
 
 def tiny_jepa(
