@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
 from .callbacks import EmaTargetCallback
+from .cli.train import pretrain
 from .configuration_jepa import JepaConfig
 from .data_collator import DataCollatorForSpanJEPA
 from .errors import UsageError
@@ -22,6 +23,7 @@ __all__ = [
     "JepaTrainingArguments",
     "UsageError",
     "__version__",
+    "pretrain",
     "tokenize_dataset",
 ]
 

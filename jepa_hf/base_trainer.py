@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import upload_folder
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
@@ -74,6 +75,22 @@ class RepresentationTrainer(Trainer):
     @abstractmethod
     def track(self, outputs: Any, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
         """Add what is logged about one micro-batch to `means`."""
+
+    # ---- data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As `Trainer`'s, but starting it draws nothing from the generator that dropout draws from."""
+        return self._with_own_generator(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As `Trainer`'s, but starting it draws nothing from the generator that dropout draws from."""
+        return self._with_own_generator(super().get_eval_dataloader(eval_dataset))
+
+    def _with_own_generator(self, loader: DataLoader) -> DataLoader:
+        # A loader draws a seed for its workers whenever it starts them. Persistent ones start once in a whole run, but
+        # once more after a resume: from the common generator, that would change the dropout of all later steps.
+        loader.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     # ---- one update
 

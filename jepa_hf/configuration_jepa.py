@@ -1,7 +1,7 @@
 """The configuration of a JEPA: any encoder's configuration, the predictor, the objective."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -44,7 +44,7 @@ class JepaConfig(PreTrainedConfig):
     """
 
     model_type = "jepa"
-    sub_configs = {"encoder_config": AutoConfig}
+    sub_configs: ClassVar[dict[str, type]] = {"encoder_config": AutoConfig}
     has_no_defaults_at_init = True
 
     def __init__(

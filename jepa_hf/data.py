@@ -323,6 +323,8 @@ def _column_types(path: str, kind: str) -> dict[str, str]:
             # One string makes a column of strings: in CSV the others only look like numbers.
             if types.get(name, "null") != "string":
                 types[name] = types.get(name, "null") if value in (None, "") else type_of(value)
+    if not types:
+        raise UsageError(f"'{path}' has no rows; give a file with text")
     return types
 
 

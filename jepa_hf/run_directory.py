@@ -15,7 +15,7 @@ RUN_FILE = "_run.json"
 
 # What a run of ours writes into its directory, and so may delete.
 _WRITTEN = (
-    RUN_FILE, "_tokenizer", "checkpoint-*", "jepa", "target_encoder", "1_Pooling", "runs", "config.json", "*.safetensors",
+    RUN_FILE, "checkpoint-*", "jepa", "target_encoder", "1_Pooling", "runs", "config.json", "*.safetensors",
     "model.safetensors.index.json", "modules.json", "sentence_bert_config.json", "metrics.json", "README.md",
     "training.png", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", "spm.model", "sentencepiece.bpe.model",
@@ -23,10 +23,10 @@ _WRITTEN = (
 
 # Settings that do not change what is learnt: a run may be resumed with others.
 _FREE = (
-    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_*", "log_*", "report_to", "run_name", "project",
-    "trackio_*", "push_to_hub*", "hub_*", "disable_tqdm", "save_*", "eval_*", "do_eval", "do_predict", "do_train",
-    "per_device_eval_batch_size", "dataloader_*", "token", "cache_dir", "preprocessing_num_workers", "overwrite_cache",
-    "use_cpu", "ddp_*", "export_encoder", "smoke_test", "_n_gpu", "local_rank", "debug", "skip_memory_metrics",
+    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_*", "log_*", "report_to", "run_name",
+    "project", "trackio_*", "push_to_hub*", "hub_*", "disable_tqdm", "save_*", "eval_*", "do_eval", "do_predict",
+    "do_train", "per_device_eval_batch_size", "dataloader_*", "token", "cache_dir", "preprocessing_num_workers",
+    "overwrite_cache", "use_cpu", "ddp_*", "export_encoder", "smoke_test", "_n_gpu", "local_rank", "debug", "skip_memory_metrics",
     "restore_callback_states_from_checkpoint",
 )  # fmt: skip
 # The run's length: another one is allowed, with a warning, because schedules stretch with it.

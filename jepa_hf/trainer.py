@@ -15,7 +15,6 @@ from .callbacks import EmaTargetCallback, MaskEpochCallback
 from .data_collator import DataCollatorForSpanJEPA
 from .errors import UsageError
 from .export import export_run
-from .model_card import CardFacts
 from .metrics import (
     constant_predictor_loss,
     effective_rank,
@@ -23,6 +22,7 @@ from .metrics import (
     mean_pairwise_cosine,
     normalized_spread,
 )
+from .model_card import CardFacts
 from .modeling_jepa import JepaForRepresentationPrediction, JepaOutput
 from .tokenization import tokenize_dataset
 from .training_args import JepaTrainingArguments
@@ -42,7 +42,7 @@ class JepaTrainer(RepresentationTrainer):
         model: a `JepaForRepresentationPrediction`, or the directory or Hub name of an encoder (or of a JEPA).
         args: `JepaTrainingArguments`; default writes to `out`.
         data_collator: default a `DataCollatorForSpanJEPA` for the model's context mode, with the run's seed.
-        train_dataset, eval_dataset: rows of token ids (`input_ids`), or rows of text (`text`), which are tokenised here.
+        train_dataset, eval_dataset: rows of token ids (`input_ids`), or of text (`text`), which are tokenised here.
         processing_class: the tokenizer; default the one beside `model`, where that is a name.
         max_seq_length: where rows of text are cut, default 512 or what model and tokenizer allow.
         callbacks: more callbacks. An `EmaTargetCallback` among them takes the place of the default one.

@@ -66,7 +66,7 @@ class JepaTrainingArguments(TrainingArguments):
                 "load_best_model_at_end needs --metric_for_best_model, because a JEPA's loss is lowest when it has "
                 "collapsed; good ones are hit_rate and context_rank (with --greater_is_better true)"
             )
-        # The dispatcher fails on streamed batches of differing lengths.
-        if self.accelerator_config is None or isinstance(self.accelerator_config, dict):
-            self.accelerator_config = {"dispatch_batches": False, **(self.accelerator_config or {})}
         super().__post_init__()
+        # The dispatcher, which None stands for while streaming, fails on batches of differing lengths.
+        if self.accelerator_config.dispatch_batches is None:
+            self.accelerator_config.dispatch_batches = False

@@ -39,14 +39,15 @@ def test_decay_zero_copies_and_one_keeps() -> None:
     assert all(torch.equal(t, c) for t, c in zip(target, context, strict=True))
 
 
-def test_update_is_in_place_and_leaves_no_graph() -> None:
-    """Trainable context and frozen target parameters: the same storage moves, and nothing requires a gradient."""
-    context, target = nn.Linear(3, 3), nn.Linear(3, 3).requires_grad_(False)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_update_is_in_place_and_leaves_no_graph(frozen: bool) -> None:
+    """Trainable context, frozen target or not (as after `from_pretrained`): the same storage moves, without a graph."""
+    context, target = nn.Linear(3, 3), nn.Linear(3, 3).requires_grad_(not frozen)
     places = [parameter.data_ptr() for parameter in target.parameters()]
     update_target(list(context.parameters()), list(target.parameters()), 0.5)
     assert [parameter.data_ptr() for parameter in target.parameters()] == places
     for parameter in target.parameters():
-        assert not parameter.requires_grad
+        assert parameter.requires_grad is not frozen
         assert parameter.grad_fn is None
 
 

@@ -44,7 +44,7 @@ def _train(arguments: list[str]) -> int:
             value = value or (arguments[index + 1] if index + 1 < len(arguments) else "")
             rest = arguments[:index] + arguments[index + (1 if "=" in argument else 2) :]
             launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", value]
-            return subprocess.call([*launch, "-m", "jepa_hf.cli.train", *rest])
+            return subprocess.call([*launch, "-m", "jepa_hf.cli", "train", *rest])
     from .train import main as train
 
     return train(arguments, command="jepa-hf train")

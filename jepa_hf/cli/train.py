@@ -25,7 +25,7 @@ from ..plots import plot_training
 from ..run_directory import RunPlan, finish_run, plan_run, start_run
 from ..tokenization import tokenize_dataset
 from ..trainer import JepaTrainer
-from .arguments import MaskArguments, ModelArguments, Parsed, RunArguments, complain, parse_command, parse_flags
+from .arguments import ModelArguments, Parsed, RunArguments, complain, parse_command, parse_flags
 
 logger = logging.getLogger("jepa_hf")
 
@@ -261,8 +261,8 @@ def _check_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase |
         return min(possible, 512, tokenizer.model_max_length if tokenizer is not None else 512)
     if data_args.max_seq_length > possible:
         raise UsageError(
-            f"max_seq_length {data_args.max_seq_length} is more than the {possible} positions of the model; use at most "
-            f"{possible}"
+            f"max_seq_length {data_args.max_seq_length} is more than the {possible} positions of the model; "
+            f"use at most {possible}"
         )
     return data_args.max_seq_length
 
@@ -391,7 +391,3 @@ def _say_where(args: RunArguments) -> None:
         "from transformers import AutoModel, AutoTokenizer\n"
         f'encoder, tokenizer = AutoModel.from_pretrained("{folder}"), AutoTokenizer.from_pretrained("{folder}")',
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
