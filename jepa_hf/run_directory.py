@@ -26,8 +26,8 @@ _FREE = (
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_*", "log_*", "report_to", "run_name",
     "project", "trackio_*", "push_to_hub*", "hub_*", "disable_tqdm", "save_*", "eval_*", "do_eval", "do_predict",
     "do_train", "per_device_eval_batch_size", "dataloader_*", "token", "cache_dir", "preprocessing_num_workers",
-    "overwrite_cache", "use_cpu", "ddp_*", "export_encoder", "smoke_test", "_n_gpu", "local_rank", "debug", "skip_memory_metrics",
-    "restore_callback_states_from_checkpoint",
+    "overwrite_cache", "use_cpu", "ddp_*", "export_encoder", "smoke_test", "_n_gpu", "local_rank", "debug",
+    "skip_memory_metrics", "restore_callback_states_from_checkpoint",
 )  # fmt: skip
 # The run's length: another one is allowed, with a warning, because schedules stretch with it.
 _LENGTH = ("max_steps", "num_train_epochs")
