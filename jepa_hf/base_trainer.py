@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from huggingface_hub import upload_folder
 from torch import nn
 from torch.utils.data import DataLoader
@@ -33,17 +35,16 @@ class RunningMeans:
         self._sums[name] = self._sums.get(name, 0.0) + product
         self._weights[name] = self._weights.get(name, 0.0) + weight
 
-    def flush(self, reduce_sum: Any) -> dict[str, float]:
-        """The means over all ranks, and start anew.
-
-        Args:
-            reduce_sum: sums a tensor over the ranks; the names must be the same on each.
-        """
-        if not self._sums:
+    def flush(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over all ranks, and start anew. A name that one rank never added counts there with weight 0."""
+        names = sorted(set().union(*gather_object([sorted(self._sums)])))
+        if not names:
             return {}
-        names = sorted(self._sums)
-        stacked = torch.stack([torch.stack([self._sums[name], self._weights[name]]) for name in names])
-        totals = reduce_sum(stacked).tolist()
+        none = torch.zeros(2, device=accelerator.device)
+        stacked = torch.stack(
+            [torch.stack([self._sums[name], self._weights[name]]) if name in self._sums else none for name in names]
+        )
+        totals = accelerator.reduce(stacked, reduction="sum").tolist()
         self._sums, self._weights = {}, {}
         return {name: total / max(weight, 1e-12) for name, (total, weight) in zip(names, totals, strict=True)}
 
@@ -89,7 +90,8 @@ class RepresentationTrainer(Trainer):
     def _with_own_generator(self, loader: DataLoader) -> DataLoader:
         # A loader draws a seed for its workers whenever it starts them. Persistent ones start once in a whole run, but
         # once more after a resume: from the common generator, that would change the dropout of all later steps.
-        loader.generator = torch.Generator().manual_seed(self.args.seed)
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+        inner.generator = torch.Generator().manual_seed(self.args.seed)
         return loader
 
     # ---- one update
@@ -133,18 +135,33 @@ class RepresentationTrainer(Trainer):
     ) -> tuple[torch.Tensor, None, None]:
         """One evaluation batch. Its loss is per target; its tensors, of differing shapes, are not gathered."""
         inputs = self._prepare_inputs(inputs)
+        rows = self._rows_of_its_own(len(next(iter(inputs.values()))))
+        # A rank without any runs the model all the same, because the others may wait for it inside (FSDP).
+        inputs = {name: value[: max(rows, 1)] for name, value in inputs.items()}
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, output_hidden_states=True)
-        self.track(outputs, inputs, self._means["eval"])
+        if rows:
+            self.track(outputs, inputs, self._means["eval"])
         return outputs.loss.detach(), None, None
+
+    def _rows_of_its_own(self, batch_size: int) -> int:
+        """How many rows of this rank's batch are no repetitions, which fill the last batches up to the same size."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return batch_size
+        return min(max(state.remainder - self.accelerator.process_index * batch_size, 0), batch_size)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Adds the tracked means, over targets and not over batches, to the metrics."""
         self._means["eval"] = RunningMeans()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        for name, value in self._means["eval"].flush(self._reduce_sum).items():
+        self.finish_evaluation(self._means["eval"])
+        for name, value in self._means["eval"].flush(self.accelerator).items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
+
+    def finish_evaluation(self, means: RunningMeans) -> None:
+        """Add to `means` what is computed once, at the end of an evaluation."""
 
     # ---- logging
 
@@ -157,10 +174,7 @@ class RepresentationTrainer(Trainer):
 
     def training_logs(self) -> dict[str, float]:
         """What is logged beside the training loss."""
-        return self._means["train"].flush(self._reduce_sum)
-
-    def _reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.reduce(values, reduction="sum")
+        return self._means["train"].flush(self.accelerator)
 
     def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
         # The inherited method reads the number back from the device on every micro-batch.
@@ -175,7 +189,7 @@ class RepresentationTrainer(Trainer):
 
     def _count_tokens(self) -> None:
         if self._tokens_seen is not None:
-            self.state.num_input_tokens_seen += int(self._reduce_sum(self._tokens_seen).item())
+            self.state.num_input_tokens_seen += int(self.accelerator.reduce(self._tokens_seen, reduction="sum").item())
             self._tokens_seen = None
 
     # ---- checkpoints and the final directory

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch.distributed.tensor import DTensor
 
 MIN_DECAY, MAX_DECAY = 0.9, 0.99999
 
@@ -75,7 +76,7 @@ def match_parameters(
         Two lists of equal length and order: context parameters, target parameters.
 
     Raises:
-        ValueError: names or shapes that differ, or a target in less than float32, which a small 1 − decay cannot move.
+        ValueError: names, shapes or shards that differ, or a target in less than float32, which a small 1 − decay cannot move.
     """
     ours = {plain_name(name): parameter for name, parameter in context}
     theirs = {plain_name(name): parameter for name, parameter in target}
@@ -93,7 +94,13 @@ def match_parameters(
                 f"parameter {name} of the target encoder is kept in {parameter.dtype}, in which an average with a "
                 "decay of 0.999 does not move; load the model in float32 and use --bf16 for the computation"
             )
+        if _placement(parameter) != _placement(ours[name]):
+            raise ValueError(f"parameter {name} is sharded differently in the context and in the target encoder")
     return [ours[name] for name in theirs], list(theirs.values())
+
+
+def _placement(parameter: torch.Tensor) -> object:
+    return (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
 
 
 @torch.no_grad()
@@ -105,4 +112,9 @@ def update_target(context: Sequence[torch.Tensor], target: Sequence[torch.Tensor
         target: parameters of the target encoder in the same order (see `match_parameters`).
         decay: 0 copies, 1 keeps.
     """
-    torch._foreach_lerp_(list(target), [parameter.detach() for parameter in context], 1.0 - decay)
+    # Under FSDP each rank averages its own shards: an average of elements needs no communication.
+    torch._foreach_lerp_([_shard(each) for each in target], [_shard(each) for each in context], 1.0 - decay)
+
+
+def _shard(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()

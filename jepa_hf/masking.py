@@ -91,10 +91,11 @@ def sample_span_mask(
 ) -> np.ndarray:
     """Mask contiguous spans until `mask_ratio` of each row's maskable tokens are masked.
 
-    Spans have length max(1, floor(Exp(`mean_span_length`))) and uniform starts, one after another; they may merge, stop
-    at the end of their run of maskable tokens, and the last is cut so that round(ratio × maskable) tokens are reached
-    exactly. With `word_ids` spans are counted in words (SpanBERT, Joshi et al. 2020, section 3.1) and the number of
-    masked tokens is the nearest that whole words allow, within one word. At least one unit is masked and one is left.
+    Spans have length max(1, floor(Exp(`mean_span_length`))), at most the row's, and are placed one after another so that
+    each covers every maskable token with the same chance: they may merge, and are clipped at both ends of their run of
+    maskable tokens. The last is cut, so that round(ratio × maskable) tokens are reached exactly. With `word_ids` spans
+    are counted in words (SpanBERT, Joshi et al. 2020, section 3.1) and the number of masked tokens is the nearest that
+    whole words allow, within one word. At least one unit is masked and one is left.
 
     Args:
         maskable: `[B, L]` bool, False on special and padding tokens.
@@ -122,16 +123,19 @@ def sample_span_mask(
     if not possible.any():
         return np.zeros_like(maskable)
 
-    # Per unit: how many tokens it has, and where its run of neighbours ends.
+    # Per unit, how many tokens it has; per run, its first unit and the one after its last.
     token = np.flatnonzero(maskable)
     row, unit = token // length, unit.reshape(-1)[token]
     cell = row * width + unit
     weight = np.bincount(cell, minlength=batch * width).reshape(batch, width)
-    # Tokens are in order: a run ends with the last of them that has its number.
-    last = np.flatnonzero(np.diff(row * (length + 1) + run.reshape(-1)[token], append=-1))
-    run_end = np.zeros(batch * width, dtype=np.int64)
-    run_end[cell] = np.repeat(unit[last] + 1, np.diff(last, prepend=-1))
-    run_end = run_end.reshape(batch, width)
+    run = run.reshape(-1)[token] - 1
+    change = np.flatnonzero(np.diff(row * length + run))
+    first_token, last_token = np.append(0, change + 1), np.append(change, token.size - 1)
+    num_runs = np.bincount(row[first_token], minlength=batch)
+    begin = np.full((batch, num_runs.max()), np.iinfo(np.int32).max, dtype=np.int64)
+    end = np.zeros_like(begin)
+    begin[row[first_token], run[first_token]] = unit[first_token]
+    end[row[last_token], run[last_token]] = unit[last_token] + 1
 
     total = weight.sum(axis=1)
     budget = np.where(possible, np.maximum(np.rint(total * mask_ratio).astype(np.int64), 1), 0)
@@ -148,9 +152,16 @@ def sample_span_mask(
         if short.size == 0:
             break
         draws = uniforms(keys[short], 2 * drawn, 2 * block).reshape(-1, block, 2)
-        starts = (draws[:, :, 0] * num_units[short, None]).astype(np.int64)
-        lengths = np.floor(-mean_span_length * np.log1p(-draws[:, :, 1])).clip(1, width).astype(np.int64)
-        ends = np.minimum(starts + lengths, run_end[short[:, None], starts])
+        units = num_units[short, None]
+        lengths = np.floor(-mean_span_length * np.log1p(-draws[:, :, 1])).clip(1, units).astype(np.int64)
+        # A span may begin before its run and is clipped: otherwise the first units of a run would seldom be covered.
+        places = (draws[:, :, 0] * (units + num_runs[short, None] * (lengths - 1))).astype(np.int64)
+        which = np.zeros_like(places)
+        for number in range(1, begin.shape[1]):
+            which += places >= begin[short, number, None] + number * (lengths - 1)
+        starts = places - (which + 1) * (lengths - 1)
+        ends = np.minimum(starts + lengths, np.take_along_axis(end[short], which, axis=1))
+        starts = np.maximum(starts, np.take_along_axis(begin[short], which, axis=1))
         sizes = (ends - starts).ravel()
         spans = np.repeat(np.arange(sizes.size), sizes)
         offset = np.arange(spans.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -159,16 +170,33 @@ def sample_span_mask(
         drawn += block
         covered = np.where(first != never, weight, 0).sum(axis=1)
 
-    masked = _first_units_within_budget(first, weight, budget, num_units, drawn, exact=word_ids is None)
+    from_right = (keys >> np.uint64(63)).astype(bool)
+    masked = _first_units_within_budget(first, weight, budget, num_units, drawn, from_right, exact=word_ids is None)
     mask = np.zeros(batch * length, dtype=bool)
     mask[token] = masked.reshape(-1)[cell]
     return mask.reshape(batch, length)
 
 
 def _first_units_within_budget(
-    first: np.ndarray, weight: np.ndarray, budget: np.ndarray, num_units: np.ndarray, drawn: int, exact: bool
+    first: np.ndarray,
+    weight: np.ndarray,
+    budget: np.ndarray,
+    num_units: np.ndarray,
+    drawn: int,
+    from_right: np.ndarray,
+    exact: bool,
 ) -> np.ndarray:
-    """Choose units in the order of the span that covers them first, left to right within a span, up to the budget.
+    """Choose units in the order of the span that covers them first, up to the budget.
+
+    Args:
+        first: `[B, U]`, number of the first span that covers a unit; beyond `drawn` where none does.
+        weight: `[B, U]`, tokens of a unit.
+        budget: `[B]`, tokens to choose.
+        num_units: `[B]`.
+        drawn: number of spans.
+        from_right: bool `[B]`, from which side the span that reaches the budget is taken: always from the left would
+            favour the left of short rows.
+        exact: whether units are single tokens.
 
     Returns:
         bool `[B, U]`.
@@ -182,19 +210,23 @@ def _first_units_within_budget(
     cut = (before_span < budget[:, None]).sum(axis=1) - 1
     whole = span < cut[:, None]
     in_cut = span == cut[:, None]
-    within = np.cumsum(np.where(in_cut, weight, 0), axis=1) + np.take_along_axis(before_span, cut[:, None], axis=1)
-    overshoot = within - budget[:, None]
+    cut_weight = np.where(in_cut, weight, 0)
+    within = np.cumsum(cut_weight, axis=1)
+    within = np.where(from_right[:, None], within[:, -1:] - within + cut_weight, within)
+    overshoot = within + np.take_along_axis(before_span, cut[:, None], axis=1) - budget[:, None]
     # A word that crosses the budget is taken where that comes nearer to it than leaving it.
     slack = 0 if exact else weight // 2
     chosen = (whole | (in_cut & (overshoot <= slack))) & (weight > 0) & (budget[:, None] > 0)
 
     none = (budget > 0) & ~chosen.any(axis=1)
-    if none.any():  # one word, longer than twice the budget: it is the first of its span
-        rows = np.flatnonzero(none)
-        chosen[rows, np.argmax(in_cut[rows] & (weight[rows] > 0), axis=1)] = True
     full = (chosen.sum(axis=1) >= num_units) & (budget > 0)
-    if full.any():  # leave the unit that was chosen last
+    if none.any() or full.any():
+        # Units in the order they are taken in.
+        column = np.where(from_right[:, None], width - 1 - np.arange(width), np.arange(width))
+        order = np.where(weight > 0, span.astype(np.int64) * width + column, np.iinfo(np.int64).max)
+        # One word, longer than twice the budget, is taken all the same; of all words the last is left.
+        rows = np.flatnonzero(none)
+        chosen[rows, np.argmin(order[rows], axis=1)] = True
         rows = np.flatnonzero(full)
-        order = np.where(chosen[rows], span[rows].astype(np.int64) * width + np.arange(width), -1)
-        chosen[rows, np.argmax(order, axis=1)] = False
+        chosen[rows, np.argmax(np.where(chosen[rows], order[rows], -1), axis=1)] = False
     return chosen

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 
 from .backbones import (
@@ -129,6 +130,9 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         self.mlm_head = MaskedLMHead(self.context_encoder) if config.mlm_weight > 0 else None
         self.main_input_name = self.backbone.input_names[0]
         self.post_init()
+        # What FSDP wraps: layers, and not the embeddings that the encoders name too, which accelerate wraps itself.
+        layers = [module for module in self.context_encoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+        self._no_split_modules = sorted({type(layer).__name__ for layer in layers})
         self.train(self.training)
 
     # ---- loading and saving

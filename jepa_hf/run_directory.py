@@ -15,19 +15,20 @@ RUN_FILE = "_run.json"
 
 # What a run of ours writes into its directory, and so may delete.
 _WRITTEN = (
-    RUN_FILE, "checkpoint-*", "jepa", "target_encoder", "1_Pooling", "runs", "config.json", "*.safetensors",
-    "model.safetensors.index.json", "modules.json", "sentence_bert_config.json", "metrics.json", "README.md",
-    "training.png", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "spm.model", "sentencepiece.bpe.model",
+    RUN_FILE, f"{RUN_FILE}.new", "jepa", "target_encoder", "1_Pooling", "runs", "config.json", "model.safetensors",
+    "model-?????-of-?????.safetensors", "model.safetensors.index.json", "modules.json", "sentence_bert_config.json",
+    "metrics.json", "README.md", "training.png", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentencepiece.bpe.model",
 )  # fmt: skip
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 # Settings that do not change what is learnt: a run may be resumed with others.
 _FREE = (
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_*", "log_*", "report_to", "run_name",
-    "project", "trackio_*", "push_to_hub*", "hub_*", "disable_tqdm", "save_*", "eval_*", "do_eval", "do_predict",
-    "do_train", "per_device_eval_batch_size", "dataloader_*", "token", "cache_dir", "preprocessing_num_workers",
-    "overwrite_cache", "use_cpu", "ddp_*", "export_encoder", "smoke_test", "_n_gpu", "local_rank", "debug",
-    "skip_memory_metrics", "restore_callback_states_from_checkpoint",
+    "project", "trackio_*", "push_to_hub*", "hub_*", "disable_tqdm", "save_*", "eval_*", "do_predict",
+    "do_train", "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_p*", "token", "cache_dir",
+    "preprocessing_num_workers", "overwrite_cache", "use_cpu", "ddp_*", "export_encoder", "smoke_test", "_n_gpu",
+    "local_rank", "debug", "skip_memory_metrics", "restore_callback_states_from_checkpoint",
 )  # fmt: skip
 # The run's length: another one is allowed, with a warning, because schedules stretch with it.
 _LENGTH = ("max_steps", "num_train_epochs")
@@ -64,17 +65,20 @@ def plan_run(
         UsageError: the directory holds something else, a run with other settings, or `checkpoint` is none.
     """
     folder = Path(output_dir)
-    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
+    if checkpoint is not None and overwrite:
+        raise UsageError("resume_from_checkpoint and overwrite_output_dir exclude each other; give one of them")
+    missing = _missing(Path(checkpoint)) if checkpoint is not None else []
+    if missing:
         raise UsageError(
-            f"resume_from_checkpoint {checkpoint!r} is no checkpoint of a run (it has no trainer_state.json); give a "
-            "folder named checkpoint-N"
+            f"resume_from_checkpoint {checkpoint!r} is no checkpoint of a run (it has no {missing[0]}); give a folder "
+            "named checkpoint-N"
         )
-    if folder.is_file():
-        raise UsageError(f"output_dir {str(folder)!r} is a file; name a directory")
+    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
+        raise UsageError(f"output_dir {str(folder)!r} is a file, or lies under one; name a directory")
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     if not entries:
-        return RunPlan(checkpoint=Path(checkpoint) if checkpoint else None)
-    foreign = [entry.name for entry in entries if not any(fnmatch(entry.name, pattern) for pattern in _WRITTEN)]
+        return RunPlan(checkpoint=Path(checkpoint), note=f"resuming from {checkpoint}") if checkpoint else RunPlan()
+    foreign = [entry.name for entry in entries if not _is_ours(entry.name)]
     run_file = folder / RUN_FILE
     if not run_file.is_file() and not (checkpoint and not foreign):
         raise UsageError(
@@ -106,6 +110,11 @@ def plan_run(
     if before["finished"] and not longer:
         return RunPlan(finished=True, note=f"the run in {folder} is finished; start over with --overwrite_output_dir")
     last = last_checkpoint(folder)
+    if last is None and before["finished"]:
+        raise UsageError(
+            f"output_dir {str(folder)!r} holds a finished run of another length ({', '.join(longer)}) without a "
+            "checkpoint to go on from; choose another directory, or start over with --overwrite_output_dir"
+        )
     if last is None:
         return RunPlan(note=f"{folder} holds a run that saved no checkpoint: starting it from the beginning")
     note = f"resuming the unfinished run in {folder} from {last.name}"
@@ -119,8 +128,8 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that holds weights and trainer state."""
     numbered = []
     for entry in folder.glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", entry.name)
-        if match and (entry / "trainer_state.json").is_file() and (entry / "config.json").is_file():
+        match = _CHECKPOINT.fullmatch(entry.name)
+        if match and not _missing(entry):
             numbered.append((int(match.group(1)), entry))
     return max(numbered)[1] if numbered else None
 
@@ -139,6 +148,14 @@ def start_run(output_dir: str | Path, settings: dict[str, Any], plan: RunPlan) -
 def finish_run(output_dir: str | Path, settings: dict[str, Any]) -> None:
     """Note that the run in this directory is done."""
     _write(Path(output_dir), settings, finished=True)
+
+
+def _missing(checkpoint: Path) -> list[str]:
+    return [name for name in ("trainer_state.json", "config.json") if not (checkpoint / name).is_file()]
+
+
+def _is_ours(name: str) -> bool:
+    return _CHECKPOINT.fullmatch(name) is not None or any(fnmatch(name, pattern) for pattern in _WRITTEN)
 
 
 def _matters(name: str) -> bool:

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 _SAMPLE = 2048
 _SAMPLE_PER_BATCH = 512
 
+# Of the predictor: what is looked up and added, not multiplied.
+_PREDICTOR_TABLES = ("predictor.mask_token", "predictor.position_embeddings")
+
 
 class JepaTrainer(RepresentationTrainer):
     """Trains a JEPA: collates masked views, averages the target encoder, logs health beside the loss.
@@ -83,7 +86,8 @@ class JepaTrainer(RepresentationTrainer):
             eval_dataset = _tokenized(eval_dataset, processing_class, longest, data_collator.whole_word)
 
         callbacks = list(callbacks or ())
-        if not any(isinstance(callback, EmaTargetCallback) for callback in callbacks):
+        _refuse_second_ema(callbacks)
+        if not any(_is_ema(callback) for callback in callbacks):
             callbacks.insert(
                 0,
                 EmaTargetCallback(
@@ -106,20 +110,12 @@ class JepaTrainer(RepresentationTrainer):
             callbacks=callbacks,
             **kwargs,
         )
-        self._refuse_second_ema()
 
     # ---- EMA
 
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
+        _refuse_second_ema([*self.callback_handler.callbacks, callback])
         super().add_callback(callback)
-        self._refuse_second_ema()
-
-    def _refuse_second_ema(self) -> None:
-        if sum(isinstance(callback, EmaTargetCallback) for callback in self.callback_handler.callbacks) > 1:
-            raise UsageError(
-                "there is already an EmaTargetCallback, and a second one would move the target encoder twice per step: "
-                "pass yours in JepaTrainer(callbacks=[...]) instead of adding it"
-            )
 
     @property
     def ema(self) -> EmaTargetCallback:
@@ -156,7 +152,7 @@ class JepaTrainer(RepresentationTrainer):
         if self.args.decay_all_parameters:
             return [name for name, _ in model.named_parameters()]
         names = super().get_decay_parameter_names(model)
-        return [name for name in names if not name.endswith(("mask_token", "predictor.position_embeddings"))]
+        return [name for name in names if not name.endswith(_PREDICTOR_TABLES)]
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> float:
         """Floating-point operations of one micro-batch: 2 per parameter and position forward, 4 backward.
@@ -191,7 +187,11 @@ class JepaTrainer(RepresentationTrainer):
                 head = sum(p.numel() for p in model.mlm_head.parameters()) + model.get_input_embeddings().weight.numel()
             self._sizes = {
                 "encoder": sum(p.numel() for p in model.target_encoder.parameters()) - tables,
-                "predictor": sum(p.numel() for p in model.predictor.parameters()),
+                "predictor": sum(
+                    p.numel()
+                    for name, p in model.predictor.named_parameters(prefix="predictor")
+                    if not name.endswith(_PREDICTOR_TABLES)
+                ),
                 "mlm_head": head,
             }
         return self._sizes
@@ -241,17 +241,12 @@ class JepaTrainer(RepresentationTrainer):
             if sum(len(part) for part in kept) < _SAMPLE:
                 kept.append(vectors[:_SAMPLE_PER_BATCH].float())
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Adds health metrics over a sample of the evaluation's vectors to the tracked means."""
-        self._eval_samples = {}
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+    def finish_evaluation(self, means: RunningMeans) -> None:
+        """Adds health metrics over a sample of the evaluation's vectors; each rank has its own sample."""
         samples, self._eval_samples = self._eval_samples, {}
         for name, parts in samples.items():
             for metric, value in _health(torch.cat(parts)[:_SAMPLE]).items():
-                # Each rank has its own sample: their mean.
-                mean = self._reduce_sum(value.reshape(1)).item() / self.accelerator.num_processes
-                output.metrics[f"{metric_key_prefix}_{name}_{metric}"] = mean
-        return output
+                means.add(f"{name}_{metric}", value, value.new_ones(()))
 
     def training_logs(self) -> dict[str, float]:
         logs = super().training_logs()
@@ -309,6 +304,19 @@ class JepaTrainer(RepresentationTrainer):
             training=training,
             metrics=metrics,
             base_model=_hub_name(config.name_or_path),
+        )
+
+
+def _is_ema(callback: type[TrainerCallback] | TrainerCallback) -> bool:
+    """Whether it is an `EmaTargetCallback`: `Trainer` takes objects and classes."""
+    return issubclass(callback if isinstance(callback, type) else type(callback), EmaTargetCallback)
+
+
+def _refuse_second_ema(callbacks: Sequence[type[TrainerCallback] | TrainerCallback]) -> None:
+    if sum(map(_is_ema, callbacks)) > 1:
+        raise UsageError(
+            "there is already an EmaTargetCallback, and a second one would move the target encoder twice per step: "
+            "pass one of your own in JepaTrainer(callbacks=[...]) instead of adding it"
         )
 
 

@@ -67,20 +67,31 @@ def reference_mask(
     chosen: list[int] = []
     count, number, done = 0, 0, False
     while not done:
-        start, length = uniforms(np.array([key], dtype=np.uint64), 2 * number, 2)[0].tolist()
+        place, length = uniforms(np.array([key], dtype=np.uint64), 2 * number, 2)[0].tolist()
         number += 1
-        start = int(start * len(units))
-        for unit in range(start, start + max(int(-mean_span_length * math.log1p(-length)), 1)):
-            if done or unit == len(units) or runs[unit] != runs[start]:
+        size = min(max(int(-mean_span_length * math.log1p(-length)), 1), len(units))
+        # Each run is as long as it has units, and one unit shorter than a span longer, on its left.
+        extents = [(run, runs.count(run) + size - 1) for run in dict.fromkeys(runs)]
+        place = int(place * sum(extent for _, extent in extents))
+        for run, extent in extents:  # noqa: B007
+            if place < extent:
                 break
-            if unit in chosen:
-                continue
-            missing, size = budget - count, len(units[unit])
+            place -= extent
+        start = runs.index(run) + place - (size - 1)
+        covered = range(max(start, runs.index(run)), min(start + size, runs.index(run) + runs.count(run)))
+        new = [unit for unit in covered if unit not in chosen]
+        # The span that reaches the budget is taken from one side or the other.
+        if count + sum(len(units[unit]) for unit in new) >= budget and key >> 63:
+            new.reverse()
+        for unit in new:
+            if done:
+                break
+            missing, weight = budget - count, len(units[unit])
             # The word that goes beyond the budget is taken if that ends nearer to it; so is the very first one.
-            if size <= missing or size - missing <= missing or not chosen:
+            if weight <= missing or weight - missing <= missing or not chosen:
                 chosen.append(unit)
-                count += size
-            done = size >= missing
+                count += weight
+            done = weight >= missing
     if len(chosen) == len(units):
         chosen.pop()
     for unit in chosen:
@@ -204,33 +215,28 @@ def test_mask_depends_on_neither_batch_nor_padding(
 
 @pytest.mark.parametrize("boundary", ["special token", "document", "document inside a word"])
 def test_spans_stop_at_the_end_of_their_run(boundary: str) -> None:
-    """A long span that starts at the last unit before a special token or another document masks that unit alone."""
+    """Two neighbours are masked together far less often where a special token or another document parts them."""
     gap = [SPECIAL, NEW_WORD] if boundary == "special token" else [NEW_DOCUMENT]
-    row = [NEW_WORD] * 4 + gap + [NEW_WORD] * 3
-    maskable, words, documents = batch_of([row] * 4000)
-    keys = keys_of(4000)
-    first = (uniforms(keys, 0, 4)[:, [0, 2]] * 8).astype(int)
-    chosen = (first == [3, 7]).all(axis=1)  # keys whose first two spans start at the last units of both runs
-    assert chosen.sum() > 20
+    row = [NEW_WORD] * 10 + gap + [NEW_WORD] * 9
+    maskable, words, documents = batch_of([row] * 8000)
     mask = sample_span_mask(
-        maskable[chosen],
-        keys[chosen],
-        mask_ratio=0.25,
-        mean_span_length=1e6,
-        word_ids=words[chosen] if boundary == "document inside a word" else None,
-        sequence_ids=None if boundary == "special token" else documents[chosen],
+        maskable,
+        keys_of(8000),
+        mask_ratio=0.1,
+        mean_span_length=4,
+        word_ids=words if boundary == "document inside a word" else None,
+        sequence_ids=None if boundary == "special token" else documents,
     )
-    expected = np.zeros(len(row), dtype=bool)
-    expected[[3, -1]] = True
-    assert (mask == expected).all()
+    together = (mask[:, :-1] & mask[:, 1:]).mean(axis=0)
+    across = (mask[:, 9] & mask[:, 11]).mean() if boundary == "special token" else together[9]
+    assert 2 * across < together[[3, 14]].min()
 
 
 def test_spans_cross_documents_without_sequence_ids() -> None:
-    """Without `sequence_ids` neighbouring tokens are one run: the span that stopped above goes on."""
-    keys = keys_of(4000)
-    keys = keys[(uniforms(keys, 0, 1)[:, 0] * 8).astype(int) == 3]
-    mask = sample_span_mask(np.ones((len(keys), 8), bool), keys, mask_ratio=0.25, mean_span_length=1e6)
-    assert mask[:, 3:5].all()
+    """Without `sequence_ids` neighbouring tokens are one run: what was parted above is masked together."""
+    mask = sample_span_mask(np.ones((8000, 20), bool), keys_of(8000), mask_ratio=0.1, mean_span_length=4)
+    together = (mask[:, :-1] & mask[:, 1:]).mean(axis=0)
+    assert abs(together[9] / together[[3, 14]].mean() - 1) < 0.5
 
 
 def test_another_epoch_seed_or_text_gives_another_mask() -> None:
@@ -295,15 +301,16 @@ def test_uniforms_are_slices_of_one_stream(seed: int, start: int, skip: int, cou
     assert (uniforms(keys[1:2], start, count)[0] == uniforms(keys, start, count)[1]).all()
 
 
-def test_first_start_is_uniform_over_maskable_tokens() -> None:
-    """With one token to mask, that token is every maskable one equally often, and no other."""
+def test_spans_of_one_token_start_uniformly_over_maskable_tokens() -> None:
+    """With spans of one token and one token to mask, that token is every maskable one equally often, and no other."""
     maskable = np.ones((40_000, 44), dtype=bool)
     maskable[:, [0, 20, 42, 43]] = False
-    counts = sample_span_mask(maskable, keys_of(len(maskable)), 0.01).sum(axis=0)
+    counts = sample_span_mask(maskable, keys_of(len(maskable)), 0.01, 1.0).sum(axis=0)
     assert (counts[~maskable[0]] == 0).all()
     counts = counts[maskable[0]]
     assert counts.sum() == 40_000
-    assert ((counts - 1000) ** 2 / 1000).sum() < 72.1  # chi-square with 39 degrees of freedom, p = 0.001
+    # Mean 1 still gives spans of two and more: the runs' edges are a little favoured when those are cut.
+    assert abs(counts / 1000 - 1).max() < 0.2
 
 
 @pytest.mark.parametrize("mean", [1.0, 3.0, 5.0, 12.0])
@@ -319,17 +326,14 @@ def test_span_lengths_follow_the_floor_of_an_exponential(mean: float) -> None:
     assert abs(lengths.mean() / expected - 1) < 0.06
 
 
-def test_inner_tokens_share_one_chance_and_the_first_of_a_run_have_less() -> None:
-    """Tokens further in than a few spans have one chance; a run's first token is reached only by a start on it."""
-    maskable = np.ones((20_000, 128), dtype=bool)
-    maskable[:, [0, -1]] = False
-    rates = sample_span_mask(maskable, keys_of(len(maskable)), 0.3, 5.0)[:, 1:-1].mean(axis=0)
-    assert abs(rates.mean() - 38 / 126) < 1e-9
-    inner = rates[25:]
-    assert abs(inner / inner.mean() - 1).max() < 0.05
-    # One span in 4.7 tokens starts on a given token: a quarter of the chance, then rising.
-    assert 0.2 < rates[0] / inner.mean() < 0.35
-    assert (np.diff(rates[:8]) > 0).all()
+@pytest.mark.parametrize("mean", [2.0, 5.0, 10.0])
+def test_every_token_is_masked_equally_often(mean: float) -> None:
+    """First, last and inner tokens of both runs of a row have one chance, the ratio, within 8 percent of it."""
+    maskable = np.ones((20_000, 160), dtype=bool)
+    maskable[:, [0, 100, 159]] = False
+    rates = sample_span_mask(maskable, keys_of(len(maskable)), 0.3, mean)[:, maskable[0]].mean(axis=0)
+    assert abs(rates.mean() - 47 / 157) < 1e-9
+    assert abs(rates / rates.mean() - 1).max() < 0.08
 
 
 def test_maskable_units_of_a_hand_made_row() -> None:
@@ -390,10 +394,8 @@ def test_a_mean_below_one_is_refused(mean: float) -> None:
 
 
 @pytest.mark.parametrize("mean", [1e30, 1e300, float("inf")])
-def test_a_mean_beyond_any_row_masks_to_the_end_of_the_run(mean: float) -> None:
-    """Spans longer than a row are as good as its rest: the mask is the longest suffixes, of the exact share."""
+def test_a_mean_beyond_any_row_masks_the_exact_share(mean: float) -> None:
+    """Spans longer than a row are as long as the row: the share is exact, and both ends are reached."""
     mask = sample_span_mask(np.ones((200, 20), bool), keys_of(200), 0.3, mean)
     assert (mask.sum(axis=1) == 6).all()
-    starts = (uniforms(keys_of(200), 0, 1)[:, 0] * 20).astype(int)
-    for row, start in zip(mask, starts, strict=True):
-        assert row[start : start + 6].all()
+    assert mask.any(axis=0).all()

@@ -44,7 +44,7 @@ def test_rank_of_unequal_directions_is_the_exponential_of_the_entropy() -> None:
     assert effective_rank(vectors).item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("n", "d"), [(1, 8), (64, 32), (32, 64), (4000, 192)])
+@pytest.mark.parametrize(("n", "d"), [(1, 8), (64, 32), (32, 64), (4000, 64)])
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0])
 def test_rank_of_identical_vectors_is_zero(n: int, d: int, scale: float) -> None:
     """One point has no directions, however many vectors stand on it and whatever its rounded mean."""

@@ -236,7 +236,9 @@ def test_the_articles_recipe_gives_the_articles_losses(family: str, learning_rat
         family,
         strong=False,
         encoder={"initializer_range": 0.3},
-        **of(name for name in inspect.signature(JepaConfig).parameters if name not in ("context_mode", "predictor_type")),
+        **of(
+            name for name in inspect.signature(JepaConfig).parameters if name not in ("context_mode", "predictor_type")
+        ),
         context_mode=RECIPE["context_mode"],
         predictor_type=RECIPE["predictor_type"],
     )

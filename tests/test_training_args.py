@@ -37,7 +37,10 @@ def test_an_unknown_choice_is_refused_with_the_known_ones(name: str, choices: tu
 def test_the_best_model_is_not_judged_by_the_loss(metric: str | None, tmp_path: Path) -> None:
     """A JEPA's loss is lowest when it has collapsed: the sentence says so, and names better metrics."""
     best: dict[str, Any] = {
-        "load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2
+        "load_best_model_at_end": True,
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 2,
     }
     best |= {"save_steps": 2}
     with pytest.raises(UsageError, match=r"--metric_for_best_model.*collapsed.*hit_rate and context_rank"):

@@ -3,11 +3,12 @@
 import difflib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -106,7 +107,8 @@ class _Parser(HfArgumentParser):
     """A parser whose error is one sentence, not two hundred flags and a sentence."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
+        # Each flag also goes by its name with hyphens: once is enough.
+        raise UsageError(re.sub(r"^argument (--\w+)(/--?[\w-]+)*", r"\1", message))
 
 
 def parse_command(argv: Sequence[str]) -> Parsed:
@@ -118,10 +120,19 @@ def parse_command(argv: Sequence[str]) -> Parsed:
     parser = _Parser(_CLASSES, prog="run_jepa.py", description="Pretrain an encoder with JEPA.", allow_abbrev=False)
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
-        parser.set_defaults(**_read_yaml(argv.pop(0), parser))
-    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        argv = _read_yaml(argv[0], parser) + argv[1:]
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    except UsageError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:  # from TrainingArguments
+        raise UsageError(" ".join(str(error).split())) from None
     if unknown:
         flag = unknown[0].split("=")[0]
+        if not flag.startswith("-"):
+            raise UsageError(f"{flag!r} follows no flag; a config file comes first, and a flag takes one value")
         raise UsageError(f"unknown {_unknown(flag, [f'--{name}' for name in _names(parser)], 'flag')}")
     return tuple(parsed)  # type: ignore[return-value]
 
@@ -150,7 +161,8 @@ def _unknown(name: str, valid: Sequence[str], what: str) -> str:
     return f"{what} {name}{hint}"
 
 
-def _read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
+def _read_yaml(path: str, parser: HfArgumentParser) -> list[str]:
+    """The file as flags, so that its values are converted and checked as on the command line."""
     if not Path(path).is_file():
         raise UsageError(f"config file {path!r} does not exist")
     try:
@@ -158,21 +170,27 @@ def _read_yaml(path: str, parser: HfArgumentParser) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"config file {path!r} is not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
-        return {}
+        return []
     if not isinstance(content, dict):
         raise UsageError(f"config file {path!r} must hold lines of the form `key: value`")
     valid = _names(parser)
     for key in content:
         if key not in valid:
             raise UsageError(f"config file {path!r} has the unknown {_unknown(str(key), valid, 'key')}")
-    # As text, so that the parser converts and checks a value as it does on the command line (YAML reads 5e-4 as text).
-    return {key: _as_text(value) for key, value in content.items() if value is not None}
+    argv = []
+    for key, value in content.items():
+        if isinstance(value, list):
+            if not _takes_list(key):
+                raise UsageError(f"config file {path!r}: {key} takes one value, not the list {value}")
+            parser.set_defaults(**{key: [str(item) for item in value]})
+        elif value is not None:
+            argv.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
+    return argv
 
 
-def _as_text(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_as_text(item) for item in value]
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+def _takes_list(name: str) -> bool:
+    hint = next(hints[name] for hints in map(get_type_hints, _CLASSES) if name in hints)
+    return any(part is list or get_origin(part) is list for part in (hint, *get_args(hint)))
 
 
 def complain(command: str, error: UsageError) -> int:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..version import __version__
 
@@ -42,6 +43,13 @@ def _train(arguments: list[str]) -> int:
         name, _, value = argument.partition("=")
         if name in ("--accelerate_config", "--accelerate-config"):
             value = value or (arguments[index + 1] if index + 1 < len(arguments) else "")
+            if not Path(value).is_file():
+                print(
+                    f"jepa-hf train: error: accelerate_config {value!r} is no file; name one like those in "
+                    "configs/accelerate",
+                    file=sys.stderr,
+                )
+                return 2
             rest = arguments[:index] + arguments[index + (1 if "=" in argument else 2) :]
             launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", value]
             return subprocess.call([*launch, "-m", "jepa_hf.cli", "train", *rest])

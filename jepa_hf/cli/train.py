@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import transformers
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from ..backbones import backbone_for
@@ -31,6 +32,8 @@ logger = logging.getLogger("jepa_hf")
 
 # Texts that a random start's tokenizer is trained on, at most: they are held in memory.
 _TOKENIZER_TEXTS = 100_000
+
+_FAMILIES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
 
 _SMOKE = {
     "model_type": "bert",
@@ -66,8 +69,10 @@ def pretrain(model: str | None = None, **flags: Any) -> JepaTrainer | None:
     Raises:
         UsageError: bad input.
 
-    >>>     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     trainer = pretrain(smoke_test=True, max_steps=1, output_dir=folder, use_cpu=True, disable_tqdm=True)
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
+    ...     trainer = pretrain(smoke_test=True, max_steps=1, output_dir=folder, use_cpu=True)
+    bert encoder, 0.2 M parameters, random start; ...
     >>> trainer.state.global_step
     1
     """
@@ -85,30 +90,23 @@ def run(parsed: Parsed) -> JepaTrainer | None:
     if plan.finished:
         _say(args, plan.note)
         return None
+    if plan.checkpoint is not None and not args.do_train:
+        raise UsageError(
+            f"{plan.checkpoint} is not what --do_eval alone would evaluate: name it as --model_name_or_path and choose "
+            "another output_dir"
+        )
 
     set_seed(args.seed)
     config = _encoder_config(model_args, data_args)
     tokenizer = _tokenizer(model_args, data_args, plan)
     length = _check_length(config, tokenizer, data_args)
-    need_validation = args.do_eval
+    if tokenizer is not None:  # what is wrong with the model or the masks is told before the data is read
+        model, collator = _model_and_collator(parsed, config, tokenizer, length)
     with args.main_process_first(desc="loading data"):
-        train_texts, eval_texts = load_text_datasets(data_args, seed=args.seed, need_validation=need_validation)
+        train_texts, eval_texts = load_text_datasets(data_args, seed=args.seed, need_validation=args.do_eval)
     if tokenizer is None:
         tokenizer = _trained_tokenizer(args, model_args, train_texts, length)
-    _add_tokens(tokenizer, model_args)
-    model = _model(model_args, data_args, config, tokenizer)
-    collator = DataCollatorForSpanJEPA(
-        tokenizer,
-        mask_ratio=mask_args.mask_ratio,
-        mean_span_length=mask_args.mean_span_length,
-        context_mode=model.config.context_mode,
-        num_masks=mask_args.num_masks,
-        whole_word=mask_args.whole_word,
-        on_short=mask_args.on_short,
-        pad_to_multiple_of=data_args.pad_to_multiple_of,
-        max_length=length if data_args.pad_to_max_length or args.torch_compile else None,
-        seed=args.seed,
-    )
+        model, collator = _model_and_collator(parsed, config, tokenizer, length)
     with args.main_process_first(desc="tokenising"):
         train_rows, eval_rows = (
             None if texts is None else _tokenize(texts, tokenizer, data_args, length, mask_args.whole_word)
@@ -139,7 +137,7 @@ def run(parsed: Parsed) -> JepaTrainer | None:
     _write_results(trainer, metrics)
     if args.do_train and args.should_save:
         finish_run(args.output_dir, settings)
-    _say_where(args)
+    _say_where(args, metrics.get("eval"))
     return trainer
 
 
@@ -184,6 +182,16 @@ def _complete(model_args: ModelArguments, data_args: DataArguments, args: RunArg
     for name in ("train_file", "validation_file"):
         if getattr(data_args, name) and data_args.dataset_name:
             raise UsageError(f"{name} and dataset_name exclude each other; give one of them")
+    for name, value, least in (
+        ("per_device_train_batch_size", args.per_device_train_batch_size, 1),
+        ("per_device_eval_batch_size", args.per_device_eval_batch_size, 1),
+        ("gradient_accumulation_steps", args.gradient_accumulation_steps, 1),
+        ("learning_rate", args.learning_rate, 0),
+        ("seed", args.seed, 0),
+        ("tokenizer_vocab_size", model_args.tokenizer_vocab_size, 1),
+    ):
+        if not value >= least:
+            raise UsageError(f"{name} must be at least {least}, not {value}")
 
 
 def _settings(parsed: Parsed) -> dict[str, Any]:
@@ -211,7 +219,9 @@ def _encoder_config(model_args: ModelArguments, data_args: DataArguments) -> Pre
         try:
             config = AutoConfig.for_model(model_args.model_type)
         except ValueError:
-            raise UsageError(f"model_type {model_args.model_type!r} is not one that transformers knows") from None
+            raise UsageError(
+                f"model_type {model_args.model_type!r} is not one that transformers knows; use {', '.join(_FAMILIES)}"
+            ) from None
     else:
         argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
         config = _load(argument, name, AutoConfig.from_pretrained, _hub_kwargs(model_args, data_args))
@@ -221,7 +231,13 @@ def _encoder_config(model_args: ModelArguments, data_args: DataArguments) -> Pre
         try:
             config.update_from_string(model_args.config_overrides)
         except (ValueError, IndexError) as error:
-            raise UsageError(f"config_overrides {model_args.config_overrides!r}: {error}") from None
+            raise UsageError(
+                f"config_overrides {model_args.config_overrides!r} must have the form name=value,name=value with names "
+                f"of the {config.model_type} configuration: {error}"
+            ) from None
+    needed = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
+    if config.is_encoder_decoder or not all(hasattr(config, name) for name in needed):
+        raise UsageError(f"a {config.model_type} model is no text encoder; use {', '.join(_FAMILIES)}")
     # Refuse an impossible combination before any data is read.
     JepaConfig(config, **model_args.jepa_kwargs())
     return config
@@ -233,7 +249,7 @@ def _load(argument: str, name: str, loader: Callable[..., Any], kwargs: dict[str
         return loader(name, **kwargs)
     except UsageError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if Path(name).is_dir():
             reason = " ".join(str(error).split())[:300]
             raise UsageError(f"{argument} {name!r} cannot be loaded: {reason}") from None
@@ -245,13 +261,22 @@ def _load(argument: str, name: str, loader: Callable[..., Any], kwargs: dict[str
 
 def _tokenizer(model_args: ModelArguments, data_args: DataArguments, plan: RunPlan) -> PreTrainedTokenizerBase | None:
     """The tokenizer, or None where a random start has to train one."""
-    name = model_args.tokenizer_name or model_args.model_name_or_path or model_args.config_name
-    if name is None and plan.checkpoint is not None:
-        name = str(plan.checkpoint)  # the one that this run trained when it began
+    name, argument = model_args.model_name_or_path, "model_name_or_path"
+    if model_args.tokenizer_name is not None:
+        name, argument = model_args.tokenizer_name, "tokenizer_name"
+    elif name is None and plan.checkpoint is not None:
+        name, argument = str(plan.checkpoint), "checkpoint"  # this run's own, perhaps trained when it began
+    elif name is None:
+        name, argument = model_args.config_name, "config_name"
     if name is None:
         return None
-    argument = "tokenizer_name" if model_args.tokenizer_name else "model_name_or_path"
-    return _load(argument, name, AutoTokenizer.from_pretrained, _hub_kwargs(model_args, data_args))
+    tokenizer = _load(argument, name, AutoTokenizer.from_pretrained, _hub_kwargs(model_args, data_args))
+    if len(tokenizer) > len(tokenizer.all_special_ids):
+        return tokenizer
+    # What transformers makes of a directory without a tokenizer knows special tokens only.
+    if argument == "config_name":
+        return None
+    raise UsageError(f"{argument} {name!r} holds no tokenizer; name one with --tokenizer_name")
 
 
 def _check_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None, data_args: DataArguments) -> int:
@@ -265,6 +290,27 @@ def _check_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase |
             f"use at most {possible}"
         )
     return data_args.max_seq_length
+
+
+def _model_and_collator(
+    parsed: Parsed, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, length: int
+) -> tuple[JepaForRepresentationPrediction, DataCollatorForSpanJEPA]:
+    model_args, data_args, mask_args, args = parsed
+    _add_tokens(tokenizer, model_args)
+    model = _model(model_args, data_args, config, tokenizer)
+    collator = DataCollatorForSpanJEPA(
+        tokenizer,
+        mask_ratio=mask_args.mask_ratio,
+        mean_span_length=mask_args.mean_span_length,
+        context_mode=model.config.context_mode,
+        num_masks=mask_args.num_masks,
+        whole_word=mask_args.whole_word,
+        on_short=mask_args.on_short,
+        pad_to_multiple_of=data_args.pad_to_multiple_of,
+        max_length=length if data_args.pad_to_max_length or args.torch_compile else None,
+        seed=args.seed,
+    )
+    return model, collator
 
 
 def _trained_tokenizer(
@@ -283,9 +329,12 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) 
         return
     path = Path(model_args.add_tokens)
     if not path.is_file():
-        raise UsageError(f"add_tokens {model_args.add_tokens!r} does not exist; name a text file with one token a line")
-    tokens = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    tokenizer.add_tokens(tokens)
+        raise UsageError(f"add_tokens {model_args.add_tokens!r} is no file; name a text file with one token a line")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UsageError(f"add_tokens {model_args.add_tokens!r} is not UTF-8; convert it to UTF-8") from None
+    tokenizer.add_tokens([line.strip() for line in lines if line.strip()])
 
 
 def _model(
@@ -303,7 +352,13 @@ def _model(
             # Configurations differ in which of these they have; the tokenizer's are the right ones.
             if getattr(config, f"{name}_token_id", None) is not None:
                 setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
-        return JepaForRepresentationPrediction._from_config(JepaConfig(config, **model_args.jepa_kwargs()), **attention)
+        try:
+            jepa_config = JepaConfig(config, **model_args.jepa_kwargs())
+            return JepaForRepresentationPrediction._from_config(jepa_config, **attention)
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(f"no {config.model_type} encoder can be built like that: {error}") from None
     model = _load(
         "model_name_or_path",
         model_args.model_name_or_path,
@@ -379,11 +434,15 @@ def _write_results(trainer: JepaTrainer, metrics: dict[str, Any]) -> None:
     history = trainer.state.log_history
     (folder / "metrics.json").write_text(json.dumps({**metrics, "history": history}, indent=1) + "\n", encoding="utf-8")
     plot_training(history, folder / "training.png")
-    trainer.create_model_card()
+    if trainer.args.do_train:
+        trainer.create_model_card()
 
 
-def _say_where(args: RunArguments) -> None:
+def _say_where(args: RunArguments, evaluation: dict[str, float] | None) -> None:
     folder = args.output_dir
+    if not args.do_train:
+        _say(args, f"{json.dumps(evaluation, indent=1)}\nwritten to {folder}: metrics.json, training.png")
+        return
     _say(
         args,
         f"\nwritten to {folder}: the encoder, its tokenizer, README.md (card), metrics.json, training.png; "

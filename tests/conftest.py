@@ -1,0 +1,25 @@
+"""What every test leaves as it found it."""
+
+import logging
+import os
+from collections.abc import Iterator
+
+import datasets
+import pytest
+import transformers
+
+
+@pytest.fixture(autouse=True)
+def _restore_library_settings() -> Iterator[None]:
+    """The command line quiets the libraries for its process, which here is that of all tests."""
+    ours, hub = logging.getLogger("jepa_hf"), logging.getLogger("huggingface_hub")
+    before = (transformers.logging.get_verbosity(), datasets.logging.get_verbosity(), ours.level, hub.level)
+    parallelism = os.environ.get("TOKENIZERS_PARALLELISM")
+    yield
+    transformers.logging.set_verbosity(before[0])
+    transformers.logging.enable_progress_bar()
+    datasets.logging.set_verbosity(before[1])
+    ours.setLevel(before[2])
+    hub.setLevel(before[3])
+    if parallelism is None:
+        os.environ.pop("TOKENIZERS_PARALLELISM", None)

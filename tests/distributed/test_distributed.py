@@ -1,0 +1,108 @@
+"""Claims about two real processes: accelerate starts them on the CPU, and they talk through gloo."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+SCRIPT = HERE / "train_two_ranks.py"
+CONFIG = REPOSITORY / "configs" / "accelerate" / "cpu2.yaml"
+
+sys.path.insert(0, str(HERE))
+
+import train_two_ranks  # noqa: E402
+
+Results = dict[str, dict[str, Any]]
+TRAINED = ["dropped", "kept", "accumulated", "streaming", "one rank without targets"]
+EVALUATED = [name for name in train_two_ranks.RUNS if "evaluation" in name]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    """What each of the two ranks ended with."""
+    folder = tmp_path_factory.mktemp("two")
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), str(SCRIPT)]
+    done = subprocess.run(
+        [*command, str(folder)], env=environment, cwd=folder, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    files = sorted(folder.glob("rank-*.pt"))
+    assert len(files) == 2
+    return [torch.load(file, weights_only=False) for file in files]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What one process ends with, its batches twice as large."""
+    return train_two_ranks.run_all(tmp_path_factory.mktemp("one"), processes=1)
+
+
+def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_both_ranks_end_with_the_same_bits(name: str, ranks: list[Results]) -> None:
+    """Targets above all, which no gradient synchronises; although the ranks began with other weights."""
+    zero, one = (rank[name]["weights"] for rank in ranks)
+    assert any(key.startswith("target_encoder.") for key in zero)
+    for key in zero:
+        assert torch.equal(zero[key], one[key]), key
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_ranks_equal_one_process_with_the_doubled_batch(name: str, ranks: list[Results], alone: Results) -> None:
+    """All weights to 1e-5, with uneven numbers of targets; the log and the tokens too."""
+    two = ranks[0][name]
+    assert largest_difference(two["weights"], alone[name]["weights"]) < 1e-5
+    counts = [rank[name]["targets"] for rank in ranks]
+    assert counts[0] != counts[1]
+    assert sum(counts[0]) + sum(counts[1]) == sum(alone[name]["targets"])
+    assert two["tokens"] == alone[name]["tokens"]
+    assert two["steps"] == alone[name]["steps"] == 5
+    for log, expected in zip(two["logs"], alone[name]["logs"], strict=True):
+        for key in ("loss", "prediction_loss", "mlm_loss", "cosine", "masked_fraction", "rows_without_targets"):
+            assert log[key] == pytest.approx(expected[key], abs=1e-5), key
+
+
+def test_the_comparison_sees_ranks_that_count_for_themselves(ranks: list[Results], alone: Results) -> None:
+    """Were each rank's loss divided by its own targets, the weights would differ by far more than 1e-5."""
+    assert largest_difference(ranks[0]["wrong"]["weights"], alone["dropped"]["weights"]) > 1e-4
+
+
+def test_streamed_batches_had_differing_lengths(ranks: list[Results]) -> None:
+    """Dynamic padding: the two ranks' batches of the same step are not of one length."""
+    assert any(zero != one for zero, one in zip(*(rank["streaming"]["lengths"] for rank in ranks), strict=True))
+
+
+def test_a_rank_may_have_no_targets_at_all(ranks: list[Results]) -> None:
+    """It did not, in any batch; the other had some."""
+    assert sum(ranks[1]["one rank without targets"]["targets"]) == 0
+    assert min(ranks[0]["one rank without targets"]["targets"]) > 0
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_evaluation_agrees_with_one_process(name: str, ranks: list[Results], alone: Results) -> None:
+    """Every mean over targets; also where the last batches are filled up with repeated rows, or a rank has nothing."""
+    expected = alone[name]["metrics"]
+    means = [
+        key
+        for key in expected
+        if not key.endswith(("runtime", "per_second", "preparation_time", "rank", "cosine", "spread"))
+    ]
+    assert {"eval_loss", "eval_prediction_loss", "eval_mlm_loss", "eval_constant_prediction_loss"} <= set(means)
+    assert {"eval_hit_rate", "eval_hit_rate_chance", "eval_masked_fraction"} <= set(means)
+    for rank in ranks:
+        metrics = rank[name]["metrics"]
+        assert metrics.keys() - {"eval_model_preparation_time"} == expected.keys() - {"eval_model_preparation_time"}
+        for key in [*means, "eval_cosine"]:
+            assert metrics[key] == pytest.approx(expected[key], abs=1e-5), key

@@ -1,0 +1,111 @@
+"""The runs that `test_distributed.py` compares: on two ranks, started by accelerate, and in its own process, on one.
+
+    accelerate launch --config_file configs/accelerate/cpu2.yaml train_two_ranks.py FOLDER
+
+Each rank writes what it ends with to FOLDER/rank-N.pt.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import PartialState
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jepa_batches import rows, tiny_jepa  # noqa: E402
+from jepa_runs import At, Recorded, trainer, weights  # noqa: E402
+
+SHORT = {"input_ids": [2, 60, 3]}  # nothing to mask
+LONG = rows("bert", 40, longest=40)
+Result = dict[str, Any]
+
+
+def train(folder: Path, processes: int, data: Any, mode: str, predictor: str, **overrides: Any) -> Result:
+    """Five steps of AdamW over batches of 8 samples in all, from weights that only rank 0 has."""
+    rank = PartialState().process_index
+    model = tiny_jepa("bert", mode, predictor, strong=False, initializer_range=0.1, mlm_weight=0.5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5 * rank)
+    moved: list[torch.Tensor] = []
+    settings = {
+        "max_steps": 5,
+        "per_device_train_batch_size": 8 // processes,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": 3e-4,
+        "adam_epsilon": 1e-6,
+        "ema_decay": 0.9,
+    }
+    run: Recorded = trainer(
+        folder,
+        model,
+        data=data,
+        mask={"on_short": "skip"},
+        callbacks=[At(on_step_end=lambda model, state: moved.append(next(model.target_encoder.parameters()).clone()))],
+        **(settings | overrides),
+    )
+    run.train()
+    return {
+        "weights": weights(run.model),
+        "targets": [batch["target_valid"].sum().item() for batch in run.batches],
+        "lengths": [batch["input_ids"].shape[1] for batch in run.batches],
+        "logs": [entry for entry in run.state.log_history if "loss" in entry],
+        "tokens": run.state.num_input_tokens_seen,
+        "steps": len(moved),
+    }
+
+
+def evaluate(folder: Path, processes: int, data: list[dict[str, list[int]]]) -> Result:
+    """The metrics over `data` in batches of 4 on each rank."""
+    run = trainer(
+        folder, tiny_jepa(mlm_weight=0.5), eval_data=data, mask={"on_short": "skip"}, per_device_eval_batch_size=4
+    )
+    return {"metrics": run.evaluate()}
+
+
+RUNS: dict[str, Callable[[Path, int], Result]] = {
+    "dropped": lambda folder, processes: train(folder, processes, LONG, "dropped", "transformer"),
+    "kept": lambda folder, processes: train(folder, processes, LONG, "kept", "mlp"),
+    "accumulated": lambda folder, processes: train(
+        folder,
+        processes,
+        LONG,
+        "dropped",
+        "transformer",
+        per_device_train_batch_size=4 // processes,
+        gradient_accumulation_steps=2,
+    ),
+    "streaming": lambda folder, processes: train(
+        folder, processes, datasets.Dataset.from_list(LONG).to_iterable_dataset(), "dropped", "transformer"
+    ),
+    # Of each batch of 8 the second half, which is rank 1's, has no targets.
+    "one rank without targets": lambda folder, processes: train(
+        folder, processes, [*LONG[20:24], *[SHORT] * 4] * 5, "dropped", "transformer"
+    ),
+    # What the tests must be able to see: each rank divides by its own targets.
+    "wrong": lambda folder, processes: train(
+        folder, processes, LONG, "dropped", "transformer", average_tokens_across_devices=False
+    ),
+    "evaluation": lambda folder, processes: evaluate(folder, processes, LONG[:16]),
+    "uneven evaluation": lambda folder, processes: evaluate(folder, processes, LONG[20:31]),
+    "evaluation of one row": lambda folder, processes: evaluate(folder, processes, LONG[20:21]),
+    "evaluation without targets on one rank": lambda folder, processes: evaluate(
+        folder, processes, [*LONG[20:24], *[SHORT] * 4]
+    ),
+}
+
+
+def run_all(folder: Path, processes: int) -> dict[str, Result]:
+    """Every run, on this rank."""
+    assert PartialState(cpu=True).num_processes == processes
+    return {name: run(folder, processes) for name, run in RUNS.items()}
+
+
+if __name__ == "__main__":
+    output = Path(sys.argv[1])
+    results = run_all(output, processes=2)
+    torch.save(results, output / f"rank-{PartialState().process_index}.pt")

@@ -1,0 +1,697 @@
+"""Claims about `JepaTrainer`: data, logs, evaluation, optimizer, precision, and what it pushes."""
+
+import concurrent.futures
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+import transformers.trainer
+from huggingface_hub.utils import filter_repo_objects
+from jepa_batches import rows, tiny_jepa
+from jepa_runs import At, Batch, Recorded, arguments, ema_of, largest_difference, trainer, weights
+from tiny import CORPUS, save_tiny_encoder, tiny_tokenizer
+from transformers import AutoModel
+
+import jepa_hf.base_trainer
+from jepa_hf import (
+    DataCollatorForSpanJEPA,
+    EmaTargetCallback,
+    JepaForRepresentationPrediction,
+    JepaTrainer,
+    JepaTrainingArguments,
+    UsageError,
+)
+
+STILL = {"learning_rate": 0.0, "weight_decay": 0.0, "ema_decay": 1.0}  # a run in which no weight moves
+SHORT = {"input_ids": [2, 60, 3]}  # one token between [CLS] and [SEP]: nothing to mask
+
+
+def step_logs(run: JepaTrainer) -> list[dict[str, float]]:
+    return [entry for entry in run.state.log_history if "loss" in entry]
+
+
+def valid_pairs(model: JepaForRepresentationPrediction, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions and targets of a batch, `[N, D]` each."""
+    with torch.no_grad():
+        out = model(**batch)
+    return out.predictions[out.target_valid].numpy(), out.targets[out.target_valid].numpy()
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def hits(predictions: np.ndarray, targets: np.ndarray) -> float:
+    """How often the own target is the nearest, after the targets' mean is taken away: one by one."""
+    centre = targets.mean(axis=0)
+    nearest = [np.argmax(unit(targets - centre) @ unit(guess - centre)) for guess in predictions]
+    return float(np.mean(np.array(nearest) == np.arange(len(targets))))
+
+
+def rank(vectors: np.ndarray) -> float:
+    singular = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)
+    p = singular[singular > 1e-6 * singular.max()] / singular.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+# ---- logs
+
+
+@pytest.mark.parametrize("mode", ["kept", "dropped"])
+def test_what_is_logged_is_what_the_batches_say(mode: str, tmp_path: Path) -> None:
+    """Two updates of two micro-batches between two logs, recomputed from the batches by hand."""
+    model = tiny_jepa("bert", mode, loss="l2")
+    run = trainer(
+        tmp_path,
+        model,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=4,
+        logging_steps=2,
+        **(STILL | {"ema_decay": 0.75}),
+    )
+    # At a learning rate of 0 the target would go to the context: hold both, but keep the decay that is logged.
+    model.target_encoder.load_state_dict(model.context_encoder.state_dict())
+    run.train()
+    logs, batches = step_logs(run), run.batches
+    assert len(logs) == 2
+    assert len(batches) == 8
+    tokens = np.cumsum([batch["attention_mask"].sum().item() for batch in batches])
+    for number, log in enumerate(logs):
+        window = batches[4 * number : 4 * number + 4]
+        pairs = [valid_pairs(model, batch) for batch in window]
+        counts = np.array([len(targets) for _, targets in pairs])
+        errors = [np.mean((guess - target) ** 2, axis=-1).sum() for guess, target in pairs]
+        updates = [sum(errors[i : i + 2]) / counts[i : i + 2].sum() for i in (0, 2)]
+        cosines = [(unit(guess) * unit(target)).sum() for guess, target in pairs]
+        assert log["loss"] == pytest.approx(np.mean(updates), rel=1e-5)
+        assert log["prediction_loss"] == pytest.approx(sum(errors) / counts.sum(), rel=1e-5)
+        assert log["cosine"] == pytest.approx(sum(cosines) / counts.sum(), abs=1e-5)
+        read = sum(batch["attention_mask"].sum().item() for batch in window)
+        assert log["masked_fraction"] == pytest.approx(counts.sum() / read, rel=1e-6)
+        assert log["num_input_tokens_seen"] == tokens[4 * number + 3]
+        assert log["ema_decay"] == 0.75
+        assert log["rows_without_targets"] == 0
+        assert log["hit_rate"] == pytest.approx(hits(*pairs[-1]), abs=1e-6)
+        assert log["target_rank"] == pytest.approx(rank(pairs[-1][1]), rel=1e-3)
+    assert run.state.num_input_tokens_seen == tokens[-1]
+    assert {"grad_norm", "learning_rate", "epoch"} <= logs[0].keys()
+
+
+def test_each_part_of_the_loss_is_logged_only_where_it_counts(tmp_path: Path) -> None:
+    """loss = prediction + weight x each part; parts of weight 0 are not named."""
+    parts = {"mlm_weight": 0.5, "variance_weight": 0.25, "covariance_weight": 0.125, "sigreg_weight": 0.0625}
+    run = trainer(tmp_path, tiny_jepa(**parts), max_steps=1)
+    run.train()
+    (log,) = step_logs(run)
+    names = {name: name.replace("weight", "loss") for name in parts}
+    total = log["prediction_loss"] + sum(weight * log[names[name]] for name, weight in parts.items())
+    assert log["loss"] == pytest.approx(total, rel=1e-5)
+    assert min(log[name] for name in names.values()) > 0
+    plain = trainer(tmp_path, max_steps=1)
+    plain.train()
+    assert not set(names.values()) & step_logs(plain)[0].keys()
+
+
+@pytest.mark.parametrize("counted", ["no", "all", "non_padding"])
+def test_tokens_are_counted_as_asked(counted: str, tmp_path: Path) -> None:
+    """All, all but padding, or not at all."""
+    run = trainer(tmp_path, max_steps=2, include_num_input_tokens_seen=counted)
+    run.train()
+    everything = sum(batch["input_ids"].numel() for batch in run.batches)
+    real = sum(batch["attention_mask"].sum().item() for batch in run.batches)
+    assert real < everything
+    assert run.state.num_input_tokens_seen == {"no": 0, "all": everything, "non_padding": real}[counted]
+
+
+# ---- floating-point operations
+
+
+@pytest.mark.parametrize(("mode", "predictor"), [("kept", "mlp"), ("kept", "transformer"), ("dropped", "transformer")])
+def test_floating_point_operations_by_hand(mode: str, predictor: str, tmp_path: Path) -> None:
+    """2 per weight and position forward and 4 backward; the target encoder only forward; tables are look-ups."""
+    norm, layer = 2 * 32, 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32) + 2 * (2 * 32)
+    encoder = norm + 2 * layer
+    mlp = (32 * 128 + 128) + (128 * 32 + 32)
+    block = 2 * (2 * 16) + (16 * 48 + 48) + (16 * 16 + 16) + (16 * 64 + 64) + (64 * 16 + 16)
+    transformer = (32 * 16 + 16) + 2 * block + 2 * 16 + (16 * 32 + 32)
+    samples, length, targets, visible = 3, 10, 4, 7
+    batch = {
+        "input_ids": torch.zeros(samples, length, dtype=torch.long),
+        "attention_mask": torch.ones(samples, length, dtype=torch.long),
+        "target_positions": torch.zeros(samples, 1, targets, dtype=torch.long),
+        "context_positions": torch.zeros(samples, 1, visible, dtype=torch.long),
+    }
+    context = visible if mode == "dropped" else length
+    read = targets if predictor == "mlp" else context + targets
+    expected = 2 * encoder * samples * length + 6 * encoder * samples * context
+    expected += 6 * (mlp if predictor == "mlp" else transformer) * samples * read
+    run = trainer(tmp_path, tiny_jepa("bert", mode, predictor), max_steps=1)
+    assert run.floating_point_ops(batch) == expected
+    run.train()
+    assert run.state.total_flos == sum(run.floating_point_ops(batch) for batch in run.batches) > 0
+
+
+# ---- evaluation
+
+
+@pytest.mark.parametrize("weights_of_parts", [{}, {"mlm_weight": 0.5}], ids=["jepa", "mlm"])
+def test_eval_loss_is_the_mean_over_targets_however_batches_are_cut(
+    weights_of_parts: dict[str, float], tmp_path: Path
+) -> None:
+    """13 rows of very different lengths, in batches of 4 (the last of 1) and in one: the same; not the batch mean."""
+    model = tiny_jepa(**weights_of_parts)
+    data = rows("bert", 13, longest=60)
+    run = trainer(tmp_path, model, eval_data=data, per_device_eval_batch_size=4)
+    collator = run.data_collator.for_evaluation()
+    with torch.no_grad():
+        expected = model(**collator(data)).loss.item()
+        parts = [model(**collator(data[i : i + 4])).loss.item() for i in range(0, 13, 4)]
+    assert run.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    whole = trainer(tmp_path, model, eval_data=data, per_device_eval_batch_size=13)
+    assert whole.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert np.mean(parts) != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["cosine", "l2", "l1", "smooth_l1"])
+def test_the_constant_predictor_and_chance_by_hand(loss: str, tmp_path: Path) -> None:
+    """The loss of always saying the mean target, and one over the number of targets."""
+    model = tiny_jepa(loss=loss, smooth_l1_beta=0.5)
+    data = rows("bert", 13)
+    run = trainer(tmp_path, model, eval_data=data, per_device_eval_batch_size=13)
+    metrics = run.evaluate()
+    predictions, targets = valid_pairs(model, run.data_collator.for_evaluation()(data))
+    difference = np.abs(targets - targets.mean(axis=0))
+    expected = {
+        "cosine": 1 - unit(targets) @ unit(unit(targets).mean(axis=0)),
+        "l2": difference**2,
+        "l1": difference,
+        "smooth_l1": np.where(difference < 0.5, difference**2, difference - 0.25),
+    }[loss].mean()
+    assert metrics["eval_constant_prediction_loss"] == pytest.approx(expected, rel=1e-4)
+    assert metrics["eval_hit_rate_chance"] == pytest.approx(1 / len(targets))
+    assert metrics["eval_hit_rate"] == pytest.approx(hits(predictions, targets), abs=1e-6)
+    assert metrics["eval_target_rank"] == pytest.approx(rank(targets), rel=1e-3)
+    assert metrics["eval_cosine"] == pytest.approx((unit(predictions) * unit(targets)).sum(-1).mean(), abs=1e-5)
+
+
+def test_evaluation_is_deterministic_and_does_not_see_the_epoch(tmp_path: Path) -> None:
+    """Before, after each of three epochs of other training masks, and twice in a row: the same numbers exactly."""
+    run = trainer(
+        tmp_path,
+        tiny_jepa(encoder={"hidden_dropout_prob": 0.1}, sigreg_weight=0.1),
+        data=rows("bert", 16),
+        eval_data=rows("bert", 11),
+        max_steps=-1,
+        num_train_epochs=3,
+        eval_strategy="epoch",
+        eval_on_start=True,
+        **STILL,
+    )
+    run.train()
+    run.evaluate()
+    run.evaluate()
+    timing = ("runtime", "per_second", "epoch", "step", "tokens_seen", "preparation_time")
+    evaluations = [
+        {name: value for name, value in entry.items() if not name.endswith(timing)}
+        for entry in run.state.log_history
+        if "eval_loss" in entry
+    ]
+    assert len(evaluations) == 6
+    assert "eval_context_rank" in evaluations[0]
+    assert all(evaluation == evaluations[0] for evaluation in evaluations)
+    assert run.data_collator.epoch == 2
+    masks = run.data_collator(rows("bert", 11))["target_positions"]
+    fixed = run.data_collator.for_evaluation()(rows("bert", 11))["target_positions"]
+    assert masks.shape != fixed.shape or not torch.equal(masks, fixed)
+
+
+def test_several_evaluation_sets_each_have_their_metrics(tmp_path: Path) -> None:
+    run = trainer(tmp_path, eval_data={"a": rows("bert", 8), "b": rows("bert", 20)[12:]})
+    metrics = run.evaluate()
+    assert metrics["eval_a_loss"] != metrics["eval_b_loss"]
+    assert {"eval_a_hit_rate", "eval_b_hit_rate", "eval_a_context_rank"} <= metrics.keys()
+
+
+def test_the_best_model_by_hit_rate_is_loaded_at_the_end(tmp_path: Path) -> None:
+    """The weights at the end are those of the checkpoint whose evaluation had the highest hit rate."""
+    run = trainer(
+        tmp_path,
+        eval_data=rows("bert", 24),
+        max_steps=6,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        learning_rate=0.03,
+        load_best_model_at_end=True,
+        metric_for_best_model="hit_rate",
+    )
+    run.train()
+    rates = {entry["step"]: entry["eval_hit_rate"] for entry in run.state.log_history if "eval_hit_rate" in entry}
+    best = max(rates, key=lambda step: (rates[step], -step))
+    assert len(set(rates.values())) > 1
+    assert run.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+    saved = JepaForRepresentationPrediction.from_pretrained(tmp_path / f"checkpoint-{best}")
+    assert largest_difference(weights(run.model), weights(saved)) == 0
+
+
+# ---- data
+
+
+@pytest.fixture(scope="module")
+def encoder_directory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny_encoder("bert", tmp_path_factory.mktemp("encoder"))
+
+
+TEXT = CORPUS[20:36]
+FORMS = {
+    "list of dict": [{"text": text} for text in TEXT],
+    "list of str": TEXT,
+    "dataset": datasets.Dataset.from_dict({"text": TEXT}),
+    "dataset with another column": datasets.Dataset.from_dict({"text": TEXT, "label": [0] * len(TEXT)}),
+    "stream": datasets.Dataset.from_dict({"text": TEXT}).to_iterable_dataset(),
+    "generator": datasets.IterableDataset.from_generator(lambda: iter([{"text": text} for text in TEXT])),
+}
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_text_in_any_form_is_tokenised(form: str, with_tokenizer: bool, encoder_directory: str, tmp_path: Path) -> None:
+    """A directory and texts are enough: the rows are what the tokenizer gives, and two steps are trained on them."""
+    run = Recorded(
+        model=encoder_directory,
+        args=arguments(tmp_path, max_steps=2, train_sampling_strategy="sequential"),
+        train_dataset=FORMS[form],
+        eval_dataset=FORMS[form],
+        processing_class=tiny_tokenizer("bert") if with_tokenizer else None,
+    )
+    expected = tiny_tokenizer("bert")(TEXT, truncation=True, max_length=128)["input_ids"]
+    assert [row["input_ids"] for row in run.train_dataset] == expected
+    assert isinstance(run.data_collator, DataCollatorForSpanJEPA)
+    assert run.data_collator.context_mode == run.model.config.context_mode
+    run.train()
+    read = [
+        ids[mask.bool()].tolist()
+        for batch in run.batches
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert read == expected
+    assert run.evaluate()["eval_loss"] > 0
+
+
+def test_rows_are_cut_where_asked_and_where_model_or_tokenizer_end(encoder_directory: str, tmp_path: Path) -> None:
+    long = [" ".join(CORPUS)]
+    for asked, expected in ((20, 20), (None, 128), (4000, 128)):
+        run = JepaTrainer(encoder_directory, arguments(tmp_path), train_dataset=long, max_seq_length=asked)
+        assert [len(row["input_ids"]) for row in run.train_dataset] == [expected]
+
+
+def test_a_stream_of_tokens_trains(tmp_path: Path) -> None:
+    """Rows of ids from an IterableDataset, with dynamic padding, as many steps as asked for."""
+    stream = datasets.Dataset.from_list(rows("bert", 20, longest=40)).to_iterable_dataset()
+    run = trainer(tmp_path, data=stream, max_steps=5)
+    run.train()
+    assert run.state.global_step == 5
+    assert len({batch["input_ids"].shape[1] for batch in run.batches}) > 1
+
+
+def test_every_part_by_hand(tmp_path: Path) -> None:
+    """Config, model, collator, EMA and optimizer of one's own: nothing is replaced."""
+    model = tiny_jepa()
+    collator = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), context_mode="dropped", mask_ratio=0.5)
+    ema = EmaTargetCallback(0.25, schedule="constant")
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    run = Recorded(
+        model=model,
+        args=arguments(tmp_path, max_steps=2, ema_decay=0.99),
+        data_collator=collator,
+        train_dataset=rows("bert", 16),
+        callbacks=[ema],
+        optimizers=(optimizer, scheduler),
+    )
+    assert run.data_collator is collator
+    assert ema_of(run) is ema
+    run.train()
+    assert isinstance(run.optimizer.optimizer, torch.optim.SGD)
+    assert ema.decay == 0.25
+    assert step_logs(run)[-1]["ema_decay"] == 0.25
+    assert step_logs(run)[-1]["masked_fraction"] > 0.4
+
+
+def test_arguments_may_be_left_out(encoder_directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`JepaTrainer(model=..., train_dataset=...)` is enough."""
+    monkeypatch.chdir(tmp_path)
+    run = JepaTrainer(encoder_directory, train_dataset=TEXT)
+    assert isinstance(run.args, JepaTrainingArguments)
+    assert run.args.output_dir == "out"
+    assert len(run.train_dataset) == len(TEXT)
+
+
+def test_data_without_text_or_ids_and_a_model_without_tokenizer_are_refused(
+    encoder_directory: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="neither a column input_ids nor text, only body, label"):
+        JepaTrainer(
+            encoder_directory,
+            arguments(tmp_path),
+            train_dataset=datasets.Dataset.from_dict({"body": TEXT, "label": [0] * len(TEXT)}),
+        )
+    with pytest.raises(UsageError, match=r"a tokenizer \(processing_class=...\) or a data_collator"):
+        JepaTrainer(tiny_jepa(), arguments(tmp_path), train_dataset=rows("bert", 8))
+
+
+@pytest.mark.parametrize("source", ["tokens", "text"])
+def test_word_ids_reach_the_collator(source: str, encoder_directory: str, tmp_path: Path) -> None:
+    """Trainer removes what the model does not read; whole words are hidden all the same, and only whole ones."""
+    tokenizer = tiny_tokenizer("bert")
+    data = datasets.Dataset.from_dict({"text": TEXT, "label": [1] * len(TEXT)})
+    if source == "tokens":
+        encoded = [tokenizer(text) for text in TEXT]
+        words = [[-1 if word is None else word for word in row.word_ids()] for row in encoded]
+        data = datasets.Dataset.from_dict(
+            {"input_ids": [row["input_ids"] for row in encoded], "word_ids": words, "label": [1] * len(TEXT)}
+        )
+    run = Recorded(
+        model=encoder_directory,
+        args=arguments(tmp_path, max_steps=2, train_sampling_strategy="sequential"),
+        data_collator=DataCollatorForSpanJEPA(tokenizer, whole_word=True, mean_span_length=1),
+        train_dataset=data,
+    )
+    run.train()
+    several = 0
+    hidden = [
+        set(positions[valid].tolist())
+        for batch in run.batches
+        for positions, valid in zip(batch["target_positions"], batch["target_valid"], strict=True)
+    ]
+    for text, positions in zip(TEXT, hidden, strict=True):
+        words = tokenizer(text).word_ids()
+        touched = {words[position] for position in positions}
+        whole = {position for position, word in enumerate(words) if word is not None and word in touched}
+        assert positions == whole
+        several += len(whole) > len(touched)
+    assert several > 4
+
+
+# ---- one EMA
+
+
+def test_a_second_ema_is_refused_and_not_kept(tmp_path: Path) -> None:
+    """In the constructor and added later, as an object or a class; one's own takes the default's place."""
+    for second in (EmaTargetCallback(0.5), EmaTargetCallback):
+        with pytest.raises(UsageError, match="already an EmaTargetCallback"):
+            trainer(tmp_path, callbacks=[EmaTargetCallback(0.9), second])
+        run = trainer(tmp_path)
+        with pytest.raises(UsageError, match="already an EmaTargetCallback"):
+            run.add_callback(second)
+        assert sum(isinstance(item, EmaTargetCallback) for item in run.callback_handler.callbacks) == 1
+    alone = trainer(tmp_path, callbacks=[EmaTargetCallback])
+    assert sum(isinstance(item, EmaTargetCallback) for item in alone.callback_handler.callbacks) == 1
+
+
+def test_ones_own_ema_replaces_the_default(tmp_path: Path) -> None:
+    class Frozen(EmaTargetCallback):
+        """A target that never moves."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            pass
+
+    own = Frozen()
+    run = trainer(tmp_path, callbacks=[own], ema_decay=0.5)
+    before = weights(run.model.target_encoder)
+    run.train()
+    assert run.ema is own
+    assert largest_difference(weights(run.model.target_encoder), before) == 0
+    assert "ema_decay" not in step_logs(run)[0]
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_the_target_moves_once_per_update(accumulation: int, tmp_path: Path) -> None:
+    """With a still context, N updates bring the target to context + d^N (start − context), accumulation or not."""
+    run = trainer(
+        tmp_path,
+        max_steps=3,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=accumulation,
+        **(STILL | {"ema_decay": 0.5}),
+    )
+    start, context = weights(run.model.target_encoder), weights(run.model.context_encoder)
+    run.train()
+    expected = {name: context[name] + 0.5**3 * (start[name] - context[name]) for name in start}
+    assert largest_difference(weights(run.model.target_encoder), expected) < 1e-6
+
+
+# ---- rows without targets
+
+
+def test_rows_that_are_too_short_are_counted_and_a_batch_of_them_does_no_harm(tmp_path: Path) -> None:
+    """Batches of 8 with 2, 8 and 0 such rows: the log says so, the loss of the empty one is 0, no weight is NaN."""
+    long = rows("bert", 40)[10:]
+    data = long[:3] + [SHORT] + long[3:6] + [SHORT] + [SHORT] * 8 + long[6:14]
+    run = trainer(tmp_path, data=data, mask={"on_short": "skip"}, max_steps=3, train_sampling_strategy="sequential")
+    before = weights(run.model.context_encoder)
+    run.train()
+    logs = step_logs(run)
+    assert [log["rows_without_targets"] for log in logs] == [0.25, 1.0, 0.0]
+    assert logs[1]["loss"] == 0
+    assert logs[0]["loss"] > 0
+    assert logs[2]["loss"] > 0
+    assert logs[1]["masked_fraction"] == 0
+    assert all(np.isfinite(value) for log in logs for value in log.values())
+    assert all(value.isfinite().all() for value in weights(run.model).values())
+    assert largest_difference(weights(run.model.context_encoder), before) > 0
+    metrics = run.evaluate(data)
+    assert metrics["eval_rows_without_targets"] == pytest.approx(10 / 24)
+
+
+@pytest.mark.parametrize("mode", ["kept", "dropped"])
+def test_a_batch_without_targets_has_zero_gradients(mode: str, tmp_path: Path) -> None:
+    """Not NaN, and not None either, which DDP would wait for."""
+    model = tiny_jepa("bert", mode, mlm_weight=0.5)
+    sizes: list[float] = []
+
+    def look(model: Any, state: Any) -> None:
+        sizes.extend(p.grad.abs().max().item() for p in model.parameters() if p.requires_grad)
+
+    run = trainer(
+        tmp_path,
+        model,
+        data=[SHORT] * 8,
+        mask={"on_short": "skip"},
+        callbacks=[At(on_pre_optimizer_step=look)],
+        max_steps=1,
+    )
+    run.train()
+    assert len(sizes) == sum(p.requires_grad for p in model.parameters())
+    assert max(sizes) == 0
+
+
+# ---- precision, memory, speed
+
+
+def final(tmp_path: Path, **overrides: Any) -> Recorded:
+    run = trainer(tmp_path, max_steps=3, ema_decay=0.5, **overrides)
+    run.train()
+    return run
+
+
+def test_activation_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    """Same weights, same moved target; and something was indeed recomputed."""
+    plain = final(tmp_path)
+    start = weights(tiny_jepa().target_encoder)
+    calls = {"context": 0, "target": 0}
+    model = tiny_jepa()
+    for which in calls:
+        part = model.get_encoder(which).encoder.layer[0].intermediate
+        part.register_forward_hook(lambda *_, which=which: calls.update({which: calls[which] + 1}))
+    run = final(tmp_path, model=model, gradient_checkpointing=True)
+    assert calls == {"context": 6, "target": 3}
+    assert largest_difference(weights(run.model), weights(plain.model)) < 1e-6
+    assert largest_difference(weights(run.model.target_encoder), start) > 1e-2
+
+
+def test_bf16_computes_in_bfloat16_and_averages_in_float32(tmp_path: Path) -> None:
+    """Autocast on the CPU: the weights stay in float32, and even a decay of 0.999 moves the target."""
+    model = tiny_jepa()
+    seen: set[torch.dtype] = set()
+    layer = model.context_encoder.encoder.layer[0].intermediate.dense
+    layer.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
+    start = weights(model.target_encoder)
+    run = trainer(tmp_path, model, max_steps=3, ema_decay=0.999, bf16=True)
+    run.train()
+    assert seen == {torch.bfloat16}
+    assert {value.dtype for value in weights(model).values()} == {torch.float32}
+    moved = [name for name, value in weights(model.target_encoder).items() if not torch.equal(value, start[name])]
+    assert moved == list(start)
+    plain = trainer(tmp_path, max_steps=3, ema_decay=0.999)
+    plain.train()
+    assert run.losses == pytest.approx(plain.losses, rel=0.05)
+
+
+def test_torch_compile_moves_the_same_target_and_saves_the_same_names(tmp_path: Path) -> None:
+    """The compiled model's losses and weights are the plain one's; its prefixes are nowhere in what is saved."""
+    compiled = final(
+        tmp_path / "compiled",
+        torch_compile=True,
+        torch_compile_backend="aot_eager",
+        save_strategy="steps",
+        save_steps=3,
+    )
+    assert isinstance(compiled.model_wrapped, torch._dynamo.OptimizedModule)
+    plain = final(tmp_path / "plain")
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-4)
+    assert largest_difference(weights(compiled.model), weights(plain.model)) < 1e-4
+    saved = JepaForRepresentationPrediction.from_pretrained(tmp_path / "compiled" / "checkpoint-3")
+    assert largest_difference(weights(saved), weights(compiled.model)) == 0
+    assert {"prediction_loss", "cosine", "hit_rate"} <= step_logs(compiled)[0].keys()
+    compiled.save_model()
+    assert (
+        largest_difference(
+            weights(AutoModel.from_pretrained(tmp_path / "compiled", add_pooling_layer=False)),
+            weights(plain.model.context_encoder),
+        )
+        < 1e-4
+    )
+
+
+def test_dataparallel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process that sees several GPUs: a sentence that names accelerate launch."""
+    monkeypatch.setattr(JepaTrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(UsageError, match=r"2 GPUs.*DataParallel.*accelerate launch"):
+        trainer(tmp_path)
+
+
+# ---- optimizer
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_weight_decay_is_for_matrices_unless_all_is_asked_for(everything: bool, tmp_path: Path) -> None:
+    """Not for biases, norms, the predictor's mask token and position table; with decay_all_parameters for all."""
+    run = trainer(tmp_path, tiny_jepa(mlm_weight=0.5), weight_decay=0.125, decay_all_parameters=everything, max_steps=1)
+    run.create_optimizer()
+    names = {id(parameter): name for name, parameter in run.model.named_parameters()}
+    decayed, others = set(), set()
+    for group in run.optimizer.param_groups:
+        kind = decayed if group["weight_decay"] == 0.125 else others
+        kind.update(names[id(parameter)] for parameter in group["params"])
+        assert group["weight_decay"] in (0.125, 0.0)
+    trainable = {name for name, parameter in run.model.named_parameters() if parameter.requires_grad}
+    assert decayed | others == trainable
+    if everything:
+        assert decayed == trainable
+        return
+    matrices = {
+        name
+        for name, parameter in run.model.named_parameters()
+        if parameter.requires_grad and parameter.ndim == 2 and name != "predictor.position_embeddings"
+    }
+    assert decayed == matrices
+    assert {"predictor.mask_token", "predictor.position_embeddings", "mlm_head.bias"} <= others
+
+
+# ---- the Hub
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[str, Path]]]:
+    """Instead of the Hub: copies of what would have been uploaded, with the path in the repository."""
+    uploads: list[tuple[str, Path]] = []
+
+    def upload_folder(*args: Any, **kwargs: Any) -> Any:
+        folder = Path(kwargs["folder_path"])
+        copy = tmp_path / f"upload-{len(uploads)}"
+        files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+        for name in filter_repo_objects(files, ignore_patterns=kwargs.get("ignore_patterns")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / name, copy / name)
+        uploads.append((kwargs.get("path_in_repo") or "", copy))
+        done: concurrent.futures.Future[str] = concurrent.futures.Future()
+        done.set_result("commit")
+        return done if kwargs.get("run_as_future") else "commit"
+
+    def create_repo(*args: Any, **kwargs: Any) -> Any:
+        return type("Url", (), {"repo_id": "me/tiny"})()
+
+    monkeypatch.setattr(jepa_hf.base_trainer, "upload_folder", upload_folder)
+    for name, function in (("upload_folder", upload_folder), ("create_repo", create_repo)):
+        monkeypatch.setattr(huggingface_hub.HfApi, name, function)
+        monkeypatch.setattr(transformers.trainer, name, function, raising=False)
+    yield uploads
+    assert uploads, "nothing was uploaded"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("end", [""]),
+        ("every_save", ["", "", ""]),
+        ("checkpoint", ["", "last-checkpoint", "", "last-checkpoint", ""]),
+        ("all_checkpoints", ["", "checkpoint-1", "", "checkpoint-2", ""]),
+    ],
+)
+def test_what_is_pushed_has_the_plain_encoder_at_its_root(
+    strategy: str, expected: list[str], hub: list[tuple[str, Path]], tmp_path: Path
+) -> None:
+    """In the middle of training as at the end; the full model under jepa/; no pickle at the root."""
+    after: list[dict[str, torch.Tensor]] = []
+    run = trainer(
+        tmp_path / "out",
+        max_steps=2,
+        save_strategy="steps",
+        save_steps=1,
+        push_to_hub=True,
+        hub_strategy=strategy,
+        hub_model_id="me/tiny",
+        hub_token="none",
+        ema_decay=0.5,
+        callbacks=[At(on_step_end=lambda model, state: after.append(weights(model)))],
+    )
+    run.train()
+    run.push_to_hub()
+    assert [where for where, _ in hub] == expected
+    roots = [folder for where, folder in hub if not where]
+    for folder, state in zip(roots, ([] if strategy == "end" else after) + [after[-1]], strict=True):
+        encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        assert encoder.config.model_type == "bert"
+        prefix = "context_encoder."
+        context = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        assert largest_difference(weights(encoder), context) == 0
+        full = JepaForRepresentationPrediction.from_pretrained(folder / "jepa")
+        assert largest_difference(weights(full), state) == 0
+        assert (folder / "tokenizer.json").is_file()
+        assert (folder / "modules.json").is_file()
+        pickles = [path.name for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+        assert pickles == []
+        assert not list(folder.glob("checkpoint-*"))
+    for where, folder in hub:
+        assert not list(folder.rglob("*.bin"))
+        if where:
+            JepaForRepresentationPrediction.from_pretrained(folder)
+            assert (folder / "trainer_state.json").is_file()
+    assert 'from_pretrained("me/tiny")' in (roots[-1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_push_in_the_middle_leaves_the_run_as_it_was(hub: list[tuple[str, Path]], tmp_path: Path) -> None:
+    """Dropout after a push is the dropout of a run without one."""
+    results = []
+    for push in (True, False):
+        run = trainer(
+            tmp_path / str(push),
+            tiny_jepa(encoder={"hidden_dropout_prob": 0.1}),
+            max_steps=3,
+            save_strategy="steps",
+            save_steps=1,
+            push_to_hub=push,
+            hub_model_id="me/tiny" if push else None,
+            hub_token="none",
+        )
+        run.train()
+        results.append(weights(run.model))
+    assert largest_difference(*results) == 0
