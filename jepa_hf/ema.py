@@ -76,7 +76,8 @@ def match_parameters(
         Two lists of equal length and order: context parameters, target parameters.
 
     Raises:
-        ValueError: names, shapes or shards that differ, or a target in less than float32, which a small 1 − decay cannot move.
+        ValueError: names, shapes or shards that differ, or a target in less than float32, which a small 1 − decay
+            cannot move.
     """
     ours = {plain_name(name): parameter for name, parameter in context}
     theirs = {plain_name(name): parameter for name, parameter in target}

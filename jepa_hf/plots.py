@@ -56,7 +56,7 @@ def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
                 continue
             steps, values = zip(*points, strict=True)
             evaluated = name.startswith("eval_")
-            style = {"marker": "o", "markersize": 4} if evaluated else {"alpha": 0.6}
+            style = {"marker": "o", "markersize": 4} if evaluated or len(points) == 1 else {"alpha": 0.6}
             axis.plot(steps, values, label=label, color=f"C{number}", **style)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")

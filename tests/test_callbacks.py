@@ -1,5 +1,6 @@
 """Claims about the callbacks: epochs of the masks, and the schedule that the target follows."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +162,7 @@ def test_a_skipped_optimizer_step_moves_nothing(tmp_path: Path, monkeypatch: pyt
         on_step_end=lambda model, state: history.append(weights(model.target_encoder)),
     )
     trainer(tmp_path, callbacks=[watch], max_steps=3, ema_decay=0.9).train()
-    moved = [
-        any(not torch.equal(before[name], after[name]) for name in before)
-        for before, after in zip(history, history[1:], strict=False)
-    ]
+    moved = [any(not torch.equal(before[name], after[name]) for name in before) for before, after in pairwise(history)]
     assert moved == [True, False, True]
 
 

@@ -20,7 +20,7 @@ ROWS = 52  # 13 batches of 4, so 7 updates an epoch, the last of a single micro-
 def fresh(seed: int) -> JepaForRepresentationPrediction:
     """As in a new process: other random weights, other random states. With dropout everywhere."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed)
     model = tiny_jepa(
         encoder={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}, pred_dropout=0.1, strong=False
     )

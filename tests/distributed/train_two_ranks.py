@@ -16,8 +16,8 @@ from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jepa_batches import rows, tiny_jepa  # noqa: E402
-from jepa_runs import At, Recorded, trainer, weights  # noqa: E402
+from jepa_batches import rows, tiny_jepa
+from jepa_runs import At, Recorded, trainer, weights
 
 SHORT = {"input_ids": [2, 60, 3]}  # nothing to mask
 LONG = rows("bert", 40, longest=40)
