@@ -6,10 +6,12 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Title, vertical axis, and curves: name in the log, label, drawn with dots (evaluation) or as a line (training).
-_PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+# Title; least and greatest value that the vertical axis reaches, so that small changes look small; and curves: name in
+# the log and label.
+_PANELS: tuple[tuple[str, tuple[float | None, float | None], tuple[tuple[str, str], ...]], ...] = (
     (
         "Prediction loss",
+        (None, None),
         (
             ("prediction_loss", "training"),
             ("eval_prediction_loss", "evaluation"),
@@ -17,11 +19,17 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
-        "Hit rate: is the right target the nearest?",
-        (("hit_rate", "training"), ("eval_hit_rate", "evaluation"), ("eval_hit_rate_chance", "chance")),
+        "Hit rate: is the right target the nearest of its batch?",
+        (0.0, None),
+        (
+            ("hit_rate", "training, in its batches"),
+            ("eval_hit_rate", "evaluation, in its batches"),
+            ("eval_hit_rate_chance", "chance in evaluation"),
+        ),
     ),
     (
         "Effective rank",
+        (0.0, None),
         (
             ("target_rank", "targets, training"),
             ("eval_target_rank", "targets, evaluation"),
@@ -30,6 +38,7 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ),
     (
         "Mean pairwise cosine (1: collapsed)",
+        (None, 1.02),
         (
             ("target_pairwise_cosine", "targets, training"),
             ("eval_target_pairwise_cosine", "targets, evaluation"),
@@ -49,7 +58,7 @@ def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2)
-    for axis, (title, curves) in zip(axes.flat, _PANELS, strict=True):
+    for axis, (title, (bottom, top), curves) in zip(axes.flat, _PANELS, strict=True):
         for number, (name, label) in enumerate(curves):
             points = [(entry["step"], entry[name]) for entry in log_history if name in entry and "step" in entry]
             if not points:
@@ -62,5 +71,6 @@ def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         if axis.has_data():
+            axis.set_ylim(bottom, top)
             axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)

@@ -11,6 +11,9 @@ from transformers import PreTrainedModel, ViTConfig
 
 from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction
 
+# Over matrices this small, threads only wait for each other.
+torch.set_num_threads(1)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Every combination of family, context mode and predictor that the design allows.

@@ -1,5 +1,6 @@
 """Claims about flags and YAML files: their names, what overrides what, and that a recipe cannot hold a dead key."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from jepa_hf.version import __version__
 RECIPES = sorted(REPOSITORY.glob("configs/*.yaml"))
 
 # The names that issue and README promise, those of run_mlm.py wherever it has one.
-PROMISED = """
+PROMISED = re.findall(
+    r"\w+",
+    """
 model_name_or_path model_type config_name config_overrides tokenizer_name cache_dir model_revision token
 trust_remote_code dtype attn_implementation add_tokens smoke_test
 train_file validation_file dataset_name dataset_config_name dataset_train_split streaming text_column_name
@@ -26,7 +29,8 @@ max_eval_samples preprocessing_num_workers overwrite_cache validation_split_perc
 do_train do_eval resume_from_checkpoint output_dir overwrite_output_dir
 mask_ratio mean_span_length whole_word num_masks context_mode predictor_type loss target_layers target_norm mlm_weight
 variance_weight covariance_weight sigreg_weight ema_decay ema_decay_end ema_schedule export_encoder
-""".split()
+""",
+)
 
 
 def values(*argv: str) -> dict[str, Any]:
@@ -102,9 +106,10 @@ def test_an_empty_file_is_no_flag(tmp_path: Path) -> None:
 def test_python_takes_the_same_names() -> None:
     given = {"mask_ratio": 0.2, "max_steps": 7, "train_file": "data.txt", "loss": "l1", "report_to": "none"}
     command = parse_command([part for name, value in given.items() for part in (f"--{name}", str(value))])
+    differing = {"logging_dir": None, "distributed_state": None}
     for ours, theirs in zip(parse_flags(given), command, strict=True):
-        # The date is in the name of a directory for logs.
-        assert {**vars(ours), "logging_dir": ""} == {**vars(theirs), "logging_dir": ""}
+        # A directory for logs has the date in its name, and accelerate's state no equality.
+        assert {**vars(ours), **differing} == {**vars(theirs), **differing}
     with pytest.raises(UsageError, match=r"unknown argument mask_ration; did you mean mask_ratio\?"):
         parse_flags({"mask_ration": 0.2})
 
@@ -119,12 +124,6 @@ def test_every_key_of_every_recipe_is_valid(path: Path) -> None:
     for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         if isinstance(value, (int, float, bool)):
             assert found[key] == value, key
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_option_of_a_recipe_is_commented_or_stands_in_a_commented_group(path: Path) -> None:
-    comments = sum("#" in line for line in path.read_text(encoding="utf-8").splitlines())
-    assert comments >= len(yaml.safe_load(path.read_text(encoding="utf-8"))) / 2
 
 
 def test_help_is_readable_and_exits_with_0(tmp_path: Path) -> None:

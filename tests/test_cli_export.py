@@ -87,14 +87,14 @@ import sys
 sys.modules["jepa_hf"] = None  # importing it is an error
 from transformers import AutoModel
 model = AutoModel.from_pretrained({str(target)!r}, trust_remote_code=True)
-print(type(model).__name__, float(sum(p.double().sum() for p in model.parameters())))
+print(type(model).__name__, sum(p.double().sum().item() for p in model.parameters()))
 """
     result = start_process("-c", script, cwd=tmp_path, HF_MODULES_CACHE=str(tmp_path / "modules"))
     assert result.returncode == 0, result.stderr
     name, total = result.stdout.split()[-2:]
     model = JepaForRepresentationPrediction.from_pretrained(out / "checkpoint-2")
     assert name == "JepaForRepresentationPrediction"
-    assert float(total) == float(sum(p.double().sum() for p in model.parameters()))
+    assert float(total) == sum(p.double().sum().item() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ print(type(model).__name__, float(sum(p.double().sum() for p in model.parameters
         (["../bert", "new"], "holds no full JEPA model"),
         (["../data.txt", "new"], "holds no full JEPA model"),
         (["jepa", "checkpoint-2"], "output_dir 'checkpoint-2' is not empty; name a new directory"),
-        (["jepa", "README.md"], "output_dir 'README.md' is not empty"),
+        (["jepa", "README.md"], "output_dir 'README.md' is a file, or lies under one; name a new directory"),
         (["jepa", "README.md/new"], "'README.md/new'"),
         (["jepa"], "the following arguments are required: output_dir"),
         (["jepa", "new", "--encoder", "both"], "--encoder: invalid choice: 'both'"),

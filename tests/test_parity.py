@@ -260,8 +260,13 @@ def test_the_articles_recipe_gives_the_articles_losses(family: str, learning_rat
     assert logged == pytest.approx(expected, abs=1e-5)
     if learning_rate == 1e-3:
         assert max(expected) - min(expected) > 0.1
-        assert largest_difference(weights(model.context_encoder), weights(article.context)) < 1e-4
-        assert largest_difference(weights(model.target_encoder), weights(article.target)) < 1e-4
+        for ours, theirs in ((model.context_encoder, article.context), (model.target_encoder, article.target)):
+            pair = weights(ours), weights(theirs)
+            for one in pair:
+                # A key bias has no gradient but rounding, which AdamW blows up to a step.
+                for name in [name for name in one if name.endswith(("key.bias", "k_lin.bias"))]:
+                    del one[name]
+            assert largest_difference(*pair) < 1e-4
 
 
 def test_the_articles_learning_rate_is_exact_in_the_warmup_and_one_step_ahead_after_it() -> None:

@@ -2,14 +2,18 @@
 
 import difflib
 import json
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+import datasets
+import transformers
 import yaml
 from transformers import HfArgumentParser
 
@@ -198,3 +202,15 @@ def complain(command: str, error: UsageError) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(f"{command}: error: {error}", file=sys.stderr)
     return 2
+
+
+def quiet_libraries() -> None:
+    """Their warnings would bury our sentence; what matters we say ourselves."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("jepa_hf").setLevel(logging.INFO)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # of reading and writing weights; training has its own
+    datasets.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if os.environ.get("WORLD_SIZE") else "true")

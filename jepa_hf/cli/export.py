@@ -5,22 +5,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from ..configuration_jepa import JepaConfig
 from ..errors import UsageError
 from ..export import JEPA_FOLDER, export_custom_code, export_encoder, export_masked_lm
 from ..modeling_jepa import JepaForRepresentationPrediction
-from .arguments import complain
+from .arguments import complain, quiet_libraries
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
+        raise UsageError(message.removeprefix("argument "))
 
 
 def main(argv: Sequence[str]) -> int:
     """Export; returns the exit code."""
+    quiet_libraries()
     parser = _Parser(prog="jepa-hf export", description="Write what others load, from a checkpoint or a full model.")
     parser.add_argument("source", help="checkpoint-N, out/jepa, or an out/ that holds one")
     parser.add_argument("output_dir", help="directory to write, new or empty")
@@ -34,9 +36,14 @@ def main(argv: Sequence[str]) -> int:
         options = parser.parse_args(argv)
         source = _find_jepa(Path(options.source))
         target = Path(options.output_dir)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if any(place.exists() and not place.is_dir() for place in (target, *target.parents)):
+            raise UsageError(f"output_dir {options.output_dir!r} is a file, or lies under one; name a new directory")
+        if target.exists() and any(target.iterdir()):
             raise UsageError(f"output_dir {options.output_dir!r} is not empty; name a new directory")
-        model = JepaForRepresentationPrediction.from_pretrained(source)
+        try:
+            model = JepaForRepresentationPrediction.from_pretrained(source)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UsageError(f"{str(source)!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
         has_tokenizer = (source / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(source) if has_tokenizer else None
         if options.custom_code:

@@ -2,16 +2,12 @@
 
 import json
 import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
-import transformers
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
@@ -48,7 +44,7 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
     Returns:
         The exit code: 0, or 2 after a sentence about bad input.
     """
-    _quiet_libraries()
+    quiet_libraries()
     try:
         run(parse_command(sys.argv[1:] if argv is None else argv))
     except UsageError as error:
@@ -388,18 +384,6 @@ def _tokenize(
 
 
 # ---- what is said and written
-
-
-def _quiet_libraries() -> None:
-    """Their warnings would bury our sentence; what matters we say ourselves."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logger.setLevel(logging.INFO)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()  # of reading and writing weights; training has its own
-    datasets.logging.set_verbosity_error()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if os.environ.get("WORLD_SIZE") else "true")
 
 
 def _say(args: RunArguments, text: str) -> None:
