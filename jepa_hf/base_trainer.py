@@ -21,11 +21,12 @@ from .model_card import CardFacts, render_card
 
 
 class RunningMeans:
-    """Weighted means that stay on the device until they are read, so that no step waits for it."""
+    """Weighted means, and counts, that stay on the device until they are read, so that no step waits for it."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._weights: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, torch.Tensor] = {}
 
     def add(self, name: str, value: torch.Tensor, weight: torch.Tensor) -> None:
         """Count the scalar `value` with the scalar `weight`."""
@@ -35,18 +36,25 @@ class RunningMeans:
         self._sums[name] = self._sums.get(name, 0.0) + product
         self._weights[name] = self._weights.get(name, 0.0) + weight
 
+    def count(self, name: str, number: torch.Tensor) -> None:
+        """Add the scalar `number` to a count."""
+        self._counts[name] = self._counts.get(name, 0) + number.detach()
+
     def flush(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all ranks, and start anew. A name that one rank never added counts there with weight 0."""
-        names = sorted(set().union(*gather_object([sorted(self._sums)])))
-        if not names:
+        """The means and counts over all ranks, and start anew. A name that one rank never added counts there as 0."""
+        known = gather_object([(sorted(self._sums), sorted(self._counts))])
+        means, counts = (sorted(set().union(*names)) for names in zip(*known, strict=True))
+        if not means and not counts:
             return {}
         none = torch.zeros(2, device=accelerator.device)
-        stacked = torch.stack(
-            [torch.stack([self._sums[name], self._weights[name]]) if name in self._sums else none for name in names]
-        )
-        totals = accelerator.reduce(stacked, reduction="sum").tolist()
-        self._sums, self._weights = {}, {}
-        return {name: total / max(weight, 1e-12) for name, (total, weight) in zip(names, totals, strict=True)}
+        rows = [torch.stack([self._sums[name], self._weights[name]]) if name in self._sums else none for name in means]
+        for name in counts:
+            number = self._counts[name].float() if name in self._counts else none[0]
+            rows.append(torch.stack([number, none[0]]))
+        totals = accelerator.reduce(torch.stack(rows), reduction="sum").tolist()
+        self._sums, self._weights, self._counts = {}, {}, {}
+        values = {name: total / max(weight, 1e-12) for name, (total, weight) in zip(means, totals, strict=False)}
+        return values | {name: total for name, (total, _) in zip(counts, totals[len(means) :], strict=True)}
 
 
 class RepresentationTrainer(Trainer):
@@ -218,7 +226,8 @@ class RepresentationTrainer(Trainer):
         output_dir = output_dir if output_dir is not None else self.args.output_dir
         os.makedirs(output_dir, exist_ok=True)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        if Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+        folder = Path(output_dir)
+        if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and folder != Path(self.args.output_dir):
             model.save_pretrained(output_dir, state_dict=state_dict)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(output_dir)

@@ -6,12 +6,12 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Title; least and greatest value that the vertical axis reaches, so that small changes look small; and curves: name in
-# the log and label.
-_PANELS: tuple[tuple[str, tuple[float | None, float | None], tuple[tuple[str, str], ...]], ...] = (
+# Title; values that the vertical axis reaches in any case, so that small changes look small; curves: name in the log
+# and label.
+_PANELS: tuple[tuple[str, tuple[float, ...], tuple[tuple[str, str], ...]], ...] = (
     (
         "Prediction loss",
-        (None, None),
+        (),
         (
             ("prediction_loss", "training"),
             ("eval_prediction_loss", "evaluation"),
@@ -20,7 +20,7 @@ _PANELS: tuple[tuple[str, tuple[float | None, float | None], tuple[tuple[str, st
     ),
     (
         "Hit rate: is the right target the nearest of its batch?",
-        (0.0, None),
+        (0.0,),
         (
             ("hit_rate", "training, in its batches"),
             ("eval_hit_rate", "evaluation, in its batches"),
@@ -29,7 +29,7 @@ _PANELS: tuple[tuple[str, tuple[float | None, float | None], tuple[tuple[str, st
     ),
     (
         "Effective rank",
-        (0.0, None),
+        (0.0,),
         (
             ("target_rank", "targets, training"),
             ("eval_target_rank", "targets, evaluation"),
@@ -38,7 +38,7 @@ _PANELS: tuple[tuple[str, tuple[float | None, float | None], tuple[tuple[str, st
     ),
     (
         "Mean pairwise cosine (1: collapsed)",
-        (None, 1.02),
+        (0.0, 1.0),
         (
             ("target_pairwise_cosine", "targets, training"),
             ("eval_target_pairwise_cosine", "targets, evaluation"),
@@ -58,7 +58,7 @@ def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2)
-    for axis, (title, (bottom, top), curves) in zip(axes.flat, _PANELS, strict=True):
+    for axis, (title, reached, curves) in zip(axes.flat, _PANELS, strict=True):
         for number, (name, label) in enumerate(curves):
             points = [(entry["step"], entry[name]) for entry in log_history if name in entry and "step" in entry]
             if not points:
@@ -71,6 +71,7 @@ def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         if axis.has_data():
-            axis.set_ylim(bottom, top)
+            axis.update_datalim([(axis.dataLim.x0, value) for value in reached])
+            axis.autoscale_view()
             axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)

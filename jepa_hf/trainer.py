@@ -217,7 +217,7 @@ class JepaTrainer(RepresentationTrainer):
             else count.new_tensor(samples * self.model.backbone.length(inputs))
         )
         means.add("masked_fraction", count / (tokens * masks), tokens * masks)
-        means.add("rows_without_targets", (~valid.flatten(1).any(dim=1)).float().mean(), valid.new_ones(()) * samples)
+        means.count("rows_without_targets", (~valid.flatten(1).any(dim=1)).sum())
         if means is self._means["eval"]:
             self._track_evaluation(outputs, means)
         else:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from commands import REPOSITORY, start_process
 from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from jepa_hf import JepaConfig, UsageError
 from jepa_hf.cli.arguments import ModelArguments, parse_command, parse_flags
@@ -81,6 +82,8 @@ def test_a_flag_overrides_the_file_which_overrides_the_default(tmp_path: Path) -
         ("learning_rate", 1, 1.0),
         ("do_eval", True, True),
         ("do_eval", "yes", True),
+        ("streaming", False, False),
+        ("save_strategy", False, SaveStrategy.NO),  # as YAML reads `save_strategy: no`
         ("train_file", "a b.txt", "a b.txt"),
         ("train_file", "-odd.txt", "-odd.txt"),
         ("train_file", "", ""),
@@ -96,6 +99,11 @@ def test_yaml_values_become_what_the_flag_would(key: str, given: Any, expected: 
     found = values(recipe(tmp_path, **{key: given}))[key]
     assert found == expected
     assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize("name", ["line_by_line", "concat", "streaming", "whole_word", "disable_tqdm", "do_eval"])
+def test_a_yes_or_no_flag_stands_alone(name: str) -> None:
+    assert values(f"--{name}", "--mask_ratio", "0.2")[name] is True
 
 
 def test_an_empty_file_is_no_flag(tmp_path: Path) -> None:

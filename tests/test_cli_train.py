@@ -1,4 +1,4 @@
-"""Claims about `run_jepa.py`: what a run leaves on disk, which flags reach where, and that all its doors lead to one run."""
+"""Claims about `run_jepa.py`: what a run leaves on disk, which flags reach where, that its doors lead to one run."""
 
 import json
 import os
@@ -21,8 +21,9 @@ from jepa_hf.cli.main import main as jepa_hf_main
 FAST = ["--max_steps", "2", "--learning_rate", "1e-3", "--save_strategy", "no", "--per_device_train_batch_size", "4"]
 # Sizes for a random start, in the words of each family's configuration.
 SIZES = {
-    family: "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64" for family in FAMILIES
-} | {"distilbert": "dim=32,n_layers=2,n_heads=2,hidden_dim=64"}
+    **dict.fromkeys(FAMILIES, "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"),
+    "distilbert": "dim=32,n_layers=2,n_heads=2,hidden_dim=64",
+}
 
 
 @pytest.fixture(scope="module")
@@ -321,11 +322,6 @@ def test_every_way_to_make_rows_trains(flags: str, folder: Path, start: list[str
     for entry in logged:
         assert 0.2 < entry["masked_fraction"] < 0.4
         assert entry["rows_without_targets"] == 0
-
-
-def counts(said: str) -> dict[str, int]:
-    """How many samples Trainer says it trains on and evaluates."""
-    return {name: int(number) for name, number in re.findall(r"Num (\w+) = (\d+)", said)}
 
 
 def test_sample_limits_count_texts(folder: Path, start: list[str], tmp_path: Path) -> None:

@@ -529,9 +529,7 @@ def test_padding_changes_no_prediction(case: tuple[str, str, str]) -> None:
     length = int(batch["attention_mask"][shortest].sum())
     assert length < batch["input_ids"].shape[1]
     row = {name: value[shortest : shortest + 1] for name, value in batch.items()}
-    row |= {
-        name: row[name][:, :length] for name in ("input_ids", "attention_mask", "context_input_ids") if name in row
-    }
+    row |= {name: row[name][:, :length] for name in ("input_ids", "attention_mask", "context_input_ids") if name in row}
     assert_close(model(**row).predictions[row["target_valid"]], alone.predictions[shortest][valid[shortest]])
 
 

@@ -85,12 +85,17 @@ def test_only_the_callback_moves_the_target(tmp_path: Path) -> None:
 def test_every_trainable_parameter_changes_in_one_step_and_no_target_parameter_has_a_gradient(
     mode: str, predictor: str, mlm_weight: float, tmp_path: Path
 ) -> None:
-    """Without weight decay, which would move a parameter that the loss does not reach; the EMA is held still."""
+    """Without weight decay, which would move a parameter that the loss does not reach; the EMA is held still.
+
+    And the target encoder has no dropout, though `Trainer` puts the model into training mode on each micro-step.
+    """
     model = tiny_jepa("bert", mode, predictor, mlm_weight=mlm_weight)
     gradients: list[bool] = []
 
     def look(model: Any, state: Any) -> None:
         gradients.extend(parameter.grad is not None for parameter in model.target_encoder.parameters())
+        assert model.context_encoder.training
+        assert not any(module.training for module in model.target_encoder.modules())
 
     run = trainer(
         tmp_path, model, callbacks=[At(on_pre_optimizer_step=look)], max_steps=1, weight_decay=0.0, ema_decay=1.0

@@ -92,3 +92,12 @@ def test_a_single_training_point_is_visible(tmp_path: Path, drawn: list[Figure])
     plot_training([{"prediction_loss": 1.0, "step": 1}], tmp_path / "training.png")
     (line,) = drawn[0].axes[0].get_lines()
     assert line.get_marker() not in (None, "None", "")
+
+
+def test_small_changes_look_small(tmp_path: Path, drawn: list[Figure]) -> None:
+    # A rank of 20 that falls to 19 has not collapsed.
+    plot_training(LOG, tmp_path / "training.png")
+    axes = {axis.get_title(): axis for axis in drawn[0].axes}
+    bottom, top = axes["Effective rank"].get_ylim()
+    assert bottom <= 0
+    assert 20 < top < 30

@@ -52,7 +52,7 @@ def test_every_flag_exists() -> None:
 
 
 def flags(text: str) -> set[str]:
-    return set(re.findall(r"--[a-z_]+", text))
+    return set(re.findall(r"--[a-z0-9_]+", text))
 
 
 def test_every_file_it_names_is_there() -> None:

@@ -16,6 +16,7 @@ import datasets
 import transformers
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from ..data import DataArguments
 from ..errors import UsageError
@@ -108,7 +109,13 @@ _CLASSES = (ModelArguments, DataArguments, MaskArguments, RunArguments)
 
 
 class _Parser(HfArgumentParser):
-    """A parser whose error is one sentence, not two hundred flags and a sentence."""
+    """A parser whose error is one sentence, not two hundred flags and a sentence; every yes-or-no flag stands alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        for action in self._actions:
+            if action.type is string_to_bool:
+                action.nargs, action.const = "?", True
 
     def error(self, message: str) -> NoReturn:
         # Each flag also goes by its name with hyphens: once is enough.
@@ -187,6 +194,8 @@ def _read_yaml(path: str, parser: HfArgumentParser) -> list[str]:
             if not _takes_list(key):
                 raise UsageError(f"config file {path!r}: {key} takes one value, not the list {value}")
             parser.set_defaults(**{key: [str(item) for item in value]})
+        elif isinstance(value, bool):  # as YAML reads `save_strategy: no` too
+            argv.append(f"--{key}={'yes' if value else 'no'}")
         elif value is not None:
             argv.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return argv

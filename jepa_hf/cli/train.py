@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 
@@ -22,7 +23,7 @@ from ..plots import plot_training
 from ..run_directory import RunPlan, finish_run, plan_run, start_run
 from ..tokenization import tokenize_dataset
 from ..trainer import JepaTrainer
-from .arguments import ModelArguments, Parsed, RunArguments, complain, parse_command, parse_flags
+from .arguments import ModelArguments, Parsed, RunArguments, complain, parse_command, parse_flags, quiet_libraries
 
 logger = logging.getLogger("jepa_hf")
 
@@ -226,10 +227,14 @@ def _encoder_config(model_args: ModelArguments, data_args: DataArguments) -> Pre
     if model_args.config_overrides:
         try:
             config.update_from_string(model_args.config_overrides)
-        except (ValueError, IndexError) as error:
+            values = config.to_dict()
+            if len(values.get("layer_types") or ()) != config.num_hidden_layers:
+                values.pop("layer_types", None)  # ModernBERT's follow from the number of layers
+            config = type(config).from_dict(values)
+        except (ValueError, IndexError, StrictDataclassError) as error:
             raise UsageError(
                 f"config_overrides {model_args.config_overrides!r} must have the form name=value,name=value with names "
-                f"of the {config.model_type} configuration: {error}"
+                f"of the {config.model_type} configuration: {' '.join(str(error).split())}"
             ) from None
     needed = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
     if config.is_encoder_decoder or not all(hasattr(config, name) for name in needed):
