@@ -251,11 +251,9 @@ def test_a_refused_flag_leaves_a_finished_run_as_it_is(
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "flags", [["--mask_ratio", "2"], ["--model_name_or_path", "me/nothing"]], ids=["ratio", "unknown model"]
-)
-def test_the_script_exits_with_2(flags: list[str], material: Path) -> None:
+def test_the_script_exits_with_2(material: Path) -> None:
     before = snapshot(material)
+    flags = ["--model_name_or_path", "me/nothing"]
     result = start_process(REPOSITORY / "run_jepa.py", *GOOD.split(), *flags, cwd=material)
     assert result.returncode == 2
     assert result.stdout == ""

@@ -253,6 +253,8 @@ def _load(argument: str, name: str, loader: Callable[..., Any], kwargs: dict[str
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if Path(name).is_dir():
             reason = " ".join(str(error).split())[:300]
+            if "ignore_mismatched_sizes" in reason:
+                reason = "its weights have other sizes than the flags ask for; leave out those that change its sizes"
             raise UsageError(f"{argument} {name!r} cannot be loaded: {reason}") from None
         raise UsageError(
             f"{argument} {name!r} is neither a directory here nor a model that the Hub gave; check the name, the "
