@@ -12,6 +12,8 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..backbones import backbone_for
 from ..configuration_jepa import JepaConfig
@@ -179,6 +181,10 @@ def _complete(model_args: ModelArguments, data_args: DataArguments, args: RunArg
     for name in ("train_file", "validation_file"):
         if getattr(data_args, name) and data_args.dataset_name:
             raise UsageError(f"{name} and dataset_name exclude each other; give one of them")
+    try:
+        get_reporting_integration_callbacks(args.report_to)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise UsageError(f"report_to {', '.join(args.report_to)}: {' '.join(str(error).split())}") from None
     for name, value, least in (
         ("per_device_train_batch_size", args.per_device_train_batch_size, 1),
         ("per_device_eval_batch_size", args.per_device_eval_batch_size, 1),
@@ -237,7 +243,8 @@ def _encoder_config(model_args: ModelArguments, data_args: DataArguments) -> Pre
                 f"of the {config.model_type} configuration: {' '.join(str(error).split())}"
             ) from None
     needed = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
-    if config.is_encoder_decoder or not all(hasattr(config, name) for name in needed):
+    reads_both_ways = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if not reads_both_ways or not all(hasattr(config, name) for name in needed):
         raise UsageError(f"a {config.model_type} model is no text encoder; use {', '.join(_FAMILIES)}")
     # Refuse an impossible combination before any data is read.
     JepaConfig(config, **model_args.jepa_kwargs())
