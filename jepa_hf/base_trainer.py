@@ -19,6 +19,23 @@ from transformers.utils import PushInProgress
 from .errors import UsageError
 from .model_card import CardFacts, render_card
 
+# What a checkpoint must hold at least to be resumed from.
+CHECKPOINT_FILES = ("trainer_state.json", "config.json")
+
+
+def check_checkpoint(folder: str | Path) -> None:
+    """Refuse to resume from a folder that is no checkpoint.
+
+    Raises:
+        UsageError: a file that every checkpoint has is not there.
+    """
+    for name in CHECKPOINT_FILES:
+        if not (Path(folder) / name).is_file():
+            raise UsageError(
+                f"resume_from_checkpoint {str(folder)!r} is no checkpoint of a run (it has no {name}); give a folder "
+                "named checkpoint-N"
+            )
+
 
 class RunningMeans:
     """Weighted means, and counts, that stay on the device until they are read, so that no step waits for it."""
@@ -207,13 +224,7 @@ class RepresentationTrainer(Trainer):
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        missing = [name for name in ("config.json", "trainer_state.json") if not (folder / name).is_file()]
-        if missing:
-            raise UsageError(
-                f"resume_from_checkpoint {str(folder)!r} is no checkpoint of a run: it has no {missing[0]}; give a "
-                "folder named checkpoint-N"
-            )
+        check_checkpoint(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:

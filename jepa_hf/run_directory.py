@@ -8,6 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from .base_trainer import CHECKPOINT_FILES, check_checkpoint
 from .errors import UsageError
 
 # An underscore in front: the Hub client's uploads leave it out.
@@ -67,12 +68,8 @@ def plan_run(
     folder = Path(output_dir)
     if checkpoint is not None and overwrite:
         raise UsageError("resume_from_checkpoint and overwrite_output_dir exclude each other; give one of them")
-    missing = _missing(Path(checkpoint)) if checkpoint is not None else []
-    if missing:
-        raise UsageError(
-            f"resume_from_checkpoint {checkpoint!r} is no checkpoint of a run (it has no {missing[0]}); give a folder "
-            "named checkpoint-N"
-        )
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
     if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
         raise UsageError(f"output_dir {str(folder)!r} is a file, or lies under one; name a directory")
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -129,7 +126,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     numbered = []
     for entry in folder.glob("checkpoint-*"):
         match = _CHECKPOINT.fullmatch(entry.name)
-        if match and not _missing(entry):
+        if match and all((entry / name).is_file() for name in CHECKPOINT_FILES):
             numbered.append((int(match.group(1)), entry))
     return max(numbered)[1] if numbered else None
 
@@ -148,10 +145,6 @@ def start_run(output_dir: str | Path, settings: dict[str, Any], plan: RunPlan) -
 def finish_run(output_dir: str | Path, settings: dict[str, Any]) -> None:
     """Note that the run in this directory is done."""
     _write(Path(output_dir), settings, finished=True)
-
-
-def _missing(checkpoint: Path) -> list[str]:
-    return [name for name in ("trainer_state.json", "config.json") if not (checkpoint / name).is_file()]
 
 
 def _is_ours(name: str) -> bool:
