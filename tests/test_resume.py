@@ -147,9 +147,8 @@ def test_a_directory_that_is_no_checkpoint_is_refused(content: str, tmp_path: Pa
     folder.mkdir()
     if content == "weights only":
         fresh(1).save_pretrained(folder)
-    missing = "config.json" if content == "nothing" else "trainer_state.json"
     run = start(tmp_path / "out", 1)
-    with pytest.raises(UsageError, match=rf"elsewhere.* is no checkpoint of a run: it has no {missing}"):
+    with pytest.raises(UsageError, match=r"elsewhere.* is no checkpoint of a run \(it has no trainer_state.json\)"):
         run.train(resume_from_checkpoint=str(folder))
     assert not run.batches
 

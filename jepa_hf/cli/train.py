@@ -49,9 +49,11 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
     """
     quiet_libraries()
     try:
-        run(parse_command(sys.argv[1:] if argv is None else argv))
+        trainer = run(parse_command(sys.argv[1:] if argv is None else argv))
     except UsageError as error:
         return complain(command, error)
+    if trainer is not None:
+        trainer.accelerator.end_training()  # closes trackers and the process group
     return 0
 
 
