@@ -3,9 +3,8 @@
 `python run_jepa.py --help` lists all flags; `python run_jepa.py configs/quickstart.yaml` needs neither model nor data.
 """
 
-import sys
-
+from jepa_hf.cli.main import leave
 from jepa_hf.cli.train import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

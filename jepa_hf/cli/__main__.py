@@ -1,7 +1,5 @@
 """`python -m jepa_hf.cli` is `jepa-hf`."""
 
-import sys
+from .main import leave, main
 
-from .main import main
-
-sys.exit(main())
+leave(main())

@@ -1,9 +1,13 @@
 """`jepa-hf`: the console command."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
+
+import torch
 
 from ..version import __version__
 
@@ -16,6 +20,19 @@ usage: jepa-hf COMMAND ...
 
 `jepa-hf COMMAND --help` lists a command's options.
 """
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code.
+
+    Ranks on CPUs skip the interpreter's shutdown: after their work is done, gloo's threads now and then abort it (torch
+    2.13: 7 of 60 runs, with and without `destroy_process_group`).
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -179,6 +180,11 @@ def _complete(model_args: ModelArguments, data_args: DataArguments, args: RunArg
         raise UsageError(
             f"dtype {model_args.dtype!r}: the target's moving average does not move in less than float32; leave dtype "
             "at float32 and compute in bfloat16 with --bf16"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > args.world_size:
+        raise UsageError(
+            "several processes were started, but each would run alone; for ranks on CPUs use an accelerate "
+            "configuration like configs/accelerate/cpu2.yaml"
         )
     for name in ("train_file", "validation_file"):
         if getattr(data_args, name) and data_args.dataset_name:

@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jepa_batches import rows, tiny_jepa
 from jepa_runs import At, Recorded, trainer, weights
 
+from jepa_hf.cli.main import leave
+
 SHORT = {"input_ids": [2, 60, 3]}  # nothing to mask
 LONG = rows("bert", 40, longest=40)
 Result = dict[str, Any]
@@ -109,3 +111,5 @@ if __name__ == "__main__":
     output = Path(sys.argv[1])
     results = run_all(output, processes=2)
     torch.save(results, output / f"rank-{PartialState().process_index}.pt")
+    PartialState().destroy_process_group()
+    leave(0)
