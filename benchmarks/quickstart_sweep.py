@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # What all share, and then one lever at a time against `target_norm layer, learning_rate 1e-3`.
 COMMON = {"target_norm": "layer", "learning_rate": "1e-3", "max_steps": 300, "warmup_steps": 30, "eval_steps": 100}
 VARIANTS: list[dict[str, Any]] = [
-    {},
     *({"learning_rate": rate, "mlm_weight": weight} for rate in ("5e-4", "1e-3", "2e-3") for weight in (0, 0.5)),
     {"variance_weight": 1},
     {"variance_weight": 1, "covariance_weight": 0.04},
@@ -36,6 +35,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"loss": "l2"},
     {"context_mode": "kept"},
     {"context_mode": "kept", "predictor_type": "mlp"},
+    {"learning_rate": "2e-3", "mlm_weight": 1, "target_norm": "instance"},
+    {"learning_rate": "2e-3", "mlm_weight": 0.2},
+    {"learning_rate": "2e-3", "mlm_weight": 0.5, "ema_decay": 0.99, "ema_decay_end": 0.999},
 ]
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ class JepaTrainer(RepresentationTrainer):
         `PreTrainedModel.floating_point_ops`.
         """
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        sizes = self._parameter_counts(model)
+        sizes = self._parameter_counts
         samples, masks, targets = inputs["target_positions"].shape
         length = model.backbone.length(inputs)
         if model.config.context_mode == "kept":
@@ -179,22 +180,23 @@ class JepaTrainer(RepresentationTrainer):
             + 6 * sizes["mlm_head"] * guessed
         )
 
-    def _parameter_counts(self, model: JepaForRepresentationPrediction) -> dict[str, int]:
-        if not hasattr(self, "_sizes"):
-            tables = sum(m.weight.numel() for m in model.target_encoder.modules() if isinstance(m, nn.Embedding))
-            head = 0
-            if model.mlm_head is not None:
-                head = sum(p.numel() for p in model.mlm_head.parameters()) + model.get_input_embeddings().weight.numel()
-            self._sizes = {
-                "encoder": sum(p.numel() for p in model.target_encoder.parameters()) - tables,
-                "predictor": sum(
-                    p.numel()
-                    for name, p in model.predictor.named_parameters(prefix="predictor")
-                    if not name.endswith(_PREDICTOR_TABLES)
-                ),
-                "mlm_head": head,
-            }
-        return self._sizes
+    @cached_property
+    def _parameter_counts(self) -> dict[str, int]:
+        """Parameters that take part in matrix products: embedding tables are left out, but for the decoder."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        tables = sum(m.weight.numel() for m in model.target_encoder.modules() if isinstance(m, nn.Embedding))
+        head = 0
+        if model.mlm_head is not None:
+            head = sum(p.numel() for p in model.mlm_head.parameters()) + model.get_input_embeddings().weight.numel()
+        return {
+            "encoder": sum(p.numel() for p in model.target_encoder.parameters()) - tables,
+            "predictor": sum(
+                p.numel()
+                for name, p in model.predictor.named_parameters(prefix="predictor")
+                if not name.endswith(_PREDICTOR_TABLES)
+            ),
+            "mlm_head": head,
+        }
 
     # ---- what is logged
 
