@@ -1,8 +1,8 @@
-"""The collator: from rows of token ids to the masked view, the clean view and the target positions."""
+"""The collators' common part, and the one for text: from rows of token ids to two views and target positions."""
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,11 +12,77 @@ from .errors import UsageError
 from .masking import maskable_units, row_keys, sample_span_mask
 
 
-class DataCollatorForSpanJEPA:
-    """Pads a batch of token rows and hides contiguous spans of it.
+class MaskingCollator:
+    """What all collators share: a seed, an epoch that running workers see, and masks that never change in evaluation.
 
-    A row's masks depend on the seed, the epoch, the number of the mask and the row's own tokens; on nothing else. So
-    the same row is masked alike with any batch size and any number of workers, and otherwise in the next epoch.
+    A sample's masks depend on the seed, the epoch, the number of the mask and the sample's own content; on nothing
+    else. So the same sample is masked alike with any batch size and any number of workers, and otherwise in the next
+    epoch.
+
+    Args:
+        num_masks: masks per sample, which share one pass of the target encoder.
+        seed: seed of the masks.
+    """
+
+    # Columns of the data set that it reads and the model does not.
+    columns: tuple[str, ...] = ()
+
+    def __init__(self, num_masks: int, seed: int):
+        if num_masks < 1:
+            raise UsageError(f"num_masks must be at least 1, not {num_masks}")
+        self.num_masks = num_masks
+        self.seed = seed
+        # In shared memory: a persistent worker holds a copy of the collator, but the same epoch.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, which the trainer sets; workers that are already running see it too."""
+        return int(self._epoch.item())
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self._epoch.fill_(value)
+
+    def for_evaluation(self) -> Self:
+        """A copy whose masks never change: epoch 0 of its own, and other masks than training's first epoch."""
+        fixed = copy.copy(self)
+        fixed.seed = self.seed + 0x5EED
+        fixed._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        return fixed
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """How views are made, for the model card: name and value."""
+        raise NotImplementedError
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+
+def mask_keys(keys: np.ndarray, num_masks: int) -> np.ndarray:
+    """Keys of the masks of samples, uint64 `[B]` -> `[B * num_masks]`: those of one sample differ, the first is its."""
+    numbers = np.arange(num_masks, dtype=np.uint64)
+    return (keys[:, None] ^ (numbers[None, :] * np.uint64(0xD1342543DE82EF95))).reshape(-1)
+
+
+def chosen_positions(chosen: np.ndarray, capacities: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the True columns of each row of a bool `[N, L]`: long `[N, K]`, filled up with 0, and their validity.
+
+    K is the largest number in the batch, at least 1, or the smallest capacity that holds it.
+    """
+    counts = chosen.sum(axis=1)
+    width = max(int(counts.max(initial=0)), 1)
+    width = next((capacity for capacity in capacities if capacity >= width), width)
+    row, column = np.nonzero(chosen)
+    place = np.arange(row.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    positions = np.zeros((chosen.shape[0], width), dtype=np.int64)
+    positions[row, place] = column
+    return positions, np.arange(width) < counts[:, None]
+
+
+class DataCollatorForSpanJEPA(MaskingCollator):
+    """Pads a batch of token rows and hides contiguous spans of it.
 
     Args:
         tokenizer: gives the special tokens, which are never hidden, the padding token and side.
@@ -40,6 +106,8 @@ class DataCollatorForSpanJEPA:
         UsageError: a tokenizer without a mask or padding token, a ratio outside (0, 1), a mean below 1, or a row
             without anything to mask.
     """
+
+    columns = ("word_ids",)
 
     def __init__(
         self,
@@ -71,37 +139,20 @@ class DataCollatorForSpanJEPA:
             raise UsageError(f"context_mode must be kept or dropped, not {context_mode!r}")
         if on_short not in ("error", "skip"):
             raise UsageError(f"on_short must be error or skip, not {on_short!r}")
-        if num_masks < 1:
-            raise UsageError(f"num_masks must be at least 1, not {num_masks}")
+        super().__init__(num_masks, seed)
         self.tokenizer = tokenizer
         self.mask_ratio = mask_ratio
         self.mean_span_length = mean_span_length
         self.context_mode = context_mode
-        self.num_masks = num_masks
         self.whole_word = whole_word
         self.on_short = on_short
         self.pad_to_multiple_of = pad_to_multiple_of
         self.max_length = max_length
-        self.seed = seed
         self._special_ids = np.array(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
-        # In shared memory: a persistent worker holds a copy of the collator, but the same epoch.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     @property
-    def epoch(self) -> int:
-        """Number of the epoch, which the trainer sets; workers that are already running see it too."""
-        return int(self._epoch.item())
-
-    @epoch.setter
-    def epoch(self, value: int) -> None:
-        self._epoch.fill_(value)
-
-    def for_evaluation(self) -> "DataCollatorForSpanJEPA":
-        """A copy whose masks never change: epoch 0 of its own, and other masks than training's first epoch."""
-        fixed = copy.copy(self)
-        fixed.seed = self.seed + 0x5EED
-        fixed._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        return fixed
+    def summary(self) -> dict[str, Any]:
+        return {"mask ratio": self.mask_ratio, "mean span length": self.mean_span_length}
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         input_ids, attention = self._pad([feature["input_ids"] for feature in features])
@@ -124,10 +175,7 @@ class DataCollatorForSpanJEPA:
                 'that may be masked: leave such rows out or set on_short to "skip"'
             )
 
-        keys = row_keys(input_ids, attention, self.seed, self.epoch)
-        numbers = np.arange(self.num_masks, dtype=np.uint64)
-        # Masks of one sample differ by their key; all B * M of them are sampled at once.
-        keys = (keys[:, None] ^ (numbers[None, :] * np.uint64(0xD1342543DE82EF95))).reshape(-1)
+        keys = mask_keys(row_keys(input_ids, attention, self.seed, self.epoch), self.num_masks)
         repeated = (maskable, word_ids)
         if self.num_masks > 1:
             repeated = tuple(None if array is None else np.repeat(array, self.num_masks, axis=0) for array in repeated)
@@ -135,7 +183,7 @@ class DataCollatorForSpanJEPA:
 
         shape = (len(features), self.num_masks)
         target_capacities, visible_capacities = self._capacities
-        targets, target_valid = self._positions(hidden, target_capacities)
+        targets, target_valid = chosen_positions(hidden, target_capacities)
         batch = {
             "input_ids": input_ids,
             "attention_mask": attention.astype(np.int64),
@@ -147,7 +195,7 @@ class DataCollatorForSpanJEPA:
             batch["context_input_ids"] = view[:, 0] if self.num_masks == 1 else view
         else:
             visible = np.repeat(attention, self.num_masks, axis=0) & ~hidden
-            positions, valid = self._positions(visible, visible_capacities)
+            positions, valid = chosen_positions(visible, visible_capacities)
             batch["context_positions"] = positions.reshape(*shape, -1)
             batch["context_valid"] = valid.reshape(*shape, -1)
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
@@ -186,18 +234,3 @@ class DataCollatorForSpanJEPA:
             (max(round(length * self.mask_ratio), 1), length),
             (length - int(length * self.mask_ratio * 7 / 8), length),
         )
-
-    @staticmethod
-    def _positions(chosen: np.ndarray, capacities: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the True columns of each row, `[N, K]`, filled up with 0, and their validity.
-
-        K is the largest number in the batch, at least 1, or the smallest capacity that holds it.
-        """
-        counts = chosen.sum(axis=1)
-        width = max(int(counts.max(initial=0)), 1)
-        width = next((capacity for capacity in capacities if capacity >= width), width)
-        row, column = np.nonzero(chosen)
-        place = np.arange(row.size) - np.repeat(np.cumsum(counts) - counts, counts)
-        positions = np.zeros((chosen.shape[0], width), dtype=np.int64)
-        positions[row, place] = column
-        return positions, np.arange(width) < counts[:, None]

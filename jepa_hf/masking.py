@@ -30,7 +30,20 @@ def row_keys(input_ids: np.ndarray, valid: np.ndarray, seed: int, epoch: int) ->
     """
     order = np.cumsum(valid, axis=1, dtype=np.uint64)
     tokens = _mix(input_ids.astype(np.int64).view(np.uint64) + order * _GOLDEN)
-    content = np.where(valid, tokens, np.uint64(0)).sum(axis=1, dtype=np.uint64)
+    return content_keys(np.where(valid, tokens, np.uint64(0)).sum(axis=1, dtype=np.uint64), seed, epoch)
+
+
+def content_keys(content: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """One key per sample from the run's seed, the epoch and a hash of the sample's content.
+
+    Args:
+        content: uint64 `[B]`, the hashes.
+        seed: seed of the run.
+        epoch: number of the epoch; another epoch gives other keys.
+
+    Returns:
+        uint64 `[B]`.
+    """
     run = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF, epoch], dtype=np.uint64) + _GOLDEN)
     return _mix(_mix(content ^ run[0]) + run[1])
 
