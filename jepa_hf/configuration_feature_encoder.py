@@ -1,0 +1,109 @@
+"""The configuration of the feature encoder: a transformer over vectors or time series of numbers."""
+
+import math
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+from .errors import UsageError
+
+
+class FeatureEncoderConfig(PreTrainedConfig):
+    """Configuration of `FeatureEncoderModel`.
+
+    Args:
+        input_dim: number of features F, of a vector or of a time step; required.
+        mode: what a position is. "time": a step of a series; "patches": `patch_size` neighbouring features of a vector;
+            "flat": the whole vector, one position (Edifice's JEPA).
+        hidden_size: width D of the representations, default 256; also `embed_dim`.
+        num_hidden_layers: transformer blocks, default 6; also `encoder_depth`.
+        num_attention_heads: default 8; also `num_heads`.
+        mlp_ratio: width of the blocks' hidden layer over D, default 4.
+        hidden_dropout_prob: dropout after attention and after the feed-forward part, default 0.1; also `dropout`.
+        layer_norm_eps: default 1e-5.
+        patch_size: features per patch; default the fewest that give at most 64 patches. In mode "flat" the size of the
+            groups of features that are hidden together; not read in mode "time".
+        max_position_embeddings: most steps of a series, default 512; read in mode "time" only.
+        initializer_range: standard deviation of the random weights, default 0.02.
+
+    Raises:
+        UsageError: no `input_dim`, an unknown mode, or numbers that are out of range or contradict each other.
+
+    >>> config = FeatureEncoderConfig(287, num_heads=4)
+    >>> config.patch_size, config.num_patches, config.num_attention_heads
+    (5, 58, 4)
+    """
+
+    model_type = "feature_encoder"
+    has_no_defaults_at_init = True
+    attribute_map: ClassVar[dict[str, str]] = {
+        "embed_dim": "hidden_size",
+        "encoder_depth": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "dropout": "hidden_dropout_prob",
+    }
+
+    def __init__(
+        self,
+        input_dim: int | None = None,
+        mode: str = "patches",
+        hidden_size: int = 256,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        hidden_dropout_prob: float = 0.1,
+        layer_norm_eps: float = 1e-5,
+        patch_size: int | None = None,
+        max_position_embeddings: int = 512,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ):
+        if input_dim is None:
+            raise UsageError("FeatureEncoderConfig needs input_dim, the number of features")
+        if patch_size is None:
+            patch_size = max(math.ceil(input_dim / 64), 1)
+        self.input_dim = input_dim
+        self.mode = mode
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.mlp_ratio = mlp_ratio
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.layer_norm_eps = layer_norm_eps
+        self.patch_size = patch_size
+        self.max_position_embeddings = max_position_embeddings
+        self.initializer_range = initializer_range
+        # Sets what is given under a name of attribute_map: only then are the values final.
+        super().__init__(**kwargs)
+        self._validate_numbers()
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of a vector; the last is filled up with zeros."""
+        return math.ceil(self.input_dim / self.patch_size)
+
+    def _validate_numbers(self) -> None:
+        if self.mode not in ("time", "patches", "flat"):
+            raise UsageError(f"mode must be one of time, patches, flat, not {self.mode!r}")
+        for name in (
+            "input_dim",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 1 <= self.patch_size <= self.input_dim:
+            raise UsageError(
+                f"patch_size must lie between 1 and the {self.input_dim} features of input_dim, not {self.patch_size}"
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise UsageError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if not 0.0 <= self.hidden_dropout_prob < 1.0:
+            raise UsageError(f"hidden_dropout_prob must lie in [0, 1), not {self.hidden_dropout_prob}")
+        for name in ("mlp_ratio", "layer_norm_eps", "initializer_range"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} must be above 0, not {getattr(self, name)}")
