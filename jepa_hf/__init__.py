@@ -2,11 +2,15 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
-from .callbacks import EmaTargetCallback
+from .callbacks import EmaTargetCallback, WeightDecayCallback
 from .cli.train import pretrain
+from .configuration_feature_encoder import FeatureEncoderConfig
 from .configuration_jepa import JepaConfig
 from .data_collator import DataCollatorForSpanJEPA
 from .errors import UsageError
+from .feature_collator import DataCollatorForFeatureJEPA
+from .image_collator import DataCollatorForBlockJEPA
+from .modeling_feature_encoder import FeatureEncoderModel
 from .modeling_jepa import JepaForRepresentationPrediction, JepaOutput
 from .tokenization import tokenize_dataset
 from .trainer import JepaTrainer
@@ -14,14 +18,19 @@ from .training_args import JepaTrainingArguments
 from .version import __version__
 
 __all__ = [
+    "DataCollatorForBlockJEPA",
+    "DataCollatorForFeatureJEPA",
     "DataCollatorForSpanJEPA",
     "EmaTargetCallback",
+    "FeatureEncoderConfig",
+    "FeatureEncoderModel",
     "JepaConfig",
     "JepaForRepresentationPrediction",
     "JepaOutput",
     "JepaTrainer",
     "JepaTrainingArguments",
     "UsageError",
+    "WeightDecayCallback",
     "__version__",
     "pretrain",
     "tokenize_dataset",

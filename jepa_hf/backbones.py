@@ -12,11 +12,13 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from .configuration_feature_encoder import FeatureEncoderConfig
 from .errors import UsageError
 
 _TEXT_BY_POSITION_IDS = ("bert", "distilbert", "electra")
 _TEXT_WITH_PADDING_OFFSET = ("roberta", "xlm-roberta", "camembert")
-_VISION = ("vit", "ijepa")
+_VISION = ("vit", "ijepa", "dinov2", "dinov2_with_registers")
+_FEATURES = FeatureEncoderConfig.model_type
 
 
 def gather_positions(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -28,8 +30,10 @@ def gather_positions(states: torch.Tensor, positions: torch.Tensor) -> torch.Ten
 class TextBackbone:
     """Encoders of token ids whose position_ids can be given: dropping tokens is exact (BERT, DistilBERT, ELECTRA)."""
 
+    modality = "text"
     input_names = ("input_ids", "attention_mask")
-    drops_exactly = True
+    context_modes = ("dropped", "kept")
+    unused_parameters = ()
 
     def __init__(self, config: PreTrainedConfig):
         self.config = config
@@ -43,6 +47,14 @@ class TextBackbone:
     def max_length(self) -> int:
         """Most tokens that one sequence may have."""
         return self.config.max_position_embeddings
+
+    def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+        """Of the model's arguments, those that the encoder reads; without a mask, every token is real."""
+        mask = given["attention_mask"]
+        return {
+            "input_ids": given["input_ids"],
+            "attention_mask": torch.ones_like(given["input_ids"]) if mask is None else mask,
+        }
 
     def length(self, inputs: dict[str, torch.Tensor]) -> int:
         """Number of positions of the inputs."""
@@ -132,14 +144,17 @@ class ModernBertBackbone(TextBackbone):
 class FullLengthTextBackbone(TextBackbone):
     """Text encoders whose tokens cannot be left out exactly: relative positions of what is left, or unknown to us."""
 
-    drops_exactly = False
+    context_modes = ("kept",)
 
 
 class VisionBackbone:
-    """Vision transformers over a plane of patches; tokens before the patches ([CLS]) are always kept."""
+    """Vision transformers over a plane of patches; tokens before the patches ([CLS], registers) are always kept."""
 
+    modality = "images"
     input_names = ("pixel_values",)
-    drops_exactly = True
+    context_modes = ("dropped",)
+    # Stands in for patches in pretraining by masked images; nothing here reads it.
+    unused_parameters = ("embeddings.mask_token",)
 
     def __init__(self, config: PreTrainedConfig):
         self.config = config
@@ -149,6 +164,10 @@ class VisionBackbone:
         """Positions that the predictor embeds: a plane of patches, rows first."""
         size, patch = _pair(self.config.image_size), _pair(self.config.patch_size)
         return size[0] // patch[0], size[1] // patch[1]
+
+    def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+        """Of the model's arguments, those that the encoder reads."""
+        return {"pixel_values": given["pixel_values"]}
 
     def length(self, inputs: dict[str, torch.Tensor]) -> int:
         """Number of patches."""
@@ -173,8 +192,9 @@ class VisionBackbone:
         hidden_states: bool = False,
     ) -> Any:
         """Run the encoder over a subset of patches: they alone go through its layers. See `TextBackbone`."""
-        if not torch.compiler.is_compiling() and not bool(valid.all()):
-            raise ValueError("image batches must be rectangular: every entry of context_valid must be True")
+        # On a GPU the look would wait for the device on every step.
+        if valid.device.type == "cpu" and not bool((valid.all(dim=1) | ~valid.any(dim=1)).all()):
+            raise ValueError("image batches must be rectangular: a row of context_valid is True or False throughout")
 
         def keep_visible(_module: nn.Module, _inputs: tuple, embedded: torch.Tensor) -> torch.Tensor:
             prefix = embedded.shape[1] - self.length(inputs)
@@ -196,17 +216,87 @@ class VisionBackbone:
         return output
 
 
+class FeatureBackbone:
+    """Our own encoder of feature vectors: time steps, or patches of one vector, or one token for the whole of it."""
+
+    modality = "features"
+    input_names = ("features", "attention_mask")
+    unused_parameters = ()
+
+    def __init__(self, config: FeatureEncoderConfig):
+        self.config = config
+        # One token cannot be left out: hidden features are filled in instead.
+        self.context_modes = ("kept",) if config.mode == "flat" else ("dropped", "kept")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Positions that the predictor embeds: a line of time steps or of patches; none for one token."""
+        return {
+            "time": (self.config.max_position_embeddings,),
+            "patches": (self.config.num_patches,),
+            "flat": (),
+        }[self.config.mode]
+
+    def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+        """Of the model's arguments, those that the encoder reads; without a mask, every time step is real."""
+        clean = {"features": given["features"]}
+        if self.config.mode == "time":
+            mask = given["attention_mask"]
+            clean["attention_mask"] = (
+                torch.ones(clean["features"].shape[:2], dtype=torch.long, device=clean["features"].device)
+                if mask is None
+                else mask
+            )
+        return clean
+
+    def length(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Number of time steps, of patches, or 1."""
+        if self.config.mode == "time":
+            return inputs["features"].shape[1]
+        return self.grid[0] if self.grid else 1
+
+    def valid(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """bool `[B, L]`, False on padding."""
+        if self.config.mode == "time":
+            return inputs["attention_mask"].bool()
+        features = inputs["features"]
+        return torch.ones(features.shape[0], self.length(inputs), dtype=torch.bool, device=features.device)
+
+    def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], hidden_states: bool = False) -> Any:
+        """Run the encoder over all positions; `last_hidden_state` is `[B, L, D]`."""
+        return encoder(**inputs, output_hidden_states=hidden_states, return_dict=True)
+
+    def encode_visible(
+        self,
+        encoder: PreTrainedModel,
+        inputs: dict[str, torch.Tensor],
+        positions: torch.Tensor,
+        valid: torch.Tensor,
+        hidden_states: bool = False,
+    ) -> Any:
+        """Run the encoder over a subset of positions, as if the others were hidden. See `TextBackbone`."""
+        return encoder(
+            features=inputs["features"],
+            attention_mask=valid.long(),
+            positions=positions,
+            output_hidden_states=hidden_states,
+            return_dict=True,
+        )
+
+
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-Backbone = TextBackbone | VisionBackbone
+Backbone = TextBackbone | VisionBackbone | FeatureBackbone
 
 
 def backbone_for(config: PreTrainedConfig) -> Backbone:
     """The adapter of an encoder's configuration."""
     if config.model_type in _VISION:
         return VisionBackbone(config)
+    if config.model_type == _FEATURES:
+        return FeatureBackbone(config)
     if config.model_type == "modernbert":
         return ModernBertBackbone(config)
     if config.model_type in _TEXT_WITH_PADDING_OFFSET:

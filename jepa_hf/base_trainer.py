@@ -99,6 +99,10 @@ class RepresentationTrainer(Trainer):
         """Number of targets of one micro-batch, a scalar tensor."""
 
     @abstractmethod
+    def count_tokens(self, inputs: dict[str, torch.Tensor], padding: bool = False) -> torch.Tensor:
+        """Number of tokens, patches or time steps of one micro-batch, with or without padding, a scalar tensor."""
+
+    @abstractmethod
     def track(self, outputs: Any, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
         """Add what is logged about one micro-batch to `means`."""
 
@@ -206,10 +210,7 @@ class RepresentationTrainer(Trainer):
         counted = self.args.include_num_input_tokens_seen
         if counted == "no":
             return
-        if counted == "non_padding" and "attention_mask" in inputs:
-            tokens = inputs["attention_mask"].sum()
-        else:
-            tokens = torch.tensor(inputs[self.model.main_input_name].numel(), device=self.args.device)
+        tokens = self.count_tokens(inputs, padding=counted == "all")
         self._tokens_seen = tokens if self._tokens_seen is None else self._tokens_seen + tokens
 
     def _count_tokens(self) -> None:
@@ -226,6 +227,16 @@ class RepresentationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_checkpoint(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # The inherited method warns, and trains on with what is missing at random.
+        tied = set(self.accelerator.unwrap_model(self.model, keep_torch_compile=False).all_tied_weights_keys)
+        lost = [name for name in load_result.missing_keys if name not in tied] + load_result.unexpected_keys
+        if lost:
+            raise UsageError(
+                f"the checkpoint to resume from holds another model: {', '.join(lost[:3])} differ; start over, or name "
+                "it as --model_name_or_path"
+            )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write a checkpoint (the full model at its root), or the final directory (see `write_final`).

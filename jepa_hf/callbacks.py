@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .data_collator import DataCollatorForSpanJEPA
+from .data_collator import MaskingCollator
 from .ema import decay_at, default_decay_range, match_parameters, update_target
 from .modeling_jepa import JepaForRepresentationPrediction
 
@@ -25,9 +25,11 @@ class EmaTargetCallback(TrainerCallback):
     exactly. A skipped optimizer step (fp16 overflow) moves nothing. Nothing else moves the target.
 
     Args:
-        first, last: decay of the first and the last update; each default is derived, see `default_decay_range`.
+        first, last: decay of the first and the last update; each default is `default`, or derived, see
+            `default_decay_range`.
         schedule: "constant", "linear" or "cosine".
-        pretrained: whether the run starts from a pretrained encoder, for the default.
+        pretrained: whether the run starts from a pretrained encoder, for the derived default.
+        default: what the objective's authors recommend, where they do (`JepaConfig.ema_decay_range`).
     """
 
     def __init__(
@@ -36,14 +38,16 @@ class EmaTargetCallback(TrainerCallback):
         last: float | None = None,
         schedule: str = "linear",
         pretrained: bool = False,
+        default: tuple[float, float] | None = None,
     ):
         self.first, self.last, self.schedule, self.pretrained = first, last, schedule, pretrained
+        self.default = default
         self.decay: float | None = None
         self._pairs: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
 
     def decay_range(self, max_steps: int) -> tuple[float, float]:
         """First and last decay of a run of `max_steps` updates."""
-        first, last = default_decay_range(max_steps, self.pretrained)
+        first, last = self.default or default_decay_range(max_steps, self.pretrained)
         if self.first is not None:
             first = last = self.first
         if self.last is not None:
@@ -67,7 +71,7 @@ class EmaTargetCallback(TrainerCallback):
 class MaskEpochCallback(TrainerCallback):
     """Tells the collator, in all workers, which epoch it is: new masks every epoch, the same ones after a resume."""
 
-    def __init__(self, collator: DataCollatorForSpanJEPA):
+    def __init__(self, collator: MaskingCollator):
         self.collator = collator
         self._begun = False
 
@@ -83,3 +87,23 @@ class MaskEpochCallback(TrainerCallback):
         # streaming.
         self.collator.epoch = self.collator.epoch + 1 if self._begun else int(state.epoch or 0)
         self._begun = True
+
+
+class WeightDecayCallback(TrainerCallback):
+    """Moves the weight decay along a cosine, from its first to its last update (I-JEPA: 0.04 to 0.4).
+
+    A pure function of `global_step / max_steps`, so that a resumed run goes on exactly.
+
+    Args:
+        last: weight decay of the last update; the first one's is `args.weight_decay`.
+    """
+
+    def __init__(self, last: float):
+        self.last = last
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Trainer's first group holds what decays, the second what does not.
+        group = kwargs["optimizer"].param_groups[0]
+        group["weight_decay"] = decay_at(state.global_step + 1, state.max_steps, args.weight_decay, self.last, "cosine")

@@ -1,12 +1,27 @@
 """The configuration of a JEPA: any encoder's configuration, the predictor, the objective."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, IJepaConfig, PreTrainedConfig
 
-from .backbones import backbone_for
+from .backbones import Backbone, backbone_for
+from .configuration_feature_encoder import FeatureEncoderConfig
 from .errors import UsageError
+
+# What an objective other than text changes about the defaults; explicit values always win.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "text": {},
+    # I-JEPA (Assran et al. 2023, appendix A): the last layer's output, normalised; a predictor of six layers or more.
+    "images": {"target_layers": 1, "pred_num_hidden_layers": 6},
+    "features": {"target_layers": 1, "pred_dropout": 0.1},
+}
+# EMA decay of the first and the last update; None: derived from the run's length and start.
+_EMA_DECAY: dict[str, tuple[float, float] | None] = {
+    "text": None,
+    "images": (0.996, 1.0),
+    "features": (0.996, 0.996),
+}
 
 
 class JepaConfig(PreTrainedConfig):
@@ -32,6 +47,7 @@ class JepaConfig(PreTrainedConfig):
         variance_weight: weight of the variance hinge on the context encoder's token representations, default 0.
         covariance_weight: weight of their covariance penalty, default 0.
         sigreg_weight: weight of their SIGReg term, default 0.
+        pooled_targets: predict one vector per mask, the mean of its targets' representations, instead of each of them.
         initializer_range: standard deviation of the predictor's random weights, default 0.02.
 
     Raises:
@@ -65,6 +81,7 @@ class JepaConfig(PreTrainedConfig):
         variance_weight: float = 0.0,
         covariance_weight: float = 0.0,
         sigreg_weight: float = 0.0,
+        pooled_targets: bool = False,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ):
@@ -75,7 +92,8 @@ class JepaConfig(PreTrainedConfig):
         backbone = backbone_for(encoder_config)
         depth, width = encoder_config.num_hidden_layers, encoder_config.hidden_size
         if context_mode is None:
-            context_mode = "dropped" if backbone.drops_exactly and predictor_type == "transformer" else "kept"
+            both = predictor_type == "transformer" or "kept" not in backbone.context_modes
+            context_mode = backbone.context_modes[0] if both else "kept"
         if pred_hidden_size is None:
             pred_hidden_size = width // 2
         if pred_num_attention_heads is None:
@@ -99,8 +117,9 @@ class JepaConfig(PreTrainedConfig):
         self.variance_weight = variance_weight
         self.covariance_weight = covariance_weight
         self.sigreg_weight = sigreg_weight
+        self.pooled_targets = pooled_targets
         self.initializer_range = initializer_range
-        self._validate_choices(backbone.drops_exactly, depth)
+        self._validate_choices(backbone, depth)
         if len(backbone.grid) == 2 and pred_hidden_size % 4:
             raise UsageError(
                 f"pred_hidden_size must be a multiple of 4 over a plane of patches, not {pred_hidden_size}"
@@ -110,12 +129,94 @@ class JepaConfig(PreTrainedConfig):
             kwargs.setdefault(name, getattr(encoder_config, name, None))
         super().__init__(**kwargs)
 
+    @classmethod
+    def for_encoder(cls, encoder_config: PreTrainedConfig | dict[str, Any], **kwargs: Any) -> Self:
+        """The configuration around an encoder, with the defaults of what it reads: text, images or features.
+
+        Args:
+            encoder_config: as `JepaConfig` takes it.
+            kwargs: arguments of `JepaConfig`; they win over the defaults.
+        """
+        if isinstance(encoder_config, dict):
+            encoder_config = AutoConfig.for_model(**encoder_config)
+        return cls(encoder_config, **{**_DEFAULTS[backbone_for(encoder_config).modality], **kwargs})
+
+    @classmethod
+    def for_images(cls, encoder_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> Self:
+        """I-JEPA: normalised targets of the last layer, a narrow predictor of six layers, EMA 0.996 to 1.
+
+        Args:
+            encoder_config: of a vision transformer; default `IJepaConfig()`.
+            kwargs: arguments of `JepaConfig`; they win.
+
+        >>> JepaConfig.for_images().target_layers
+        1
+        """
+        return cls.for_encoder(IJepaConfig() if encoder_config is None else encoder_config, **kwargs)
+
+    @classmethod
+    def for_features(
+        cls,
+        input_dim: int,
+        *,
+        mode: str = "patches",
+        embed_dim: int = 256,
+        predictor_embed_dim: int = 128,
+        encoder_depth: int = 6,
+        predictor_depth: int = 4,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.1,
+        patch_size: int | None = None,
+        max_position_embeddings: int = 512,
+        **kwargs: Any,
+    ) -> Self:
+        """The Edifice JEPA for vectors of features and series of them, with its names and defaults (EMA: 0.996).
+
+        Args:
+            input_dim: number of features.
+            mode: "patches": a vector is cut into patches of features; "flat": it is one token; "time": a series.
+            embed_dim, encoder_depth: width and depth of the encoder.
+            predictor_embed_dim, predictor_depth: of the predictor.
+            num_heads, mlp_ratio, dropout: of both.
+            patch_size: features per patch, see `FeatureEncoderConfig`.
+            max_position_embeddings: longest series, in time steps.
+            kwargs: arguments of `JepaConfig`; they win.
+
+        >>> JepaConfig.for_features(input_dim=287, mode="flat").context_mode
+        'kept'
+        """
+        encoder_config = FeatureEncoderConfig(
+            input_dim=input_dim,
+            mode=mode,
+            hidden_size=embed_dim,
+            num_hidden_layers=encoder_depth,
+            num_attention_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            hidden_dropout_prob=dropout,
+            patch_size=patch_size,
+            max_position_embeddings=max_position_embeddings,
+        )
+        predictor = {
+            "pred_hidden_size": predictor_embed_dim,
+            "pred_num_hidden_layers": predictor_depth,
+            "pred_num_attention_heads": num_heads,
+            "pred_mlp_ratio": mlp_ratio,
+            "pred_dropout": dropout,
+        }
+        return cls.for_encoder(encoder_config, **{**predictor, **kwargs})
+
+    @property
+    def ema_decay_range(self) -> tuple[float, float] | None:
+        """EMA decay of the first and the last update where no flag says otherwise; None: from the run's length."""
+        return _EMA_DECAY[backbone_for(self.encoder_config).modality]
+
     @property
     def hidden_size(self) -> int:
         """Width of the representations."""
         return self.encoder_config.hidden_size
 
-    def _validate_choices(self, drops_exactly: bool, depth: int) -> None:
+    def _validate_choices(self, backbone: Backbone, depth: int) -> None:
         for name, choices in (
             ("context_mode", ("kept", "dropped")),
             ("predictor_type", ("transformer", "mlp")),
@@ -124,10 +225,16 @@ class JepaConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        if self.context_mode == "dropped" and not drops_exactly:
+        if self.context_mode == "kept" and "kept" not in backbone.context_modes:
+            raise UsageError(
+                f"context_mode 'kept' is not there for {self.encoder_config.model_type} encoders, which have no [MASK] "
+                "token for hidden patches; use --context_mode dropped"
+            )
+        if self.context_mode == "dropped" and "dropped" not in backbone.context_modes:
+            reason = "depends on every position" if backbone.grid else "has one position only"
             raise UsageError(
                 f"context_mode 'dropped' is not exact for {self.encoder_config.model_type} encoders, whose attention "
-                "depends on every position; use --context_mode kept"
+                f"{reason}; use --context_mode kept"
             )
         if self.context_mode == "dropped" and self.predictor_type == "mlp":
             raise UsageError(

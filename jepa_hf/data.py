@@ -68,12 +68,23 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Files to train on: txt, text, md, json, jsonl, csv, tsv or parquet, also with .gz; a glob, or "
-            "several separated by commas."
+            "several separated by commas. Features: csv, tsv, json, jsonl, parquet, npy or npz. Images: a folder, a "
+            "glob, or parquet."
         },
     )
     validation_file: str | None = field(default=None, metadata={"help": "Files to evaluate on, as train_file."})
     text_column_name: str | None = field(
         default=None, metadata={"help": "The column with the text. Default: text, else the only column of strings."}
+    )
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "The column with the images. Default: image, img, or the only such column."}
+    )
+    feature_column_names: str | None = field(
+        default=None,
+        metadata={"help": "Columns of features, with commas; default all numbers, or the one column of lists."},
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "A column that is no feature, where all numeric columns are taken."}
     )
     max_seq_length: int | None = field(
         default=None,
@@ -146,7 +157,7 @@ def load_text_datasets(
     """
     if args.dataset_name is not None and args.train_file is not None:
         raise UsageError("dataset_name and train_file exclude each other; give only one of them")
-    splits = {} if args.dataset_name is None else _load_named(args)
+    splits = {} if args.dataset_name is None else load_named(args)
     if args.dataset_name is not None:
         train = _pick_split(splits, args.dataset_train_split, args)
     elif args.train_file is not None:
@@ -164,12 +175,12 @@ def load_text_datasets(
         elif args.streaming:
             raise UsageError("streamed texts cannot be split; give --validation_file to evaluate on")
         else:
-            train, validation = _hold_out(train, args.validation_split_percentage, seed)
+            train, validation = hold_out(train, args.validation_split_percentage, seed)
 
     if args.max_train_samples is not None:
-        train = _first(train, args.max_train_samples)
+        train = first_rows(train, args.max_train_samples)
     if args.max_eval_samples is not None and validation is not None:
-        validation = _first(validation, args.max_eval_samples)
+        validation = first_rows(validation, args.max_eval_samples)
     return train, validation
 
 
@@ -235,7 +246,7 @@ class _TextFile:
 
 def _load_files(argument: str, files: str, args: DataArguments, split: str) -> Dataset | IterableDataset:
     """The texts of `files`, the value of the argument named `argument`."""
-    paths = _find_files(argument, files)
+    paths = find_files(argument, files)
     kinds = sorted({_kind(path) for path in paths})
     if len(kinds) > 1:
         raise UsageError(f"{argument} '{files}' mixes {' and '.join(kinds)} files; give files of one kind")
@@ -250,7 +261,7 @@ def _load_files(argument: str, files: str, args: DataArguments, split: str) -> D
     return Dataset.from_generator(_read_texts, cache_dir=args.cache_dir, **reading)
 
 
-def _find_files(argument: str, files: str) -> list[str]:
+def find_files(argument: str, files: str) -> list[str]:
     """The paths that a path, a glob, or several of them separated by commas stand for; globs sorted."""
     paths: dict[str, None] = {}
     for pattern in [files] if os.path.exists(files) else map(str.strip, files.split(",")):
@@ -280,7 +291,7 @@ def _describe(argument: str, path: str, kind: str, text_column_name: str | None)
     status = os.stat(path)
     if status.st_size == 0:
         raise UsageError(f"{argument} '{path}' is empty; give a file with text")
-    with _naming(path):
+    with naming_file(path):
         column = _choose_column(_column_types(path, kind), text_column_name, f"'{path}'")
     return _TextFile(path, kind, column, (os.path.abspath(path), status.st_size, status.st_mtime_ns))
 
@@ -314,11 +325,11 @@ def _column_types(path: str, kind: str) -> dict[str, str]:
     if kind == "text":
         return {"text": "string"}
     if kind == "parquet":
-        with _open_parquet(path) as parquet:
+        with open_parquet(path) as parquet:
             return {column.name: str(column.type) for column in parquet.schema_arrow}
     type_of = _csv_type if kind in ("csv", "tsv") else _json_type
     types: dict[str, str] = {}
-    for row in islice(_read_rows(path, kind), _SAMPLE_SIZE):
+    for row in islice(read_rows(path, kind), _SAMPLE_SIZE):
         for name, value in row.items():
             # One string makes a column of strings: in CSV the others only look like numbers.
             if types.get(name, "null") != "string":
@@ -345,8 +356,8 @@ def _json_type(value: Any) -> str:
 def _read_texts(files: list[_TextFile]) -> Iterator[dict[str, str]]:
     """The texts of all files that are not blank, one by one."""
     for file in files:
-        with _naming(file.path):
-            for number, row in enumerate(_read_rows(file.path, file.kind, file.column), 1):
+        with naming_file(file.path):
+            for number, row in enumerate(read_rows(file.path, file.kind, file.column), 1):
                 text = row.get(file.column)
                 if text is None:
                     continue
@@ -359,7 +370,7 @@ def _read_texts(files: list[_TextFile]) -> Iterator[dict[str, str]]:
                     yield {"text": _well_formed(text)}
 
 
-def _read_rows(path: str, kind: str, column: str | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(path: str, kind: str, column: str | None = None) -> Iterator[dict[str, Any]]:
     """The rows of a file. Rows of parquet files hold only `column`, if given."""
     match kind:
         case "text":
@@ -375,14 +386,14 @@ def _read_rows(path: str, kind: str, column: str | None = None) -> Iterator[dict
 
 
 def _read_lines(path: str) -> Iterator[dict[str, Any]]:
-    with _open_text(path) as file:
+    with open_text(path) as file:
         for line in file:
             yield {"text": line.rstrip("\n")}
 
 
 def _read_json(path: str) -> Iterator[dict[str, Any]]:
     """The objects of JSON Lines or of one JSON array. The latter is read whole."""
-    with _open_text(path) as file:
+    with open_text(path) as file:
         is_array = next(filter(str.strip, file), "").lstrip().startswith("[")
         file.seek(0)
         for number, document in [(1, file.read())] if is_array else enumerate(file, 1):
@@ -403,7 +414,7 @@ def _read_json(path: str) -> Iterator[dict[str, Any]]:
 
 def _read_csv(path: str, delimiter: str) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long document
-    with _open_text(path, newline="") as file:
+    with open_text(path, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
@@ -419,29 +430,29 @@ def _read_csv(path: str, delimiter: str) -> Iterator[dict[str, Any]]:
 
 
 def _read_parquet(path: str, column: str | None) -> Iterator[dict[str, Any]]:
-    with _open_parquet(path) as parquet:
+    with open_parquet(path) as parquet:
         for batch in parquet.iter_batches(_SAMPLE_SIZE, columns=column and [column]):
             yield from batch.to_pylist()
 
 
-def _is_gzip(path: str) -> bool:
+def is_gzip(path: str) -> bool:
     return path.lower().endswith(".gz")
 
 
-def _open_text(path: str, newline: str | None = None) -> IO[str]:
-    opener = gzip.open if _is_gzip(path) else open
+def open_text(path: str, newline: str | None = None) -> IO[str]:
+    opener = gzip.open if is_gzip(path) else open
     return opener(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
-def _open_bytes(path: str) -> IO[bytes]:
-    return gzip.open(path) if _is_gzip(path) else open(path, "rb")
+def open_bytes(path: str) -> IO[bytes]:
+    return gzip.open(path) if is_gzip(path) else open(path, "rb")
 
 
 @contextmanager
-def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
     try:
-        with _open_bytes(path) as file, tempfile.TemporaryFile() as unpacked:
-            if _is_gzip(path):
+        with open_bytes(path) as file, tempfile.TemporaryFile() as unpacked:
+            if is_gzip(path):
                 # Parquet is read from its end, which gzip cannot find.
                 shutil.copyfileobj(file, unpacked)
                 file = unpacked
@@ -453,15 +464,15 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
 
 
 @contextmanager
-def _naming(path: str) -> Iterator[None]:
+def naming_file(path: str) -> Iterator[None]:
     """Make what can go wrong while reading the file at `path` a `UsageError` that names it."""
     try:
         try:
             yield
         except ValueError:  # a UsageError too
-            if _is_gzip(path):
+            if is_gzip(path):
                 # Damage that gzip notices only at the end of the file first unpacks to nonsense.
-                with _open_bytes(path) as file:
+                with open_bytes(path) as file:
                     while file.read(2**20):
                         pass
             raise
@@ -478,7 +489,7 @@ def _first_bad_byte(path: str) -> int:
     """The offset of the first byte that is not UTF-8, counted in the unpacked file."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
-    with _open_bytes(path) as file:
+    with open_bytes(path) as file:
         while True:
             chunk = file.read(2**20)
             begun = len(decoder.getstate()[0])
@@ -498,7 +509,7 @@ def _well_formed(text: str) -> str:
     return text
 
 
-def _load_named(args: DataArguments) -> dict[str, Dataset | IterableDataset]:
+def load_named(args: DataArguments) -> dict[str, Dataset | IterableDataset]:
     """All splits of `args.dataset_name`."""
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # the client reports every retry
@@ -557,11 +568,11 @@ def _has_text(batch: dict[str, list[str | None]]) -> list[bool]:
     return [text is not None and not text.isspace() and text != "" for text in batch["text"]]
 
 
-def _hold_out(dataset: Dataset, percentage: int, seed: int) -> tuple[Dataset, Dataset]:
+def hold_out(dataset: Dataset, percentage: int, seed: int) -> tuple[Dataset, Dataset]:
     """Set `percentage` % of the rows apart, chosen by `seed`; both parts keep the order, which `concat` reads in."""
     if len(dataset) < 2:
         raise UsageError(
-            "a single row of text cannot be split into training and validation; give more text or --validation_file"
+            "a single row cannot be split into training and validation; give more data or --validation_file"
         )
     size = min(max(round(len(dataset) * percentage / 100), 1), len(dataset) - 1)
     held_out = np.zeros(len(dataset), dtype=bool)
@@ -569,7 +580,7 @@ def _hold_out(dataset: Dataset, percentage: int, seed: int) -> tuple[Dataset, Da
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
 
 
-def _first(dataset: Dataset | IterableDataset, size: int) -> Dataset | IterableDataset:
+def first_rows(dataset: Dataset | IterableDataset, size: int) -> Dataset | IterableDataset:
     if isinstance(dataset, IterableDataset):
         return dataset.take(size)
     return dataset.select(range(min(size, len(dataset))))

@@ -5,25 +5,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from .backbones import masked_lm_head_layout
+from .configuration_feature_encoder import FeatureEncoderConfig
 from .configuration_jepa import JepaConfig
 from .errors import UsageError
+from .modeling_feature_encoder import FeatureEncoderModel
 from .modeling_jepa import JepaForRepresentationPrediction
 
 JEPA_FOLDER = "jepa"
 TARGET_FOLDER = "target_encoder"
 
+# What turns raw samples into the model's inputs; feature vectors need nothing.
+ProcessingClass = PreTrainedTokenizerBase | BaseImageProcessor
+
 
 def export_encoder(
     model: JepaForRepresentationPrediction,
     output_dir: str | Path,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    processing_class: ProcessingClass | None = None,
     which: str = "context",
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a plain encoder with its tokenizer, loadable by `AutoModel` and `SentenceTransformer` alike.
+    """Write a plain encoder with its tokenizer or image processor, loadable by `AutoModel`.
+
+    A text encoder is a `SentenceTransformer` too. Our own feature encoder brings its code, so that it loads with
+    `trust_remote_code=True` where jepa_hf is not installed.
 
     Args:
         which: "context" or "target".
@@ -34,16 +42,21 @@ def export_encoder(
     if state_dict is not None:
         prefix = f"{which}_encoder."
         weights = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
-    encoder.save_pretrained(output_dir, state_dict=weights)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(output_dir)
-        _write_sentence_transformers_files(Path(output_dir), encoder, tokenizer, model.backbone.max_length)
+    if isinstance(encoder, FeatureEncoderModel):
+        classes = ((FeatureEncoderConfig, "AutoConfig"), (FeatureEncoderModel, "AutoModel"))
+        _save_with_code(encoder, output_dir, classes, weights)
+    else:
+        encoder.save_pretrained(output_dir, state_dict=weights)
+    if processing_class is not None:
+        processing_class.save_pretrained(output_dir)
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        _write_sentence_transformers_files(Path(output_dir), encoder, processing_class, model.backbone.max_length)
 
 
 def export_run(
     model: JepaForRepresentationPrediction,
     output_dir: str | Path,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    processing_class: ProcessingClass | None = None,
     which: str = "context",
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
@@ -53,18 +66,18 @@ def export_run(
         which: encoder at the root, "context" or "target"; "both" puts the target encoder under `target_encoder/`.
     """
     output_dir = Path(output_dir)
-    export_encoder(model, output_dir, tokenizer, "target" if which == "target" else "context", state_dict)
+    export_encoder(model, output_dir, processing_class, "target" if which == "target" else "context", state_dict)
     if which == "both":
-        export_encoder(model, output_dir / TARGET_FOLDER, tokenizer, "target", state_dict)
+        export_encoder(model, output_dir / TARGET_FOLDER, processing_class, "target", state_dict)
     model.save_pretrained(output_dir / JEPA_FOLDER, state_dict=state_dict)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(output_dir / JEPA_FOLDER)
+    if processing_class is not None:
+        processing_class.save_pretrained(output_dir / JEPA_FOLDER)
 
 
 def export_masked_lm(
     model: JepaForRepresentationPrediction,
     output_dir: str | Path,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    processing_class: ProcessingClass | None = None,
     which: str = "context",
 ) -> None:
     """Write the encoder with its masked-language-model head, loadable by `AutoModelForMaskedLM`.
@@ -91,28 +104,38 @@ def export_masked_lm(
         raise RuntimeError(f"the masked language model and the JEPA differ in {', '.join(lost[:3])}")
     masked_lm.tie_weights()
     masked_lm.save_pretrained(output_dir)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(output_dir)
+    if processing_class is not None:
+        processing_class.save_pretrained(output_dir)
 
 
 def export_custom_code(
     model: JepaForRepresentationPrediction,
     output_dir: str | Path,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    processing_class: ProcessingClass | None = None,
 ) -> None:
     """Write the full model with its code, loadable with `trust_remote_code=True` where jepa_hf is not installed."""
-    marks = ((JepaConfig, "AutoConfig"), (JepaForRepresentationPrediction, "AutoModel"))
+    classes = ((JepaConfig, "AutoConfig"), (JepaForRepresentationPrediction, "AutoModel"))
+    _save_with_code(model, output_dir, classes)
+    if processing_class is not None:
+        processing_class.save_pretrained(output_dir)
+
+
+def _save_with_code(
+    model: PreTrainedModel,
+    output_dir: str | Path,
+    classes: tuple[tuple[type, str], ...],
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """`save_pretrained` with the source files that the model needs; the classes are unmarked again afterwards."""
     try:
-        for marked, auto_class in marks:
+        for marked, auto_class in classes:
             marked._auto_class = auto_class
-        model.save_pretrained(output_dir)
+        model.save_pretrained(output_dir, state_dict=state_dict)
     finally:
-        for marked, _ in marks:
+        for marked, _ in classes:
             marked._auto_class = None
         model.config.auto_map = None
         del model.config.auto_map
-    if tokenizer is not None:
-        tokenizer.save_pretrained(output_dir)
 
 
 def _write_sentence_transformers_files(

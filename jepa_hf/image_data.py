@@ -93,7 +93,7 @@ def _images_in(argument: str, folder: str) -> list[str]:
 def _kind(path: str) -> str:
     ending = os.path.splitext(path.lower())[1]
     if ending not in (*_IMAGES, ".parquet"):
-        raise UsageError(f"'{path}' has the unknown ending '{ending}'; known are {', '.join(_IMAGES)} and .parquet")
+        raise UsageError(f"'{path}' is no image: known endings are {', '.join(_IMAGES)} and .parquet")
     return "parquet" if ending == ".parquet" else "image"
 
 

@@ -12,26 +12,11 @@ _TEMPLATE = """\
 
 # {title}
 
-A {family} text encoder ({parameters}) trained with a joint-embedding predictive architecture (JEPA): a context encoder
-reads a text with spans hidden, and a predictor guesses the representation that a slowly moving target encoder gives to
-the hidden tokens. Trained with `jepa_hf` {version}.
+{introduction} Trained with `jepa_hf` {version}.
 
 ## Use it
 
-```python
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-encoder = AutoModel.from_pretrained("{name}")
-```
-
-Sentence embeddings, by mean pooling:
-
-```python
-from sentence_transformers import SentenceTransformer
-
-embeddings = SentenceTransformer("{name}").encode(["A sentence.", "Another one."])
-```
+{usage}
 
 Train on, with the predictor and both encoders:
 
@@ -56,6 +41,66 @@ predictor* always guesses the mean target.
 ![loss and health over the run](training.png)
 """
 
+_INTRODUCTION = {
+    "text": """\
+A text encoder ({family}, {parameters}) trained with a joint-embedding predictive architecture (JEPA): a context encoder
+reads a text with spans hidden, and a predictor guesses the representation that a slowly moving target encoder gives to
+the hidden tokens.""",
+    "images": """\
+An image encoder ({family}, {parameters}) trained with a joint-embedding predictive architecture (I-JEPA): a context
+encoder reads some patches of an image, and a predictor guesses the representations that a slowly moving target encoder,
+which sees the whole image, gives to blocks of the others.""",
+    "features": """\
+A transformer over feature vectors or series of them ({parameters}), trained with a joint-embedding predictive
+architecture (JEPA): a context encoder reads a part of the features or time steps, and a predictor guesses the
+representation that a slowly moving target encoder gives to the rest.""",
+}
+
+_USAGE = {
+    "text": """\
+```python
+from transformers import AutoModel, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+encoder = AutoModel.from_pretrained("{name}")
+```
+
+Sentence embeddings, by mean pooling:
+
+```python
+from sentence_transformers import SentenceTransformer
+
+embeddings = SentenceTransformer("{name}").encode(["A sentence.", "Another one."])
+```""",
+    "images": """\
+```python
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("{name}")
+encoder = AutoModel.from_pretrained("{name}")
+patches = encoder(**processor(images=image, return_tensors="pt")).last_hidden_state
+```
+
+Fine-tune it with labels:
+
+```python
+from transformers import AutoModelForImageClassification
+
+classifier = AutoModelForImageClassification.from_pretrained("{name}", num_labels=10)
+```""",
+    "features": """\
+It takes raw values: the training data's mean and spread are stored with it.
+
+```python
+from transformers import AutoModel
+
+encoder = AutoModel.from_pretrained("{name}", trust_remote_code=True)  # or with jepa_hf imported, without it
+pooled = encoder(features=values).pooler_output
+```""",
+}
+
+_TAGS = {"text": ["sentence-transformers"], "images": ["ijepa"], "features": ["tabular", "time-series"]}
+
 
 @dataclass
 class CardFacts:
@@ -63,6 +108,7 @@ class CardFacts:
 
     Args:
         name: what users pass to `from_pretrained`: the Hub repository, or the directory.
+        modality: what the encoder reads: "text", "images" or "features".
         family: the encoder's model type.
         parameters: its number of parameters.
         version: the version of this package.
@@ -75,6 +121,7 @@ class CardFacts:
     """
 
     name: str
+    modality: str
     family: str
     parameters: int
     version: str
@@ -90,8 +137,8 @@ def render_card(facts: CardFacts) -> ModelCard:
     """The card of a trained encoder."""
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag="feature-extraction",
-        tags=["jepa", "jepa_hf", "self-supervised", "sentence-transformers"],
+        pipeline_tag="image-feature-extraction" if facts.modality == "images" else "feature-extraction",
+        tags=["jepa", "jepa_hf", "self-supervised", *_TAGS[facts.modality]],
         base_model=facts.base_model,
         datasets=facts.datasets or None,
         language=facts.language,
@@ -101,8 +148,10 @@ def render_card(facts: CardFacts) -> ModelCard:
         metadata=data.to_yaml(),
         title=_plain(facts.name.rstrip("/").split("/")[-1]),
         name=_plain(facts.name),
-        family=_plain(facts.family),
-        parameters=f"{facts.parameters / 1e6:.1f} M parameters",
+        introduction=_INTRODUCTION[facts.modality].format(
+            family=_plain(facts.family), parameters=f"{facts.parameters / 1e6:.1f} M parameters"
+        ),
+        usage=_USAGE[facts.modality].format(name=_plain(facts.name)),
         version=facts.version,
         training=_table(("setting", "value"), [(name, _value(value)) for name, value in facts.training.items()]),
         results=_table(

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,18 +26,21 @@ from .losses import (
     covariance_penalty,
     instance_normalize,
     layer_normalize,
+    masked_mean,
     prediction_loss,
     sigreg,
     variance_hinge,
 )
-from .predictors import MLPPredictor, TransformerPredictor, sincos_positions
+from .modeling_feature_encoder import FeatureEncoderModel  # noqa: F401 (registers itself with AutoModel)
+from .predictors import MLPPredictor, TokenPredictor, TransformerPredictor, sincos_positions
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
 class JepaOutput(ModelOutput):
-    """What `JepaForRepresentationPrediction` returns. B samples, M masks each, T targets per mask, width D.
+    """What `JepaForRepresentationPrediction` returns. B samples, M masks each, T targets per mask (one, where the
+    configuration has `pooled_targets`), width D.
 
     Args:
         loss: scalar, the weighted sum of the parts.
@@ -118,15 +122,16 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         if config.predictor_type == "mlp":
             self.predictor = MLPPredictor(config.hidden_size, config.pred_mlp_ratio, config.pred_dropout)
         else:
-            self.predictor = TransformerPredictor(
-                config.hidden_size,
-                config.pred_hidden_size,
-                config.pred_num_hidden_layers,
-                config.pred_num_attention_heads,
-                self.backbone.grid,
-                config.pred_mlp_ratio,
-                config.pred_dropout,
-            )
+            sizes = {
+                "hidden_size": config.hidden_size,
+                "width": config.pred_hidden_size,
+                "num_hidden_layers": config.pred_num_hidden_layers,
+                "num_attention_heads": config.pred_num_attention_heads,
+                "mlp_ratio": config.pred_mlp_ratio,
+                "dropout": config.pred_dropout,
+            }
+            grid = self.backbone.grid
+            self.predictor = TransformerPredictor(grid=grid, **sizes) if grid else TokenPredictor(**sizes)
         self.mlm_head = MaskedLMHead(self.context_encoder) if config.mlm_weight > 0 else None
         self.main_input_name = self.backbone.input_names[0]
         self.post_init()
@@ -156,7 +161,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         """
         encoder_kwargs = {"dtype": torch.float32, **(encoder_kwargs or {})}
         encoder_config = AutoConfig.from_pretrained(name_or_path, **_hub_kwargs(encoder_kwargs))
-        config = JepaConfig(encoder_config, **jepa_kwargs)
+        config = JepaConfig.for_encoder(encoder_config, **jepa_kwargs)
         head_state: dict[str, torch.Tensor] = {}
         if config.mlm_weight > 0:
             layout = masked_lm_head_layout(encoder_config)
@@ -199,6 +204,14 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         config = JepaConfig(**{**config.to_dict(), **jepa_kwargs})
         return cls.from_pretrained(name_or_path, config=config, **{"dtype": torch.float32, **(encoder_kwargs or {})})
 
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`, with the weights under the names that they have here.
+
+        By default transformers writes some encoders' weights (ViT, I-JEPA, DINOv2) under the names of an older layout.
+        `from_pretrained` knows both; `Trainer`, resuming, would silently load none of them.
+        """
+        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
+
     def initialize_weights(self) -> None:
         """Fill in what no checkpoint gave; a target encoder that none gave is the context encoder's copy."""
         super().initialize_weights()
@@ -226,6 +239,11 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         elif isinstance(module, MaskedLMHead):
             init.zeros_(module.bias)
 
+    def set_standardization(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Have both encoders standardise their input, raw feature vectors. See `FeatureEncoderModel`."""
+        for encoder in (self.context_encoder, self.target_encoder):
+            encoder.set_standardization(mean, std)
+
     def train(self, mode: bool = True) -> "JepaForRepresentationPrediction":
         """Set the training mode of all but the target encoder, which stays frozen and in eval mode.
 
@@ -235,6 +253,10 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         super().train(mode)
         self.target_encoder.train(False)
         self.target_encoder.requires_grad_(False)
+        # A parameter that takes no part in the loss would make DDP wait for its gradient.
+        for name, parameter in self.context_encoder.named_parameters():
+            if name in self.backbone.unused_parameters:
+                parameter.requires_grad_(False)
         return self
 
     def get_encoder(self, which: str = "context") -> PreTrainedModel:
@@ -276,7 +298,9 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
         context_input_ids: torch.Tensor | None = None,
+        context_features: torch.Tensor | None = None,
         context_positions: torch.Tensor | None = None,
         context_valid: torch.Tensor | None = None,
         target_positions: torch.Tensor | None = None,
@@ -291,7 +315,9 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         Args:
             input_ids, attention_mask: clean tokens, long `[B, L]`.
             pixel_values: clean images, `[B, channels, height, width]`.
+            features: clean feature vectors `[B, F]`, or series of them `[B, L, F]` with `attention_mask` long `[B, L]`.
             context_input_ids: the masked view, long `[B, L]` or `[B, M, L]`, where masked positions are kept.
+            context_features: the same of feature vectors, `[B, ...]` or `[B, M, ...]`.
             context_positions: visible positions, long `[B, M, C]`, where masked ones are dropped; `[B, 1, C]` serves
                 all M masks.
             context_valid: bool, same shape, False where `context_positions` is only filled up.
@@ -302,16 +328,21 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             output_hidden_states: also return the encoders' states.
             return_loss: also compute the loss.
         """
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
-        clean = {name: given[name] for name in self.backbone.input_names}
-        if "attention_mask" in clean and attention_mask is None:
-            clean["attention_mask"] = torch.ones_like(input_ids)
-        batch, masks, count = target_positions.shape
+        clean = self.backbone.clean_inputs(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "pixel_values": pixel_values,
+                "features": features,
+            }
+        )
+        batch, masks, _ = target_positions.shape
         positions, valid = target_positions.flatten(0, 1), target_valid.flatten(0, 1)
 
         targets, target_states = self._targets(clean, positions, masks, output_hidden_states)
         if self.config.context_mode == "kept":
-            view = self._view_kept(clean, context_input_ids, positions, valid, masks, output_hidden_states)
+            masked_view = context_input_ids if context_features is None else context_features
+            view = self._view_kept(clean, masked_view, positions, valid, masks, output_hidden_states)
         else:
             view = self._view_dropped(clean, context_positions, context_valid, masks, output_hidden_states)
         encoded, seen, seen_positions, readable = view
@@ -322,12 +353,17 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             positions,
             valid,
         )
+        if self.config.pooled_targets:
+            predictions, targets = (
+                masked_mean(states, valid[..., None], dim=1)[:, None] for states in (predictions, targets)
+            )
+            valid = valid.any(dim=1, keepdim=True)
 
         output = JepaOutput(
             num_targets=valid.sum(),
-            predictions=predictions.view(batch, masks, count, -1),
-            targets=targets.view(batch, masks, count, -1),
-            target_valid=target_valid,
+            predictions=predictions.unflatten(0, (batch, masks)),
+            targets=targets.unflatten(0, (batch, masks)),
+            target_valid=valid.unflatten(0, (batch, masks)),
         )
         if return_loss:
             self._add_losses(output, clean, encoded, seen, positions, valid, num_items_in_batch)
@@ -362,21 +398,22 @@ class JepaForRepresentationPrediction(PreTrainedModel):
     def _view_kept(
         self,
         clean: dict[str, torch.Tensor],
-        context_input_ids: torch.Tensor | None,
+        masked_view: torch.Tensor | None,
         positions: torch.Tensor,
         valid: torch.Tensor,
         masks: int,
         hidden_states: bool,
     ) -> tuple[Any, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encode the view in which masked positions are [MASK] tokens.
+        """Encode the view in which masked positions are [MASK] tokens, or features filled in.
 
         Returns:
             the encoder's output, then `[N, L]`: which positions are real, their numbers, and which are context.
         """
-        if context_input_ids is None:
-            raise ValueError("context_mode 'kept' needs context_input_ids; make the collator with context_mode='kept'")
-        inputs = {name: value.repeat_interleave(masks, dim=0) for name, value in clean.items()}
-        inputs["input_ids"] = context_input_ids.reshape(-1, context_input_ids.shape[-1])
+        name = self.backbone.input_names[0]
+        if masked_view is None:
+            raise ValueError(f"context_mode 'kept' needs context_{name}; make the collator with context_mode='kept'")
+        inputs = {other: value.repeat_interleave(masks, dim=0) for other, value in clean.items()}
+        inputs[name] = masked_view.reshape(-1, *clean[name].shape[1:])
         seen = self.backbone.valid(inputs)
         encoded = self.backbone.encode(self.context_encoder, inputs, hidden_states)
         numbers = torch.arange(seen.shape[1], device=seen.device).expand_as(seen)

@@ -40,7 +40,7 @@ class MLPPredictor(nn.Module):
 
 
 class PredictorBlock(nn.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block; dropout after attention and after the feed-forward part, none inside attention."""
 
     def __init__(self, hidden_size: int, num_attention_heads: int, mlp_ratio: float, dropout: float):
         super().__init__()
@@ -60,8 +60,7 @@ class PredictorBlock(nn.Module):
         heads = self.num_attention_heads
         qkv = self.qkv(self.norm1(states)).view(n, length, 3, heads, width // heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        rate = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=rate)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         mixed = self.proj(mixed.transpose(1, 2).reshape(n, length, width))
         states = states + F.dropout(mixed, self.dropout, self.training)
         fed = self.fc2(F.gelu(self.fc1(self.norm2(states))))
@@ -132,6 +131,55 @@ class TransformerPredictor(nn.Module):
         for layer in self.layers:
             states = layer(states, attention_mask)
         return self.proj(self.norm(states[:, context.shape[1] :]))
+
+
+class TokenPredictor(nn.Module):
+    """A narrow transformer over a single token: from the context's representation to the target's.
+
+    Projection down, GELU, pre-norm blocks, layer norm, projection up (the predictor of the Edifice JEPA). There are no
+    positions to tell apart, so there is neither a position table nor a mask token. Softmax over one token is 1, so the
+    blocks' queries and keys get no gradient.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        width: int,
+        num_hidden_layers: int,
+        num_attention_heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.embed = nn.Linear(hidden_size, width)
+        self.layers = nn.ModuleList(
+            PredictorBlock(width, num_attention_heads, mlp_ratio, dropout) for _ in range(num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.proj = nn.Linear(width, hidden_size)
+
+    def forward(
+        self,
+        context: torch.Tensor,
+        context_positions: torch.Tensor,
+        context_valid: torch.Tensor,
+        target_positions: torch.Tensor,
+        target_valid: torch.Tensor,
+    ) -> torch.Tensor:
+        """Guess the clean vector's representation from that of the view in which features are hidden.
+
+        Args:
+            context: `[N, 1, D]`.
+            context_positions, context_valid, target_positions, target_valid: not read.
+
+        Returns:
+            `[N, 1, D]`.
+        """
+        states = F.gelu(self.embed(context))
+        everything = torch.ones(states.shape[0], 1, 1, 1, dtype=torch.bool, device=states.device)
+        for layer in self.layers:
+            states = layer(states, everything)
+        return self.proj(self.norm(states))
 
 
 def sincos_positions(grid: tuple[int, ...], width: int) -> torch.Tensor:

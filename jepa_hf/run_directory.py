@@ -19,7 +19,9 @@ _WRITTEN = (
     RUN_FILE, f"{RUN_FILE}.new", "jepa", "target_encoder", "1_Pooling", "runs", "config.json", "model.safetensors",
     "model-?????-of-?????.safetensors", "model.safetensors.index.json", "modules.json", "sentence_bert_config.json",
     "metrics.json", "README.md", "training.png", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentencepiece.bpe.model",
+    "added_tokens.json", "masks.png", "preprocessor_config.json", "configuration_feature_encoder.py",
+    "modeling_feature_encoder.py", "errors.py", "vocab.txt", "vocab.json", "merges.txt", "spm.model",
+    "sentencepiece.bpe.model",
 )  # fmt: skip
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -29,7 +31,7 @@ _FREE = (
     "project", "trackio_*", "push_to_hub*", "hub_*", "disable_tqdm", "save_*", "eval_*", "do_predict",
     "do_train", "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_p*", "token", "cache_dir",
     "preprocessing_num_workers", "overwrite_cache", "use_cpu", "ddp_*", "export_encoder", "smoke_test", "_n_gpu",
-    "local_rank", "debug", "skip_memory_metrics", "restore_callback_states_from_checkpoint",
+    "local_rank", "debug", "objective", "skip_memory_metrics", "restore_callback_states_from_checkpoint",
 )  # fmt: skip
 # The run's length: another one is allowed, with a warning, because schedules stretch with it.
 _LENGTH = ("max_steps", "num_train_epochs")
@@ -90,7 +92,7 @@ def plan_run(
 
     before = _read(run_file)
     changed = [
-        f"{name} {before['settings'].get(name)} -> {settings.get(name)}"
+        f"{name} {_shown(before['settings'].get(name))} -> {_shown(settings.get(name))}"
         for name in sorted({*settings, *before["settings"]})
         if _matters(name) and settings.get(name) != before["settings"].get(name)
     ]
@@ -100,7 +102,7 @@ def plan_run(
             "choose another directory, or start over with --overwrite_output_dir"
         )
     longer = [
-        f"{name} {before['settings'].get(name)} -> {settings.get(name)}"
+        f"{name} {_shown(before['settings'].get(name))} -> {_shown(settings.get(name))}"
         for name in _LENGTH
         if settings.get(name) != before["settings"].get(name)
     ]
@@ -149,6 +151,10 @@ def finish_run(output_dir: str | Path, settings: dict[str, Any]) -> None:
 
 def _is_ours(name: str) -> bool:
     return _CHECKPOINT.fullmatch(name) is not None or any(fnmatch(name, pattern) for pattern in _WRITTEN)
+
+
+def _shown(value: Any) -> Any:
+    return "unset" if value is None else value
 
 
 def _matters(name: str) -> bool:

@@ -9,13 +9,21 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 
 from .base_trainer import RepresentationTrainer, RunningMeans
-from .callbacks import EmaTargetCallback, MaskEpochCallback
-from .data_collator import DataCollatorForSpanJEPA
+from .callbacks import EmaTargetCallback, MaskEpochCallback, WeightDecayCallback
+from .data_collator import DataCollatorForSpanJEPA, MaskingCollator
 from .errors import UsageError
 from .export import export_run
+from .feature_collator import DataCollatorForFeatureJEPA
+from .image_collator import DataCollatorForBlockJEPA
 from .metrics import (
     constant_predictor_loss,
     effective_rank,
@@ -39,21 +47,27 @@ _SAMPLE_PER_BATCH = 512
 _PREDICTOR_TABLES = ("predictor.mask_token", "predictor.position_embeddings")
 
 
+# What a position is, for readers.
+_UNITS = {"text": "tokens", "images": "patches", "features": "positions"}
+
+
 class JepaTrainer(RepresentationTrainer):
     """Trains a JEPA: collates masked views, averages the target encoder, logs health beside the loss.
 
     Args:
         model: a `JepaForRepresentationPrediction`, or the directory or Hub name of an encoder (or of a JEPA).
         args: `JepaTrainingArguments`; default writes to `out`.
-        data_collator: default a `DataCollatorForSpanJEPA` for the model's context mode, with the run's seed.
-        train_dataset, eval_dataset: rows of token ids (`input_ids`), or of text (`text`), which are tokenised here.
-        processing_class: the tokenizer; default the one beside `model`, where that is a name.
+        data_collator: default the one for what the model reads (`DataCollatorForSpanJEPA`, `DataCollatorForBlockJEPA`
+            or `DataCollatorForFeatureJEPA`), with the run's seed.
+        train_dataset, eval_dataset: rows of token ids (`input_ids`), or of text (`text`), which are tokenised here; of
+            images (`image`); or of feature vectors or series of them (`features`).
+        processing_class: the tokenizer or image processor; default the one beside `model`, where that is a name.
         max_seq_length: where rows of text are cut, default 512 or what model and tokenizer allow.
         callbacks: more callbacks. An `EmaTargetCallback` among them takes the place of the default one.
         kwargs: as `Trainer` takes them.
 
     Raises:
-        UsageError: a second EMA callback, or data that is neither text nor token ids.
+        UsageError: a second EMA callback, or data that the model does not read.
     """
 
     args: JepaTrainingArguments
@@ -62,26 +76,22 @@ class JepaTrainer(RepresentationTrainer):
         self,
         model: JepaForRepresentationPrediction | str,
         args: JepaTrainingArguments | None = None,
-        data_collator: DataCollatorForSpanJEPA | None = None,
+        data_collator: MaskingCollator | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        processing_class: PreTrainedTokenizerBase | None = None,
+        processing_class: PreTrainedTokenizerBase | BaseImageProcessor | None = None,
         max_seq_length: int | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
         args = args if args is not None else JepaTrainingArguments()
         if isinstance(model, (str, Path)):
+            name, model = str(model), JepaForRepresentationPrediction.from_any_pretrained(str(model))
             if processing_class is None:
-                processing_class = AutoTokenizer.from_pretrained(model)
-            model = JepaForRepresentationPrediction.from_any_pretrained(str(model))
+                processing_class = _processing_class(name, model.backbone.modality)
         if data_collator is None:
-            if processing_class is None:
-                raise UsageError("JepaTrainer needs a tokenizer (processing_class=...) or a data_collator")
-            data_collator = DataCollatorForSpanJEPA(
-                processing_class, context_mode=model.config.context_mode, seed=args.seed
-            )
-        if processing_class is not None:
+            data_collator = _default_collator(model, processing_class, args.seed)
+        if isinstance(data_collator, DataCollatorForSpanJEPA) and processing_class is not None:
             longest = min(model.backbone.max_length, processing_class.model_max_length, max_seq_length or 512)
             train_dataset = _tokenized(train_dataset, processing_class, longest, data_collator.whole_word)
             eval_dataset = _tokenized(eval_dataset, processing_class, longest, data_collator.whole_word)
@@ -96,8 +106,11 @@ class JepaTrainer(RepresentationTrainer):
                     args.ema_decay_end,
                     args.ema_schedule,
                     pretrained=bool(model.config.name_or_path),
+                    default=model.config.ema_decay_range,
                 ),
             )
+        if args.weight_decay_end is not None:
+            callbacks.append(WeightDecayCallback(args.weight_decay_end))
         callbacks.append(MaskEpochCallback(data_collator))
         self._snapshot: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self._eval_samples: dict[str, list[torch.Tensor]] = {}
@@ -132,14 +145,13 @@ class JepaTrainer(RepresentationTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        # The collator reads it, the model does not.
-        if "word_ids" not in self._signature_columns:
-            self._signature_columns.append("word_ids")
+        if isinstance(self.data_collator, MaskingCollator):
+            self._signature_columns = list(dict.fromkeys((*self._signature_columns, *self.data_collator.columns)))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As `Trainer`'s, with masks that are the same on every evaluation."""
         training_collator = self.data_collator
-        if isinstance(training_collator, DataCollatorForSpanJEPA):
+        if isinstance(training_collator, MaskingCollator):
             self.data_collator = training_collator.for_evaluation()
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -162,7 +174,7 @@ class JepaTrainer(RepresentationTrainer):
         predictor its context and the targets. Embedding tables are look-ups; attention scores are left out, as in
         `PreTrainedModel.floating_point_ops`.
         """
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self._unwrapped
         sizes = self._parameter_counts
         samples, masks, targets = inputs["target_positions"].shape
         length = model.backbone.length(inputs)
@@ -183,7 +195,7 @@ class JepaTrainer(RepresentationTrainer):
     @cached_property
     def _parameter_counts(self) -> dict[str, int]:
         """Parameters that take part in matrix products: embedding tables are left out, but for the decoder."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self._unwrapped
         tables = sum(m.weight.numel() for m in model.target_encoder.modules() if isinstance(m, nn.Embedding))
         head = 0
         if model.mlm_head is not None:
@@ -201,7 +213,18 @@ class JepaTrainer(RepresentationTrainer):
     # ---- what is logged
 
     def count_targets(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return inputs["target_valid"].sum()
+        valid = inputs["target_valid"]
+        return (valid.any(dim=-1) if self._unwrapped.config.pooled_targets else valid).sum()
+
+    def count_tokens(self, inputs: dict[str, torch.Tensor], padding: bool = False) -> torch.Tensor:
+        if "attention_mask" in inputs and not padding:
+            return inputs["attention_mask"].sum()
+        samples = len(inputs["target_valid"])
+        return inputs["target_valid"].new_tensor(samples * self._unwrapped.backbone.length(inputs), dtype=torch.long)
+
+    @property
+    def _unwrapped(self) -> JepaForRepresentationPrediction:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def track(self, outputs: JepaOutput, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
         predictions, targets, valid = outputs.predictions.detach(), outputs.targets, outputs.target_valid
@@ -212,13 +235,9 @@ class JepaTrainer(RepresentationTrainer):
                 means.add(name, value, count)
         cosine = torch.cosine_similarity(predictions.float(), targets.float(), dim=-1)
         means.add("cosine", torch.where(valid, cosine, torch.zeros_like(cosine)).sum() / count.clamp_min(1), count)
-        samples, masks = valid.shape[:2]
-        tokens = (
-            inputs["attention_mask"].sum()
-            if "attention_mask" in inputs
-            else count.new_tensor(samples * self.model.backbone.length(inputs))
-        )
-        means.add("masked_fraction", count / (tokens * masks), tokens * masks)
+        if self._unwrapped.backbone.grid:  # a vector that is one token is hidden in part, which cannot be counted
+            places = self.count_tokens(inputs) * valid.shape[1]
+            means.add("masked_fraction", inputs["target_valid"].sum() / places.clamp_min(1), places)
         means.count("rows_without_targets", (~valid.flatten(1).any(dim=1)).sum())
         if means is self._means["eval"]:
             self._track_evaluation(outputs, means)
@@ -227,7 +246,7 @@ class JepaTrainer(RepresentationTrainer):
 
     def _track_evaluation(self, outputs: JepaOutput, means: RunningMeans) -> None:
         """What only an evaluation can afford: it may wait for the device."""
-        config = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).config
+        config = self._unwrapped.config
         means.add("loss", outputs.loss, outputs.num_targets)
         predictions, targets = (x[outputs.target_valid] for x in (outputs.predictions, outputs.targets))
         if len(targets) < 2:
@@ -274,14 +293,15 @@ class JepaTrainer(RepresentationTrainer):
         first, last = self.ema.decay_range(max(state.max_steps, 1))
         objective = f"{config.loss}, targets: mean of the top {config.target_layers} layers, {config.target_norm} norm"
         weights = ("mlm_weight", "variance_weight", "covariance_weight", "sigreg_weight")
+        objective += ", one for all targets of a mask" if config.pooled_targets else ""
         objective += "".join(f", {weight} {getattr(config, weight)}" for weight in weights if getattr(config, weight))
         collator = self.data_collator
         views = f"masked positions {config.context_mode}"
-        if isinstance(collator, DataCollatorForSpanJEPA):
-            views += f", ratio {collator.mask_ratio}, mean span {collator.mean_span_length}"
+        if isinstance(collator, MaskingCollator):
+            views += "".join(f", {what} {value}" for what, value in collator.summary.items())
         training = {
             "steps": state.global_step,
-            "tokens read": int(state.num_input_tokens_seen),
+            f"{_UNITS[self.model.backbone.modality]} read": int(state.num_input_tokens_seen),
             "samples per step": self.get_total_train_batch_size(args),
             "learning rate": args.learning_rate,
             "objective": objective,
@@ -300,6 +320,7 @@ class JepaTrainer(RepresentationTrainer):
                 metrics[metric.replace("_", " ")] = (values[0] if started else None, values[-1])
         return CardFacts(
             name=name,
+            modality=self.model.backbone.modality,
             family=config.encoder_config.model_type,
             parameters=sum(parameter.numel() for parameter in self.model.context_encoder.parameters()),
             version=__version__,
@@ -307,6 +328,31 @@ class JepaTrainer(RepresentationTrainer):
             metrics=metrics,
             base_model=_hub_name(config.name_or_path),
         )
+
+
+def _processing_class(name: str, modality: str) -> PreTrainedTokenizerBase | BaseImageProcessor | None:
+    """What lies beside a model; feature vectors need nothing."""
+    if modality == "features":
+        return None
+    return (AutoTokenizer if modality == "text" else AutoImageProcessor).from_pretrained(name)
+
+
+def _default_collator(
+    model: JepaForRepresentationPrediction,
+    processing_class: PreTrainedTokenizerBase | BaseImageProcessor | None,
+    seed: int,
+) -> MaskingCollator:
+    backbone, mode = model.backbone, model.config.context_mode
+    if backbone.modality == "features":
+        fill = model.context_encoder.feature_mean.numpy(force=True)
+        return DataCollatorForFeatureJEPA(backbone.config, context_mode=mode, fill_values=fill, seed=seed)
+    if processing_class is None:
+        what = "a tokenizer" if backbone.modality == "text" else "an image processor"
+        raise UsageError(f"JepaTrainer needs {what} (processing_class=...) or a data_collator")
+    if backbone.modality == "images":
+        channels = backbone.config.num_channels
+        return DataCollatorForBlockJEPA(processing_class, backbone.grid, num_channels=channels, seed=seed)
+    return DataCollatorForSpanJEPA(processing_class, context_mode=mode, seed=seed)
 
 
 def _is_ema(callback: type[TrainerCallback] | TrainerCallback) -> bool:

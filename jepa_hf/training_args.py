@@ -15,6 +15,7 @@ class JepaTrainingArguments(TrainingArguments):
         ema_decay: decay of the target encoder's first update; default derived from the run's length and start.
         ema_decay_end: decay of its last update; default as above, or `ema_decay` where only that is given.
         ema_schedule: "constant", "linear" or "cosine" in between.
+        weight_decay_end: weight decay of the last update, which a cosine leads to; default constant at `weight_decay`.
         decay_all_parameters: apply weight decay to biases, norms and tables too, as plain AdamW over all parameters.
         export_encoder: which encoder the output directory holds, "context", "target", or "both": then the target
             encoder's directory is `target_encoder/`.
@@ -31,6 +32,9 @@ class JepaTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "EMA decay at the end; default from run length and start, or ema_decay."}
     )
     ema_schedule: str = field(default="linear", metadata={"help": "EMA decay schedule: constant, linear or cosine."})
+    weight_decay_end: float | None = field(
+        default=None, metadata={"help": "Weight decay at the end of a cosine from weight_decay; default constant."}
+    )
     decay_all_parameters: bool = field(
         default=False, metadata={"help": "Apply weight decay to biases, norms and tables too."}
     )
@@ -55,6 +59,8 @@ class JepaTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise UsageError(f"{name} must lie between 0 and 1, not {value}")
+        if self.weight_decay_end is not None and not self.weight_decay_end >= 0:
+            raise UsageError(f"weight_decay_end must not be negative, but is {self.weight_decay_end}")
         for name, choices in (
             ("ema_schedule", ("constant", "linear", "cosine")),
             ("export_encoder", ("context", "target", "both")),

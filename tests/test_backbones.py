@@ -118,7 +118,7 @@ def test_deberta_cannot_drop() -> None:
     visible, positions, valid = random_subset(inputs["attention_mask"], seed=0)
     expected = full_pass_with_hidden_keys(encoder, inputs, visible)[visible]
     backbone = backbone_for(encoder.config)
-    assert not backbone.drops_exactly
+    assert backbone.context_modes == ("kept",)
     assert error(backbone.encode_visible(encoder, inputs, positions, valid).last_hidden_state[valid], expected) > 0.1
 
 

@@ -533,7 +533,7 @@ class TestValidationSplit:
         assert len(validation) == round(len(embedded_corpus()) * 0.05)
 
     def test_a_single_row_cannot_be_split(self):
-        with pytest.raises(UsageError, match="a single row of text cannot be split"):
+        with pytest.raises(UsageError, match="a single row cannot be split"):
             self.split(1)
 
     def test_streams_cannot_be_split(self):

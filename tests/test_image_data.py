@@ -255,7 +255,7 @@ def test_sample_limits_take_the_first() -> None:
         ({"train_file": "nowhere"}, r"train_file 'nowhere' does not exist"),
         ({"train_file": "images, nowhere/*.png"}, r"'nowhere/\*\.png' matches no file"),
         ({"train_file": "texts"}, r"train_file 'texts' is a folder without images.*parquet"),
-        ({"train_file": "texts/a.txt"}, r"'texts/a.txt' has the unknown ending '.txt'; known are .png"),
+        ({"train_file": "texts/a.txt"}, r"'texts/a.txt' is no image: known endings are .png"),
         ({"train_file": "images,good.parquet"}, r"mixes image and parquet files"),
         ({"train_file": "empty.parquet"}, r"'empty.parquet' is not a valid Parquet file.*0 bytes"),
         ({"train_file": "damaged.parquet"}, r"damaged.parquet' cannot be read: .+; write"),

@@ -18,6 +18,7 @@ NASTY = 'a|b <script>"x"</script> `c`\nnext'
 def facts(**changes: Any) -> CardFacts:
     values: dict[str, Any] = {
         "name": "me/model",
+        "modality": "text",
         "family": "bert",
         "parameters": 1_234_567,
         "version": "0.1",
@@ -98,7 +99,7 @@ def test_the_card_of_a_run_is_filled_with_its_values(tmp_path: Path, monkeypatch
     card = ModelCard(text)
     assert card.data.base_model is None
     assert re.search(r"^# out$", text, flags=re.MULTILINE)
-    assert re.search(r"A bert text encoder \(\d+\.\d M parameters\)", text)
+    assert re.search(r"A text encoder \(bert, \d+\.\d M parameters\)", text)
     assert re.search(r"Trained with `jepa_hf` \d+\.\d+", text)
     assert text.count('from_pretrained("out"') == 3
     expected = {
@@ -107,7 +108,7 @@ def test_the_card_of_a_run_is_filled_with_its_values(tmp_path: Path, monkeypatch
         "samples per step": "8",
         "learning rate": r"0\.001",
         "objective": r"smooth_l1, targets: mean of the top 1 layers, layer norm, mlm_weight 0\.5",
-        "views": r"masked positions dropped, ratio 0\.3, mean span 5\.0",
+        "views": r"masked positions dropped, mask ratio 0\.3, mean span length 5\.0",
         "predictor": "transformer",
         "EMA decay": r"0\.9 to 0\.9, linear",
         "seed": "42",

@@ -45,7 +45,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_every_flag_exists() -> None:
     """Each `--flag` of the README is one of run_jepa.py, jepa-hf, accelerate, or the article's script."""
     known = {f"--{name}" for name in _names(_Parser(_CLASSES))}
-    known |= {"--help", "--accelerate_config", "--config_file", "--encoder", "--head", "--custom_code"}
+    known |= {"--help", "--accelerate_config", "--config_file", "--encoder", "--head", "--custom_code", "--picture"}
     table = README.split("## From the article's script")[1].split("## Results")[0]
     script = {flag for line in table.splitlines() if line.startswith("| `") for flag in flags(line.split("|")[1])}
     assert flags(README) - known <= script

@@ -91,8 +91,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(tmp_
     ("change", "told"),
     [
         ({"mask_ratio": 0.5}, "mask_ratio 0.3 -> 0.5"),
-        ({"do_eval": True}, "do_eval None -> True"),  # holds out texts that were trained on
-        ({"dataloader_drop_last": True}, "dataloader_drop_last None -> True"),
+        ({"do_eval": True}, "do_eval unset -> True"),  # holds out texts that were trained on
+        ({"dataloader_drop_last": True}, "dataloader_drop_last unset -> True"),
     ],
     ids=["ratio", "evaluation", "last batch"],
 )
@@ -107,7 +107,7 @@ def test_other_settings_are_refused_by_name_with_both_values(
 
 
 def test_a_setting_that_is_gone_is_another_setting(unfinished: Path) -> None:
-    with pytest.raises(UsageError, match=r"mask_ratio 0\.3 -> None"):
+    with pytest.raises(UsageError, match=r"mask_ratio 0\.3 -> unset"):
         plan_run(unfinished, {name: value for name, value in SETTINGS.items() if name != "mask_ratio"})
 
 
@@ -281,7 +281,7 @@ def test_the_life_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     before = snapshot(out)
     assert main([*map(str, command), "--max_steps", "4", "--mask_ratio", "0.5"]) == 2
-    assert "mask_ratio 0.3 -> 0.5" in capsys.readouterr().err
+    assert "mask_ratio unset -> 0.5" in capsys.readouterr().err
     assert snapshot(out) == before
 
     said = train(*command, "--max_steps", "2", "--mask_ratio", "0.5", "--overwrite_output_dir")

@@ -69,7 +69,7 @@ def test_batches_are_never_dispatched_unless_asked_for(form: str, tmp_path: Path
     assert asked.accelerator_config.dispatch_batches is True
 
 
-def test_flags_are_those_of_training_arguments_and_five_more() -> None:
+def test_flags_are_those_of_training_arguments_and_six_more() -> None:
     """Nothing that `TrainingArguments` offers is lost, and all of it is parsed from a command line."""
     ours, theirs = JepaTrainingArguments.__dataclass_fields__, TrainingArguments.__dataclass_fields__
     assert set(theirs) <= set(ours)
@@ -78,6 +78,7 @@ def test_flags_are_those_of_training_arguments_and_five_more() -> None:
         "ema_decay_end",
         "ema_schedule",
         "decay_all_parameters",
+        "weight_decay_end",
         "export_encoder",
     }
     command = "--output_dir o --ema_decay 0.5 --ema_decay_end 0.75 --ema_schedule cosine --decay_all_parameters"

@@ -27,13 +27,20 @@ from ..training_args import JepaTrainingArguments
 class ModelArguments:
     """Which encoder, and what is built around it."""
 
+    objective: str | None = field(
+        default=None,
+        metadata={"help": "span (text), images or features; default: what the model, or the data, is for."},
+    )
     model_name_or_path: str | None = field(
         default=None,
         metadata={"help": "Encoder to start from: a directory or Hub name; an encoder, an MLM checkpoint or a JEPA."},
     )
     model_type: str | None = field(
         default=None,
-        metadata={"help": "For a random start: bert, distilbert, roberta, electra, deberta-v2, modernbert."},
+        metadata={
+            "help": "For a random start: bert, distilbert, roberta, electra, deberta-v2, modernbert; ijepa, vit, "
+            "dinov2; feature_encoder."
+        },
     )
     config_name: str | None = field(
         default=None, metadata={"help": "For a random start: directory or Hub name of an encoder's configuration."}
@@ -43,6 +50,9 @@ class ModelArguments:
         metadata={"help": "For a random start: changes to that configuration, hidden_size=128,num_hidden_layers=4."},
     )
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's."})
+    image_processor_name: str | None = field(
+        default=None, metadata={"help": "Image processor, where it is not the model's."}
+    )
     tokenizer_vocab_size: int = field(
         default=8192, metadata={"help": "Vocabulary of the tokenizer that a random start without one trains."}
     )
@@ -74,6 +84,9 @@ class ModelArguments:
     variance_weight: float | None = field(default=None, metadata={"help": "Weight of the variance hinge."})
     covariance_weight: float | None = field(default=None, metadata={"help": "Weight of the covariance penalty."})
     sigreg_weight: float | None = field(default=None, metadata={"help": "Weight of the SIGReg term."})
+    pooled_targets: bool | None = field(
+        default=None, metadata={"help": "Predict the mean of a mask's targets instead of each."}
+    )
 
     def jepa_kwargs(self) -> dict[str, Any]:
         """The arguments of `JepaConfig` that were given."""
@@ -84,15 +97,56 @@ class ModelArguments:
 
 @dataclass
 class MaskArguments:
-    """How spans are hidden: the collator's arguments."""
+    """How parts are hidden: the collators' arguments; None leaves their default."""
 
-    mask_ratio: float = field(default=0.3, metadata={"help": "Share of the maskable tokens that is hidden."})
-    mean_span_length: float = field(default=5.0, metadata={"help": "Mean length of a hidden span, in tokens."})
-    whole_word: bool = field(default=False, metadata={"help": "Hide whole words; spans then count words."})
-    num_masks: int = field(default=1, metadata={"help": "Masks per sample, which share one target pass."})
-    on_short: str = field(
-        default="skip", metadata={"help": "A row of fewer than two maskable tokens: error, or skip and count it."}
+    mask_ratio: float | None = field(
+        default=None,
+        metadata={"help": "Share of tokens, time steps or feature patches that is hidden, default 0.3."},
     )
+    mean_span_length: float | None = field(
+        default=None,
+        metadata={"help": "Mean length of a hidden span: default 5 tokens or time steps, 1 feature patch."},
+    )
+    whole_word: bool = field(default=False, metadata={"help": "Hide whole words; spans then count words."})
+    num_masks: int | None = field(
+        default=None, metadata={"help": "Masks per sample, which share one target pass: default 1, images 4 blocks."}
+    )
+    on_short: str | None = field(
+        default=None,
+        metadata={"help": "A row of fewer than two maskable positions: skip and count it (default), or error."},
+    )
+    target_scale: list[float] | None = field(
+        default=None, metadata={"help": "Images: range of a target block's area, a share of the image: 0.15 0.2."}
+    )
+    target_aspect_ratio: list[float] | None = field(
+        default=None, metadata={"help": "Images: range of a target block's height over width: 0.75 1.5."}
+    )
+    context_scale: list[float] | None = field(
+        default=None, metadata={"help": "Images: range of the context block's area before targets go: 0.85 1.0."}
+    )
+    random_resized_crop: list[float] | None = field(
+        default=None, metadata={"help": "Images: crop a random part, of an area in this range, such as 0.4 1.0."}
+    )
+    random_flip: bool = field(default=False, metadata={"help": "Images: mirror every other image."})
+
+    def __post_init__(self) -> None:
+        for name in ("target_scale", "target_aspect_ratio", "context_scale", "random_resized_crop"):
+            value = getattr(self, name)
+            if value is not None and len(value) != 2:
+                raise UsageError(f"{name} takes two numbers, the least and the most, not {value}")
+
+    def chosen(self, objective: str, names: Sequence[str]) -> dict[str, Any]:
+        """The arguments that were given.
+
+        Raises:
+            UsageError: one that the objective does not read.
+        """
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        given = {name: value for name, value in given.items() if value is not None and value is not False}
+        for name in given:
+            if name not in names:
+                raise UsageError(f"{name} is not for the objective {objective}, which takes {', '.join(names)}")
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
 
 
 @dataclass
@@ -193,7 +247,7 @@ def _read_yaml(path: str, parser: HfArgumentParser) -> list[str]:
         if isinstance(value, list):
             if not _takes_list(key):
                 raise UsageError(f"config file {path!r}: {key} takes one value, not the list {value}")
-            parser.set_defaults(**{key: [str(item) for item in value]})
+            argv += [f"--{key}", *map(str, value)]
         elif isinstance(value, bool):  # as YAML reads `save_strategy: no` too
             argv.append(f"--{key}={'yes' if value else 'no'}")
         elif value is not None:

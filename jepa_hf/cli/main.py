@@ -16,6 +16,7 @@ usage: jepa-hf COMMAND ...
 
   train    pretrain an encoder: jepa-hf train [CONFIG.yaml] [--flag value ...]; with --accelerate_config FILE it is
            started by `accelerate launch` with that configuration
+  masks    draw what train with the same flags would hide: jepa-hf masks [CONFIG.yaml] [--flag value ...]
   export   from a checkpoint to a plain encoder, a masked language model, or a model that brings its code
 
 `jepa-hf COMMAND --help` lists a command's options.
@@ -47,11 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if command == "train":
         return _train(rest)
+    if command == "masks":
+        from .masks import main as masks
+
+        return masks(rest)
     if command == "export":
         from .export import main as export
 
         return export(rest)
-    print(f"jepa-hf: error: unknown command {command!r}; the commands are train and export", file=sys.stderr)
+    print(f"jepa-hf: error: unknown command {command!r}; the commands are train, masks and export", file=sys.stderr)
     return 2
 
 

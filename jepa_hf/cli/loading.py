@@ -1,0 +1,109 @@
+"""From names and flags to an encoder's configuration and a model, each mistake with its sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..configuration_jepa import JepaConfig
+from ..data import DataArguments
+from ..errors import UsageError
+from ..modeling_jepa import JepaForRepresentationPrediction
+from .arguments import ModelArguments
+
+FAMILIES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
+VISION_FAMILIES = ("ijepa", "vit", "dinov2", "dinov2_with_registers")
+
+
+def hub_kwargs(model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:
+    """Those that say where to find a file."""
+    return {
+        "revision": model_args.model_revision,
+        "trust_remote_code": model_args.trust_remote_code,
+        "token": data_args.token,
+        "cache_dir": data_args.cache_dir,
+    }
+
+
+def load_encoder_config(model_args: ModelArguments, data_args: DataArguments) -> PreTrainedConfig:
+    """The encoder's configuration: the pretrained one's, or that of a random start."""
+    name = model_args.model_name_or_path or model_args.config_name
+    if name is None:
+        try:
+            config = AutoConfig.for_model(model_args.model_type)
+        except UsageError:
+            raise
+        except ValueError:
+            raise UsageError(
+                f"model_type {model_args.model_type!r} is not one that transformers knows; use "
+                f"{', '.join((*FAMILIES, *VISION_FAMILIES))}"
+            ) from None
+    else:
+        argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
+        config = load(argument, name, AutoConfig.from_pretrained, hub_kwargs(model_args, data_args))
+    if isinstance(config, JepaConfig):
+        config = config.encoder_config
+    return overridden(config, model_args.config_overrides)
+
+
+def overridden(config: PreTrainedConfig, overrides: str | None) -> PreTrainedConfig:
+    """The configuration with `name=value,name=value` changed, and what follows from them."""
+    if not overrides:
+        return config
+    try:
+        config.update_from_string(overrides)
+        values = config.to_dict()
+        if len(values.get("layer_types") or ()) != config.num_hidden_layers:
+            values.pop("layer_types", None)  # ModernBERT's follow from the number of layers
+        return type(config).from_dict(values)
+    except (ValueError, IndexError, TypeError, StrictDataclassError) as error:
+        raise UsageError(
+            f"config_overrides {overrides!r} must have the form name=value,name=value with names of the "
+            f"{config.model_type} configuration: {' '.join(str(error).split())}"
+        ) from None
+
+
+def load(argument: str, name: str, loader: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+    """Call a `from_pretrained`, turning its long explanations into a sentence."""
+    try:
+        return loader(name, **kwargs)
+    except UsageError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if Path(name).is_dir():
+            reason = " ".join(str(error).split())[:300]
+            if "ignore_mismatched_sizes" in reason:
+                reason = "its weights have other sizes than the flags ask for; leave out those that change its sizes"
+            raise UsageError(f"{argument} {name!r} cannot be loaded: {reason}") from None
+        raise UsageError(
+            f"{argument} {name!r} is neither a directory here nor a model that the Hub gave; check the name, the "
+            "network, and --token for a private one"
+        ) from None
+
+
+def build_model(
+    model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig
+) -> JepaForRepresentationPrediction:
+    """The JEPA around the pretrained encoder, or around a random one of this configuration."""
+    attention = (
+        {} if model_args.attn_implementation is None else {"attn_implementation": model_args.attn_implementation}
+    )
+    if model_args.model_name_or_path is None:
+        try:
+            jepa_config = JepaConfig.for_encoder(config, **model_args.jepa_kwargs())
+            return JepaForRepresentationPrediction._from_config(jepa_config, **attention)
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(f"no {config.model_type} encoder can be built like that: {error}") from None
+    return load(
+        "model_name_or_path",
+        model_args.model_name_or_path,
+        lambda name, **kwargs: JepaForRepresentationPrediction.from_any_pretrained(
+            name, encoder_kwargs=kwargs, **model_args.jepa_kwargs()
+        ),
+        {**hub_kwargs(model_args, data_args), **attention},
+    )

@@ -1,0 +1,46 @@
+"""From a command's arguments to what its objective prepares."""
+
+from transformers import PreTrainedConfig
+
+from ..backbones import backbone_for
+from ..configuration_feature_encoder import FeatureEncoderConfig
+from ..errors import UsageError
+from ..run_directory import RunPlan
+from .arguments import Parsed
+from .features import prepare_features
+from .images import prepare_images
+from .loading import load_encoder_config
+from .prepared import Prepared
+from .text import prepare_text
+
+# Objective for what an encoder reads.
+_OBJECTIVES = {"text": "span", "images": "images", "features": "features"}
+
+
+def prepare(parsed: Parsed, plan: RunPlan) -> Prepared:
+    """All that a run needs, checked; nothing is written.
+
+    Raises:
+        UsageError: bad input of any kind.
+    """
+    model_args = parsed[0]
+    config = _encoder_config(parsed)
+    modality = "features" if config is None else backbone_for(config).modality
+    if model_args.objective not in (None, _OBJECTIVES[modality]):
+        raise UsageError(
+            f"objective {model_args.objective!r} does not go with a {config.model_type} encoder, whose objective is "
+            f"{_OBJECTIVES[modality]}"
+        )
+    if modality == "features":
+        return prepare_features(parsed, config)
+    if modality == "images":
+        return prepare_images(parsed, config)
+    return prepare_text(parsed, config, plan)
+
+
+def _encoder_config(parsed: Parsed) -> PreTrainedConfig | None:
+    """The encoder's configuration; None where it takes its width from features that are not read yet."""
+    model_args, data_args, _, _ = parsed
+    if model_args.model_type == FeatureEncoderConfig.model_type:
+        return None
+    return load_encoder_config(model_args, data_args)

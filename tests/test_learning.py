@@ -1,0 +1,104 @@
+"""The claim behind all others: pretraining makes representations that a linear classifier reads better than before."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import set_seed
+
+from jepa_hf import (
+    DataCollatorForFeatureJEPA,
+    FeatureEncoderModel,
+    JepaConfig,
+    JepaForRepresentationPrediction,
+    JepaTrainer,
+    JepaTrainingArguments,
+)
+
+DIGITS = load_digits()
+# A row of an image is a time step of eight features.
+SERIES, LABELS = DIGITS.images.astype(np.float32), DIGITS.target
+TRAIN, TEST = train_test_split(np.arange(len(LABELS)), test_size=1 / 3, random_state=0, stratify=LABELS)
+STEPS = 800
+MARGIN = 0.0
+
+
+@torch.no_grad()
+def pooled(encoder: FeatureEncoderModel) -> np.ndarray:
+    """The frozen, mean-pooled representation of every digit."""
+    return encoder.eval()(torch.from_numpy(SERIES)).pooler_output.numpy()
+
+
+def accuracy(vectors: np.ndarray, labelled: np.ndarray) -> float:
+    """Of logistic regression on standardised vectors: fitted on the labelled rows, scored on the test rows."""
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return classifier.fit(vectors[labelled], LABELS[labelled]).score(vectors[TEST], LABELS[TEST])
+
+
+def accuracies(encoder: FeatureEncoderModel) -> tuple[float, float]:
+    """With ten labels a class, mean of five draws, and with all labels of the training rows."""
+    vectors = pooled(encoder)
+    draws = [train_test_split(TRAIN, train_size=100, random_state=n, stratify=LABELS[TRAIN])[0] for n in range(5)]
+    return float(np.mean([accuracy(vectors, labelled) for labelled in draws])), accuracy(vectors, TRAIN)
+
+
+def before_and_after(folder: Path, seed: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Accuracies of the context encoder at its random start, and after pretraining on the training images."""
+    set_seed(seed)
+    config = JepaConfig.for_features(
+        input_dim=8,
+        mode="time",
+        embed_dim=64,
+        encoder_depth=3,
+        num_heads=4,
+        predictor_embed_dim=32,
+        predictor_depth=2,
+        dropout=0.0,
+        max_position_embeddings=8,
+        variance_weight=1.0,
+        covariance_weight=0.04,
+    )
+    model = JepaForRepresentationPrediction(config)
+    model.set_standardization(
+        torch.from_numpy(SERIES[TRAIN].mean(axis=(0, 1))), torch.from_numpy(SERIES[TRAIN].std(axis=(0, 1)))
+    )
+    before = accuracies(model.get_encoder("context"))
+    arguments = JepaTrainingArguments(
+        str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=64,
+        learning_rate=1e-3,
+        warmup_steps=0.1,
+        lr_scheduler_type="cosine",
+        weight_decay=0.05,
+        ema_decay=0.99,
+        ema_decay_end=1.0,
+        seed=seed,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    collator = DataCollatorForFeatureJEPA(config.encoder_config, mask_ratio=0.5, seed=seed)
+    rows = [{"features": SERIES[index]} for index in TRAIN]
+    JepaTrainer(model, arguments, collator, train_dataset=rows).train()
+    return before, accuracies(model.get_encoder("context"))
+
+
+@pytest.mark.timeout(600)
+def test_pretraining_on_digits_beats_the_same_network_at_its_random_start(tmp_path: Path) -> None:
+    """On test images that nothing was fitted to, mean of three seeds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        scores = np.array([before_and_after(tmp_path, seed) for seed in range(3)])
+    finally:
+        torch.set_num_threads(threads)
+    random, pretrained = scores.mean(axis=0)
+    assert pretrained > random + MARGIN, scores
