@@ -120,6 +120,14 @@ def feature_shape(dataset: Dataset) -> tuple[bool, int]:
     return len(shape) == 2, shape[-1]
 
 
+def longest_series(dataset: Dataset) -> int:
+    """The steps of the longest series in the column `features`."""
+    batches = dataset.select_columns("features").with_format("arrow").iter(_BATCH_ROWS)
+    chunks = (chunk for batch in batches for chunk in batch.column("features").chunks)
+    storages = (chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk for chunk in chunks)
+    return max(int(_list_lengths(storage).max(initial=0)) for storage in storages)
+
+
 def feature_statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Mean and population standard deviation of each feature, over all rows and all steps of them.
 

@@ -89,10 +89,10 @@ def plot_masks(
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        _figure_of(model, batch, processing_class, rows).savefig(path, dpi=_DPI, format="png")
+        _draw(model, batch, processing_class, rows).savefig(path, dpi=_DPI, format="png")
 
 
-def _figure_of(
+def _draw(
     model: JepaForRepresentationPrediction,
     batch: Mapping[str, torch.Tensor],
     processing_class: ProcessingClass | None,

@@ -244,3 +244,15 @@ def test_only_visible_patches_go_through_the_context_encoder(images: Path) -> No
         model(**batch)
     assert seen == {"context": (6, batch["context_positions"].shape[2], 32), "target": (6, 16, 32)}
     assert batch["context_positions"].shape[2] < 12
+
+
+def test_a_checkpoint_is_exported_with_its_processor(whole: tuple[Path, str], tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor
+
+    from jepa_hf.cli.export import main as export
+
+    assert export([str(whole[0] / "checkpoint-2"), str(tmp_path / "exported"), "--encoder", "target"]) == 0
+    exported = AutoModel.from_pretrained(tmp_path / "exported").state_dict()
+    full = JepaForRepresentationPrediction.from_pretrained(whole[0] / "checkpoint-2")
+    assert all(value.equal(exported[name]) for name, value in full.target_encoder.state_dict().items())
+    assert AutoImageProcessor.from_pretrained(tmp_path / "exported").size["height"] == 16

@@ -91,7 +91,7 @@ def test_explicit_values_win() -> None:
 
 
 def test_a_flat_step_is_the_document_s_formula() -> None:
-    """Without dropout and target normalisation: smooth L1 between predictor(context encoder(view)) and target encoder."""
+    """Without dropout and normalisation: smooth L1 between predictor(context encoder(view)) and target encoder."""
     torch.manual_seed(0)
     model = flat(32, **SMALL, dropout=0.0, target_norm="none").eval()
     with torch.no_grad():

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as st_numpy
 from jepa_hf import feature_data
 from jepa_hf.data import DataArguments
 from jepa_hf.errors import UsageError
-from jepa_hf.feature_data import feature_shape, feature_statistics, load_feature_datasets
+from jepa_hf.feature_data import feature_shape, feature_statistics, load_feature_datasets, longest_series
 
 RANDOM = np.random.default_rng(0)
 VECTORS = RANDOM.normal(size=(7, 3)).astype(np.float32)
@@ -161,6 +161,8 @@ class TestArrays:
         dataset = load("x.npz")
         assert_rows(dataset, SERIES)
         assert feature_shape(dataset) == (True, 2)
+        assert longest_series(dataset) == max(map(len, SERIES))
+        assert longest_series(dataset.select([0])) == len(SERIES[0])
         padded[2, 4, 1] = np.inf
         np.savez("y.npz", features=padded, lengths=[len(series) for series in SERIES])
         assert_refused("row 3, step 5, of 'y.npz' has inf in column 2, where", "y.npz")

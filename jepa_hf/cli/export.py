@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer
 
 from ..configuration_jepa import JepaConfig
 from ..errors import UsageError
-from ..export import JEPA_FOLDER, export_custom_code, export_encoder, export_masked_lm
+from ..export import JEPA_FOLDER, ProcessingClass, export_custom_code, export_encoder, export_masked_lm
 from ..modeling_jepa import JepaForRepresentationPrediction
 from .arguments import complain, quiet_libraries
 
@@ -44,18 +44,26 @@ def main(argv: Sequence[str]) -> int:
             model = JepaForRepresentationPrediction.from_pretrained(source)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise UsageError(f"{str(source)!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-        has_tokenizer = (source / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(source) if has_tokenizer else None
+        beside = _processing_class(source)
         if options.custom_code:
-            export_custom_code(model, target, tokenizer)
+            export_custom_code(model, target, beside)
         elif options.head:
-            export_masked_lm(model, target, tokenizer, options.encoder)
+            export_masked_lm(model, target, beside, options.encoder)
         else:
-            export_encoder(model, target, tokenizer, options.encoder)
+            export_encoder(model, target, beside, options.encoder)
     except UsageError as error:
         return complain("jepa-hf export", error)
     print(f"written to {target}")
     return 0
+
+
+def _processing_class(folder: Path) -> ProcessingClass | None:
+    """The tokenizer or image processor that lies beside the model; feature vectors need none."""
+    if (folder / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(folder)
+    if (folder / "preprocessor_config.json").is_file():
+        return AutoImageProcessor.from_pretrained(folder)
+    return None
 
 
 def _find_jepa(folder: Path) -> Path:

@@ -3,13 +3,12 @@
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import PreTrainedConfig
 
 from ..configuration_feature_encoder import FeatureEncoderConfig
 from ..errors import UsageError
 from ..feature_collator import DataCollatorForFeatureJEPA
-from ..feature_data import feature_shape, feature_statistics, load_feature_datasets
+from ..feature_data import feature_shape, feature_statistics, load_feature_datasets, longest_series
 from .arguments import Parsed
 from .loading import build_model, overridden
 from .prepared import Prepared
@@ -28,11 +27,10 @@ def prepare_features(parsed: Parsed, config: PreTrainedConfig | None) -> Prepare
     with args.main_process_first(desc="loading data"):
         train_rows, eval_rows = load_feature_datasets(data_args, seed=args.seed, need_validation=args.do_eval)
     is_series, width = feature_shape(train_rows)
+    longest = max(longest_series(rows) for rows in (train_rows, eval_rows) if rows is not None) if is_series else 0
     if config is None:
-        config = _random_start(is_series, width, train_rows, eval_rows, model_args.config_overrides)
-    _check_shape(config, is_series, width)
-    if is_series:
-        _check_length(config, train_rows, eval_rows)
+        config = _random_start(is_series, width, longest, model_args.config_overrides)
+    _check_shape(config, is_series, width, longest)
     model = build_model(model_args, data_args, config)
     if model_args.model_name_or_path is None:
         mean, std = feature_statistics(train_rows)
@@ -49,21 +47,15 @@ def prepare_features(parsed: Parsed, config: PreTrainedConfig | None) -> Prepare
     return Prepared(model, collator, train_rows, eval_rows)
 
 
-def _random_start(
-    is_series: bool, width: int, train_rows: Dataset, eval_rows: Dataset | None, overrides: str | None
-) -> FeatureEncoderConfig:
+def _random_start(is_series: bool, width: int, longest: int, overrides: str | None) -> FeatureEncoderConfig:
     """The document's sizes, the data's width, and room for its longest series."""
     settings: dict[str, Any] = {"input_dim": width}
     if is_series:
-        settings |= {"mode": "time", "max_position_embeddings": max(_longest(train_rows), _longest(eval_rows), 2)}
+        settings |= {"mode": "time", "max_position_embeddings": max(longest, 2)}
     return overridden(FeatureEncoderConfig(**settings), overrides)
 
 
-def _longest(rows: Dataset | None) -> int:
-    return 0 if rows is None else max(len(row) for row in rows.with_format("numpy")["features"])
-
-
-def _check_shape(config: PreTrainedConfig, is_series: bool, width: int) -> None:
+def _check_shape(config: PreTrainedConfig, is_series: bool, width: int, longest: int) -> None:
     if (config.mode == "time") != is_series:
         raise UsageError(
             f"the encoder's mode {config.mode!r} reads {'series' if config.mode == 'time' else 'vectors'}, but the "
@@ -71,11 +63,7 @@ def _check_shape(config: PreTrainedConfig, is_series: bool, width: int) -> None:
         )
     if config.input_dim != width:
         raise UsageError(f"the encoder reads {config.input_dim} features, but the data has {width}; give other columns")
-
-
-def _check_length(config: PreTrainedConfig, train_rows: Dataset, eval_rows: Dataset | None) -> None:
-    longest = max(_longest(train_rows), _longest(eval_rows))
-    if longest > config.max_position_embeddings:
+    if is_series and longest > config.max_position_embeddings:
         raise UsageError(
             f"a series has {longest} steps, more than the encoder's {config.max_position_embeddings}; cut it, or set "
             f"max_position_embeddings={longest} in --config_overrides for a random start"

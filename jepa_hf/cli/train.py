@@ -98,6 +98,9 @@ def run(parsed: Parsed) -> JepaTrainer | None:
         _say(args, plan.note)
     if args.should_save:
         start_run(args.output_dir, settings, plan)
+        if args.do_train:  # now, so that one can look while it trains
+            picture = Path(args.output_dir) / "masks.png"
+            write_masks(prepared.model, prepared.collator, prepared.train_dataset, picture, prepared.processing_class)
     _announce(trainer, args)
     metrics: dict[str, Any] = {}
     if args.do_train:
@@ -230,20 +233,18 @@ def _write_results(trainer: JepaTrainer, metrics: dict[str, Any]) -> None:
     plot_training(history, folder / "training.png")
     if trainer.args.do_train:
         trainer.create_model_card()
-        rows, picture = trainer.train_dataset, folder / "masks.png"
-        write_masks(trainer.model, trainer.data_collator, rows, picture, trainer.processing_class)
 
 
 def _say_where(trainer: JepaTrainer, evaluation: dict[str, float] | None) -> None:
     args, folder = trainer.args, trainer.args.output_dir
     if not args.do_train:
-        _say(args, f"{json.dumps(evaluation, indent=1)}\nwritten to {folder}: metrics.json, pictures")
+        _say(args, f"{json.dumps(evaluation, indent=1)}\nwritten to {folder}: metrics.json, training.png")
         return
     beside, loading = _LOADING[trainer.model.backbone.modality]
     _say(
         args,
-        f"\nwritten to {folder}: the encoder{beside}, README.md (card), metrics.json, training.png; {folder}/jepa: the full "
-        f"model to train on from\n\n{loading.format(folder=folder)}",
+        f"\nwritten to {folder}: the encoder{beside}, README.md (card), metrics.json, training.png; "
+        f"{folder}/jepa: the full model to train on from\n\n{loading.format(folder=folder)}",
     )
 
 
