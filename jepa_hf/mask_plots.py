@@ -167,7 +167,8 @@ def _draw_images(batch: Batch, grid: tuple[int, ...], processor: BaseImageProces
         for axis, target in zip(axes[row, 2:], targets[row], strict=False):
             block = target.reshape(grid)
             axis.imshow(_only(image, block))
-            axis.add_patch(_frame(block, image.shape[0] // grid[0], image.shape[1] // grid[1]))
+            if block.any():  # on a small plane the context may have taken all of it
+                axis.add_patch(_frame(block, image.shape[0] // grid[0], image.shape[1] // grid[1]))
     return figure
 
 

@@ -209,7 +209,7 @@ def test_one_channel(tmp_path: Path) -> None:
         (["--mlm_weight", "0.5"], "no known masked-language-model head for ijepa"),
         (["--weight_decay_end", "-1"], "weight_decay_end must not be negative"),
         (["--streaming", "true"], "streaming"),
-        (["--image_processor_name", "nowhere"], "image_processor_name 'nowhere'"),
+        (["--image_processor_name", "./nowhere"], "image_processor_name './nowhere'"),
     ],
 )
 def test_bad_flags_end_with_a_sentence(

@@ -22,17 +22,17 @@ from jepa_hf import (
 )
 
 DIGITS = load_digits()
-# A row of an image is a time step of eight features.
-SERIES, LABELS = DIGITS.images.astype(np.float32), DIGITS.target
+# 64 grey values; a row of the image is a patch of eight.
+PIXELS, LABELS = DIGITS.data.astype(np.float32), DIGITS.target
 TRAIN, TEST = train_test_split(np.arange(len(LABELS)), test_size=1 / 3, random_state=0, stratify=LABELS)
-STEPS = 800
-MARGIN = 0.0
+# Six seeds went from 79.1 to 85.6 % with ten labels a class, from 92.1 to 94.9 % with all; least gains asserted:
+FEW_LABELS_GAIN, ALL_LABELS_GAIN = 0.03, 0.01
 
 
 @torch.no_grad()
 def pooled(encoder: FeatureEncoderModel) -> np.ndarray:
     """The frozen, mean-pooled representation of every digit."""
-    return encoder.eval()(torch.from_numpy(SERIES)).pooler_output.numpy()
+    return encoder.eval()(torch.from_numpy(PIXELS)).pooler_output.numpy()
 
 
 def accuracy(vectors: np.ndarray, labelled: np.ndarray) -> float:
@@ -52,32 +52,30 @@ def before_and_after(folder: Path, seed: int) -> tuple[tuple[float, float], tupl
     """Accuracies of the context encoder at its random start, and after pretraining on the training images."""
     set_seed(seed)
     config = JepaConfig.for_features(
-        input_dim=8,
-        mode="time",
-        embed_dim=64,
+        input_dim=64,
+        patch_size=8,
+        embed_dim=32,
         encoder_depth=3,
         num_heads=4,
         predictor_embed_dim=32,
         predictor_depth=2,
         dropout=0.0,
-        max_position_embeddings=8,
-        variance_weight=1.0,
-        covariance_weight=0.04,
+        variance_weight=4.0,
+        covariance_weight=1.0,
     )
     model = JepaForRepresentationPrediction(config)
-    model.set_standardization(
-        torch.from_numpy(SERIES[TRAIN].mean(axis=(0, 1))), torch.from_numpy(SERIES[TRAIN].std(axis=(0, 1)))
-    )
+    mean, std = PIXELS[TRAIN].mean(axis=0), PIXELS[TRAIN].std(axis=0)
+    model.set_standardization(torch.from_numpy(mean), torch.from_numpy(np.where(std == 0, 1, std)))
     before = accuracies(model.get_encoder("context"))
     arguments = JepaTrainingArguments(
         str(folder),
-        max_steps=STEPS,
+        max_steps=600,
         per_device_train_batch_size=64,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         warmup_steps=0.1,
         lr_scheduler_type="cosine",
         weight_decay=0.05,
-        ema_decay=0.99,
+        ema_decay=0.95,
         ema_decay_end=1.0,
         seed=seed,
         use_cpu=True,
@@ -86,19 +84,22 @@ def before_and_after(folder: Path, seed: int) -> tuple[tuple[float, float], tupl
         save_strategy="no",
     )
     collator = DataCollatorForFeatureJEPA(config.encoder_config, mask_ratio=0.5, seed=seed)
-    rows = [{"features": SERIES[index]} for index in TRAIN]
+    rows = [{"features": PIXELS[index]} for index in TRAIN]
     JepaTrainer(model, arguments, collator, train_dataset=rows).train()
     return before, accuracies(model.get_encoder("context"))
 
 
 @pytest.mark.timeout(600)
 def test_pretraining_on_digits_beats_the_same_network_at_its_random_start(tmp_path: Path) -> None:
-    """On test images that nothing was fitted to, mean of three seeds."""
+    """On test images that nothing was fitted to, mean of three seeds: by 3 points with ten labels a class, by one
+    with all labels."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        scores = np.array([before_and_after(tmp_path, seed) for seed in range(3)])
+        runs = [before_and_after(tmp_path, seed) for seed in range(3)]
     finally:
         torch.set_num_threads(threads)
-    random, pretrained = scores.mean(axis=0)
-    assert pretrained > random + MARGIN, scores
+    (few_before, all_before), (few_after, all_after) = np.mean(runs, axis=0)
+    assert few_before > 0.6, "a random start that reads nothing would be no opponent"
+    assert few_after > few_before + FEW_LABELS_GAIN, runs
+    assert all_after > all_before + ALL_LABELS_GAIN, runs
