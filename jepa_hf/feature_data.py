@@ -100,11 +100,10 @@ def load_feature_datasets(args: DataArguments, *, seed: int, need_validation: bo
             validation, _ = _load_split(splits, args.dataset_validation_split or "validation", args, columns)
         else:
             train, validation = hold_out(train, args.validation_split_percentage, seed)
-        kinds = [dataset.data.schema.field("features").type for dataset in (train, validation)]
-        if kinds[0] != kinds[1]:
+        shapes = [_wording(dataset.data.schema.field("features").type) for dataset in (train, validation)]
+        if shapes[0] != shapes[1]:
             raise UsageError(
-                f"the training data hold {_wording(kinds[0])} and the validation data {_wording(kinds[1])}; give both "
-                "the same features"
+                f"the training data hold {shapes[0]} and the validation data {shapes[1]}; give both the same features"
             )
 
     if args.max_train_samples is not None:
@@ -227,7 +226,8 @@ def _load_files(argument: str, args: DataArguments, columns: tuple[str, ...]) ->
             source, blocks = _open_file(path, kinds[0], args, columns)
             columns = source.columns
             found = _arrow_chunks(source, blocks)
-        if chunks and found[0].type != chunks[0].type:
+        # Types are compared by what they say: those of series are equal whatever their width.
+        if chunks and _wording(found[0].type) != _wording(chunks[0].type):
             raise UsageError(
                 f"{source.name} holds {_wording(found[0].type)} and '{paths[0]}' {_wording(chunks[0].type)}; give "
                 "files with the same features"

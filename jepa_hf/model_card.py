@@ -99,7 +99,7 @@ pooled = encoder(features=values).pooler_output
 ```""",
 }
 
-_TAGS = {"text": ["sentence-transformers"], "images": ["ijepa"], "features": ["tabular", "time-series"]}
+_TAGS = {"text": ["sentence-transformers"], "images": ["i-jepa"], "features": ["tabular", "time-series"]}
 
 
 @dataclass

@@ -671,3 +671,13 @@ class TestStatistics:
         dataset = Dataset.from_dict({"features": [series.tolist() for series in SERIES]})
         assert feature_shape(dataset) == (True, 2)
         np.testing.assert_allclose(feature_statistics(dataset)[1], np.vstack(SERIES).std(axis=0), rtol=1e-5)
+
+
+def test_series_of_different_widths_are_told_apart():
+    """In two files of one argument, and in training and validation data."""
+    np.save("a.npy", np.zeros((3, 4, 6), np.float32))
+    np.save("b.npy", np.zeros((3, 4, 5), np.float32))
+    assert_refused("'b.npy' holds series with 5 numbers a step and 'a.npy' series with 6 numbers a step", "a.npy,b.npy")
+    args = DataArguments(train_file="a.npy", validation_file="b.npy")
+    with pytest.raises(UsageError, match="series with 6 numbers a step and the validation data series with 5"):
+        load_feature_datasets(args, seed=0, need_validation=True)

@@ -79,7 +79,7 @@ def test_an_export_with_custom_code_can_copy_the_lower_floors(name: str) -> None
 
 
 def test_only_backbones_know_families() -> None:
-    families = {"bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert", "vit"}
+    families = {"bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert", "vit", "ijepa", "dinov2"}
     for name in (name for name, floor in FLOORS.items() if floor <= 2 and name != "backbones"):
         literals = {
             node.value

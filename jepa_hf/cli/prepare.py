@@ -27,8 +27,9 @@ def prepare(parsed: Parsed, plan: RunPlan) -> Prepared:
     config = _encoder_config(parsed)
     modality = "features" if config is None else backbone_for(config).modality
     if model_args.objective not in (None, _OBJECTIVES[modality]):
+        family = FeatureEncoderConfig.model_type if config is None else config.model_type
         raise UsageError(
-            f"objective {model_args.objective!r} does not go with a {config.model_type} encoder, whose objective is "
+            f"objective {model_args.objective!r} does not go with a {family} encoder, whose objective is "
             f"{_OBJECTIVES[modality]}"
         )
     if modality == "features":
