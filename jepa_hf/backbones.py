@@ -14,17 +14,13 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .errors import UsageError
+from .modeling_feature_encoder import FeatureEncoderModel
+from .positions import gather_positions
 
 _TEXT_BY_POSITION_IDS = ("bert", "distilbert", "electra")
 _TEXT_WITH_PADDING_OFFSET = ("roberta", "xlm-roberta", "camembert")
 _VISION = ("vit", "ijepa", "dinov2", "dinov2_with_registers")
 _FEATURES = FeatureEncoderConfig.model_type
-
-
-def gather_positions(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Pick positions: `[N, L, ...]`, long `[N, K]` -> `[N, K, ...]`. Index tensors only, so the device never waits."""
-    index = positions.reshape(*positions.shape, *(1,) * (states.dim() - 2)).expand(-1, -1, *states.shape[2:])
-    return states.gather(1, index)
 
 
 class TextBackbone:
@@ -308,11 +304,16 @@ def backbone_for(config: PreTrainedConfig) -> Backbone:
 
 def encoder_from_config(config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
     """A randomly initialised encoder without pooler, so that no trainable parameter goes unused."""
+    if config.model_type == _FEATURES:
+        # Not by AutoModel, which knows one class of configuration: code that a checkpoint brings has its own.
+        return FeatureEncoderModel._from_config(config, **kwargs)
     return AutoModel.from_config(config, **_without_pooler(config), **kwargs)
 
 
 def encoder_from_pretrained(name_or_path: str, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
     """A pretrained encoder without pooler, from a plain directory or one in the layout of a task head."""
+    if config.model_type == _FEATURES:
+        return FeatureEncoderModel.from_pretrained(name_or_path, config=config, **kwargs)
     return AutoModel.from_pretrained(name_or_path, config=config, **_without_pooler(config), **kwargs)
 
 

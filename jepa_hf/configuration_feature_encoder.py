@@ -3,7 +3,7 @@
 import math
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from .errors import UsageError
 
@@ -107,3 +107,7 @@ class FeatureEncoderConfig(PreTrainedConfig):
         for name in ("mlp_ratio", "layer_norm_eps", "initializer_range"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be above 0, not {getattr(self, name)}")
+
+
+# Here, so that a JEPA's configuration alone can be read, also from code that a checkpoint brings.
+AutoConfig.register(FeatureEncoderConfig.model_type, FeatureEncoderConfig, exist_ok=True)

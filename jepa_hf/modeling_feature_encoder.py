@@ -6,16 +6,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .backbones import gather_positions
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .errors import UsageError
+from .positions import gather_positions
 
 
 class TimeEmbeddings(nn.Module):
@@ -293,5 +293,4 @@ def _mean_over_valid(states: torch.Tensor, valid: torch.Tensor | None) -> torch.
     return kept.sum(dim=1) / valid.sum(dim=1, keepdim=True).clamp_min(1)
 
 
-AutoConfig.register("feature_encoder", FeatureEncoderConfig, exist_ok=True)
 AutoModel.register(FeatureEncoderConfig, FeatureEncoderModel, exist_ok=True)

@@ -18,7 +18,6 @@ from .backbones import (
     backbone_for,
     encoder_from_config,
     encoder_from_pretrained,
-    gather_positions,
     masked_lm_head_layout,
 )
 from .configuration_jepa import JepaConfig
@@ -31,7 +30,7 @@ from .losses import (
     sigreg,
     variance_hinge,
 )
-from .modeling_feature_encoder import FeatureEncoderModel  # noqa: F401 (registers itself with AutoModel)
+from .positions import gather_positions
 from .predictors import MLPPredictor, TokenPredictor, TransformerPredictor, sincos_positions
 
 logger = logging.get_logger(__name__)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .backbones import gather_positions
+from .positions import gather_positions
 
 
 class MLPPredictor(nn.Module):

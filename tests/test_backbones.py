@@ -19,9 +19,9 @@ from jepa_hf.backbones import (
     backbone_for,
     encoder_from_config,
     encoder_from_pretrained,
-    gather_positions,
     masked_lm_head_layout,
 )
+from jepa_hf.positions import gather_positions
 
 DROPS_EXACTLY = ("bert", "distilbert", "roberta", "electra", "modernbert")
 
