@@ -35,7 +35,7 @@ BASE = {
     "epochs": 12, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.05, "weight_decay_end": 0.05, "warmup": 0.1,
     "ema": (0.996, 1.0), "sincos": True, "seed": 0, "hidden_size": 192, "layers": 6, "heads": 3, "patch": 4,
     "num_targets": 4, "target_scale": (0.15, 0.2), "context_scale": (0.85, 1.0), "num_context": None, "inside": False,
-    "pooled": {}, "jitter": 0.0, "crop": 0.4,
+    "pooled": {}, "jitter": 0.0, "crop": 0.4, "patch_scale": 1.0,
     "jepa": {
         "target_layers": 1, "pred_num_hidden_layers": 3, "variance_weight": 1.0, "covariance_weight": 0.04,
     },
@@ -157,6 +157,9 @@ def run(pixels: np.ndarray, labels: np.ndarray, arm: dict) -> dict:
     config = JepaConfig(encoder, **settings["jepa"])
     model = JepaForRepresentationPrediction(config).to(DEVICE).train()
     grid = model.backbone.grid
+    with torch.no_grad():  # how loud the pixels are at the start, beside the positions
+        for one in (model.context_encoder, model.target_encoder):
+            one.embeddings.patch_embeddings.projection.weight.mul_(settings["patch_scale"])
     if settings["sincos"]:
         with torch.no_grad():
             table = sincos_positions(grid, settings["hidden_size"]).to(DEVICE)

@@ -12,7 +12,16 @@ import torch
 from jepa_batches import image_batch, image_config, rows, skip_unless_transformers_loads, strengthen
 from tiny import FAMILIES, save_tiny_encoder, tiny_config, tiny_tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, IJepaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    IJepaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction, UsageError
 from jepa_hf.backbones import (
@@ -242,7 +251,12 @@ def image_encoders() -> list[PreTrainedConfig]:
         "image_size",
         "patch_size",
     )
-    return [vit, IJepaConfig(**{name: getattr(vit, name) for name in sizes})]
+    values = {name: getattr(vit, name) for name in sizes}
+    return [vit, IJepaConfig(**values), Dinov2Config(**values), Dinov2WithRegistersConfig(**values)]
+
+
+# Tokens before the patches: [CLS], registers.
+PREFIX = {"vit": 1, "ijepa": 0, "dinov2": 1, "dinov2_with_registers": 5}
 
 
 def first_layer(encoder: PreTrainedModel) -> nn.Module:
@@ -259,12 +273,15 @@ def test_an_image_model_fits_through_the_same_forward_and_reads_visible_patches_
             lambda _module, args, name=name: lengths.update({name: args[0].shape[1]})
         )
     output = model(**image_batch())
-    prefix = 1 if config.model_type == "vit" else 0  # [CLS]
+    prefix = PREFIX[config.model_type]
     assert lengths == {"context": 7 + prefix, "target": 16 + prefix}
     assert output.predictions.shape == output.targets.shape == (2, 4, 3, 32)
     assert output.loss.isfinite()
     output.loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.context_encoder.parameters())
+    trained = {name: p for name, p in model.context_encoder.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained.values())
+    frozen = {name for name, _ in model.context_encoder.named_parameters()} - trained.keys()
+    assert frozen <= {"embeddings.mask_token"}
     assert all(p.grad is None for p in model.target_encoder.parameters())
 
 
@@ -274,7 +291,7 @@ def test_an_image_model_fits_through_the_same_forward_and_reads_visible_patches_
 def test_dropping_patches_equals_hiding_them_as_keys(config: PreTrainedConfig, implementation: str) -> None:
     encoder, batch = strong_encoder(config, implementation), image_batch(count=3)
     positions, valid = batch["context_positions"][:, 0], batch["context_valid"][:, 0]
-    prefix = 1 if config.model_type == "vit" else 0
+    prefix = PREFIX[config.model_type]
     keys = torch.zeros(3, 16, dtype=torch.long).scatter(1, positions, 1)
     keys = torch.cat([torch.ones(3, prefix, dtype=torch.long), keys], dim=1)
     full = encoder(pixel_values=batch["pixel_values"], attention_mask=keys).last_hidden_state[:, prefix:]
