@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BaseImageProcessor
 
 from .block_masking import default_num_context, largest_target, sample_block_masks
@@ -183,7 +183,9 @@ class DataCollatorForBlockJEPA(MaskingCollator):
             raise UsageError(f"{name} {error}") from None
         except Exception as error:  # PIL's decoders raise nearly anything on damaged data
             if identity is None or identity not in self._warned_of:
-                logger.warning("%s is skipped, for it cannot be decoded: %s", name, error)
+                unknown = isinstance(error, UnidentifiedImageError)  # whose message names an object in memory
+                reason = "its bytes are no image that PIL knows" if unknown else error
+                logger.warning("%s is skipped, for it cannot be decoded: %s", name, reason)
                 self._warned_of.add(identity)
             return None
 

@@ -107,9 +107,9 @@ def sample_span_mask(
     Spans have length max(1, floor(Exp(`mean_span_length`))), at most the row's, and are placed one after another so
     that each covers every maskable token with the same chance: they may merge, and are clipped at both ends of their
     run of maskable tokens. The last is cut, so that round(ratio × maskable) tokens are reached exactly; this favours
-    the ends of short rows, by 9 % at 16 tokens and a mean of 5, by 1 % at 200. With `word_ids` spans are counted in words
-    (SpanBERT, Joshi et al. 2020, section 3.1) and the number of masked tokens is the nearest that whole words allow,
-    within one word. At least one unit is masked and one is left.
+    the ends of short rows, by 9 % at 16 tokens and a mean of 5, by 1 % at 200. With `word_ids` spans are counted in
+    words (SpanBERT, Joshi et al. 2020, section 3.1) and the number of masked tokens is the nearest that whole words
+    allow, within one word. At least one unit is masked and one is left.
 
     Args:
         maskable: `[B, L]` bool, False on special and padding tokens.

@@ -20,7 +20,7 @@ _WRITTEN = (
     "model-?????-of-?????.safetensors", "model.safetensors.index.json", "modules.json", "sentence_bert_config.json",
     "metrics.json", "README.md", "training.png", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "masks.png", "preprocessor_config.json", "configuration_feature_encoder.py",
-    "modeling_feature_encoder.py", "errors.py", "vocab.txt", "vocab.json", "merges.txt", "spm.model",
+    "modeling_feature_encoder.py", "errors.py", "positions.py", "vocab.txt", "vocab.json", "merges.txt", "spm.model",
     "sentencepiece.bpe.model",
 )  # fmt: skip
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")

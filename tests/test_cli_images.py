@@ -209,6 +209,7 @@ def test_one_channel(tmp_path: Path) -> None:
         (["--mlm_weight", "0.5"], "no known masked-language-model head for ijepa"),
         (["--weight_decay_end", "-1"], "weight_decay_end must not be negative"),
         (["--streaming", "true"], "streaming"),
+        (["--config_overrides", "image_size=18,patch_size=4"], "image_size 18 is no multiple of patch_size 4"),
         (["--image_processor_name", "./nowhere"], "image_processor_name './nowhere'"),
     ],
 )

@@ -5,6 +5,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfi
 from ..backbones import backbone_for
 from ..configuration_jepa import JepaConfig
 from ..data import DataArguments
+from ..errors import UsageError
 from ..image_collator import DataCollatorForBlockJEPA
 from ..image_data import load_image_datasets
 from .arguments import ModelArguments, Parsed
@@ -18,6 +19,7 @@ def prepare_images(parsed: Parsed, config: PreTrainedConfig) -> Prepared:
     """Model, collator and images. What is wrong with the model or the masks is told before the data is read."""
     model_args, data_args, mask_args, args = parsed
     JepaConfig.for_encoder(config, **model_args.jepa_kwargs())  # refuses an impossible combination
+    _check_size(config)
     processor = _image_processor(model_args, data_args, config)
     collator = DataCollatorForBlockJEPA(
         processor,
@@ -30,6 +32,17 @@ def prepare_images(parsed: Parsed, config: PreTrainedConfig) -> Prepared:
     with args.main_process_first(desc="loading data"):
         train_images, eval_images = load_image_datasets(data_args, seed=args.seed, need_validation=args.do_eval)
     return Prepared(model, collator, train_images, eval_images, processor)
+
+
+def _check_size(config: PreTrainedConfig) -> None:
+    sides, patches = (
+        (value, value) if isinstance(value, int) else tuple(value) for value in (config.image_size, config.patch_size)
+    )
+    if any(side % patch for side, patch in zip(sides, patches, strict=True)):
+        raise UsageError(
+            f"image_size {config.image_size} is no multiple of patch_size {config.patch_size}, so the last pixels "
+            "would never be seen; set both in --config_overrides"
+        )
 
 
 def _image_processor(
