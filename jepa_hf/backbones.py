@@ -162,8 +162,18 @@ class VisionBackbone:
         return size[0] // patch[0], size[1] // patch[1]
 
     def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
-        """Of the model's arguments, those that the encoder reads."""
-        return {"pixel_values": given["pixel_values"]}
+        """Of the model's arguments, those that the encoder reads.
+
+        Raises:
+            UsageError: images of another size than the encoder's, whose patches would be counted wrongly.
+        """
+        pixels, size = given["pixel_values"], _pair(self.config.image_size)
+        if tuple(pixels.shape[-2:]) != size:
+            raise UsageError(
+                f"the images have {pixels.shape[-2]} x {pixels.shape[-1]} pixels and the encoder reads {size[0]} x "
+                f"{size[1]}: set the image processor's size to that"
+            )
+        return {"pixel_values": pixels}
 
     def length(self, inputs: dict[str, torch.Tensor]) -> int:
         """Number of patches."""

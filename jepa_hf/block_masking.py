@@ -70,8 +70,12 @@ def largest_target(
     target_aspect_ratio: tuple[float, float] = (0.75, 1.5),
 ) -> int:
     """Patches of the largest target block that may be drawn."""
-    ratios = np.geomspace(*target_aspect_ratio, num=1000)
-    height, width = _size(np.full(1000, target_scale[1]), ratios, grid)
+    area = target_scale[1] * grid[0] * grid[1]
+    # Height and width change where one of their roots is half a patch past a whole number: look on both sides of each.
+    halves = (np.arange(max(grid)) + 0.5) ** 2
+    edges = np.concatenate([halves / area, area / halves])
+    ratios = np.concatenate([edges * (1 - 1e-9), edges * (1 + 1e-9), target_aspect_ratio]).clip(*target_aspect_ratio)
+    height, width = _size(np.full(len(ratios), target_scale[1]), ratios, grid)
     return int((height * width).max())
 
 

@@ -241,6 +241,12 @@ class JepaConfig(PreTrainedConfig):
                 "the mlp predictor reads the [MASK] positions, which context_mode 'dropped' leaves out; use "
                 "--predictor_type transformer or --context_mode kept"
             )
+        if self.target_norm == "instance" and not backbone.grid:
+            raise UsageError(
+                "target_norm instance is over a sample's positions, and there is one only; use layer or none"
+            )
+        if self.pooled_targets and self.mlm_weight > 0:
+            raise UsageError("pooled_targets has one target per mask, and mlm_weight one per token; give one of them")
         if not 1 <= self.target_layers <= depth:
             raise UsageError(
                 f"target_layers must lie between 1 and the encoder's {depth} layers, not {self.target_layers}"

@@ -488,6 +488,8 @@ def _column_types(path: str, kind: str) -> dict[str, pa.DataType]:
             rows = [cells for _, cells in islice(_csv_rows(path, kind), _BATCH_ROWS + 1)]
             names = rows[0] if rows else []
             types = [_csv_type([cells[i] for cells in rows[1:] if i < len(cells)]) for i in range(len(names))]
+            if names and all(map(_is_number, names)):
+                raise UsageError(f"the first line of '{path}' is all numbers; give it a header line with column names")
     if not names:
         raise UsageError(f"'{path}' has no rows; give data with at least one")
     if len(set(names)) < len(names):

@@ -28,7 +28,7 @@ class DataCollatorForBlockJEPA(MaskingCollator):
 
     A sample's crop and flip come from the same key as its masks, so they depend on the seed, the epoch and the image
     alone. An image that cannot be decoded stays in the batch as a black one without targets and context, and a warning
-    names it, once per process.
+    names it, once per worker process (without persistent workers: once per epoch).
 
     Args:
         image_processor: resizes, rescales and normalises, as the model's own; must give all images one size.

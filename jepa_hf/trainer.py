@@ -60,7 +60,8 @@ class JepaTrainer(RepresentationTrainer):
         data_collator: default the one for what the model reads (`DataCollatorForSpanJEPA`, `DataCollatorForBlockJEPA`
             or `DataCollatorForFeatureJEPA`), with the run's seed.
         train_dataset, eval_dataset: rows of token ids (`input_ids`), or of text (`text`), which are tokenised here; of
-            images (`image`); or of feature vectors or series of them (`features`).
+            images (`image`); or of feature vectors or series of them (`features`), which the model standardises with
+            what `model.set_standardization` was given before (run_jepa.py fits it on the training rows).
         processing_class: the tokenizer or image processor; default the one beside `model`, where that is a name.
         max_seq_length: where rows of text are cut, default 512 or what model and tokenizer allow.
         callbacks: more callbacks. An `EmaTargetCallback` among them takes the place of the default one.

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_hf import block_masking
-from jepa_hf.block_masking import default_num_context, largest_target, sample_block_masks
+from jepa_hf.block_masking import _size, default_num_context, largest_target, sample_block_masks
 from jepa_hf.masking import content_keys
 
 DRAWS = 20_000
@@ -235,3 +235,15 @@ def test_a_plane_of_one_patch_has_no_target_and_one_of_two_has() -> None:
     assert (context.sum(axis=1) == default_num_context((2, 2))).all()
     assert targets.any(axis=(1, 2)).all()
     assert targets.sum(axis=2).max() == largest_target((2, 2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("grid", "scale", "ratios"),
+    [((38, 38), (0.15, 0.2), (0.3, 3.0)), ((29, 29), (0.3, 0.5), (0.5, 2.0)), ((8, 8), (0.15, 0.2), (0.75, 1.5))],
+)
+def test_the_largest_target_is_the_largest(
+    grid: tuple[int, int], scale: tuple[float, float], ratios: tuple[float, float]
+) -> None:
+    """Against a search over a million aspect ratios."""
+    height, width = _size(np.full(10**6, scale[1]), np.geomspace(*ratios, 10**6), grid)
+    assert largest_target(grid, scale, ratios) >= int((height * width).max())

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from jepa_hf import JepaConfig, UsageError
-from jepa_hf.cli.arguments import ModelArguments, parse_command, parse_flags
+from jepa_hf.cli.arguments import ModelArguments, complain, parse_command, parse_flags
 from jepa_hf.cli.main import main as jepa_hf_main
 from jepa_hf.version import __version__
 
@@ -159,3 +159,25 @@ def test_the_console_command_helps_too(capsys: pytest.CaptureFixture[str]) -> No
         jepa_hf_main(["train", "--help"])
     assert left.value.code == 0
     assert "--mask_ratio" in capsys.readouterr().out
+
+
+def test_a_pretrained_start_takes_the_place_of_a_recipes_random_one(tmp_path: Path) -> None:
+    path = recipe(tmp_path, model_type="ijepa", config_overrides="hidden_size=8", seed=3)
+    found = values(path, "--model_name_or_path", "mine")
+    assert (found["model_name_or_path"], found["model_type"], found["config_overrides"]) == ("mine", None, None)
+    assert found["seed"] == 3
+    assert values(path)["model_type"] == "ijepa"
+
+
+def test_a_range_takes_two_numbers(tmp_path: Path) -> None:
+    assert values("--target_scale", "0.1", "0.2")["target_scale"] == [0.1, 0.2]
+    assert values(recipe(tmp_path, target_scale=[0.1, 0.2]))["target_scale"] == [0.1, 0.2]
+    with pytest.raises(UsageError, match="target_scale takes two numbers"):
+        parse_flags({"target_scale": 0.1})
+
+
+def test_a_sentence_that_comes_from_a_loaders_worker_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    """A worker sends its whole traceback as the message."""
+    message = "Caught UsageError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n"
+    assert complain("run_jepa.py", UsageError(f"{message}jepa_hf.errors.UsageError: row 3 is too short\n")) == 2
+    assert capsys.readouterr().err == "run_jepa.py: error: row 3 is too short\n"

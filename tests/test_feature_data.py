@@ -681,3 +681,9 @@ def test_series_of_different_widths_are_told_apart():
     args = DataArguments(train_file="a.npy", validation_file="b.npy")
     with pytest.raises(UsageError, match="series with 6 numbers a step and the validation data series with 5"):
         load_feature_datasets(args, seed=0, need_validation=True)
+
+
+def test_a_table_without_header_is_refused():
+    """Its first row would be taken for names, and lost."""
+    Path("x.csv").write_text("1.5,2\n3,4\n5,6\n", encoding="utf-8")
+    assert_refused("the first line of 'x.csv' is all numbers; give it a header line", "x.csv")

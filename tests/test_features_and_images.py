@@ -284,3 +284,26 @@ def test_accumulation_changes_nothing_with_pooled_targets(tmp_path: Path) -> Non
         run.train()
         losses.append(run.losses)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+# ---- what does not go together
+
+
+def test_pooled_targets_and_a_loss_over_tokens_are_refused_together() -> None:
+    with pytest.raises(UsageError, match="pooled_targets has one target per mask"):
+        JepaConfig({"model_type": "bert"}, pooled_targets=True, mlm_weight=0.5)
+
+
+def test_normalising_over_a_single_position_is_refused() -> None:
+    """Every target would be zero."""
+    with pytest.raises(UsageError, match="there is one only"):
+        config("flat", target_norm="instance")
+
+
+def test_images_of_another_size_are_refused() -> None:
+    """DINOv2 would stretch its positions and read other patches than the collator counted."""
+    model = jepa("images")
+    batch = image_batch()
+    batch["pixel_values"] = torch.zeros(2, 3, 16, 16)
+    with pytest.raises(UsageError, match="16 x 16 pixels and the encoder reads 8 x 8"):
+        model(**batch)

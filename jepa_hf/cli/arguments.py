@@ -132,7 +132,7 @@ class MaskArguments:
     def __post_init__(self) -> None:
         for name in ("target_scale", "target_aspect_ratio", "context_scale", "random_resized_crop"):
             value = getattr(self, name)
-            if value is not None and len(value) != 2:
+            if value is not None and (not isinstance(value, (list, tuple)) or len(value) != 2):
                 raise UsageError(f"{name} takes two numbers, the least and the most, not {value}")
 
     def chosen(self, objective: str, names: Sequence[str]) -> dict[str, Any]:
@@ -185,7 +185,9 @@ def parse_command(argv: Sequence[str]) -> Parsed:
     parser = _Parser(_CLASSES, prog="run_jepa.py", description="Pretrain an encoder with JEPA.", allow_abbrev=False)
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
-        argv = _read_yaml(argv[0], parser) + argv[1:]
+        # A pretrained start on the command line takes the place of a recipe's random one.
+        pretrained = any(flag.split("=")[0].replace("-", "_") == "__model_name_or_path" for flag in argv[1:])
+        argv = _read_yaml(argv[0], parser, _RANDOM_START if pretrained else ()) + argv[1:]
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
@@ -226,7 +228,11 @@ def _unknown(name: str, valid: Sequence[str], what: str) -> str:
     return f"{what} {name}{hint}"
 
 
-def _read_yaml(path: str, parser: HfArgumentParser) -> list[str]:
+# What a recipe says of an encoder with random weights.
+_RANDOM_START = ("model_type", "config_name", "config_overrides")
+
+
+def _read_yaml(path: str, parser: HfArgumentParser, leave_out: Sequence[str] = ()) -> list[str]:
     """The file as flags, so that its values are converted and checked as on the command line."""
     if not Path(path).is_file():
         raise UsageError(f"config file {path!r} does not exist")
@@ -244,6 +250,8 @@ def _read_yaml(path: str, parser: HfArgumentParser) -> list[str]:
             raise UsageError(f"config file {path!r} has the unknown {_unknown(str(key), valid, 'key')}")
     argv = []
     for key, value in content.items():
+        if key in leave_out:
+            continue
         if isinstance(value, list):
             if not _takes_list(key):
                 raise UsageError(f"config file {path!r}: {key} takes one value, not the list {value}")
@@ -262,8 +270,10 @@ def _takes_list(name: str) -> bool:
 
 def complain(command: str, error: UsageError) -> int:
     """Print the sentence once, whatever the number of processes, and return the exit code."""
+    # A loader's worker sends its whole traceback as the message; the sentence is its end.
+    sentence = str(error).strip().rpartition("UsageError: ")[2]
     if os.environ.get("RANK", "0") == "0":
-        print(f"{command}: error: {error}", file=sys.stderr)
+        print(f"{command}: error: {sentence}", file=sys.stderr)
     return 2
 
 

@@ -58,8 +58,8 @@ def _random_start(is_series: bool, width: int, longest: int, overrides: str | No
 def _check_shape(config: PreTrainedConfig, is_series: bool, width: int, longest: int) -> None:
     if (config.mode == "time") != is_series:
         raise UsageError(
-            f"the encoder's mode {config.mode!r} reads {'series' if config.mode == 'time' else 'vectors'}, but the "
-            f"data holds {'series' if is_series else 'vectors'}; set mode=... in --config_overrides, or give other data"
+            f"an encoder of mode {config.mode} reads {'series' if config.mode == 'time' else 'vectors'}, but the data "
+            f"holds {'series' if is_series else 'vectors'}; give other data, or start from random weights without mode="
         )
     if config.input_dim != width:
         raise UsageError(f"the encoder reads {config.input_dim} features, but the data has {width}; give other columns")

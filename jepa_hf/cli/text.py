@@ -17,7 +17,7 @@ from ..modeling_jepa import JepaForRepresentationPrediction
 from ..run_directory import RunPlan
 from ..tokenization import tokenize_dataset
 from .arguments import ModelArguments, Parsed, RunArguments
-from .loading import FAMILIES, build_model, hub_kwargs, load
+from .loading import FAMILIES, VISION_FAMILIES, build_model, hub_kwargs, load
 from .prepared import Prepared
 
 # Texts that a random start's tokenizer is trained on, at most: they are held in memory.
@@ -51,7 +51,10 @@ def _check_encoder(config: PreTrainedConfig, model_args: ModelArguments) -> None
     needed = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
     reads_both_ways = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
     if not reads_both_ways or not all(hasattr(config, name) for name in needed):
-        raise UsageError(f"a {config.model_type} model is no text encoder; use {', '.join(FAMILIES)}")
+        raise UsageError(
+            f"a {config.model_type} model is no text encoder; use {', '.join(FAMILIES)}, or for images "
+            f"{', '.join(VISION_FAMILIES)}"
+        )
     # Refuse an impossible combination before any data is read.
     JepaConfig.for_encoder(config, **model_args.jepa_kwargs())
 
