@@ -156,9 +156,19 @@ class VisionBackbone:
         self.config = config
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        return _pair(self.config.image_size)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch, in pixels."""
+        return _pair(self.config.patch_size)
+
+    @property
     def grid(self) -> tuple[int, ...]:
         """Positions that the predictor embeds: a plane of patches, rows first."""
-        size, patch = _pair(self.config.image_size), _pair(self.config.patch_size)
+        size, patch = self.image_size, self.patch_size
         return size[0] // patch[0], size[1] // patch[1]
 
     def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
@@ -167,7 +177,7 @@ class VisionBackbone:
         Raises:
             UsageError: images of another size than the encoder's, whose patches would be counted wrongly.
         """
-        pixels, size = given["pixel_values"], _pair(self.config.image_size)
+        pixels, size = given["pixel_values"], self.image_size
         if tuple(pixels.shape[-2:]) != size:
             raise UsageError(
                 f"the images have {pixels.shape[-2]} x {pixels.shape[-1]} pixels and the encoder reads {size[0]} x "

@@ -177,11 +177,7 @@ def load_text_datasets(
         else:
             train, validation = hold_out(train, args.validation_split_percentage, seed)
 
-    if args.max_train_samples is not None:
-        train = first_rows(train, args.max_train_samples)
-    if args.max_eval_samples is not None and validation is not None:
-        validation = first_rows(validation, args.max_eval_samples)
-    return train, validation
+    return first_samples(train, validation, args)
 
 
 def embedded_corpus() -> list[str]:
@@ -578,6 +574,17 @@ def hold_out(dataset: Dataset, percentage: int, seed: int) -> tuple[Dataset, Dat
     held_out = np.zeros(len(dataset), dtype=bool)
     held_out[np.random.default_rng(seed).choice(len(dataset), size, replace=False)] = True
     return dataset.select(np.flatnonzero(~held_out)), dataset.select(np.flatnonzero(held_out))
+
+
+def first_samples(
+    train: Dataset | IterableDataset, validation: Dataset | IterableDataset | None, args: DataArguments
+) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
+    """Both datasets, cut to `args.max_train_samples` and `args.max_eval_samples` rows."""
+    if args.max_train_samples is not None:
+        train = first_rows(train, args.max_train_samples)
+    if args.max_eval_samples is not None and validation is not None:
+        validation = first_rows(validation, args.max_eval_samples)
+    return train, validation
 
 
 def first_rows(dataset: Dataset | IterableDataset, size: int) -> Dataset | IterableDataset:

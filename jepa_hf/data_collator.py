@@ -60,6 +60,22 @@ class MaskingCollator:
         raise NotImplementedError
 
 
+def check_span_settings(mask_ratio: float, mean_span_length: float, context_mode: str, on_short: str) -> None:
+    """Refuse what no collator of spans can do.
+
+    Raises:
+        UsageError: a ratio outside (0, 1), a mean below 1, or an unknown choice.
+    """
+    if not 0.0 < mask_ratio < 1.0:
+        raise UsageError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}")
+    if not mean_span_length >= 1:
+        raise UsageError(f"mean_span_length must be at least 1, not {mean_span_length}")
+    if context_mode not in ("kept", "dropped"):
+        raise UsageError(f"context_mode must be kept or dropped, not {context_mode!r}")
+    if on_short not in ("error", "skip"):
+        raise UsageError(f"on_short must be error or skip, not {on_short!r}")
+
+
 def mask_keys(keys: np.ndarray, num_masks: int) -> np.ndarray:
     """Keys of the masks of samples, uint64 `[B]` -> `[B * num_masks]`: those of one sample differ, the first is its."""
     numbers = np.arange(num_masks, dtype=np.uint64)
@@ -131,14 +147,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             raise UsageError(
                 f"the tokenizer ({type(tokenizer).__name__}) has no padding token: set tokenizer.pad_token"
             )
-        if not 0.0 < mask_ratio < 1.0:
-            raise UsageError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}")
-        if not mean_span_length >= 1:
-            raise UsageError(f"mean_span_length must be at least 1, not {mean_span_length}")
-        if context_mode not in ("kept", "dropped"):
-            raise UsageError(f"context_mode must be kept or dropped, not {context_mode!r}")
-        if on_short not in ("error", "skip"):
-            raise UsageError(f"on_short must be error or skip, not {on_short!r}")
+        check_span_settings(mask_ratio, mean_span_length, context_mode, on_short)
         super().__init__(num_masks, seed)
         self.tokenizer = tokenizer
         self.mask_ratio = mask_ratio

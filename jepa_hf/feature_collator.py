@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .configuration_feature_encoder import FeatureEncoderConfig
-from .data_collator import MaskingCollator, chosen_positions, mask_keys
+from .data_collator import MaskingCollator, check_span_settings, chosen_positions, mask_keys
 from .errors import UsageError
 from .masking import content_keys, sample_span_mask
 
@@ -55,12 +55,7 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
         mode, width = encoder_config.mode, encoder_config.input_dim
         if mean_span_length is None:
             mean_span_length = 5.0 if mode == "time" else 1.0
-        if not 0.0 < mask_ratio < 1.0:
-            raise UsageError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}")
-        if not mean_span_length >= 1:
-            raise UsageError(f"mean_span_length must be at least 1, not {mean_span_length}")
-        if context_mode not in ("kept", "dropped"):
-            raise UsageError(f"context_mode must be kept or dropped, not {context_mode!r}")
+        check_span_settings(mask_ratio, mean_span_length, context_mode, on_short)
         if context_mode == "dropped" and mode == "flat":
             raise UsageError(
                 "an encoder of mode flat has one position, which cannot be dropped: use --context_mode kept"
@@ -70,8 +65,6 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
                 f"patch_size {encoder_config.patch_size} makes one patch of {width} features, but one must be hidden "
                 "and one left: lower patch_size"
             )
-        if on_short not in ("error", "skip"):
-            raise UsageError(f"on_short must be error or skip, not {on_short!r}")
         longest = encoder_config.max_position_embeddings
         if mode == "time" and max_length is not None and not 2 <= max_length <= longest:
             raise UsageError(

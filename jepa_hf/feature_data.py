@@ -20,7 +20,7 @@ from datasets.fingerprint import generate_random_fingerprint
 from .data import (
     DataArguments,
     find_files,
-    first_rows,
+    first_samples,
     hold_out,
     is_gzip,
     load_named,
@@ -106,11 +106,7 @@ def load_feature_datasets(args: DataArguments, *, seed: int, need_validation: bo
                 f"the training data hold {shapes[0]} and the validation data {shapes[1]}; give both the same features"
             )
 
-    if args.max_train_samples is not None:
-        train = first_rows(train, args.max_train_samples)
-    if args.max_eval_samples is not None and validation is not None:
-        validation = first_rows(validation, args.max_eval_samples)
-    return train, validation
+    return first_samples(train, validation, args)
 
 
 def feature_shape(dataset: Dataset) -> tuple[bool, int]:

@@ -7,7 +7,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Image, NamedSplit, Value
 from datasets.exceptions import DatasetsError
 
-from .data import DataArguments, find_files, first_rows, hold_out, load_named, naming_file, open_parquet
+from .data import DataArguments, find_files, first_samples, hold_out, load_named, naming_file, open_parquet
 from .errors import UsageError
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
@@ -58,11 +58,7 @@ def load_image_datasets(args: DataArguments, *, seed: int, need_validation: bool
         else:
             train, validation = hold_out(train, args.validation_split_percentage, seed)
 
-    if args.max_train_samples is not None:
-        train = first_rows(train, args.max_train_samples)
-    if args.max_eval_samples is not None and validation is not None:
-        validation = first_rows(validation, args.max_eval_samples)
-    return train, validation
+    return first_samples(train, validation, args)
 
 
 def _load_files(argument: str, files: str, args: DataArguments, split: str) -> Dataset:

@@ -67,7 +67,28 @@ class PredictorBlock(nn.Module):
         return states + F.dropout(fed, self.dropout, self.training)
 
 
-class TransformerPredictor(nn.Module):
+class _NarrowTransformer(nn.Module):
+    """What both transformer predictors are made of: projection down, pre-norm blocks, layer norm, projection up."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        width: int,
+        num_hidden_layers: int,
+        num_attention_heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.embed = nn.Linear(hidden_size, width)
+        self.layers = nn.ModuleList(
+            PredictorBlock(width, num_attention_heads, mlp_ratio, dropout) for _ in range(num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.proj = nn.Linear(width, hidden_size)
+
+
+class TransformerPredictor(_NarrowTransformer):
     """A narrow transformer over context outputs and mask tokens (I-JEPA, section 3).
 
     Projection down, position embedding, one learned mask token, pre-norm blocks, layer norm, projection up.
@@ -88,19 +109,13 @@ class TransformerPredictor(nn.Module):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
     ):
-        super().__init__()
+        super().__init__(hidden_size, width, num_hidden_layers, num_attention_heads, mlp_ratio, dropout)
         self.grid = grid
-        self.embed = nn.Linear(hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(width))
         if len(grid) == 1:
             self.position_embeddings = nn.Parameter(torch.zeros(grid[0], width))
         else:
             self.register_buffer("position_embeddings", sincos_positions(grid, width), persistent=False)
-        self.layers = nn.ModuleList(
-            PredictorBlock(width, num_attention_heads, mlp_ratio, dropout) for _ in range(num_hidden_layers)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.proj = nn.Linear(width, hidden_size)
 
     def forward(
         self,
@@ -133,30 +148,13 @@ class TransformerPredictor(nn.Module):
         return self.proj(self.norm(states[:, context.shape[1] :]))
 
 
-class TokenPredictor(nn.Module):
+class TokenPredictor(_NarrowTransformer):
     """A narrow transformer over a single token: from the context's representation to the target's.
 
     Projection down, GELU, pre-norm blocks, layer norm, projection up (the predictor of the Edifice JEPA). There are no
     positions to tell apart, so there is neither a position table nor a mask token. Softmax over one token is 1, so the
     blocks' queries and keys get no gradient.
     """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        width: int,
-        num_hidden_layers: int,
-        num_attention_heads: int,
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.0,
-    ):
-        super().__init__()
-        self.embed = nn.Linear(hidden_size, width)
-        self.layers = nn.ModuleList(
-            PredictorBlock(width, num_attention_heads, mlp_ratio, dropout) for _ in range(num_hidden_layers)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.proj = nn.Linear(width, hidden_size)
 
     def forward(
         self,

@@ -35,10 +35,8 @@ def prepare_images(parsed: Parsed, config: PreTrainedConfig) -> Prepared:
 
 
 def _check_size(config: PreTrainedConfig) -> None:
-    sides, patches = (
-        (value, value) if isinstance(value, int) else tuple(value) for value in (config.image_size, config.patch_size)
-    )
-    if any(side % patch for side, patch in zip(sides, patches, strict=True)):
+    backbone = backbone_for(config)
+    if any(side % patch for side, patch in zip(backbone.image_size, backbone.patch_size, strict=True)):
         raise UsageError(
             f"image_size {config.image_size} is no multiple of patch_size {config.patch_size}, so the last pixels "
             "would never be seen; set both in --config_overrides"
@@ -49,8 +47,7 @@ def _image_processor(
     model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig
 ) -> BaseImageProcessor:
     """The named one or the model's own, at the model's size; for a random start, one that maps pixels to -1..1."""
-    rows, columns = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
-    size = {"height": rows, "width": columns}
+    size = dict(zip(("height", "width"), backbone_for(config).image_size, strict=True))
     name, argument = model_args.image_processor_name, "image_processor_name"
     if name is None:
         name, argument = model_args.model_name_or_path, "model_name_or_path"
