@@ -35,7 +35,7 @@ BASE = {
     "epochs": 12, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.05, "weight_decay_end": 0.05, "warmup": 0.1,
     "ema": (0.996, 1.0), "sincos": True, "seed": 0, "hidden_size": 192, "layers": 6, "heads": 3, "patch": 4,
     "num_targets": 4, "target_scale": (0.15, 0.2), "context_scale": (0.85, 1.0), "num_context": None, "inside": False,
-    "pooled": {}, "jitter": 0.0, "crop": 0.4, "patch_scale": 1.0,
+    "pooled": {}, "jitter": 0.0, "crop": 0.4, "patch_scale": 1.0, "center": None, "views": False,
     "jepa": {
         "target_layers": 1, "pred_num_hidden_layers": 3, "variance_weight": 1.0, "covariance_weight": 0.04,
     },
@@ -78,6 +78,12 @@ def jitter(pixels: torch.Tensor, strength: float) -> torch.Tensor:
     grey = light.mean(dim=1, keepdim=True)
     saturation = torch.where(torch.rand(shape, device=DEVICE) < 0.2, 0.0, saturation)
     return grey + (light - grey) * saturation
+
+
+def standardize(states: torch.Tensor, center: str) -> torch.Tensor:
+    """Targets `[B, L, D]` less their batch mean, of each position or of all, at unit variance per feature."""
+    centred = states - states.mean(dim=0 if center == "position" else (0, 1), keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dim=(0, 1), keepdim=True) + 1e-5)
 
 
 def normalize(pixels: torch.Tensor) -> torch.Tensor:
@@ -174,13 +180,24 @@ def run(pixels: np.ndarray, labels: np.ndarray, arm: dict) -> dict:
     sources, averages = match_parameters(
         model.context_encoder.named_parameters(), model.target_encoder.named_parameters()
     )
-    if settings["jitter"]:
+    if settings["jitter"] or settings["views"]:
         encode_visible = model.backbone.encode_visible
 
-        def encode_jittered(encoder, inputs, *rest):
-            return encode_visible(encoder, {"pixel_values": jitter(inputs["pixel_values"], settings["jitter"])}, *rest)
+        def encode_other_view(encoder, inputs, *rest):
+            view = augment(train[index], settings["crop"]) if settings["views"] else inputs["pixel_values"]
+            return encode_visible(encoder, {"pixel_values": jitter(view, settings["jitter"])}, *rest)
 
-        model.backbone.encode_visible = encode_jittered
+        model.backbone.encode_visible = encode_other_view
+    if settings["center"] or settings["views"]:
+        normalize_layer = model._normalize
+
+        def normalize_targets(states, valid):
+            states = normalize_layer(states, valid)
+            if settings["views"]:  # positions of two crops do not match: the image's mean is the target everywhere
+                states = states.mean(1, keepdim=True).expand_as(states)
+            return standardize(states, settings["center"]) if settings["center"] else states
+
+        model._normalize = normalize_targets
     bank = mask_bank(settings, grid)
     names = ("target_positions", "target_valid", "context_positions", "context_valid")
     index = torch.zeros(settings["batch"], dtype=torch.long, device=DEVICE)

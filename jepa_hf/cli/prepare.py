@@ -1,5 +1,7 @@
 """From a command's arguments to what its objective prepares."""
 
+from dataclasses import fields
+
 from transformers import PreTrainedConfig
 
 from ..backbones import backbone_for
@@ -15,6 +17,16 @@ from .text import prepare_text
 
 # Objective for what an encoder reads.
 _OBJECTIVES = {"text": "span", "images": "images", "features": "features"}
+
+# Arguments that one objective alone reads; those of the masks are checked where they are read.
+_OWN = {
+    "span": (
+        "tokenizer_name", "tokenizer_vocab_size", "add_tokens", "text_column_name", "max_seq_length",
+        "stride", "line_by_line", "concat", "pad_to_multiple_of", "preprocessing_num_workers", "overwrite_cache",
+    ),
+    "images": ("image_processor_name", "image_column_name"),
+    "features": ("feature_column_names", "label_column_name"),
+}  # fmt: skip
 
 
 def prepare(parsed: Parsed, plan: RunPlan) -> Prepared:
@@ -32,11 +44,27 @@ def prepare(parsed: Parsed, plan: RunPlan) -> Prepared:
             f"objective {model_args.objective!r} does not go with a {family} encoder, whose objective is "
             f"{_OBJECTIVES[modality]}"
         )
+    _refuse_others(parsed, _OBJECTIVES[modality])
     if modality == "features":
         return prepare_features(parsed, config)
     if modality == "images":
         return prepare_images(parsed, config)
     return prepare_text(parsed, config, plan)
+
+
+def _refuse_others(parsed: Parsed, objective: str) -> None:
+    """Complain about an argument that was given and that only another objective reads."""
+    model_args, data_args, _, _ = parsed
+    given = {
+        item.name
+        for part in (model_args, data_args)
+        for item in fields(part)
+        if getattr(part, item.name) != item.default
+    }
+    for other, names in _OWN.items():
+        for name in names if other != objective else ():
+            if name in given:
+                raise UsageError(f"{name} is for the objective {other} and this run's is {objective}: leave it out")
 
 
 def _encoder_config(parsed: Parsed) -> PreTrainedConfig | None:

@@ -127,8 +127,9 @@ def complete(model_args: ModelArguments, data_args: DataArguments, args: RunArgu
     if not args.do_eval:
         args.do_train = True
     if model_args.smoke_test:
-        if model_args.model_name_or_path or model_args.config_name:
-            raise UsageError("smoke_test brings its own tiny model: leave out model_name_or_path and config_name")
+        for name in ("model_name_or_path", "config_name", "model_type", "config_overrides"):
+            if getattr(model_args, name):
+                raise UsageError(f"smoke_test brings its own tiny model: leave out {name}")
         for name, value in _SMOKE.items():
             setattr(model_args, name, value)
         data_args.max_seq_length = data_args.max_seq_length or 64
