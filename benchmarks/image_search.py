@@ -22,20 +22,20 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import IJepaConfig
 
-from jepa_hf import JepaConfig, JepaForRepresentationPrediction, block_masking
+from jepa_hf import JepaConfig, JepaForRepresentationPrediction
 from jepa_hf.block_masking import default_num_context, largest_target, sample_block_masks
 from jepa_hf.data_collator import chosen_positions
 from jepa_hf.ema import decay_at, match_parameters
 from jepa_hf.losses import covariance_penalty, sigreg, variance_hinge
 from jepa_hf.masking import content_keys
 from jepa_hf.metrics import effective_rank, mean_pairwise_cosine
-from jepa_hf.predictors import sincos_positions
 
 BASE = {
     "epochs": 12, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.05, "weight_decay_end": 0.05, "warmup": 0.1,
     "ema": (0.996, 1.0), "sincos": True, "seed": 0, "hidden_size": 192, "layers": 6, "heads": 3, "patch": 4,
-    "num_targets": 4, "target_scale": (0.15, 0.2), "context_scale": (0.85, 1.0), "num_context": None, "inside": False,
-    "pooled": {}, "jitter": 0.0, "crop": 0.4, "patch_scale": 1.0, "center": None, "views": False,
+    "num_targets": 4, "target_scale": (0.15, 0.2), "context_scale": (0.85, 1.0), "num_context": None,
+    "inside_targets": True, "pooled": {}, "jitter": 0.0, "crop": 0.4, "patch_scale": None,
+    "center": None, "views": False,
     "jepa": {
         "target_layers": 1, "pred_num_hidden_layers": 3, "variance_weight": 1.0, "covariance_weight": 0.04,
     },
@@ -92,9 +92,8 @@ def normalize(pixels: torch.Tensor) -> torch.Tensor:
 
 def mask_bank(settings: dict, grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     """Masks of 32,768 samples, on the device: each step draws from them."""
-    if settings["inside"]:  # the original's rule: a block never leaves the plane, and its edges are seldom targets
-        block_masking._place = lambda draw, size, room: np.floor(draw * (room - size + 1))
-    shape = {name: settings[name] for name in ("num_targets", "target_scale", "context_scale")}
+    names = ("num_targets", "target_scale", "context_scale", "inside_targets")
+    shape = {name: settings[name] for name in names}
     count = settings["num_context"] or default_num_context(grid, **shape)
     keys = content_keys(np.arange(32768, dtype=np.uint64), settings["seed"], 0)
     targets, context = sample_block_masks(keys, grid, num_context=count, **shape)
@@ -163,14 +162,16 @@ def run(pixels: np.ndarray, labels: np.ndarray, arm: dict) -> dict:
     config = JepaConfig(encoder, **settings["jepa"])
     model = JepaForRepresentationPrediction(config).to(DEVICE).train()
     grid = model.backbone.grid
-    with torch.no_grad():  # how loud the pixels are at the start, beside the positions
+    with torch.no_grad():
         for one in (model.context_encoder, model.target_encoder):
-            one.embeddings.patch_embeddings.projection.weight.mul_(settings["patch_scale"])
-    if settings["sincos"]:
-        with torch.no_grad():
-            table = sincos_positions(grid, settings["hidden_size"]).to(DEVICE)
-            for one in (model.context_encoder, model.target_encoder):
-                one.embeddings.position_embeddings.copy_(table[None])
+            projection, table = one.embeddings.patch_embeddings.projection.weight, one.embeddings.position_embeddings
+            if settings["patch_scale"]:  # times transformers' standard deviation
+                projection.copy_(torch.randn_like(projection) * 0.02 * settings["patch_scale"])
+            if not settings["sincos"]:
+                table.copy_(torch.randn_like(table) * 0.02)
+        match_both = zip(model.context_encoder.parameters(), model.target_encoder.parameters(), strict=True)
+        for source, average in match_both:
+            average.copy_(source)
     per_epoch = len(train) // settings["batch"]
     steps = settings["epochs"] * per_epoch
     trained = [p for p in model.parameters() if p.requires_grad]

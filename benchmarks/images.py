@@ -131,10 +131,11 @@ def supervised(options: argparse.Namespace) -> None:
     processor = AutoImageProcessor.from_pretrained(run)
     train, test = load(options.train_file, options.limit), load(options.test_file, options.limit)
     set_seed(options.seed)
-    model = AutoModelForImageClassification.from_config(
-        AutoModelForImageClassification.from_pretrained(run, num_labels=10).config
-    )
-    grid = JepaForRepresentationPrediction.from_pretrained(run / "jepa").backbone.grid
+    model = AutoModelForImageClassification.from_pretrained(run, num_labels=10)
+    config = JepaForRepresentationPrediction.config_class.from_pretrained(run / "jepa")
+    start = JepaForRepresentationPrediction(config)
+    model.base_model.load_state_dict(start.context_encoder.state_dict())
+    grid = start.backbone.grid
     views = DataCollatorForBlockJEPA(
         processor, grid, random_resized_crop=(0.4, 1.0), random_flip=True, seed=options.seed
     )

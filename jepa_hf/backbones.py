@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .errors import UsageError
 from .modeling_feature_encoder import FeatureEncoderModel
-from .positions import gather_positions
+from .positions import gather_positions, sincos_positions
 
 _TEXT_BY_POSITION_IDS = ("bert", "distilbert", "electra")
 _TEXT_WITH_PADDING_OFFSET = ("roberta", "xlm-roberta", "camembert")
@@ -43,6 +44,12 @@ class TextBackbone:
     def max_length(self) -> int:
         """Most tokens that one sequence may have."""
         return self.config.max_position_embeddings
+
+    def initialize(self, encoder: PreTrainedModel) -> None:
+        """Nothing: random weights stay as transformers draws them."""
+
+    def prepare(self, encoder: PreTrainedModel) -> None:
+        """Nothing: these encoders take positions as an argument."""
 
     def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
         """Of the model's arguments, those that the encoder reads; without a mask, every token is real."""
@@ -154,6 +161,27 @@ class VisionBackbone:
 
     def __init__(self, config: PreTrainedConfig):
         self.config = config
+        self._visible: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def initialize(self, encoder: PreTrainedModel) -> None:
+        """Draw weights that no checkpoint gave: sine-cosine positions (I-JEPA), and pixels as loud as these.
+
+        With transformers' standard deviation of 0.02, patches of 4 come out of their projection at a tenth of the
+        positions' size, and all targets are alike but for the place (benchmarks/RESULTS.md, section 5).
+        """
+        projection = encoder.embeddings.patch_embeddings.projection.weight
+        init.normal_(projection, std=projection[0].numel() ** -0.5)
+        table = encoder.embeddings.position_embeddings
+        patches = sincos_positions(self.grid, table.shape[-1]).to(table)
+        init.copy_(table, torch.cat([table[:, : table.shape[1] - len(patches)], patches[None]], dim=1))
+
+    def prepare(self, encoder: PreTrainedModel) -> None:
+        """Have the encoder's embeddings leave out what `encode_visible` does not want seen.
+
+        Once per encoder and not in each call, because torch.compile cannot trace the registration of a hook.
+        """
+        encoder.embeddings.register_forward_hook(self._keep_visible)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -208,21 +236,24 @@ class VisionBackbone:
         hidden_states: bool = False,
     ) -> Any:
         """Run the encoder over a subset of patches: they alone go through its layers. See `TextBackbone`."""
-        # On a GPU the look would wait for the device on every step.
-        if valid.device.type == "cpu" and not bool((valid.all(dim=1) | ~valid.any(dim=1)).all()):
+        # On a GPU the look would wait for the device on every step; in a compiled model it would end the graph.
+        look = valid.device.type == "cpu" and not torch.compiler.is_compiling()
+        if look and not bool((valid.all(dim=1) | ~valid.any(dim=1)).all()):
             raise ValueError("image batches must be rectangular: a row of context_valid is True or False throughout")
 
-        def keep_visible(_module: nn.Module, _inputs: tuple, embedded: torch.Tensor) -> torch.Tensor:
-            prefix = embedded.shape[1] - self.length(inputs)
-            patches = gather_positions(embedded[:, prefix:], positions)
-            return torch.cat([embedded[:, :prefix], patches], dim=1)
-
-        handle = encoder.embeddings.register_forward_hook(keep_visible)
+        self._visible = positions
         try:
             output = encoder(**inputs, output_hidden_states=hidden_states, return_dict=True)
         finally:
-            handle.remove()
+            self._visible = None
         return self._patches_only(output, positions.shape[1])
+
+    def _keep_visible(self, _embeddings: nn.Module, _inputs: tuple, embedded: torch.Tensor) -> torch.Tensor:
+        """Forward hook: of the embedded patches `[N, prefix + L, D]` those of the present `encode_visible`, if any."""
+        if self._visible is None:
+            return embedded
+        prefix = embedded.shape[1] - self.grid[0] * self.grid[1]
+        return torch.cat([embedded[:, :prefix], gather_positions(embedded[:, prefix:], self._visible)], dim=1)
 
     @staticmethod
     def _patches_only(output: Any, count: int) -> Any:
@@ -252,6 +283,12 @@ class FeatureBackbone:
             "patches": (self.config.num_patches,),
             "flat": (),
         }[self.config.mode]
+
+    def initialize(self, encoder: PreTrainedModel) -> None:
+        """Nothing: random weights stay as the encoder draws them."""
+
+    def prepare(self, encoder: PreTrainedModel) -> None:
+        """Nothing: the encoder takes positions as an argument."""
 
     def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
         """Of the model's arguments, those that the encoder reads; without a mask, every time step is real."""

@@ -17,11 +17,13 @@ def sample_block_masks(
     target_aspect_ratio: tuple[float, float] = (0.75, 1.5),
     context_scale: tuple[float, float] = (0.85, 1.0),
     num_context: int | None = None,
+    inside_targets: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Target blocks and one context per sample (Assran et al. 2023, section 3, figure 4).
 
     Scale and aspect ratio are drawn independently of each other. A target block's place is uniform over all places
-    where it meets the plane, and what falls outside is cut off: so every patch is a target with the same chance. The
+    where it meets the plane, and what falls outside is cut off: so every patch is a target with the same chance. (See
+    `inside_targets` for the paper's placement.) The
     context is a square block, placed inside the plane, minus all targets; of it `num_context` patches are kept, chosen
     uniformly. Where fewer are left, patches outside the context block make up for them, and, if need be, targets.
 
@@ -33,6 +35,8 @@ def sample_block_masks(
         target_aspect_ratio: range of its height over its width.
         context_scale: range of the context block's area.
         num_context: patches of every context, C; default `default_num_context`.
+        inside_targets: place target blocks inside the plane, as the paper's code does: none is cut, and patches near
+            the plane's edges are targets less often than those in its middle.
 
     Returns:
         bool `[B, M, rows * columns]`, True on targets, and bool `[B, rows * columns]`, True on exactly C patches of
@@ -40,8 +44,10 @@ def sample_block_masks(
     """
     rows, columns = grid
     if num_context is None:
-        num_context = default_num_context(grid, num_targets, target_scale, target_aspect_ratio, context_scale)
-    targets, block = _draw(keys, grid, num_targets, target_scale, target_aspect_ratio, context_scale)
+        num_context = default_num_context(
+            grid, num_targets, target_scale, target_aspect_ratio, context_scale, inside_targets
+        )
+    targets, block = _draw(keys, grid, num_targets, target_scale, target_aspect_ratio, context_scale, inside_targets)
     hidden = targets.any(axis=1)
     # The lowest `num_context` of these numbers are the context.
     rank = uniforms(keys, 4 * num_targets + 3, rows * columns) + hidden + (hidden | ~block)
@@ -56,10 +62,11 @@ def default_num_context(
     target_scale: tuple[float, float] = (0.15, 0.2),
     target_aspect_ratio: tuple[float, float] = (0.75, 1.5),
     context_scale: tuple[float, float] = (0.85, 1.0),
+    inside_targets: bool = False,
 ) -> int:
     """Patches that nine of ten context blocks have left beside the targets, and at least one."""
     keys = np.arange(_SIMULATED, dtype=np.uint64) << np.uint64(32)
-    targets, block = _draw(keys, grid, num_targets, target_scale, target_aspect_ratio, context_scale)
+    targets, block = _draw(keys, grid, num_targets, target_scale, target_aspect_ratio, context_scale, inside_targets)
     left = (block & ~targets.any(axis=1)).sum(axis=1)
     return max(int(np.quantile(left, _SHORT)), 1)
 
@@ -86,6 +93,7 @@ def _draw(
     target_scale: tuple[float, float],
     target_aspect_ratio: tuple[float, float],
     context_scale: tuple[float, float],
+    inside_targets: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Target blocks, bool `[B, M, rows * columns]`, and the context block, bool `[B, rows * columns]`."""
     rows, columns = grid
@@ -95,15 +103,21 @@ def _draw(
     height, width = _size(
         target_scale[0] + scale * (target_scale[1] - target_scale[0]), np.exp(low + ratio * (high - low)), grid
     )
-    targets = _block(_place(top, height, rows), _place(left, width, columns), height, width, grid)
+    place = _inside if inside_targets else _meeting
+    targets = _block(place(top, height, rows), place(left, width, columns), height, width, grid)
     scale, top, left = draws[:, 4 * num_targets :].T
     height, width = _size(context_scale[0] + scale * (context_scale[1] - context_scale[0]), np.ones_like(scale), grid)
-    context = _block(np.floor(top * (rows - height + 1)), np.floor(left * (columns - width + 1)), height, width, grid)
+    context = _block(_inside(top, height, rows), _inside(left, width, columns), height, width, grid)
     return targets, context
 
 
-def _place(draw: np.ndarray, size: np.ndarray, room: int) -> np.ndarray:
-    """The first row or column of a block of this size, from a uniform draw: anywhere where it meets the plane."""
+def _inside(draw: np.ndarray, size: np.ndarray, room: int) -> np.ndarray:
+    """The first row or column of a block of this size, from a uniform draw: where all of it is in the plane."""
+    return np.floor(draw * (room - size + 1))
+
+
+def _meeting(draw: np.ndarray, size: np.ndarray, room: int) -> np.ndarray:
+    """The first row or column of a block of this size, from a uniform draw: where it meets the plane."""
     return np.floor(draw * (room + size - 1)) - size + 1
 
 

@@ -37,6 +37,8 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         target_scale: range of a target block's area as a share of the plane.
         target_aspect_ratio: range of a target block's height over its width.
         context_scale: range of the area of the context block, a square, before the targets are taken out.
+        inside_targets: keep target blocks inside the image, whose edges are then hidden less often than its middle;
+            False cuts blocks at the edge and hides all patches alike.
         random_resized_crop: range of the area, as a share of the image, of a random crop (width over height 3/4 to 4/3)
             that is resized to the model's input; None: no crop, the image processor resizes.
         random_flip: mirror every other image, left to right.
@@ -62,6 +64,7 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         target_scale: tuple[float, float] = (0.15, 0.2),
         target_aspect_ratio: tuple[float, float] = (0.75, 1.5),
         context_scale: tuple[float, float] = (0.85, 1.0),
+        inside_targets: bool = False,
         random_resized_crop: tuple[float, float] | None = None,
         random_flip: bool = False,
         image_column_name: str = "image",
@@ -96,6 +99,7 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         self.target_scale = target_scale
         self.target_aspect_ratio = target_aspect_ratio
         self.context_scale = context_scale
+        self.inside_targets = inside_targets
         self.random_resized_crop = random_resized_crop
         self.random_flip = random_flip
         self.image_column_name = image_column_name
@@ -109,7 +113,9 @@ class DataCollatorForBlockJEPA(MaskingCollator):
                 f"{grid[0]} x {grid[1]} patches does not divide: set the image processor's size to the model's "
                 "image_size"
             )
-        self._num_context = default_num_context(grid, num_masks, target_scale, target_aspect_ratio, context_scale)
+        self._num_context = default_num_context(
+            grid, num_masks, target_scale, target_aspect_ratio, context_scale, inside_targets
+        )
         self._largest_target = largest_target(grid, target_scale, target_aspect_ratio)
         self._warned_of: set[int] = set()
 
@@ -127,6 +133,7 @@ class DataCollatorForBlockJEPA(MaskingCollator):
             "target scale": self.target_scale,
             "target aspect ratio": self.target_aspect_ratio,
             "context scale": self.context_scale,
+            "target blocks inside": self.inside_targets,
             "random resized crop": self.random_resized_crop,
             "random flip": self.random_flip,
         }
@@ -148,6 +155,7 @@ class DataCollatorForBlockJEPA(MaskingCollator):
             self.target_aspect_ratio,
             self.context_scale,
             self._num_context,
+            self.inside_targets,
         )
         targets &= readable[:, None, None]
         context &= readable[:, None]

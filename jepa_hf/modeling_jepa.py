@@ -30,8 +30,8 @@ from .losses import (
     sigreg,
     variance_hinge,
 )
-from .positions import gather_positions
-from .predictors import MLPPredictor, TokenPredictor, TransformerPredictor, sincos_positions
+from .positions import gather_positions, sincos_positions
+from .predictors import MLPPredictor, TokenPredictor, TransformerPredictor
 
 logger = logging.get_logger(__name__)
 
@@ -118,6 +118,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         self.backbone = backbone_for(config.encoder_config)
         self.context_encoder = encoder_from_config(config.encoder_config)
         self.target_encoder = encoder_from_config(config.encoder_config)
+        self.backbone.prepare(self.context_encoder)
         if config.predictor_type == "mlp":
             self.predictor = MLPPredictor(config.hidden_size, config.pred_mlp_ratio, config.pred_dropout)
         else:
@@ -179,6 +180,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         model = cls._from_config(config, attn_implementation=attention, dtype=encoder.dtype)
         model.context_encoder = encoder
         model.target_encoder = copy.deepcopy(encoder)
+        model.backbone.prepare(encoder)
         if head_state:
             model.mlm_head.load_state_dict(head_state)
         elif model.mlm_head is not None:
@@ -214,6 +216,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Fill in what no checkpoint gave; a target encoder that none gave is the context encoder's copy."""
         super().initialize_weights()
+        self.backbone.initialize(self.context_encoder)
         given = dict(self.context_encoder.named_parameters())
         for name, parameter in self.target_encoder.named_parameters():
             init.copy_(parameter, given[name])  # does nothing where the checkpoint gave the parameter

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .positions import gather_positions
+from .positions import gather_positions, sincos_positions
 
 
 class MLPPredictor(nn.Module):
@@ -178,20 +178,3 @@ class TokenPredictor(_NarrowTransformer):
         for layer in self.layers:
             states = layer(states, everything)
         return self.proj(self.norm(states))
-
-
-def sincos_positions(grid: tuple[int, ...], width: int) -> torch.Tensor:
-    """Fixed 2-D sine-cosine position table: half of the features for the row, half for the column.
-
-    Args:
-        grid: rows, columns.
-        width: number of features, a multiple of 4.
-
-    Returns:
-        `[rows * columns, width]`, rows first.
-    """
-    rows, columns = grid
-    frequency = 10000.0 ** -(torch.arange(width // 4) / (width / 4))
-    row = torch.arange(rows).repeat_interleave(columns)[:, None] * frequency
-    column = torch.arange(columns).repeat(rows)[:, None] * frequency
-    return torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=1)

@@ -36,6 +36,7 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
         "target_scale": draw(scales),
         "target_aspect_ratio": draw(ratios),
         "context_scale": draw(scales),
+        "inside_targets": draw(st.booleans()),
     }
 
 
@@ -56,18 +57,31 @@ def test_every_patch_is_a_target_with_the_same_chance(grid: tuple[int, int]) -> 
         assert abs(lines[0] - lines[-1]) < 0.05 * counts.mean()
 
 
-def test_the_same_chance_is_not_an_empty_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_chance_is_not_an_empty_claim() -> None:
     """The bound above tells the rule apart from that of blocks which never leave the plane."""
-    monkeypatch.setattr(block_masking, "_place", lambda draw, size, room: np.floor(draw * (room - size + 1)))
-    counts = sample_block_masks(keys_of(DRAWS), (8, 8), num_targets=1)[0].sum(axis=(0, 1))
+    counts = sample_block_masks(keys_of(DRAWS), (8, 8), num_targets=1, inside_targets=True)[0].sum(axis=(0, 1))
     chance = counts.mean() / DRAWS
     assert np.abs(counts - counts.mean()).max() > 20 * np.sqrt(DRAWS * chance * (1 - chance))
+
+
+def test_blocks_inside_the_plane_are_whole_and_reach_all_of_it() -> None:
+    """What is drawn comes out as it is, and the first and last rows and columns are hidden too.
+
+    The original's placement never reaches the last row and column.
+    """
+    shape = {"num_targets": 1, "target_scale": (0.25, 0.25), "target_aspect_ratio": (1.0, 1.0)}
+    targets = sample_block_masks(keys_of(2000), (8, 8), **shape, inside_targets=True)[0][:, 0]
+    assert (targets.sum(axis=1) == 16).all()
+    planes = as_planes(targets.sum(axis=0), (8, 8))
+    assert planes.min() > 0
+    assert abs(planes[0].sum() / planes[-1].sum() - 1) < 0.2
+    assert abs(planes[:, 0].sum() / planes[:, -1].sum() - 1) < 0.2
 
 
 def test_blocks_of_one_sample_are_drawn_alike_and_independently() -> None:
     """Each of four target blocks has the same mean size and place; no block's size or place, the context's included,
     is correlated with another's."""
-    targets, block = block_masking._draw(keys_of(DRAWS), (14, 14), 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0))
+    targets, block = block_masking._draw(keys_of(DRAWS), (14, 14), 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), False)
     planes = as_planes(np.concatenate([targets, block[:, None]], axis=1), (14, 14))
     size = planes.sum(axis=(2, 3))
     row = (planes.sum(axis=3) * np.arange(14)).sum(axis=2) / size
@@ -85,7 +99,7 @@ def test_scale_and_aspect_ratio_are_independent_draws(monkeypatch: pytest.Monkey
     """
     drawn: list[tuple[np.ndarray, np.ndarray]] = []
     places: list[np.ndarray] = []
-    size, place = block_masking._size, block_masking._place
+    size, place = block_masking._size, block_masking._meeting
 
     def size_and_note(scale: np.ndarray, ratio: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         drawn.append((scale.ravel(), ratio.ravel()))
@@ -96,7 +110,7 @@ def test_scale_and_aspect_ratio_are_independent_draws(monkeypatch: pytest.Monkey
         return place(draw, block, room)
 
     monkeypatch.setattr(block_masking, "_size", size_and_note)
-    monkeypatch.setattr(block_masking, "_place", place_and_note)
+    monkeypatch.setattr(block_masking, "_meeting", place_and_note)
     sample_block_masks(keys_of(DRAWS // 4), (14, 14), num_context=80)
     (scale, ratio), (context_scale, context_ratio) = drawn
     log_ratio = np.log(ratio)
@@ -206,7 +220,7 @@ def test_different_keys_give_different_masks() -> None:
 def test_the_default_number_of_context_patches_falls_short_for_a_tenth(grid: tuple[int, int]) -> None:
     """About one in ten samples has fewer patches left, and one more patch would leave more than that short."""
     number = default_num_context(grid)
-    targets, block = block_masking._draw(keys_of(DRAWS, seed=1), grid, 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0))
+    targets, block = block_masking._draw(keys_of(DRAWS, seed=1), grid, 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), False)
     left = (block & ~targets.any(axis=1)).sum(axis=1)
     assert (left < number).mean() < 0.11
     assert (left < number + 1).mean() > 0.09
@@ -216,7 +230,7 @@ def test_where_the_context_falls_short_patches_outside_its_block_make_up_for_it(
     """A context block of one quarter cannot hold half of the patches: targets are left alone as long as others last."""
     settings = {"num_targets": 1, "context_scale": (0.25, 0.25)}
     targets, context = sample_block_masks(keys_of(500), (8, 8), **settings, num_context=32)
-    drawn, block = block_masking._draw(keys_of(500), (8, 8), 1, (0.15, 0.2), (0.75, 1.5), (0.25, 0.25))
+    drawn, block = block_masking._draw(keys_of(500), (8, 8), 1, (0.15, 0.2), (0.75, 1.5), (0.25, 0.25), False)
     assert np.array_equal(targets, drawn)
     assert ((block & ~drawn[:, 0]) <= context).all()
     assert (context.sum(axis=1) == 32).all()

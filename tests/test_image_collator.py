@@ -515,6 +515,7 @@ def test_the_summary_has_every_setting_of_the_views() -> None:
         "target scale": (0.15, 0.2),
         "target aspect ratio": (0.75, 1.5),
         "context scale": (0.85, 1.0),
+        "target blocks inside": False,
         "random resized crop": (0.3, 1.0),
         "random flip": True,
     }

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrai
 
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction, JepaOutput, UsageError
 from jepa_hf.export import export_run
-from jepa_hf.predictors import sincos_positions
+from jepa_hf.positions import sincos_positions
 
 Batch = dict[str, torch.Tensor]
 MODES = [("bert", "kept", "mlp"), ("bert", "kept", "transformer"), ("bert", "dropped", "transformer")]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from jepa_batches import strengthen, text_batch, tiny_jepa
 
-from jepa_hf.positions import gather_positions
-from jepa_hf.predictors import MLPPredictor, TransformerPredictor, sincos_positions
+from jepa_hf.positions import gather_positions, sincos_positions
+from jepa_hf.predictors import MLPPredictor, TransformerPredictor
 
 N, C, T, WIDTH, LENGTH = 3, 6, 4, 16, 12
 

@@ -124,6 +124,9 @@ class MaskArguments:
     context_scale: list[float] | None = field(
         default=None, metadata={"help": "Images: range of the context block's area before targets go: 0.85 1.0."}
     )
+    inside_targets: bool = field(
+        default=False, metadata={"help": "Images: no target block leaves the image; its edges are hidden less often."}
+    )
     random_resized_crop: list[float] | None = field(
         default=None, metadata={"help": "Images: crop a random part, of an area in this range, such as 0.4 1.0."}
     )

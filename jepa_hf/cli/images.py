@@ -12,7 +12,15 @@ from .arguments import ModelArguments, Parsed
 from .loading import build_model, hub_kwargs, load
 from .prepared import Prepared
 
-_MASKS = ("num_masks", "target_scale", "target_aspect_ratio", "context_scale", "random_resized_crop", "random_flip")
+_MASKS = (
+    "num_masks",
+    "target_scale",
+    "target_aspect_ratio",
+    "context_scale",
+    "inside_targets",
+    "random_resized_crop",
+    "random_flip",
+)
 
 
 def prepare_images(parsed: Parsed, config: PreTrainedConfig) -> Prepared:
