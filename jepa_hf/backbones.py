@@ -244,6 +244,8 @@ class VisionBackbone:
         self._visible = positions
         try:
             output = encoder(**inputs, output_hidden_states=hidden_states, return_dict=True)
+            if self._visible is not None:
+                raise ValueError("the encoder reads all patches: give it to prepare() first")
         finally:
             self._visible = None
         return self._patches_only(output, positions.shape[1])
@@ -252,8 +254,9 @@ class VisionBackbone:
         """Forward hook: of the embedded patches `[N, prefix + L, D]` those of the present `encode_visible`, if any."""
         if self._visible is None:
             return embedded
+        visible, self._visible = self._visible, None
         prefix = embedded.shape[1] - self.grid[0] * self.grid[1]
-        return torch.cat([embedded[:, :prefix], gather_positions(embedded[:, prefix:], self._visible)], dim=1)
+        return torch.cat([embedded[:, :prefix], gather_positions(embedded[:, prefix:], visible)], dim=1)
 
     @staticmethod
     def _patches_only(output: Any, count: int) -> Any:

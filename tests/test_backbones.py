@@ -30,7 +30,7 @@ from jepa_hf.backbones import (
     encoder_from_pretrained,
     masked_lm_head_layout,
 )
-from jepa_hf.positions import gather_positions
+from jepa_hf.positions import gather_positions, sincos_positions
 
 DROPS_EXACTLY = ("bert", "distilbert", "roberta", "electra", "modernbert")
 
@@ -297,11 +297,46 @@ def test_dropping_patches_equals_hiding_them_as_keys(config: PreTrainedConfig, i
     full = encoder(pixel_values=batch["pixel_values"], attention_mask=keys).last_hidden_state[:, prefix:]
     inputs = {"pixel_values": batch["pixel_values"]}
     backbone = backbone_for(config)
+    backbone.prepare(encoder)
     visible = backbone.encode_visible(encoder, inputs, positions, valid).last_hidden_state
     assert error(visible, gather_positions(full, positions)) < 1e-5
     # Reading the rest too, as the target encoder does, is something else.
     assert error(gather_positions(backbone.encode(encoder, inputs).last_hidden_state, positions), visible) > 0.1
-    assert not encoder.embeddings._forward_hooks  # nothing is left behind
+    # A call by itself, as others make it, hides nothing.
+    torch.testing.assert_close(encoder(**inputs).last_hidden_state[:, prefix:], backbone.encode(encoder, inputs)[0])
+
+
+def test_an_encoder_that_would_read_the_hidden_patches_too_is_refused() -> None:
+    config = image_config()
+    encoder, batch = strong_encoder(config), image_batch()
+    positions, valid = batch["context_positions"][:, 0], batch["context_valid"][:, 0]
+    with pytest.raises(ValueError, match="prepare"):
+        backbone_for(config).encode_visible(encoder, {"pixel_values": batch["pixel_values"]}, positions, valid)
+
+
+@pytest.mark.parametrize("config", image_encoders(), ids=lambda config: config.model_type)
+def test_pixels_and_positions_start_equally_loud(config: PreTrainedConfig) -> None:
+    """Sine-cosine positions, and a projection that keeps the size of the pixels; both encoders start alike."""
+    model = JepaForRepresentationPrediction(JepaConfig(config))
+    embeddings = model.context_encoder.embeddings
+    positions = embeddings.position_embeddings[0, -16:]
+    assert positions.equal(sincos_positions((4, 4), 32))
+    pixels = torch.randn(200, 3, 16, 16)
+    projected = embeddings.patch_embeddings(pixels)
+    assert 0.8 < projected.std() < 1.2
+    assert 0.5 < positions.square().mean().sqrt() / projected.std() < 1
+    for source, copied in zip(model.context_encoder.parameters(), model.target_encoder.parameters(), strict=True):
+        assert source.equal(copied)
+
+
+def test_weights_that_a_checkpoint_gives_are_not_drawn_again(tmp_path: Path) -> None:
+    encoder = strong_encoder(image_config())
+    encoder.save_pretrained(tmp_path)
+    model = JepaForRepresentationPrediction.from_encoder_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "jepa")
+    for loaded in (model, JepaForRepresentationPrediction.from_pretrained(tmp_path / "jepa")):
+        for name, value in encoder.state_dict().items():
+            assert loaded.context_encoder.state_dict()[name].equal(value), name
 
 
 def test_a_ragged_image_batch_is_refused() -> None:

@@ -697,3 +697,28 @@ def test_a_saved_model_can_be_moved(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "here")
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert_same_weights(JepaForRepresentationPrediction.from_pretrained(tmp_path / "there"), model)
+
+
+# ---- torch.compile
+
+
+@pytest.mark.parametrize(
+    ("family", "context_mode", "predictor"), [case for case in ALLOWED if case[0] != "modernbert"], ids="-".join
+)
+def test_a_text_model_compiles_into_one_graph(family: str, context_mode: str, predictor: str) -> None:
+    """ModernBERT's own forward takes a lock, which ends a graph."""
+    assert_compiles_into_one_graph(tiny_jepa(family, context_mode, predictor), text_batch(family, context_mode))
+
+
+@pytest.mark.parametrize("family", ["ijepa", "vit", "dinov2"])
+def test_an_image_model_compiles_into_one_graph(family: str) -> None:
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+    model = JepaForRepresentationPrediction(JepaConfig(AutoConfig.for_model(family, **settings)))
+    assert_compiles_into_one_graph(model, image_batch())
+
+
+def assert_compiles_into_one_graph(model: JepaForRepresentationPrediction, batch: dict[str, torch.Tensor]) -> None:
+    expected = model(**batch).loss
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(**batch).loss, expected)
+    torch.compiler.reset()
