@@ -116,7 +116,9 @@ def probe(options: argparse.Namespace) -> None:
     stages = {0: JepaForRepresentationPrediction(config)}
     numbers = sorted(int(path.name.split("-")[1]) for path in run.glob("checkpoint-*"))
     stages |= {number: run / f"checkpoint-{number}" for number in numbers}
-    if not numbers:
+    if options.steps:
+        stages = {number: stages[number] for number in options.steps}
+    elif not numbers:
         stages[json.loads((run / "metrics.json").read_text())["history"][-1]["step"]] = run / "jepa"
     names = ("linear, test", "kNN (20), test", "linear, held out", "encoder", "features", "C")
     print(f"| step | {' | '.join(names)} |\n|{' --- |' * (len(names) + 1)}")
@@ -163,7 +165,7 @@ def supervised(options: argparse.Namespace) -> None:
         TrainingArguments(
             output_dir=str(run / "supervised"),
             num_train_epochs=options.num_train_epochs,
-            learning_rate=1e-3,
+            learning_rate=options.learning_rate,
             weight_decay=0.05,
             warmup_steps=0.1,
             lr_scheduler_type="cosine",
@@ -194,7 +196,9 @@ def main() -> None:
     parser.add_argument("run_dir", help="what run_jepa.py wrote")
     parser.add_argument("--train_file", required=True)
     parser.add_argument("--test_file", required=True)
+    parser.add_argument("--steps", type=int, nargs="+", help="probe these checkpoints only; 0 is the random start")
     parser.add_argument("--num_train_epochs", type=float, default=50)
+    parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--limit", type=int, help="read the first so many images only")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)

@@ -712,7 +712,7 @@ def test_a_text_model_compiles_into_one_graph(family: str, context_mode: str, pr
 
 @pytest.mark.parametrize("family", ["ijepa", "vit", "dinov2"])
 def test_an_image_model_compiles_into_one_graph(family: str) -> None:
-    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 2}
     model = JepaForRepresentationPrediction(JepaConfig(AutoConfig.for_model(family, **settings)))
     assert_compiles_into_one_graph(model, image_batch())
 
