@@ -1,14 +1,24 @@
-"""Callbacks: the one that moves the target encoder, and those that only keep time."""
+"""Callbacks: the one that moves the target encoder, those that only keep time, and the one that watches."""
 
+import logging
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .data_collator import MaskingCollator
-from .ema import decay_at, default_decay_range, match_parameters, update_target
+from .ema import decay_at, default_decay_range, match_parameters, start_share, update_target
+from .health import diagnose, findings, is_measurement
 from .modeling_jepa import JepaForRepresentationPrediction
+
+logger = logging.getLogger(__name__)
+
+# Steps between two measurements of health, at least, where a share of the run is asked for.
+_LEAST_STEPS = 10
 
 
 def unwrapped(model: nn.Module) -> JepaForRepresentationPrediction:
@@ -57,8 +67,20 @@ class EmaTargetCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        self._warn_of_a_slow_target(state.max_steps)
         jepa = unwrapped(model)
         self._pairs = match_parameters(jepa.context_encoder.named_parameters(), jepa.target_encoder.named_parameters())
+
+    def _warn_of_a_slow_target(self, max_steps: int) -> None:
+        """A target that should stay near a pretrained start is meant; one that stays near a random start is useless."""
+        kept = start_share(max_steps, *self.decay_range(max_steps), self.schedule)
+        if not self.pretrained and kept > 1 / math.e:
+            logger.warning(
+                "the EMA is slower than the run is long: at its end the target encoder is still %.0f %% its random "
+                "start; train for more than %d steps, or lower --ema_decay and --ema_decay_end",
+                100 * kept,
+                max_steps,
+            )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if kwargs["optimizer"].step_was_skipped:
@@ -107,3 +129,56 @@ class WeightDecayCallback(TrainerCallback):
         # Trainer's first group holds what decays, the second what does not.
         group = kwargs["optimizer"].param_groups[0]
         group["weight_decay"] = decay_at(state.global_step + 1, state.max_steps, args.weight_decay, self.last, "cosine")
+
+
+class HealthCallback(TrainerCallback):
+    """Measures on a fixed batch whether representations are healthy, and warns in words where they collapse.
+
+    Measures before the first step, every `every` steps and after the last one. Each finding of `health.diagnose`, which
+    compares with the run's start, is a warning once per run.
+
+    Args:
+        measure: gives the numbers, as `JepaTrainer.measure_health` does; none at all where they cannot be had.
+        log: writes them to the run's log, as `Trainer.log` does.
+        every: steps between two measurements; below 1, a share of the run, but 10 steps at least.
+        stop: end the run at the first finding.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[], dict[str, float]],
+        log: Callable[[dict[str, float]], None],
+        every: float,
+        stop: bool = False,
+    ):
+        self.measure, self.log, self.every, self.stop = measure, log, every, stop
+        self.found: dict[str, str] = {}
+        self._start: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A resumed run has its start, and what was found since, in the log.
+        self.found = {kind: sentence for kind, (_, sentence) in findings(state.log_history).items()}
+        self._start = next((entry for entry in state.log_history if is_measurement(entry)), None) or self._measure()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        every = self.every if self.every >= 1 else max(math.ceil(self.every * state.max_steps), _LEAST_STEPS)
+        if state.global_step % every and state.global_step < state.max_steps:
+            return
+        wanted = control.should_log
+        now = self._measure()
+        control.should_log = wanted  # which writing to the log takes back
+        # Every rank measures the same batch, but must not stop for a last digit of its own.
+        (found,) = broadcast_object_list([diagnose(now, self._start)])
+        for kind in found.keys() - self.found.keys():
+            logger.warning("step %d: %s", state.global_step, found[kind])
+        self.found = {**found, **self.found}
+        if found and self.stop:
+            control.should_training_stop = True
+
+    def _measure(self) -> dict[str, float]:
+        values = self.measure()
+        if values:
+            self.log(values)
+        return values

@@ -54,6 +54,17 @@ def decay_at(step: int, max_steps: int, first: float, last: float, schedule: str
     raise ValueError(f"ema_schedule must be one of constant, linear, cosine, not {schedule!r}")
 
 
+def start_share(max_steps: int, first: float, last: float, schedule: str = "linear") -> float:
+    """How much of its start the target encoder still is after a run: the product of all decays.
+
+    Above 1/e the averaging horizon is longer than the run.
+
+    >>> round(start_share(1000, 0.999, 0.999), 2)
+    0.37
+    """
+    return math.prod(decay_at(step, max_steps, first, last, schedule) for step in range(1, max_steps + 1))
+
+
 def plain_name(name: str) -> str:
     """A parameter's name without what torch.compile, DDP, FSDP and activation checkpointing put into it.
 
@@ -119,3 +130,20 @@ def update_target(context: Sequence[torch.Tensor], target: Sequence[torch.Tensor
 
 def _shard(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
+
+
+@torch.no_grad()
+def relative_distance(context: torch.nn.Module, target: torch.nn.Module) -> float:
+    """‖context − target‖ / ‖context‖ over all parameters; 0 where the two encoders are the same.
+
+    Under FSDP every rank sums over its own shards, and the sums are added up over the ranks.
+    """
+    ours, theirs = match_parameters(context.named_parameters(), target.named_parameters())
+    sharded = isinstance(ours[0], DTensor)
+    ours, theirs = [_shard(each) for each in ours], [_shard(each) for each in theirs]
+    squares = torch.stack(
+        [torch.stack(torch._foreach_norm(parts)).square().sum() for parts in (torch._foreach_sub(ours, theirs), ours)]
+    )
+    if sharded:
+        torch.distributed.all_reduce(squares)
+    return (squares[0] / squares[1]).sqrt().item()

@@ -47,6 +47,31 @@ def normalized_spread(vectors: torch.Tensor) -> torch.Tensor:
     return unit.std(dim=0, correction=0).mean() * vectors.shape[-1] ** 0.5
 
 
+def sample_means(vectors: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    """Mean of each sample's vectors: `[N, D]` and each one's sample, long `[N]` -> `[number of samples, D]`."""
+    numbers, owner, counts = samples.unique(return_inverse=True, return_counts=True)
+    sums = vectors.new_zeros(len(numbers), vectors.shape[-1]).index_add_(0, owner, vectors)
+    return sums / counts[:, None]
+
+
+def within_sample_share(vectors: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    """Share of the vectors' variance that lies within samples, the rest being between their means.
+
+    Args:
+        vectors: `[N, D]`.
+        samples: the sample of each, long `[N]`.
+
+    Returns:
+        A scalar between 0 (all positions of a sample have the same vector) and 1 (all samples have the same mean); 0
+        where all vectors are the same.
+    """
+    vectors = vectors.double()
+    owner = samples.unique(return_inverse=True)[1]
+    within = (vectors - sample_means(vectors, samples)[owner]).square().sum()
+    total = (vectors - vectors.mean(dim=0)).square().sum()
+    return torch.where(total > 0, within / total.clamp_min(1e-30), torch.zeros_like(total)).float()
+
+
 def hit_rate(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Share of predictions whose own target is the nearest, by cosine, among all: `[N, D]`, `[N, D]` -> scalar.
 

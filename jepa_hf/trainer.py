@@ -1,8 +1,10 @@
 """`JepaTrainer`: a `Trainer` for `JepaForRepresentationPrediction`."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from transformers import (
 )
 
 from .base_trainer import RepresentationTrainer, RunningMeans
-from .callbacks import EmaTargetCallback, MaskEpochCallback, WeightDecayCallback
+from .callbacks import EmaTargetCallback, HealthCallback, MaskEpochCallback, WeightDecayCallback
 from .data_collator import DataCollatorForSpanJEPA, MaskingCollator
+from .ema import relative_distance
 from .errors import UsageError
 from .export import export_run
 from .feature_collator import DataCollatorForFeatureJEPA
+from .health import prediction_health, representation_health
 from .image_collator import DataCollatorForBlockJEPA
 from .metrics import (
     constant_predictor_loss,
@@ -42,6 +46,9 @@ logger = logging.getLogger(__name__)
 # Vectors that health metrics are computed from: enough for a rank in a thousand dimensions, cheap enough to log.
 _SAMPLE = 2048
 _SAMPLE_PER_BATCH = 512
+
+# Samples of the fixed batch that health is measured on during training.
+_HEALTH_SAMPLES = 128
 
 # Of the predictor: what is looked up and added, not multiplied.
 _PREDICTOR_TABLES = ("predictor.mask_token", "predictor.position_embeddings")
@@ -113,7 +120,8 @@ class JepaTrainer(RepresentationTrainer):
         if args.weight_decay_end is not None:
             callbacks.append(WeightDecayCallback(args.weight_decay_end))
         callbacks.append(MaskEpochCallback(data_collator))
-        self._snapshot: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        if args.health_steps:
+            callbacks.append(HealthCallback(self.measure_health, self.log, args.health_steps, args.stop_on_collapse))
         self._eval_samples: dict[str, list[torch.Tensor]] = {}
         super().__init__(
             model=model,
@@ -242,8 +250,6 @@ class JepaTrainer(RepresentationTrainer):
         means.count("rows_without_targets", (~valid.flatten(1).any(dim=1)).sum())
         if means is self._means["eval"]:
             self._track_evaluation(outputs, means)
-        else:
-            self._snapshot = (predictions, targets, valid)
 
     def _track_evaluation(self, outputs: JepaOutput, means: RunningMeans) -> None:
         """What only an evaluation can afford: it may wait for the device."""
@@ -274,15 +280,63 @@ class JepaTrainer(RepresentationTrainer):
         logs = super().training_logs()
         if self.ema.decay is not None:
             logs["ema_decay"] = self.ema.decay
-        if self._snapshot is not None:
-            predictions, targets, valid = self._snapshot
-            self._snapshot = None
-            predictions, targets = predictions[valid], targets[valid]
-            if len(targets) > 1:
-                logs["hit_rate"] = _hits(predictions, targets)[0].item()
-                for name, value in _health(targets[:_SAMPLE].float()).items():
-                    logs[f"target_{name}"] = value.item()
         return logs
+
+    # ---- health
+
+    @cached_property
+    def _health_batches(self) -> list[dict[str, torch.Tensor]]:
+        """The first `_HEALTH_SAMPLES` samples to evaluate on (else to train on), masked the same way every time."""
+        rows = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
+        if isinstance(rows, dict):
+            rows = next(iter(rows.values()))
+        self._set_signature_columns_if_needed()
+        first = [
+            {name: row[name] for name in self._signature_columns if name in row}
+            for row in islice(rows, _HEALTH_SAMPLES)
+        ]
+        collator, size = self.data_collator.for_evaluation(), self.args.per_device_train_batch_size
+        return [collator(first[begin : begin + size]) for begin in range(0, len(first), size)]
+
+    @torch.no_grad()
+    def measure_health(self) -> dict[str, float]:
+        """Health of both encoders and of the predictor on a fixed batch, the same one on every rank.
+
+        Returns:
+            As `health_target_...` and `health_context_...` what `representation_health` tells of the targets and of the
+            context encoder's outputs; as `health_...` what `prediction_health` tells of the guesses; and
+            `health_encoder_distance`, the relative L2 distance between the two encoders' parameters. Empty where the
+            batch has targets of fewer than two samples.
+        """
+        model, training = self._unwrapped, self.model.training
+        parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+        seen = 0
+        model.eval()
+        for batch in self._health_batches:
+            output = model(**self._prepare_inputs(batch), output_hidden_states=True, return_loss=False)
+            samples = torch.arange(len(output.target_valid), device=output.target_valid.device) + seen
+            seen += len(samples)
+            valid, seen_positions = output.target_valid, output.context_valid
+            views = samples.repeat_interleave(len(seen_positions) // len(samples))
+            for name, values, kept, owner in (
+                ("prediction", output.predictions, valid, None),
+                ("target", output.targets, valid, samples[:, None, None].expand_as(valid)),
+                ("context", output.context_state, seen_positions, views[:, None].expand_as(seen_positions)),
+            ):
+                parts[name].append(values[kept].float())
+                if owner is not None:
+                    parts[f"{name} of"].append(owner[kept])
+        model.train(training)
+        whole = {name: torch.cat(chunks) for name, chunks in parts.items()}
+        if len(whole["target of"].unique()) < 2:
+            return {}
+        config, values = model.config, {}
+        for encoder in ("target", "context"):
+            health = representation_health(whole[encoder], whole[f"{encoder} of"])
+            values |= {f"{encoder}_{name}": value for name, value in health.items()}
+        values |= prediction_health(whole["prediction"], whole["target"], config.loss, config.smooth_l1_beta)
+        values["encoder_distance"] = relative_distance(model.context_encoder, model.target_encoder)
+        return {f"health_{name}": value for name, value in values.items()}
 
     # ---- what is written
 

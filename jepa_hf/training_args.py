@@ -1,4 +1,4 @@
-"""`JepaTrainingArguments`: everything `TrainingArguments` has, and the EMA's knobs."""
+"""`JepaTrainingArguments`: everything `TrainingArguments` has, and the knobs of EMA and health."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from .errors import UsageError
 
 @dataclass
 class JepaTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with an EMA schedule, exports, and the defaults that a JEPA needs.
+    """`TrainingArguments` with an EMA schedule, exports, health, and the defaults that a JEPA needs.
 
     Args:
         ema_decay: decay of the target encoder's first update; default derived from the run's length and start.
@@ -19,9 +19,12 @@ class JepaTrainingArguments(TrainingArguments):
         decay_all_parameters: apply weight decay to biases, norms and tables too, as plain AdamW over all parameters.
         export_encoder: which encoder the output directory holds, "context", "target", or "both": then the target
             encoder's directory is `target_encoder/`.
+        health_steps: steps between two measurements of health on a fixed batch (see `HealthCallback`), below 1 a share
+            of the run, but 10 steps at least; 0 for none.
+        stop_on_collapse: end the run where these measurements show a collapse; otherwise it is a warning.
 
     Raises:
-        UsageError: a decay outside [0, 1], an unknown choice, or `load_best_model_at_end` judged by the loss.
+        UsageError: a number out of range, an unknown choice, or `load_best_model_at_end` judged by the loss.
     """
 
     ema_decay: float | None = field(
@@ -40,6 +43,12 @@ class JepaTrainingArguments(TrainingArguments):
     )
     export_encoder: str = field(
         default="context", metadata={"help": "Encoder to export: context, target, or both (target_encoder/)."}
+    )
+    health_steps: float = field(
+        default=0.05, metadata={"help": "Measure health every so many steps; below 1: a share of the run; 0: never."}
+    )
+    stop_on_collapse: bool = field(
+        default=False, metadata={"help": "End the run where representations collapse, instead of warning."}
     )
     # Changed defaults.
     output_dir: str = field(default="out", metadata={"help": "Where the run writes."})
@@ -61,6 +70,12 @@ class JepaTrainingArguments(TrainingArguments):
                 raise UsageError(f"{name} must lie between 0 and 1, not {value}")
         if self.weight_decay_end is not None and not self.weight_decay_end >= 0:
             raise UsageError(f"weight_decay_end must not be negative, but is {self.weight_decay_end}")
+        if not (0 <= self.health_steps < 1 or (self.health_steps > 0 and self.health_steps == int(self.health_steps))):
+            raise UsageError(
+                f"health_steps must be a whole number of steps or a share of the run below 1, not {self.health_steps}"
+            )
+        if self.stop_on_collapse and not self.health_steps:
+            raise UsageError("stop_on_collapse needs measurements: set health_steps above 0")
         for name, choices in (
             ("ema_schedule", ("constant", "linear", "cosine")),
             ("export_encoder", ("context", "target", "both")),

@@ -97,8 +97,6 @@ def test_what_is_logged_is_what_the_batches_say(mode: str, tmp_path: Path) -> No
         assert log["num_input_tokens_seen"] == tokens[4 * number + 3]
         assert log["ema_decay"] == 0.75
         assert log["rows_without_targets"] == 0
-        assert log["hit_rate"] == pytest.approx(hits(*pairs[-1]), abs=1e-6)
-        assert log["target_rank"] == pytest.approx(rank(pairs[-1][1]), rel=1e-3)
     assert run.state.num_input_tokens_seen == tokens[-1]
     assert {"grad_norm", "learning_rate", "epoch"} <= logs[0].keys()
 
@@ -512,7 +510,7 @@ def test_activation_checkpointing_changes_nothing(tmp_path: Path) -> None:
     for which in calls:
         part = model.get_encoder(which).encoder.layer[0].intermediate
         part.register_forward_hook(lambda *_, which=which: calls.update({which: calls[which] + 1}))
-    run = final(tmp_path, model=model, gradient_checkpointing=True)
+    run = final(tmp_path, model=model, gradient_checkpointing=True, health_steps=0)
     assert calls == {"context": 6, "target": 3}
     assert largest_difference(weights(run.model), weights(plain.model)) < 1e-6
     assert largest_difference(weights(run.model.target_encoder), start) > 1e-2
@@ -551,7 +549,7 @@ def test_torch_compile_moves_the_same_target_and_saves_the_same_names(tmp_path: 
     assert largest_difference(weights(compiled.model), weights(plain.model)) < 1e-4
     saved = JepaForRepresentationPrediction.from_pretrained(tmp_path / "compiled" / "checkpoint-3")
     assert largest_difference(weights(saved), weights(compiled.model)) == 0
-    assert {"prediction_loss", "cosine", "hit_rate"} <= step_logs(compiled)[0].keys()
+    assert {"prediction_loss", "cosine"} <= step_logs(compiled)[0].keys()
     compiled.save_model()
     assert (
         largest_difference(

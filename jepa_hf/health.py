@@ -1,0 +1,127 @@
+"""Is a run healthy? Numbers from a fixed batch, and what they say beside those of the start.
+
+Three ways to collapse are told apart: total (all samples get the same vector), dimensional (vectors differ along a few
+directions only) and token (all positions of a sample get the same vector).
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from .losses import prediction_loss
+from .metrics import (
+    constant_predictor_loss,
+    effective_rank,
+    hit_rate,
+    mean_pairwise_cosine,
+    normalized_spread,
+    sample_means,
+    within_sample_share,
+)
+
+# Vectors that a rank is computed from, and targets that a hit rate chooses among.
+MOST_VECTORS, MOST_CANDIDATES = 2048, 512
+
+# What is left of the start's value when we speak of a collapse.
+TOTAL_LEFT, DIMENSIONS_LEFT, TOKENS_LEFT = 0.05, 0.25, 0.1
+
+
+def representation_health(vectors: torch.Tensor, samples: torch.Tensor) -> dict[str, float]:
+    """Health of one encoder's representations.
+
+    Args:
+        vectors: of all positions of a batch, `[N, D]`, in the order of the samples.
+        samples: the sample of each, long `[N]`.
+
+    Returns:
+        `rank`, `pairwise_cosine` and `spread` (see `metrics`) of at most `MOST_VECTORS` positions, evenly spread over
+        the batch; `pooled_rank` and `pooled_pairwise_cosine` of the samples' means; `within_sample`, the share of
+        variance that lies within samples.
+    """
+    vectors = vectors.float()
+    pooled = sample_means(vectors, samples)
+    some = vectors[:: -(-len(vectors) // MOST_VECTORS)]
+    values = {
+        "rank": effective_rank(some),
+        "pairwise_cosine": mean_pairwise_cosine(some),
+        "spread": normalized_spread(some),
+        "pooled_rank": effective_rank(pooled),
+        "pooled_pairwise_cosine": mean_pairwise_cosine(pooled),
+        "within_sample": within_sample_share(vectors, samples),
+    }
+    return {name: value.item() for name, value in values.items()}
+
+
+def prediction_health(
+    predictions: torch.Tensor, targets: torch.Tensor, loss: str, smooth_l1_beta: float = 1.0
+) -> dict[str, float]:
+    """Health of the guesses: `[N, D]`, `[N, D]` -> losses of the predictor and of the best constant, and hit rates.
+
+    The hit rate chooses among `MOST_CANDIDATES` targets (fewer, if there are fewer), evenly spread over the batch, so
+    that its scale stays the same over a run; `hit_rate_chance` is what guessing gives.
+    """
+    step = -(-len(targets) // MOST_CANDIDATES)
+    values = {
+        "prediction_loss": prediction_loss(loss, predictions, targets, smooth_l1_beta).mean(),
+        "constant_prediction_loss": constant_predictor_loss(targets, loss, smooth_l1_beta),
+        "hit_rate": hit_rate(predictions[::step], targets[::step]),
+    }
+    return {name: value.item() for name, value in values.items()} | {"hit_rate_chance": 1 / len(targets[::step])}
+
+
+def diagnose(now: Mapping[str, float], start: Mapping[str, float]) -> dict[str, str]:
+    """What is wrong, in words, by the kind of collapse: "total", "dimensional", "token"; empty where nothing is.
+
+    Every number is judged beside the same number at the run's start, because encoders differ widely in them before any
+    training.
+
+    Args:
+        now, start: entries of the log with the names that `HealthCallback` gives, `health_target_rank` and so on.
+
+    >>> start = {"health_target_rank": 200.0}
+    >>> diagnose({"health_target_rank": 10.0}, start)["dimensional"]
+    "dimensional collapse: the target encoder's representations use 10 directions, 200 at the start"
+    >>> diagnose({"health_target_rank": 150.0}, start)
+    {}
+    """
+    found: dict[str, str] = {}
+    for encoder in ("target", "context"):
+        for pooled, what in (("", "representations"), ("pooled_", "pooled representations")):
+            name = f"health_{encoder}_{pooled}pairwise_cosine"
+            if name in start and 1 - now[name] < TOTAL_LEFT * (1 - start[name]):
+                found.setdefault(
+                    "total",
+                    f"total collapse: the {encoder} encoder's {what} all point the same way (mean cosine "
+                    f"{now[name]:.4f}, {start[name]:.4f} at the start)",
+                )
+            name = f"health_{encoder}_{pooled}rank"
+            if name in start and now[name] < DIMENSIONS_LEFT * start[name]:
+                found.setdefault(
+                    "dimensional",
+                    f"dimensional collapse: the {encoder} encoder's {what} use {now[name]:.3g} directions, "
+                    f"{start[name]:.3g} at the start",
+                )
+        name = f"health_{encoder}_within_sample"
+        if name in start and now[name] < TOKENS_LEFT * start[name]:
+            found.setdefault(
+                "token",
+                f"token collapse: the {encoder} encoder gives all positions of a sample nearly the same vector "
+                f"({100 * now[name]:.2g} % of the variance is within samples, {100 * start[name]:.2g} % at the start)",
+            )
+    return found
+
+
+def is_measurement(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of a run's log is one of `HealthCallback`'s."""
+    return any(name.startswith("health_") for name in entry)
+
+
+def findings(history: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, str]]:
+    """Over a run's log: for each kind of collapse that `diagnose` ever found, the first step of it and the sentence."""
+    measured = list(filter(is_measurement, history))
+    first: dict[str, tuple[int, str]] = {}
+    for entry in measured:
+        for kind, sentence in diagnose(entry, measured[0]).items():
+            first.setdefault(kind, (entry["step"], sentence))
+    return first
