@@ -1,5 +1,6 @@
 """Claims about the callbacks: epochs of the masks, and the schedule that the target follows."""
 
+import logging
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,22 @@ def test_the_target_moves_before_it_is_saved_and_evaluated(tmp_path: Path) -> No
         saved = JepaForRepresentationPrediction.from_pretrained(tmp_path / f"checkpoint-{step}")
         for name, value in weights(saved.target_encoder).items():
             assert torch.equal(value, after[step - 1][name])
+
+
+@pytest.mark.parametrize(
+    ("decay", "pretrained", "warned"), [(0.999, False, True), (0.5, False, False), (0.999, True, False)]
+)
+def test_a_target_that_would_stay_at_its_random_start_is_told(
+    decay: float, pretrained: bool, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A horizon of 1,000 updates in a run of four; from a pretrained encoder that is what one wants."""
+    model = tiny_jepa()
+    model.config.name_or_path = "some/encoder" if pretrained else ""
+    with caplog.at_level(logging.WARNING, logger="jepa_hf"):
+        trainer(tmp_path, model, ema_decay=decay).train()
+    told = [record.getMessage() for record in caplog.records if "EMA" in record.getMessage()]
+    assert bool(told) == warned
+    assert not warned or "still 100 % its random start" in told[0]
 
 
 def test_unwrapped_finds_the_jepa_in_any_wrapper() -> None:

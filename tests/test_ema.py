@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from jepa_hf.ema import decay_at, default_decay_range, match_parameters, plain_name, update_target
+from jepa_hf.ema import (
+    decay_at,
+    default_decay_range,
+    match_parameters,
+    plain_name,
+    relative_distance,
+    start_share,
+    update_target,
+)
 
 few = settings(max_examples=60, deadline=None)
 
@@ -180,3 +188,27 @@ def test_a_bfloat16_target_does_not_move_at_a_decay_of_0_999() -> None:
         moved[dtype] = target[0][0].item() - 1.0
     assert moved[torch.bfloat16] == 0.0
     assert moved[torch.float32] == pytest.approx(0.5 * (1 - 0.999**100), rel=1e-4)
+
+
+# ---- how far apart the encoders are
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=st.integers(1, 40), first=st.floats(0.5, 1), last=st.floats(0.5, 1))
+def test_the_share_of_the_start_is_what_repeated_updates_leave(steps: int, first: float, last: float) -> None:
+    """A target of ones that averages zeros."""
+    target, zeros = [torch.ones(1, dtype=torch.float64)], [torch.zeros(1, dtype=torch.float64)]
+    for step in range(1, steps + 1):
+        update_target(zeros, target, decay_at(step, steps, first, last))
+    assert start_share(steps, first, last) == pytest.approx(target[0].item(), rel=1e-6)
+
+
+def test_the_relative_distance_is_0_1_and_in_between() -> None:
+    one, other = nn.Linear(3, 4), nn.Linear(3, 4)
+    assert relative_distance(one, one) == 0
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert relative_distance(one, other) == pytest.approx(1)
+    other.load_state_dict({name: 1.25 * value for name, value in one.state_dict().items()})
+    assert relative_distance(one, other) == pytest.approx(0.25)
