@@ -37,6 +37,7 @@ from transformers import (
 )
 
 from jepa_hf import DataCollatorForBlockJEPA, JepaForRepresentationPrediction
+from jepa_hf.callbacks import MaskEpochCallback
 
 FITTED, HELD_OUT = 20_000, 5000
 PENALTIES = (0.001, 0.01, 0.1)
@@ -74,7 +75,7 @@ def features(encoder: PreTrainedModel, images: torch.Tensor) -> dict[str, np.nda
 
 def linear(train: np.ndarray, labels: np.ndarray, penalty: float) -> Any:
     """Multinomial logistic regression on standardised features."""
-    return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=300)).fit(train, labels)
+    return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)).fit(train, labels)
 
 
 def score(model: JepaForRepresentationPrediction, train: Any, test: Any) -> dict[str, Any]:
@@ -181,6 +182,7 @@ def supervised(options: argparse.Namespace) -> None:
         ),
         train_dataset=train,
         eval_dataset=test,
+        callbacks=[MaskEpochCallback(views)],  # another crop in each epoch
         compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())},
     )
     begin = time.time()

@@ -153,32 +153,34 @@ class HealthCallback(TrainerCallback):
     ):
         self.measure, self.log, self.every, self.stop = measure, log, every, stop
         self.found: dict[str, str] = {}
-        self._start: dict[str, float] = {}
+        self._measured: list[dict[str, float]] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # A resumed run has its start, and what was found since, in the log.
-        self.found = {kind: sentence for kind, (_, sentence) in findings(state.log_history).items()}
-        self._start = next((entry for entry in state.log_history if is_measurement(entry)), None) or self._measure()
+        self._measured = [entry for entry in state.log_history if is_measurement(entry)]
+        self.found = {kind: sentence for kind, (_, sentence) in findings(self._measured).items()}
+        if not self._measured:
+            self._measure()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         every = self.every if self.every >= 1 else max(math.ceil(self.every * state.max_steps), _LEAST_STEPS)
         if state.global_step % every and state.global_step < state.max_steps:
             return
         wanted = control.should_log
-        now = self._measure()
+        self._measure()
         control.should_log = wanted  # which writing to the log takes back
         # Every rank measures the same batch, but must not stop for a last digit of its own.
-        (found,) = broadcast_object_list([diagnose(now, self._start)])
+        (found,) = broadcast_object_list([diagnose(self._measured) if self._measured else {}])
         for kind in found.keys() - self.found.keys():
             logger.warning("step %d: %s", state.global_step, found[kind])
         self.found = {**found, **self.found}
         if found and self.stop:
             control.should_training_stop = True
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self) -> None:
         values = self.measure()
         if values:
+            self._measured.append(values)
             self.log(values)
-        return values

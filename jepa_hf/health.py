@@ -1,10 +1,10 @@
 """Is a run healthy? Numbers from a fixed batch, and what they say beside those of the start.
 
 Three ways to collapse are told apart: total (all samples get the same vector), dimensional (vectors differ along a few
-directions only) and token (all positions of a sample get the same vector).
+directions only) and token (all positions of a sample get the same vector); and a run that diverges.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ MOST_VECTORS, MOST_CANDIDATES = 2048, 512
 # rank (pooled vectors lose more of it while they learn) and of the share of variance within samples. What healthy and
 # collapsed runs keep of them: benchmarks/RESULTS.md, section 8.
 DIRECTIONS_LEFT, DIMENSIONS_LEFT, POOLED_DIMENSIONS_LEFT, TOKENS_LEFT = 0.05, 0.25, 0.1, 0.1
+# What is left of the best hit rate, where that was so many times chance, when we speak of a divergence.
+HITS_LEFT, WELL_ABOVE_CHANCE = 0.2, 20
 
 
 def representation_health(vectors: torch.Tensor, samples: torch.Tensor) -> dict[str, float]:
@@ -72,21 +74,24 @@ def prediction_health(
     return {name: value.item() for name, value in values.items()} | {"hit_rate_chance": 1 / len(targets[::step])}
 
 
-def diagnose(now: Mapping[str, float], start: Mapping[str, float]) -> dict[str, str]:
-    """What is wrong, in words, by the kind of collapse: "total", "dimensional", "token"; empty where nothing is.
+def diagnose(measured: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """What is wrong with the last of a run's measurements, in words, by kind; empty where nothing is.
 
-    Every number is judged beside the same number at the run's start, because encoders differ widely in them before any
-    training.
+    The kinds are "total", "dimensional" and "token" collapse, and "divergence": guesses were good and are not. Every
+    number is judged beside the same number at the run's start (divergence: at its best), because encoders differ
+    widely in them before any training.
 
     Args:
-        now, start: entries of the log with the names that `HealthCallback` gives, `health_target_rank` and so on.
+        measured: entries of the log with the names that `HealthCallback` gives, `health_target_rank` and so on; the
+            first is the run's start.
 
-    >>> start = {"health_target_rank": 200.0}
-    >>> diagnose({"health_target_rank": 10.0}, start)["dimensional"]
+    >>> measured = [{"health_target_rank": 200.0}, {"health_target_rank": 10.0}]
+    >>> diagnose(measured)["dimensional"]
     "dimensional collapse: the target encoder's representations use 10 directions, 200 at the start"
-    >>> diagnose({"health_target_rank": 150.0}, start)
+    >>> diagnose(measured[:1])
     {}
     """
+    start, now = measured[0], measured[-1]
     found: dict[str, str] = {}
     for encoder in ("target", "context"):
         for pooled, what, left in (
@@ -94,25 +99,32 @@ def diagnose(now: Mapping[str, float], start: Mapping[str, float]) -> dict[str, 
             ("pooled_", "pooled representations", POOLED_DIMENSIONS_LEFT),
         ):
             name = f"health_{encoder}_{pooled}pairwise_cosine"
-            if name in start and 1 - now[name] < DIRECTIONS_LEFT * (1 - start[name]):
+            if name in now and 1 - now[name] < DIRECTIONS_LEFT * (1 - start[name]):
                 found.setdefault(
                     "total",
                     f"total collapse: the {encoder} encoder's {what} all point the same way (mean cosine "
                     f"{now[name]:.4f}, {start[name]:.4f} at the start)",
                 )
             name = f"health_{encoder}_{pooled}rank"
-            if name in start and now[name] < left * start[name]:
+            if name in now and now[name] < left * start[name]:
                 found.setdefault(
                     "dimensional",
                     f"dimensional collapse: the {encoder} encoder's {what} use {now[name]:.3g} directions, "
                     f"{start[name]:.3g} at the start",
                 )
         name = f"health_{encoder}_within_sample"
-        if name in start and now[name] < TOKENS_LEFT * start[name]:
+        if name in now and now[name] < TOKENS_LEFT * start[name]:
             found.setdefault(
                 "token",
                 f"token collapse: the {encoder} encoder gives all positions of a sample nearly the same vector "
                 f"({100 * now[name]:.2g} % of the variance is within samples, {100 * start[name]:.2g} % at the start)",
+            )
+    if "health_hit_rate" in now:
+        rate, best = now["health_hit_rate"], max(entry["health_hit_rate"] for entry in measured)
+        if best > WELL_ABOVE_CHANCE * now["health_hit_rate_chance"] and rate < HITS_LEFT * best:
+            found["divergence"] = (
+                f"divergence: the predictor finds {100 * rate:.2g} % of its targets and found {100 * best:.2g} % "
+                "before; lower the learning rate"
             )
     return found
 
@@ -123,10 +135,10 @@ def is_measurement(entry: Mapping[str, Any]) -> bool:
 
 
 def findings(history: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, str]]:
-    """Over a run's log: for each kind of collapse that `diagnose` ever found, the first step of it and the sentence."""
+    """Over a run's log: for each kind that `diagnose` ever found, the first step of it and the sentence."""
     measured = list(filter(is_measurement, history))
     first: dict[str, tuple[int, str]] = {}
-    for entry in measured:
-        for kind, sentence in diagnose(entry, measured[0]).items():
+    for count, entry in enumerate(measured, start=1):
+        for kind, sentence in diagnose(measured[:count]).items():
             first.setdefault(kind, (entry["step"], sentence))
     return first

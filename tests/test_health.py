@@ -112,7 +112,7 @@ def test_each_kind_of_collapse_is_told_apart() -> None:
         ("dimensional", few * vectors, "directions"),
         ("token", sample_means(vectors, samples)[samples] + 1e-3 * vectors, "all positions of a sample"),
     ):
-        found = diagnose(as_entry(changed, samples), start)
+        found = diagnose([start, as_entry(changed, samples)])
         assert list(found) == [kind]
         assert found[kind].startswith(f"{kind} collapse: the target encoder")
         assert words in found[kind]
@@ -122,7 +122,16 @@ def test_each_kind_of_collapse_is_told_apart() -> None:
 @given(seed=st.integers(0, 999), scale=st.floats(0.01, 100))
 def test_neither_a_new_sample_nor_another_scale_is_a_collapse(seed: int, scale: float) -> None:
     vectors, samples = cloud(seed=seed)
-    assert diagnose(as_entry(scale * vectors, samples), as_entry(*cloud(seed=seed + 1))) == {}
+    assert diagnose([as_entry(*cloud(seed=seed + 1)), as_entry(scale * vectors, samples)]) == {}
+
+
+def test_guesses_that_were_good_and_are_no_longer_are_a_divergence() -> None:
+    """The rates of a run on images whose learning rate was too high; a rate that never rose is none."""
+    lost = [{"health_hit_rate": rate, "health_hit_rate_chance": 1 / 512} for rate in (0.002, 0.31, 0.42, 0.018)]
+    assert list(diagnose(lost)) == ["divergence"]
+    assert "finds 1.8 % of its targets and found 42 % before" in diagnose(lost)["divergence"]
+    assert diagnose(lost[:3]) == {}
+    assert diagnose([lost[0], lost[3], lost[0]]) == {}
 
 
 def test_findings_are_the_first_of_each_kind() -> None:
