@@ -186,7 +186,7 @@ class DataCollatorForBlockJEPA(MaskingCollator):
             identity = hash((stored["bytes"], stored["path"]))
             name = name if stored["path"] is None else f"'{stored['path']}'"
         try:
-            return _decoded(stored, self._mode)
+            return decode_image(stored, self._mode)
         except UsageError as error:
             raise UsageError(f"{name} {error}") from None
         except Exception as error:  # PIL's decoders raise nearly anything on damaged data
@@ -245,7 +245,7 @@ def _output_size(image_processor: BaseImageProcessor) -> tuple[int, int]:
     )
 
 
-def _decoded(stored: Any, mode: str) -> Image.Image:
+def decode_image(stored: Any, mode: str) -> Image.Image:
     """The image in a cell of a dataset, upright and in a mode of PIL.
 
     Raises:
