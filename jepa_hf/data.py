@@ -86,6 +86,13 @@ class DataArguments:
     label_column_name: str | None = field(
         default=None, metadata={"help": "A column that is no feature, where all numeric columns are taken."}
     )
+    probe_task: str | None = field(
+        default=None,
+        metadata={
+            "help": "Labelled samples (a file, a folder with train.* and test.*, or a data set) to judge the frozen "
+            "encoder on at each evaluation: eval_probe_linear, eval_probe_knn."
+        },
+    )
     max_seq_length: int | None = field(
         default=None,
         metadata={"help": "Most tokens in a row, special tokens included. Default: what the model takes."},

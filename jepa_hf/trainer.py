@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -71,6 +71,8 @@ class JepaTrainer(RepresentationTrainer):
             what `model.set_standardization` was given before (run_jepa.py fits it on the training rows).
         processing_class: the tokenizer or image processor; default the one beside `model`, where that is a name.
         max_seq_length: where rows of text are cut, default 512 or what model and tokenizer allow.
+        probe: judges the model at each evaluation, such as `online_probe.OnlineProbe`; what it gives becomes part of
+            the evaluation's metrics, as `eval_...`, so that `metric_for_best_model` may name it.
         callbacks: more callbacks. An `EmaTargetCallback` among them takes the place of the default one.
         kwargs: as `Trainer` takes them.
 
@@ -89,6 +91,7 @@ class JepaTrainer(RepresentationTrainer):
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | BaseImageProcessor | None = None,
         max_seq_length: int | None = None,
+        probe: Callable[[JepaForRepresentationPrediction], dict[str, float]] | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
@@ -122,6 +125,7 @@ class JepaTrainer(RepresentationTrainer):
         callbacks.append(MaskEpochCallback(data_collator))
         if args.health_steps:
             callbacks.append(HealthCallback(self.measure_health, self.log, args.health_steps, args.stop_on_collapse))
+        self.probe = probe
         self._eval_samples: dict[str, list[torch.Tensor]] = {}
         super().__init__(
             model=model,
@@ -268,6 +272,14 @@ class JepaTrainer(RepresentationTrainer):
             kept = self._eval_samples.setdefault(name, [])
             if sum(len(part) for part in kept) < _SAMPLE:
                 kept.append(vectors[:_SAMPLE_PER_BATCH].float())
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Adds what the probe tells, where there is one."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.probe is not None:
+            found = self.probe(self._unwrapped)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        return output
 
     def finish_evaluation(self, means: RunningMeans) -> None:
         """Adds health metrics over a sample of the evaluation's vectors; each rank has its own sample."""

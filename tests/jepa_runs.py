@@ -67,6 +67,7 @@ def trainer(
     callbacks: Iterable[TrainerCallback] = (),
     mask: dict[str, Any] | None = None,
     cls: type[JepaTrainer] = Recorded,
+    probe: Callable[..., dict[str, float]] | None = None,
     **overrides: Any,
 ) -> Any:
     """A trainer of a tiny BERT on the corpus; every part may be given."""
@@ -81,6 +82,7 @@ def trainer(
         eval_dataset=eval_data,
         processing_class=tiny_tokenizer("bert"),
         callbacks=list(callbacks),
+        probe=probe,
     )
 
 

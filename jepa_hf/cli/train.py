@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..run_directory import finish_run, plan_run, start_run
 from ..trainer import JepaTrainer
 from .arguments import ModelArguments, Parsed, RunArguments, complain, parse_command, parse_flags, quiet_libraries
 from .prepare import prepare
+from .prepared import Prepared
 
 _SMOKE = {
     "model_type": "bert",
@@ -85,6 +86,7 @@ def run(parsed: Parsed) -> JepaTrainer | None:
 
     set_seed(args.seed)
     prepared = prepare(parsed, plan)
+    probe = None if data_args.probe_task is None else _probe(data_args.probe_task, prepared, args)
     trainer = JepaTrainer(
         prepared.model,
         args,
@@ -92,6 +94,7 @@ def run(parsed: Parsed) -> JepaTrainer | None:
         train_dataset=prepared.train_dataset,
         eval_dataset=prepared.eval_dataset,
         processing_class=prepared.processing_class,
+        probe=probe,
     )
     # All is checked: from here on the run writes.
     if plan.note:
@@ -152,6 +155,8 @@ def complete(model_args: ModelArguments, data_args: DataArguments, args: RunArgu
         )
     if model_args.config_overrides and model_args.model_name_or_path:
         raise UsageError("config_overrides is for a random start: with model_name_or_path the weights fix the sizes")
+    if data_args.probe_task and not args.do_eval:
+        raise UsageError("probe_task is looked at in evaluations: give --do_eval, or --eval_strategy steps")
     if data_args.streaming and args.do_train and args.max_steps <= 0:
         raise UsageError("streaming needs --max_steps, because a stream's length is not known")
     if model_args.dtype != "float32":
@@ -181,6 +186,19 @@ def complete(model_args: ModelArguments, data_args: DataArguments, args: RunArgu
     ):
         if not value >= least:
             raise UsageError(f"{name} must be at least {least}, not {value}")
+
+
+def _probe(source: str, prepared: Prepared, args: RunArguments) -> Callable[..., dict[str, float]]:
+    """The probe of `--probe_task`, tried once so that what it cannot read is told before the run."""
+    try:
+        from ..online_probe import OnlineProbe
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"probe_task needs {error.name}, which is not installed: pip install 'jepa_hf[evaluate]'"
+        ) from None
+    probe = OnlineProbe.from_source(source, prepared.processing_class, args.per_device_train_batch_size, args.seed)
+    probe.check(prepared.model)
+    return probe
 
 
 def _holds_arrays(files: str | None) -> bool:
