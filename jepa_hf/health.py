@@ -4,6 +4,7 @@ Three ways to collapse are told apart: total (all samples get the same vector), 
 directions only) and token (all positions of a sample get the same vector); and a run that diverges.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from .metrics import (
 # Vectors that a rank is computed from, and targets that a hit rate chooses among.
 MOST_VECTORS, MOST_CANDIDATES = 2048, 512
 
+_REPRESENTATION = ("rank", "pairwise_cosine", "spread", "pooled_rank", "pooled_pairwise_cosine", "within_sample")
+
 # What is left of the start's value when we speak of a collapse: of the distance between directions (1 - cosine), of the
 # rank (pooled vectors lose more of it while they learn) and of the share of variance within samples. What healthy and
 # collapsed runs keep of them: benchmarks/RESULTS.md, section 8.
@@ -41,20 +44,22 @@ def representation_health(vectors: torch.Tensor, samples: torch.Tensor) -> dict[
     Returns:
         `rank`, `pairwise_cosine` and `spread` (see `metrics`) of at most `MOST_VECTORS` positions, evenly spread over
         the batch; `pooled_rank` and `pooled_pairwise_cosine` of the samples' means; `within_sample`, the share of
-        variance that lies within samples.
+        variance that lies within samples. All NaN where a vector is not finite.
     """
+    if not vectors.isfinite().all():
+        return dict.fromkeys(_REPRESENTATION, math.nan)
     vectors = vectors.float()
     pooled = sample_means(vectors, samples)
     some = vectors[:: -(-len(vectors) // MOST_VECTORS)]
-    values = {
-        "rank": effective_rank(some),
-        "pairwise_cosine": mean_pairwise_cosine(some),
-        "spread": normalized_spread(some),
-        "pooled_rank": effective_rank(pooled),
-        "pooled_pairwise_cosine": mean_pairwise_cosine(pooled),
-        "within_sample": within_sample_share(vectors, samples),
-    }
-    return {name: value.item() for name, value in values.items()}
+    values = (
+        effective_rank(some),
+        mean_pairwise_cosine(some),
+        normalized_spread(some),
+        effective_rank(pooled),
+        mean_pairwise_cosine(pooled),
+        within_sample_share(vectors, samples),
+    )
+    return {name: value.item() for name, value in zip(_REPRESENTATION, values, strict=True)}
 
 
 def prediction_health(
@@ -119,7 +124,9 @@ def diagnose(measured: Sequence[Mapping[str, float]]) -> dict[str, str]:
                 f"token collapse: the {encoder} encoder gives all positions of a sample nearly the same vector "
                 f"({100 * now[name]:.2g} % of the variance is within samples, {100 * start[name]:.2g} % at the start)",
             )
-    if "health_hit_rate" in now:
+    if not all(map(math.isfinite, now.values())):
+        found["divergence"] = "divergence: representations are no finite numbers any more; lower the learning rate"
+    elif "health_hit_rate" in now:
         rate, best = now["health_hit_rate"], max(entry["health_hit_rate"] for entry in measured)
         if best > WELL_ABOVE_CHANCE * now["health_hit_rate_chance"] and rate < HITS_LEFT * best:
             found["divergence"] = (

@@ -26,7 +26,7 @@ from .ema import relative_distance
 from .errors import UsageError
 from .export import export_run
 from .feature_collator import DataCollatorForFeatureJEPA
-from .health import prediction_health, representation_health
+from .health import findings, prediction_health, representation_health
 from .image_collator import DataCollatorForBlockJEPA
 from .metrics import (
     constant_predictor_loss,
@@ -148,6 +148,11 @@ class JepaTrainer(RepresentationTrainer):
     def ema(self) -> EmaTargetCallback:
         """The callback that moves the target encoder."""
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, EmaTargetCallback))
+
+    @property
+    def found(self) -> dict[str, tuple[int, str]]:
+        """What the watchdog found: by kind the first step and a sentence, see `health.findings`."""
+        return findings(self.state.log_history)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and resume, as `Trainer` does."""

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 import jepa_hf
 from jepa_hf import JepaForRepresentationPrediction
 from jepa_hf.cli.main import main as jepa_hf_main
+from jepa_hf.cli.train import main
 
 FAST = ["--max_steps", "2", "--learning_rate", "1e-3", "--save_strategy", "no", "--per_device_train_batch_size", "4"]
 # Sizes for a random start, in the words of each family's configuration.
@@ -405,3 +406,16 @@ def test_secrets_are_written_nowhere(start: list[str], tmp_path: Path, capfd: py
     assert "_run.json" in {path.name for path in files}
     assert [path for path in files if any(secret.encode() in path.read_bytes() for secret in secrets)] == []
     assert not any(secret in text for secret in secrets for text in (said, captured.out, captured.err))
+
+
+def test_a_collapse_ends_the_run_on_request_and_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A target that follows at once, without normalisation: exit code 1, the sentence last, the metrics tell."""
+    out = tmp_path / "out"
+    flags = "--smoke_test --loss cosine --target_norm none --ema_decay 0 --learning_rate 5e-3 --health_steps 15"
+    flags += " --max_steps 60 --stop_on_collapse --use_cpu --report_to none --disable_tqdm --save_strategy no"
+    assert main([*flags.split(), "--output_dir", str(out)]) == 1
+    step = int(re.search(r"at step (\d+): total collapse: .*; the run was stopped", capfd.readouterr().out)[1])
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["found"]["total"]["step"] == step < 60
+    assert max(entry["step"] for entry in metrics["history"]) == step
+    assert not json.loads((out / "_run.json").read_text())["finished"]

@@ -134,6 +134,15 @@ def test_guesses_that_were_good_and_are_no_longer_are_a_divergence() -> None:
     assert diagnose([lost[0], lost[3], lost[0]]) == {}
 
 
+def test_numbers_that_are_not_finite_are_a_divergence() -> None:
+    vectors, samples = cloud()
+    broken = vectors.clone()
+    broken[7, 3] = torch.inf
+    measured = [as_entry(vectors, samples), as_entry(broken, samples)]
+    assert list(diagnose(measured)) == ["divergence"]
+    assert "no finite numbers" in diagnose(measured)["divergence"]
+
+
 def test_findings_are_the_first_of_each_kind() -> None:
     vectors, samples = cloud()
     dead = torch.full((32,), 100.0) + vectors

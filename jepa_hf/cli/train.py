@@ -32,16 +32,17 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
     """Run from the command line.
 
     Returns:
-        The exit code: 0, or 2 after a sentence about bad input.
+        The exit code: 0; 1 where `--stop_on_collapse` ended the run; 2 after a sentence about bad input.
     """
     quiet_libraries()
     try:
         trainer = run(parse_command(sys.argv[1:] if argv is None else argv))
     except UsageError as error:
         return complain(command, error)
-    if trainer is not None:
-        trainer.accelerator.end_training()  # closes trackers and the process group
-    return 0
+    if trainer is None:
+        return 0
+    trainer.accelerator.end_training()  # closes trackers and the process group
+    return 1 if _stopped(trainer) else 0
 
 
 def pretrain(model: str | None = None, **flags: Any) -> JepaTrainer | None:
@@ -113,10 +114,17 @@ def run(parsed: Parsed) -> JepaTrainer | None:
     if args.do_train:
         trainer.save_model()
     _write_results(trainer, metrics)
-    if args.do_train and args.should_save:
+    if args.do_train and args.should_save and not _stopped(trainer):
         finish_run(args.output_dir, settings)
     _say_where(trainer, metrics.get("eval"))
+    for step, sentence in trainer.found.values():
+        _say(args, f"\nat step {step}: {sentence}{'; the run was stopped' if _stopped(trainer) else ''}")
     return trainer
+
+
+def _stopped(trainer: JepaTrainer) -> bool:
+    """Whether the watchdog ended the run."""
+    return trainer.args.stop_on_collapse and bool(trainer.found)
 
 
 # ---- before the run
@@ -248,7 +256,9 @@ def _write_results(trainer: JepaTrainer, metrics: dict[str, Any]) -> None:
         return
     folder = Path(trainer.args.output_dir)
     history = trainer.state.log_history
-    (folder / "metrics.json").write_text(json.dumps({**metrics, "history": history}, indent=1) + "\n", encoding="utf-8")
+    found = {kind: {"step": step, "sentence": sentence} for kind, (step, sentence) in trainer.found.items()}
+    content = json.dumps({**metrics, "found": found, "history": history}, indent=1)
+    (folder / "metrics.json").write_text(f"{content}\n", encoding="utf-8")
     plot_training(history, folder / "training.png")
     if trainer.args.do_train:
         trainer.create_model_card()
