@@ -18,7 +18,7 @@ from .modeling_jepa import JepaForRepresentationPrediction
 logger = logging.getLogger(__name__)
 
 # Steps between two measurements of health, at least, where a share of the run is asked for.
-_LEAST_STEPS = 10
+_LEAST_STEPS = 25
 
 
 def unwrapped(model: nn.Module) -> JepaForRepresentationPrediction:
@@ -140,7 +140,7 @@ class HealthCallback(TrainerCallback):
     Args:
         measure: gives the numbers, as `JepaTrainer.measure_health` does; none at all where they cannot be had.
         log: writes them to the run's log, as `Trainer.log` does.
-        every: steps between two measurements; below 1, a share of the run, but 10 steps at least.
+        every: steps between two measurements; below 1, a share of the run, but 25 steps at least.
         stop: end the run at the first finding.
     """
 

@@ -20,7 +20,7 @@ class JepaTrainingArguments(TrainingArguments):
         export_encoder: which encoder the output directory holds, "context", "target", or "both": then the target
             encoder's directory is `target_encoder/`.
         health_steps: steps between two measurements of health on a fixed batch (see `HealthCallback`), below 1 a share
-            of the run, but 10 steps at least; 0 for none.
+            of the run, but 25 steps at least; 0 for none.
         stop_on_collapse: end the run where these measurements show a collapse; otherwise it is a warning.
 
     Raises:

@@ -183,10 +183,10 @@ def test_a_run_is_measured_before_it_every_so_often_and_after_it(tmp_path: Path)
     assert [e["step"] for e in run.state.log_history if "loss" in e] == [1, 2, 3, 4, 5]
 
 
-def test_a_share_of_the_run_is_ten_steps_at_least(tmp_path: Path) -> None:
-    run = watched(tmp_path, max_steps=24, health_steps=0.05)
+def test_a_share_of_the_run_is_25_steps_at_least(tmp_path: Path) -> None:
+    run = watched(tmp_path, max_steps=60, health_steps=0.05)
     run.train()
-    assert [entry["step"] for entry in measured(run)] == [0, 10, 20, 24]
+    assert [entry["step"] for entry in measured(run)] == [0, 25, 50, 60]
 
 
 def test_both_encoders_begin_as_one_and_part(tmp_path: Path) -> None:
