@@ -243,7 +243,7 @@ class _TextFile:
 def _load_files(argument: str, files: str, args: DataArguments, split: str) -> Dataset | IterableDataset:
     """The texts of `files`, the value of the argument named `argument`."""
     paths = find_files(argument, files)
-    kinds = sorted({_kind(path) for path in paths})
+    kinds = sorted({kind_of_file(path) for path in paths})
     if len(kinds) > 1:
         raise UsageError(f"{argument} '{files}' mixes {' and '.join(kinds)} files; give files of one kind")
     text_files = [_describe(argument, path, kinds[0], args.text_column_name) for path in paths]
@@ -274,7 +274,8 @@ def find_files(argument: str, files: str) -> list[str]:
     return list(paths)
 
 
-def _kind(path: str) -> str:
+def kind_of_file(path: str) -> str:
+    """How to read a file: text, json, csv, tsv or parquet."""
     ending = os.path.splitext(path.lower().removesuffix(".gz"))[1]
     if ending not in _KINDS:
         raise UsageError(
@@ -287,9 +288,14 @@ def _describe(argument: str, path: str, kind: str, text_column_name: str | None)
     status = os.stat(path)
     if status.st_size == 0:
         raise UsageError(f"{argument} '{path}' is empty; give a file with text")
-    with naming_file(path):
-        column = _choose_column(_column_types(path, kind), text_column_name, f"'{path}'")
+    column = text_column(path, kind, text_column_name)
     return _TextFile(path, kind, column, (os.path.abspath(path), status.st_size, status.st_mtime_ns))
+
+
+def text_column(path: str, kind: str, wanted: str | None) -> str:
+    """The column of a file that holds its texts: the `wanted` one, else `text`, else the only one of strings."""
+    with naming_file(path):
+        return _choose_column(_column_types(path, kind), wanted, f"'{path}'")
 
 
 def _choose_column(types: dict[str, str], wanted: str | None, source: str) -> str:

@@ -38,8 +38,8 @@ class Rules:
         constant_lost: a constant predictor whose loss is below this share of its start predicts targets that are all
             alike.
         chance: a hit rate below so many times chance is chance.
-        rank_kept: a rank below this share of its start, or of the random start's, is a warning,
-        rank_lost: and below this share the representation has collapsed;
+        kept: a rank below this share of its start, or of the random start's, is a warning,
+        lost: and below this share the representation has collapsed;
         rank_least: so has one of fewer directions than this, whatever the start.
         alike: a mean pairwise cosine above this is a warning,
         same: and above this all vectors are the same for practical purposes.
@@ -51,8 +51,8 @@ class Rules:
     no_better: float = 0.98
     constant_lost: float = 0.01
     chance: float = 1.5
-    rank_kept: float = 0.5
-    rank_lost: float = 0.1
+    kept: float = 0.5
+    lost: float = 0.1
     rank_least: float = 2.0
     alike: float = 0.9
     same: float = 0.99
@@ -76,8 +76,9 @@ def read_loss(history: History, curves: Curves, width: int | None = None) -> Rea
     evaluated = curve(history, "eval_prediction_loss")
     points = evaluated or curve(history, "prediction_loss")
     where = "" if evaluated else " in training"
-    if bad := _not_finite(points):
-        return Reading(f"The prediction loss{where} is not a finite number at step {bad}: the run has diverged.", _GONE)
+    if (step := _not_finite(points)) is not None:
+        sentence = f"The prediction loss{where} is not a finite number at step {step}: the run has diverged."
+        return Reading(sentence, Level.DIVERGED)
     told = f"The prediction loss{where} {_change(points)}"
     constant = curve(history, "eval_constant_prediction_loss")
     if not evaluated:
@@ -86,12 +87,12 @@ def read_loss(history: History, curves: Curves, width: int | None = None) -> Rea
         return Reading(f"{told}; that of a constant predictor was not logged.")
     if not constant[-1][1] > RULES.constant_lost * constant[0][1]:
         ends = f"that of a constant predictor {_change(constant)}"
-        return Reading(f"{told}, but {ends}: the targets have become all alike, the loss means nothing.", Level.COLLAPSED)
+        return Reading(f"{told}, but {ends}: all targets have become alike.", Level.COLLAPSED)
     share = points[-1][1] / constant[-1][1]
     if share < RULES.no_better:
-        ends = f"ends {_percent(1 - share)} below that of a constant predictor"
+        ends = f"ends {percent(1 - share)} below that of a constant predictor"
         return Reading(f"{told} and {ends}: the guesses depend on the sample.", Level.HEALTHY)
-    ends = f"ends at {_percent(share)} of that of a constant predictor"
+    ends = f"ends at {percent(share)} of that of a constant predictor"
     sentence = f"{told} and {ends}: the guesses are no better than always the same one"
     if not _by_chance(history):
         return Reading(f"{sentence}, though they still find the right target.", Level.WARNING)
@@ -110,9 +111,9 @@ def read_hit_rate(history: History, curves: Curves, width: int | None = None) ->
     if not _by_chance(history):
         times = end / by_chance
         return Reading(
-            f"{told}, {_number(times)} times what chance gives: guesses tell the targets apart.", Level.HEALTHY
+            f"{told}, {number(times)} times what chance gives: guesses tell the targets apart.", Level.HEALTHY
         )
-    sentence = f"{told}, where chance gives {_number(by_chance)}: the right target is found no more often than any other"
+    sentence = f"{told}, where chance gives {number(by_chance)}: the right target is found no more often than any other"
     return Reading(f"{sentence}.", Level.WARNING)
 
 
@@ -123,11 +124,12 @@ def read_rank(history: History, curves: Curves, width: int | None = None) -> Rea
     def told(label: str, points: list[tuple[int, float]]) -> Reading:
         start, end = points[0][1], points[-1][1]
         change = f"The effective rank of the {label} {_change(points)}{of} directions"
-        if end < RULES.rank_least or end < RULES.rank_lost * start:
+        if end < RULES.rank_least or end < RULES.lost * start:
             return Reading(f"{change}: the representation has collapsed.", Level.COLLAPSED)
-        if end < RULES.rank_kept * start:
+        if end < RULES.kept * start:
             return Reading(f"{change}: more than half of the directions are lost.", Level.WARNING)
-        return Reading(f"{change}: no more are lost than is usual (rank does not see how far vectors lie apart).", Level.HEALTHY)
+        kept = "" if len(points) == 1 else ", at least half of the start's (it does not see distances)"
+        return Reading(f"{change}{kept}.", Level.HEALTHY)
 
     return _worst(history, curves, told)
 
@@ -171,22 +173,26 @@ def read_change(history: History, curves: Curves, width: int | None = None) -> R
     return Reading(f"{told[:1].upper()}{told[1:]}.")
 
 
-def read_spectrum(ranks: dict[str, float], width: int) -> Reading:
-    """What the trained encoders' ranks say beside the random start's.
+def read_samples(ranks: dict[str, float], cosines: dict[str, float], width: int) -> Reading:
+    """What whole samples, one vector each, say of the trained encoders beside the same network with random weights.
 
     Args:
-        ranks: effective rank of the samples' vectors by encoder: "context", "target" and "random start".
+        ranks: effective rank of the vectors by encoder: "context", "target" and "random".
+        cosines: their mean pairwise cosine, by encoder too.
         width: of the vectors.
     """
-    trained, random = ranks["context"], ranks["random start"]
     told = (
-        f"Over whole samples the context encoder uses {_number(trained)} of {width} directions, the target encoder "
-        f"{_number(ranks['target'])}, the same network with random weights {_number(random)}"
+        f"Over whole samples the context encoder uses {number(ranks['context'])} of {width} directions, the target "
+        f"encoder {number(ranks['target'])}, the same network with random weights {number(ranks['random'])}"
     )
-    if trained < RULES.rank_least or trained < RULES.rank_lost * random:
+    apart, apart_at_random = 1 - cosines["context"], 1 - cosines["random"]
+    if cosines["context"] > RULES.same and apart < RULES.lost * apart_at_random:
+        alike = f"the mean cosine between samples is {cosines['context']:.4f}"
+        return Reading(f"{told}, but {alike}: they are all alike, the representation has collapsed.", Level.COLLAPSED)
+    if ranks["context"] < RULES.rank_least or ranks["context"] < RULES.lost * ranks["random"]:
         return Reading(f"{told}: samples are hardly told apart, the representation has collapsed.", Level.COLLAPSED)
-    if trained < RULES.rank_kept * random:
-        return Reading(f"{told}: training has cost more than half of the random start's.", Level.WARNING)
+    if ranks["context"] < RULES.kept * ranks["random"]:
+        return Reading(f"{told}: training has cost more than half of them.", Level.WARNING)
     return Reading(f"{told}.", Level.HEALTHY)
 
 
@@ -217,9 +223,6 @@ def reasons(readings: Iterable[Reading]) -> list[str]:
     return [reading.sentence for reading in judged if reading.level >= least]
 
 
-_GONE = Level.DIVERGED
-
-
 def _worst(
     history: History,
     curves: Curves,
@@ -232,8 +235,9 @@ def _worst(
     readings = []
     for name in spoken:
         points = curve(history, name)
-        if bad := _not_finite(points):
-            readings.append(Reading(f"{labels[name]}: not a finite number at step {bad}.", _GONE))
+        if (step := _not_finite(points)) is not None:
+            sentence = f"The curve of the {labels[name]} is not a finite number at step {step}: the run has diverged."
+            readings.append(Reading(sentence, Level.DIVERGED))
         else:
             readings.append(told(labels[name], points))
     return max(readings, key=lambda reading: reading.level)
@@ -259,20 +263,20 @@ def _change(points: list[tuple[int, float]]) -> str:
         return "was not logged"
     start, end = points[0][1], points[-1][1]
     if len(points) == 1:
-        return f"is {_number(end)} at step {points[0][0]}"
-    if _number(start) == _number(end):
-        return f"stayed at {_number(end)}"
-    return f"{'fell' if end < start else 'rose'} from {_number(start)} to {_number(end)}"
+        return f"is {number(end)} at step {points[0][0]}"
+    if number(start) == number(end):
+        return f"stayed at {number(end)}"
+    return f"{'fell' if end < start else 'rose'} from {number(start)} to {number(end)}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three digits that count: 0.00123, 12.3, 1,230.
 
-    >>> [_number(value) for value in (0.0012345, 0.5, 12.345, 384.0, 12345.0, 1e-7)]
+    >>> [number(value) for value in (0.0012345, 0.5, 12.345, 384.0, 12345.0, 1e-7)]
     ['0.00123', '0.5', '12.3', '384', '12,345', '1e-07']
     """
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.0f} %"

@@ -14,10 +14,21 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("model_card", "tokenization", "data_collator", "training_args", "callbacks"), 2),
     **dict.fromkeys(("image_collator", "feature_collator", "base_trainer", "trainer"), 2),
     **dict.fromkeys(("data", "feature_data", "image_data", "plots", "mask_plots", "run_directory"), 3),
+    **dict.fromkeys(("readings", "report_plots", "run_samples", "report"), 3),
     **dict.fromkeys(("embedding",), 3),
     **dict.fromkeys(("cli", "cli.arguments", "cli.export", "cli.main", "cli.train", "cli.__main__"), 4),
     **dict.fromkeys(
-        ("cli.loading", "cli.prepare", "cli.prepared", "cli.text", "cli.images", "cli.features", "cli.masks"), 4
+        (
+            "cli.loading",
+            "cli.prepare",
+            "cli.prepared",
+            "cli.text",
+            "cli.images",
+            "cli.features",
+            "cli.masks",
+            "cli.report",
+        ),
+        4,
     ),
 }
 PACKAGE = REPOSITORY / "jepa_hf"

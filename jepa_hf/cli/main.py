@@ -18,6 +18,7 @@ usage: jepa-hf COMMAND ...
            started by `accelerate launch` with that configuration
   masks    draw what train with the same flags would hide: jepa-hf masks [CONFIG.yaml] [--flag value ...]
   export   from a checkpoint to a plain encoder, a masked language model, or a model that brings its code
+  report   one HTML page about a run, its curves read in sentences: jepa-hf report RUN_DIR
 
 `jepa-hf COMMAND --help` lists a command's options.
 """
@@ -56,7 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .export import main as export
 
         return export(rest)
-    print(f"jepa-hf: error: unknown command {command!r}; the commands are train, masks and export", file=sys.stderr)
+    if command == "report":
+        from .report import main as report
+
+        return report(rest)
+    print(
+        f"jepa-hf: error: unknown command {command!r}; the commands are train, masks, export and report",
+        file=sys.stderr,
+    )
     return 2
 
 
