@@ -243,7 +243,7 @@ class _TextFile:
 def _load_files(argument: str, files: str, args: DataArguments, split: str) -> Dataset | IterableDataset:
     """The texts of `files`, the value of the argument named `argument`."""
     paths = find_files(argument, files)
-    kinds = sorted({kind_of_file(path) for path in paths})
+    kinds = sorted({file_kind(path) for path in paths})
     if len(kinds) > 1:
         raise UsageError(f"{argument} '{files}' mixes {' and '.join(kinds)} files; give files of one kind")
     text_files = [_describe(argument, path, kinds[0], args.text_column_name) for path in paths]
@@ -274,8 +274,8 @@ def find_files(argument: str, files: str) -> list[str]:
     return list(paths)
 
 
-def kind_of_file(path: str) -> str:
-    """How to read a file: text, json, csv, tsv or parquet."""
+def file_kind(path: str) -> str:
+    """The kind of file that an ending stands for."""
     ending = os.path.splitext(path.lower().removesuffix(".gz"))[1]
     if ending not in _KINDS:
         raise UsageError(

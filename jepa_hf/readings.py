@@ -128,7 +128,7 @@ def read_rank(history: History, curves: Curves, width: int | None = None) -> Rea
             return Reading(f"{change}: the representation has collapsed.", Level.COLLAPSED)
         if end < RULES.kept * start:
             return Reading(f"{change}: more than half of the directions are lost.", Level.WARNING)
-        kept = "" if len(points) == 1 else ", at least half of the start's (it does not see distances)"
+        kept = "" if len(points) == 1 else ", at least half of the start's (rank does not see how small they are)"
         return Reading(f"{change}{kept}.", Level.HEALTHY)
 
     return _worst(history, curves, told)
@@ -139,7 +139,7 @@ def read_cosine(history: History, curves: Curves, width: int | None = None) -> R
 
     def told(label: str, points: list[tuple[int, float]]) -> Reading:
         start, end = points[0][1], points[-1][1]
-        change = f"The mean cosine between {label} {_change(points)}"
+        change = f"The mean cosine between {label} {_change(points, _fixed)}"
         if end > RULES.same and (start <= RULES.same or len(points) == 1):
             return Reading(f"{change}: all of them are alike, the representation has collapsed.", Level.COLLAPSED)
         if end > RULES.alike and start > RULES.alike:
@@ -156,7 +156,7 @@ def read_spread(history: History, curves: Curves, width: int | None = None) -> R
 
     def told(label: str, points: list[tuple[int, float]]) -> Reading:
         start, end = points[0][1], points[-1][1]
-        change = f"The spread of the {label} {_change(points)}, where about 1 is healthy"
+        change = f"The spread of the {label} {_change(points, _fixed)}, where about 1 is healthy"
         if end < RULES.spread_lost <= start:
             return Reading(f"{change}: all point the same way.", Level.COLLAPSED)
         if end < RULES.spread_low:
@@ -258,15 +258,25 @@ def _not_finite(points: list[tuple[int, float]]) -> int | None:
     return next((step for step, value in points if not math.isfinite(value)), None)
 
 
-def _change(points: list[tuple[int, float]]) -> str:
+def _change(points: list[tuple[int, float]], shown: Callable[[float], str] | None = None) -> str:
     if not points:
         return "was not logged"
+    shown = shown or number
     start, end = points[0][1], points[-1][1]
     if len(points) == 1:
-        return f"is {number(end)} at step {points[0][0]}"
-    if number(start) == number(end):
-        return f"stayed at {number(end)}"
-    return f"{'fell' if end < start else 'rose'} from {number(start)} to {number(end)}"
+        return f"is {shown(end)} at step {points[0][0]}"
+    if shown(start) == shown(end):
+        return f"stayed at {shown(end)}"
+    return f"{'fell' if end < start else 'rose'} from {shown(start)} to {shown(end)}"
+
+
+def _fixed(value: float) -> str:
+    """For what lies between -1 and 1.
+
+    >>> _fixed(-0.00004), _fixed(0.99949)
+    ('0.000', '0.999')
+    """
+    return f"{value:.3f}".removeprefix("-") if abs(value) < 0.0005 else f"{value:.3f}"
 
 
 def number(value: float) -> str:

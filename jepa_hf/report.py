@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .backbones import backbone_for
 from .base_trainer import CHECKPOINT_FILES
+from .configuration_jepa import JepaConfig
 from .embedding import Embedder
 from .errors import UsageError
 from .export import JEPA_FOLDER
@@ -51,6 +53,7 @@ _MASKED = {
     "text": "Of the first texts: what is hidden from the context encoder, and to be predicted, is marked.",
     "images": "Of the first images: what the context encoder sees, and the blocks to be predicted.",
     "features": "Of the first samples: what is hidden from the context encoder, and to be predicted, is shaded.",
+    "any": "Of the first samples: what is hidden from the context encoder, and to be predicted.",
 }
 
 
@@ -125,7 +128,7 @@ def write_report(
     page, judged = render(run, represented, evaluated)
     new = output.with_name(f"{output.name}.new")
     try:
-        new.write_text(page, encoding="utf-8")
+        new.write_text(page, encoding="utf-8", errors="replace")
         new.replace(output)
     except OSError as error:
         raise UsageError(f"output {str(output)!r} cannot be written ({error.strerror}); name another place") from None
@@ -190,7 +193,12 @@ def _load_evaluation(folder: Path, evaluation: str | Path | None) -> Any:
         return None
     if not path.is_file():
         raise UsageError(f"evaluation {str(path)!r} is no file; name what `jepa-hf evaluate` wrote")
-    return _read_json(path)
+    content = _read_json(path)
+    try:
+        _evaluation(content, folder)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UsageError(f"{path} is not what `jepa-hf evaluate` writes; make it anew") from None
+    return content
 
 
 def represent(run: Run, max_samples: int) -> Representations:
@@ -236,11 +244,11 @@ def render(run: Run, represented: Representations | str, evaluation: Any = None)
         represented: vectors of samples, or a sentence that says why there are none.
         evaluation: the content of what `jepa-hf evaluate` wrote, None where there is none.
     """
-    width = None if isinstance(represented, str) else represented.vectors["context"].shape[1]
-    curves, readings = _curves(run.history, width or _width(run.model))
+    config = _config(run.model)
+    curves, readings = _curves(run.history, None if config is None else config.hidden_size)
     samples = _no_samples(represented) if isinstance(represented, str) else _samples(represented, readings)
     judged = verdict(readings, evaluated=bool(curve(run.history, "eval_loss")))
-    modality = "text" if isinstance(represented, str) else represented.modality
+    modality = "any" if config is None else backbone_for(config.encoder_config).modality
     body = [
         f"<h1>{escape(run.folder.resolve().name)}</h1>",
         f'<p class="soft">{escape(run.status)} {escape(str(run.folder))}</p>',
@@ -288,9 +296,37 @@ def _masks(folder: Path, modality: str) -> str:
 
 def _evaluation(evaluation: Any, folder: Path) -> str:
     if evaluation is None:
-        command = f"jepa-hf evaluate {folder} --tasks ..."
+        command = f"jepa-hf evaluate {folder} --tasks FILE --output_dir {folder / 'evaluation'}"
         return f"<p>There are no probes of this run yet; <code>{escape(command)}</code> makes them.</p>"
-    return ""
+    header = ("task", "metric", "model", "pooling", "score", "95 % interval", "difference to the first", "samples")
+    rows = [
+        (
+            score["task"],
+            score["metric"].replace("_", " "),
+            score["model"],
+            score["pooling"],
+            f"{100 * score['value']:.1f}",
+            _interval(score),
+            _difference(score),
+            f"{score['n']:,}",
+        )
+        for score in sorted(evaluation["scores"], key=lambda score: (score["task"], score["metric"]))
+    ]
+    told = (
+        "Scores × 100 of frozen representations on test samples. Where the interval of a difference to the first model "
+        "holds 0, these samples do not tell the two apart."
+    )
+    return f"<p>{told}</p>{_table(header, rows)}"
+
+
+def _interval(score: dict[str, Any], sign: str = "") -> str:
+    low, high = score["confidence_interval"]
+    return f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"
+
+
+def _difference(score: dict[str, Any]) -> str:
+    found = score.get("difference_to_first_model")
+    return "" if found is None else f"{100 * found['value']:+.1f} ({_interval(found, '+')})"
 
 
 def _no_samples(reason: str) -> str:
@@ -316,8 +352,9 @@ def _samples(represented: Representations, readings: list[Reading]) -> str:
     points, share = principal_components(vectors["context"])
     labels = _useful(samples.labels)
     told = (
-        f"Each dot is a sample, placed by the two directions in which the context encoder's vectors vary most; they "
-        f"hold {percent(share)} of the variance."
+        f"Each dot is a sample, placed by the two directions in which the context encoder's vectors vary most, which "
+        f"hold {percent(share)} of the variance. Vectors lie {_apart(vectors['context'])} of their length from their "
+        "mean."
     )
     if labels is not None:
         told += f" {_label_agreement(vectors['context'], labels)}"
@@ -387,7 +424,8 @@ def _thumbnail(stored: dict[str, Any], name: str) -> str:
 def _settings(settings: dict[str, Any]) -> str:
     if not settings:
         return f"<p>The directory does not note them ({RUN_FILE} is not there).</p>"
-    main = [(name, settings[name]) for name in _MAIN_SETTINGS if settings.get(name) is not None]
+    idle = ("num_train_epochs",) if settings.get("max_steps", -1) > 0 else ("max_steps",)
+    main = [(name, settings[name]) for name in _MAIN_SETTINGS if settings.get(name) is not None and name not in idle]
     everything = _table(("setting", "value"), sorted(settings.items()))
     return f"{_table(('setting', 'value'), main)}<details><summary>All settings</summary>{everything}</details>"
 
@@ -409,6 +447,11 @@ def singular_values(vectors: np.ndarray) -> np.ndarray:
     vectors = vectors.astype(np.float64)
     length = np.linalg.norm(vectors)
     return np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False) / max(length, 1e-12)
+
+
+def _apart(vectors: np.ndarray) -> str:
+    """How far vectors lie from their mean, over their lengths, both root mean squares."""
+    return f"{100 * np.linalg.norm(singular_values(vectors)):.2g} %"
 
 
 def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, float]:
@@ -489,8 +532,9 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
-def _width(model: Path | None) -> int | None:
-    """Directions that the representations could use, where a model is there to tell."""
-    if model is None:
+def _config(model: Path | None) -> JepaConfig | None:
+    """The model's, where there is one that can be read; if not, the page says so where it misses the vectors."""
+    try:
+        return None if model is None else JepaConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError):
         return None
-    return JepaForRepresentationPrediction.config_class.from_pretrained(model).hidden_size

@@ -38,12 +38,12 @@ def spectrum_svg(spectra: dict[str, np.ndarray], ranks: dict[str, float]) -> str
         ranks: effective rank by label.
     """
     with _drawing() as (figure, axis):
-        for color, (label, values) in zip(("C0", "C1", _GREY), spectra.items(), strict=True):
+        styles = (("C0", "-"), ("C1", "--"), (_GREY, "-"))
+        for (color, line), (label, values) in zip(styles, spectra.items(), strict=True):
             # Zeros, up to rounding, have no place on the axis.
             values = values[values > 1e-7]
-            axis.plot(
-                range(1, len(values) + 1), values, color=color, label=f"{label} (effective rank {number(ranks[label])})"
-            )
+            name = f"{label} (effective rank {number(ranks[label])})"
+            axis.plot(range(1, len(values) + 1), values, line, color=color, label=name)
         axis.set_yscale("log")
         axis.set_xlabel("direction, by size")
         axis.set_ylabel("singular value / length of the vectors", fontsize=8)
@@ -76,10 +76,15 @@ def _draw_labels(axis: Axes, points: np.ndarray, labels: np.ndarray, style: dict
     others = ~np.isin(labels, frequent)
     for label, color, chosen in [*shown, ("others", _GREY, others)]:
         if chosen.any():
-            name = label if len(label) <= 24 else f"{label[:23]}…"
-            # A leading underscore would hide the entry, and dollar signs would be mathematics.
-            axis.scatter(*points[chosen].T, color=color, label=name.replace("$", r"\$").lstrip("_") or "·", **style)
+            axis.scatter(*points[chosen].T, color=color, label=_plain(label), **style)
     axis.legend(fontsize=7, markerscale=2, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.02))
+
+
+def _plain(label: str) -> str:
+    """A short label that SVG can hold: dollar signs would be mathematics, a leading underscore hides the entry."""
+    printable = "".join(char if char.isprintable() else " " for char in label)
+    short = printable if len(printable) <= 24 else f"{printable[:23]}…"
+    return " " + short.replace("$", r"\$")
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from datasets import ClassLabel, Dataset, IterableDataset
 
 from .data import (
     DataArguments,
+    file_kind,
     find_files,
     first_samples,
     hold_out,
-    kind_of_file,
     load_named,
     load_text_datasets,
     naming_file,
@@ -32,7 +32,7 @@ _LOADERS = {
     "features": ("features", load_feature_datasets),
 }
 # Columns that are taken for labels where the run names none.
-_LABELS = ("label", "labels")
+_LABELS = ("label", "labels", "class", "target")
 _ARRAYS = (".npy", ".npz")
 
 
@@ -59,7 +59,7 @@ def load_run_samples(settings: dict[str, Any], modality: str, max_samples: int) 
     """Read a run's data again, and draw samples from it, the same ones every time.
 
     Held-out samples come first; where they are fewer than `max_samples`, training samples fill up. Labels are a column
-    `label` or `labels` beside the data (or the run's `label_column_name`), or the folders that images lie in.
+    beside the data (the run's `label_column_name`, or label, labels, class or target), or the folders of images.
 
     Args:
         settings: of the run, as its directory notes them.
@@ -149,7 +149,7 @@ def _file_labels(files: str, args: DataArguments, modality: str) -> list[str] | 
     for path in find_files("train_file", files):
         if path.lower().endswith((*_ARRAYS, *IMAGE_ENDINGS)):
             return None
-        kind = kind_of_file(path)
+        kind = file_kind(path)
         text = text_column(path, kind, args.text_column_name) if modality == "text" else None
         with naming_file(path):
             for row in read_rows(path, kind):

@@ -13,7 +13,14 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium")
 
-_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe")
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
 _DEADLINE = 60.0  # seconds for a whole page
 
 
