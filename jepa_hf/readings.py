@@ -50,7 +50,7 @@ class Rules:
 
     no_better: float = 0.98
     constant_lost: float = 0.01
-    chance: float = 1.5
+    chance: float = 2.0
     kept: float = 0.5
     lost: float = 0.1
     rank_least: float = 2.0
@@ -85,7 +85,7 @@ def read_loss(history: History, curves: Curves, width: int | None = None) -> Rea
         return Reading(f"{told}; without an evaluation there is no constant predictor to compare it with.")
     if not constant:
         return Reading(f"{told}; that of a constant predictor was not logged.")
-    if not constant[-1][1] > RULES.constant_lost * constant[0][1]:
+    if not constant[-1][1] > max(RULES.constant_lost * constant[0][1], 0.0):
         ends = f"that of a constant predictor {_change(constant)}"
         return Reading(f"{told}, but {ends}: all targets have become alike.", Level.COLLAPSED)
     share = points[-1][1] / constant[-1][1]
@@ -104,7 +104,7 @@ def read_loss(history: History, curves: Curves, width: int | None = None) -> Rea
 def read_hit_rate(history: History, curves: Curves, width: int | None = None) -> Reading:
     """Whether the right target is found more often than by chance."""
     points, chance = curve(history, "eval_hit_rate"), curve(history, "eval_hit_rate_chance")
-    if not points or not chance:
+    if not points or not chance or not chance[-1][1] > 0:
         return Reading(f"The hit rate in training {_change(points or curve(history, 'hit_rate'))}.")
     end, by_chance = points[-1][1], chance[-1][1]
     told = f"The hit rate {_change(points)}"

@@ -382,7 +382,7 @@ def _neighbours(represented: Representations) -> str:
     for query, found, similar in zip(queries, nearest, cosines, strict=True):
         cells = [_sample(represented, query)]
         for at, cosine in zip(found, similar, strict=True):
-            cells.append(f'{_sample(represented, at)}<div class="soft">cosine {cosine:.4f}</div>')
+            cells.append(_sample(represented, at, f"cosine {cosine:.4f}"))
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return (
         "<p>Samples and those whose vectors are nearest by cosine, out of the same samples: they should have something "
@@ -391,10 +391,10 @@ def _neighbours(represented: Representations) -> str:
     )
 
 
-def _sample(represented: Representations, at: int) -> str:
-    """A sample in a cell: a text, a thumbnail, or the number of its row, with its label."""
+def _sample(represented: Representations, at: int, *remarks: str) -> str:
+    """A sample in a cell: a text, a thumbnail, or the number of its row; below it its label, and what is remarked."""
     samples = represented.samples
-    label = "" if samples.labels is None else f'<div class="soft">{escape(_short(samples.labels[at]))}</div>'
+    below = [*([] if samples.labels is None else [f"label {_short(samples.labels[at])}"]), *remarks]
     match represented.modality:
         case "text":
             shown = escape(_short(samples.samples[at]))
@@ -402,7 +402,7 @@ def _sample(represented: Representations, at: int) -> str:
             shown = _thumbnail(samples.samples[at], samples.rows[at])
         case _:
             shown = escape(samples.rows[at])
-    return f"{shown}{label}"
+    return f'{shown}<div class="soft">{escape(", ".join(below))}</div>'
 
 
 def _short(text: str) -> str:

@@ -20,7 +20,7 @@ _INK = "#010203"
 _STYLE = "<style>:root{--ink:#24292f} @media (prefers-color-scheme: dark){:root{--ink:#d4d7dc}}</style>"
 _SIZE = (4.6, 3.1)  # inches: readable at the width of a phone
 _GREY = "#8c8c8c"
-_MOST_LABELS = 9
+_MOST_LABELS = 10
 
 
 def panel_svg(panel: Panel, history: History) -> str:
@@ -71,7 +71,9 @@ def map_svg(points: np.ndarray, labels: Sequence[str] | None) -> str:
 
 
 def _draw_labels(axis: Axes, points: np.ndarray, labels: np.ndarray, style: dict[str, float]) -> None:
-    frequent = [label for label, _ in Counter(labels.tolist()).most_common(_MOST_LABELS)]
+    counted = Counter(labels.tolist())
+    # One colour goes to the others, where there are any.
+    frequent = [label for label, _ in counted.most_common(_MOST_LABELS - (len(counted) > _MOST_LABELS))]
     shown = [(label, f"C{at}", labels == label) for at, label in enumerate(sorted(frequent))]
     others = ~np.isin(labels, frequent)
     for label, color, chosen in [*shown, ("others", _GREY, others)]:
