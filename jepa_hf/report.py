@@ -1,9 +1,12 @@
 """The report of a run: one HTML page that needs no network and runs no script."""
 
 import base64
+import errno
 import io
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
@@ -117,8 +120,11 @@ def write_report(
         raise UsageError(f"max_samples must be at least 2, not {max_samples}")
     run = load_run(run_dir)
     output = Path(run_dir) / REPORT_FILE if output is None else Path(output)
-    if output.is_dir() or not output.parent.is_dir():
-        raise UsageError(f"output {str(output)!r} is a folder, or lies in none; name a file in an existing folder")
+    with _writing(output):
+        if output.is_dir() or not output.parent.is_dir():
+            raise UsageError(f"output {str(output)!r} is a folder, or lies in none; name a file in an existing folder")
+        if not os.access(output.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     evaluated = _load_evaluation(run.folder, evaluation)
     represented: Representations | str
     try:
@@ -127,12 +133,18 @@ def write_report(
         represented = str(error)
     page, judged = render(run, represented, evaluated)
     new = output.with_name(f"{output.name}.new")
-    try:
+    with _writing(output):
         new.write_text(page, encoding="utf-8", errors="replace")
         new.replace(output)
+    return judged
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UsageError(f"output {str(output)!r} cannot be written ({error.strerror}); name another place") from None
-    return judged
 
 
 # ---- gathering

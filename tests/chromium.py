@@ -28,7 +28,7 @@ class Page:
     """A page in the browser, and all that it logged, threw and asked for.
 
     Args:
-        errors: texts of console messages, log entries and exceptions that tell of something wrong.
+        errors: of the file that is open, console messages, log entries and exceptions that tell of something wrong.
         requests: addresses that it loaded, its own included.
     """
 
@@ -42,6 +42,7 @@ class Page:
 
     def open(self, path: Path, width: int = 1200, dark: bool = False) -> None:
         """Load a file at this width, in light or dark colours, and wait until all of it is there."""
+        self._session, self.errors, self.requests = None, [], []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
