@@ -386,7 +386,7 @@ def _samples(represented: Representations, readings: list[Reading]) -> str:
 
 def _neighbours(represented: Representations) -> str:
     samples = represented.samples
-    among = samples.held_out or len(samples.samples)
+    among = samples.held_out if samples.held_out >= _QUERIES else len(samples.samples)
     queries = np.unique(np.linspace(0, among - 1, _QUERIES).astype(int))
     nearest, cosines = nearest_neighbours(represented.vectors["context"], queries, _NEIGHBOURS)
     head = "".join(f"<th>{name}</th>" for name in ("sample", *("nearest", "second", "third")[: nearest.shape[1]]))
