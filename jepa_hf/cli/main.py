@@ -17,6 +17,7 @@ usage: jepa-hf COMMAND ...
   train    pretrain an encoder: jepa-hf train [CONFIG.yaml] [--flag value ...]; with --accelerate_config FILE it is
            started by `accelerate launch` with that configuration
   masks    draw what train with the same flags would hide: jepa-hf masks [CONFIG.yaml] [--flag value ...]
+  evaluate how good are frozen encoders: probes, similarity, retrieval: jepa-hf evaluate MODEL ... --tasks FILE ...
   export   from a checkpoint to a plain encoder, a masked language model, or a model that brings its code
   report   one HTML page about a run, its curves read in sentences: jepa-hf report RUN_DIR
 
@@ -53,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .masks import main as masks
 
         return masks(rest)
+    if command == "evaluate":
+        from .evaluate import main as evaluate
+
+        return evaluate(rest)
     if command == "export":
         from .export import main as export
 
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return report(rest)
     print(
-        f"jepa-hf: error: unknown command {command!r}; the commands are train, masks, export and report",
+        f"jepa-hf: error: unknown command {command!r}; the commands are train, masks, evaluate, export and report",
         file=sys.stderr,
     )
     return 2

@@ -1,0 +1,158 @@
+"""`jepa-hf evaluate`: frozen encoders side by side, on labels, similarity and retrieval."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..embedding import POOLINGS, Embedder
+from ..errors import UsageError
+from ..version import __version__
+from .arguments import complain, quiet_libraries
+
+_FILES = ("evaluation.json", "evaluation.md", "scores.png", "spectrum.png", "map.png")
+_LIBRARIES = ("torch", "transformers", "scikit-learn", "sentence-transformers")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate; returns the exit code."""
+    quiet_libraries()
+    try:
+        options = _parser().parse_args(argv)
+        _run(options)
+    except UsageError as error:
+        return complain("jepa-hf evaluate", error)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="jepa-hf evaluate",
+        description="Judge frozen encoders side by side: linear probe and kNN on labelled samples, Spearman's "
+        "correlation on scored pairs of texts, recall on texts that belong together, all with 95 % intervals.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="directories or Hub names of encoders; the first is compared with"
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASK",
+        help="files (csv, tsv, json, jsonl, parquet, npz), folders with train.* and test.*, or data sets on the Hub; "
+        "their columns tell what they are: text, image or features with label; sentence1, sentence2 and score; pairs "
+        "such as query and document",
+    )
+    parser.add_argument("--pooling", nargs="+", default=["mean"], help=f"out of {', '.join(POOLINGS)}; default mean")
+    parser.add_argument("--output_dir", default="evaluation", help="where to write; default evaluation")
+    parser.add_argument("--text_column_name", help="the column of texts, or first,second of pairs")
+    parser.add_argument("--label_column_name", help="the column of labels")
+    parser.add_argument("--feature_column_names", help="columns of features, with commas")
+    parser.add_argument("--max_train_samples", type=int, help="draw so many rows to fit probes on")
+    parser.add_argument("--max_test_samples", type=int, help="draw so many rows to test on")
+    parser.add_argument("--batch_size", type=int, default=64, help="samples at once; default 64")
+    parser.add_argument("--max_seq_length", type=int, help="cut texts to so many tokens; default what a model takes")
+    parser.add_argument("--seed", type=int, default=42, help="of draws, splits and intervals; default 42")
+    parser.add_argument(
+        "--update_card", action="store_true", help="put the results into the README.md of the models that have one here"
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that a model brings")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Check everything, evaluate, write."""
+    output_dir = _checked(options)
+    try:
+        from ..evaluation import evaluate
+        from ..evaluation_plots import plot_maps, plot_scores, plot_spectrum
+        from ..evaluation_report import card_of, to_json, to_markdown, updated_card
+        from ..evaluation_tasks import TaskArguments, load_tasks
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"evaluate needs {error.name}, which is not installed: pip install 'jepa_hf[evaluate]'"
+        ) from None
+
+    cards = {model: card_of(model) for model in options.models}
+    if options.update_card and not any(cards.values()):
+        raise UsageError("update_card: none of the models is a directory with a README.md; leave the flag out")
+    names = ("text_column_name", "label_column_name", "feature_column_names", "max_train_samples", "max_test_samples")
+    tasks = load_tasks(
+        options.tasks, TaskArguments(seed=options.seed, **{name: getattr(options, name) for name in names})
+    )
+    embedders = [
+        Embedder.from_pretrained(
+            model,
+            batch_size=options.batch_size,
+            max_seq_length=options.max_seq_length,
+            trust_remote_code=options.trust_remote_code,
+        )
+        for model in options.models
+    ]
+    found = evaluate(embedders, tasks, options.pooling, seed=options.seed, show_progress=sys.stderr.isatty())
+
+    table = to_markdown(found)
+    written = {name: output_dir / name for name in _FILES}
+    output_dir.mkdir(parents=True, exist_ok=True)
+    plot_scores(found, _new(written["scores.png"]))
+    plot_spectrum(found, _new(written["spectrum.png"]))
+    if not plot_maps(found, _new(written["map.png"]), options.seed):
+        written.pop("map.png").unlink(missing_ok=True)
+    content = json.dumps(to_json(found, _settings(options)), indent=1) + "\n"
+    _new(written["evaluation.json"]).write_text(content, encoding="utf-8")
+    pictures = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in written if name.endswith(".png"))
+    _new(written["evaluation.md"]).write_text(f"# Evaluation\n\n{table}{pictures}", encoding="utf-8")
+    if options.update_card:
+        for model, card in cards.items():
+            if card is not None:
+                _new(card).write_text(
+                    updated_card(card.read_text(encoding="utf-8"), found, model), encoding="utf-8", newline=""
+                )
+                written[f"card of {model}"] = card
+    for path in written.values():
+        _new(path).replace(path)
+    print(table)
+    names = [name for name in _FILES if name in written]
+    print(f"written to {output_dir}: {', '.join(names)}")
+    for path in list(written.values())[len(names) :]:
+        print(f"updated {path}")
+
+
+def _checked(options: argparse.Namespace) -> Path:
+    """The directory to write to, which must be possible."""
+    for name in options.pooling:
+        if name not in POOLINGS:
+            raise UsageError(f"pooling must be one of {', '.join(POOLINGS)}, not {name!r}")
+    if len(set(options.pooling)) < len(options.pooling):
+        raise UsageError(f"pooling names one twice: {' '.join(options.pooling)}")
+    if options.seed < 0:
+        raise UsageError(f"seed must be at least 0, not {options.seed}")
+    folder = Path(options.output_dir)
+    places = (folder, *folder.parents)
+    if any(place.exists() and not place.is_dir() for place in places):
+        raise UsageError(f"output_dir {options.output_dir!r} is a file, or lies under one; name a directory")
+    if not os.access(next(place for place in places if place.exists()), os.W_OK):
+        raise UsageError(f"output_dir {options.output_dir!r} cannot be written to; name another directory")
+    return folder
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, when, and with which versions."""
+    versions = {"jepa_hf": __version__, **{name: version(name) for name in _LIBRARIES}}
+    return {**vars(options), "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
+
+
+def _new(path: Path) -> Path:
+    """Where a file is written, to be renamed when it is whole."""
+    return path.with_name(f"{path.stem}.new{path.suffix}")
