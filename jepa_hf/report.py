@@ -49,6 +49,9 @@ _MAIN_SETTINGS = (
     "num_train_epochs", "seed",
 )  # fmt: skip
 
+# What metrics are called on the page, where not by their names.
+_METRICS = {"linear_probe": "linear probe", "knn": "kNN", "spearman": "Spearman's correlation"}
+
 # What the encoders are called on the page.
 _ENCODERS = {"context": "context encoder", "target": "target encoder", "random": "random weights"}
 
@@ -310,11 +313,13 @@ def _evaluation(evaluation: Any, folder: Path) -> str:
     if evaluation is None:
         command = f"jepa-hf evaluate {folder} --tasks FILE --output_dir {folder / 'evaluation'}"
         return f"<p>There are no probes of this run yet; <code>{escape(command)}</code> makes them.</p>"
+    scores = evaluation["scores"]
+    columns = list(dict.fromkeys((score["task"], score["metric"]) for score in scores))
     header = ("task", "metric", "model", "pooling", "score", "95 % interval", "difference to the first", "samples")
     rows = [
         (
             score["task"],
-            score["metric"].replace("_", " "),
+            _METRICS.get(score["metric"], score["metric"]),
             score["model"],
             score["pooling"],
             f"{100 * score['value']:.1f}",
@@ -322,7 +327,7 @@ def _evaluation(evaluation: Any, folder: Path) -> str:
             _difference(score),
             f"{score['n']:,}",
         )
-        for score in sorted(evaluation["scores"], key=lambda score: (score["task"], score["metric"]))
+        for score in sorted(scores, key=lambda score: columns.index((score["task"], score["metric"])))
     ]
     told = (
         "Scores × 100 of frozen representations on test samples. Where the interval of a difference to the first model "
@@ -377,7 +382,7 @@ def _samples(represented: Representations, readings: list[Reading]) -> str:
     counted = len(samples.samples)
     source = f"{counted:,} samples of the run's data, {samples.held_out:,} of them held out of the training"
     if samples.damaged:
-        source += f" ({samples.damaged:,} damaged images were left out)"
+        source += f" (damaged and left out: {samples.damaged:,})"
     intro = f'<p class="soft">From {source}: one vector for each, the mean over its positions.</p>'
     return _section("Representations", intro + _panels(figures)) + _section(
         "Nearest neighbours", _neighbours(represented)

@@ -17,6 +17,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 from jepa_hf import UsageError
+from jepa_hf.cli.main import main
 from jepa_hf.readings import Level
 from jepa_hf.report import nearest_neighbours, principal_components, singular_values, write_report
 from jepa_hf.report_plots import map_svg
@@ -199,6 +200,17 @@ def test_probes_are_a_table_with_intervals(run: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.json"
     elsewhere.write_text(json.dumps({"scores": [EVALUATION["scores"][0] | {"value": 0.1234}]}))
     assert "12.370.0" in report(run, max_samples=10, evaluation=elsewhere).text
+
+
+def test_what_evaluate_writes_is_understood(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = json.loads((run / "_run.json").read_text())["settings"]["train_file"]
+    flags = ("--tasks", data, "--text_column_name", "text", "--output_dir", str(run / "evaluation"))
+    assert main(["evaluate", str(run), *flags]) == 0, capfd.readouterr().err
+    scores = json.loads((run / "evaluation" / "evaluation.json").read_text())["scores"]
+    text = report(run, max_samples=10).text
+    for score in scores:
+        low, high = score["confidence_interval"]
+        assert f"{100 * score['value']:.1f}{100 * low:.1f} to {100 * high:.1f}" in text
 
 
 def test_without_probes_the_page_says_how_to_make_them(run: Path) -> None:
