@@ -295,9 +295,14 @@ def _describe(argument: str, path: str, kind: str, text_column_name: str | None)
     status = os.stat(path)
     if status.st_size == 0:
         raise UsageError(f"{argument} '{path}' is empty; give a file with text")
-    with naming_file(path):
-        column = _choose_column(_column_types(path, kind), text_column_name, f"'{path}'")
+    column = text_column(path, kind, text_column_name)
     return _TextFile(path, kind, column, (os.path.abspath(path), status.st_size, status.st_mtime_ns))
+
+
+def text_column(path: str, kind: str, wanted: str | None) -> str:
+    """The column of a file that holds its texts: the `wanted` one, else `text`, else the only one of strings."""
+    with naming_file(path):
+        return _choose_column(_column_types(path, kind), wanted, f"'{path}'")
 
 
 def _choose_column(types: dict[str, str], wanted: str | None, source: str) -> str:

@@ -10,7 +10,7 @@ from datasets.exceptions import DatasetsError
 from .data import DataArguments, find_files, first_samples, hold_out, load_named, naming_file, open_parquet
 from .errors import UsageError
 
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 
 
 def load_image_datasets(args: DataArguments, *, seed: int, need_validation: bool) -> tuple[Dataset, Dataset | None]:
@@ -77,19 +77,19 @@ def _load_files(argument: str, files: str, args: DataArguments, split: str) -> D
 def _images_in(argument: str, folder: str) -> list[str]:
     """The paths of all images in a folder and those below it, sorted."""
     paths = glob(os.path.join(escape(folder), "**", "*"), recursive=True)
-    found = sorted(path for path in paths if path.lower().endswith(_IMAGES) and os.path.isfile(path))
+    found = sorted(path for path in paths if path.lower().endswith(IMAGE_ENDINGS) and os.path.isfile(path))
     if not found:
         raise UsageError(
-            f"{argument} '{folder}' is a folder without images ({', '.join(_IMAGES)}); check the path, or name parquet "
-            f"files, such as '{os.path.join(folder, '*.parquet')}'"
+            f"{argument} '{folder}' is a folder without images ({', '.join(IMAGE_ENDINGS)}); check the path, or name "
+            f"parquet files, such as '{os.path.join(folder, '*.parquet')}'"
         )
     return found
 
 
 def _kind(path: str) -> str:
     ending = os.path.splitext(path.lower())[1]
-    if ending not in (*_IMAGES, ".parquet"):
-        raise UsageError(f"'{path}' is no image: known endings are {', '.join(_IMAGES)} and .parquet")
+    if ending not in (*IMAGE_ENDINGS, ".parquet"):
+        raise UsageError(f"'{path}' is no image: known endings are {', '.join(IMAGE_ENDINGS)} and .parquet")
     return "parquet" if ending == ".parquet" else "image"
 
 

@@ -1,55 +1,136 @@
-"""The picture of a run: loss and health over its steps."""
+"""The curves of a run: loss and health over its steps."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Title; values that the vertical axis reaches in any case, so that small changes look small; curves: name in the log
-# and label.
-_PANELS: tuple[tuple[str, tuple[float, ...], tuple[tuple[str, str], ...]], ...] = (
-    (
+from .readings import (
+    Curves,
+    Reader,
+    curve,
+    read_change,
+    read_cosine,
+    read_hit_rate,
+    read_loss,
+    read_rank,
+    read_spread,
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share their axes.
+
+    Args:
+        title: of the panel.
+        curves: name in the log and label of each.
+        read: makes a sentence of them.
+        reached: values that the vertical axis reaches in any case, so that small changes look small.
+    """
+
+    title: str
+    curves: Curves
+    read: Reader = read_change
+    reached: tuple[float, ...] = ()
+
+
+# A panel more is a line more. The first four are `training.png`.
+PANELS: tuple[Panel, ...] = (
+    Panel(
         "Prediction loss",
-        (),
         (
             ("prediction_loss", "training"),
             ("eval_prediction_loss", "evaluation"),
             ("eval_constant_prediction_loss", "constant predictor"),
         ),
+        read_loss,
     ),
-    (
+    Panel(
         "Hit rate: is the right target the nearest of its batch?",
-        (0.0,),
         (
             ("hit_rate", "training, in its batches"),
             ("eval_hit_rate", "evaluation, in its batches"),
             ("eval_hit_rate_chance", "chance in evaluation"),
         ),
-    ),
-    (
-        "Effective rank",
+        read_hit_rate,
         (0.0,),
+    ),
+    Panel(
+        "Effective rank",
         (
             ("target_rank", "targets, training"),
             ("eval_target_rank", "targets, evaluation"),
             ("eval_context_rank", "context encoder, evaluation"),
         ),
+        read_rank,
+        (0.0,),
     ),
-    (
+    Panel(
         "Mean pairwise cosine (1: collapsed)",
-        (0.0, 1.0),
         (
             ("target_pairwise_cosine", "targets, training"),
             ("eval_target_pairwise_cosine", "targets, evaluation"),
             ("eval_context_pairwise_cosine", "context encoder, evaluation"),
         ),
+        read_cosine,
+        (0.0, 1.0),
     ),
+    Panel(
+        "Spread of directions (0: collapsed)",
+        (
+            ("target_spread", "targets, training"),
+            ("eval_target_spread", "targets, evaluation"),
+            ("eval_context_spread", "context encoder, evaluation"),
+        ),
+        read_spread,
+        (0.0, 1.0),
+    ),
+    Panel(
+        "Masked-language-model loss",
+        (("mlm_loss", "the loss in training"), ("eval_mlm_loss", "the loss in evaluation")),
+    ),
+    Panel(
+        "Variance, covariance and SIGReg terms",
+        (
+            ("variance_loss", "the variance term"),
+            ("covariance_loss", "the covariance term"),
+            ("sigreg_loss", "the SIGReg term"),
+        ),
+    ),
+    Panel("Norm of the gradient", (("grad_norm", "the norm of the gradient"),), reached=(0.0,)),
+    Panel("EMA decay of the target encoder", (("ema_decay", "the decay"),)),
+    Panel("Learning rate", (("learning_rate", "the learning rate"),), reached=(0.0,)),
 )
+
+# Points of a curve that are drawn at most: more are finer than a screen, and make a page heavy.
+_MOST_POINTS = 1000
+
+
+def draw_panel(axis: Axes, panel: Panel, log_history: list[dict[str, Any]]) -> None:
+    """Draw those curves of a panel that the log holds, with a legend; the title is left to the caller."""
+    for number, (name, label) in enumerate(panel.curves):
+        points = curve(log_history, name)
+        if not points:
+            continue
+        every = -(-len(points) // _MOST_POINTS)
+        steps, values = zip(*points[(len(points) - 1) % every :: every], strict=True)
+        evaluated = name.startswith("eval_")
+        style = {"marker": "o", "markersize": 4} if evaluated or len(points) == 1 else {"alpha": 0.6}
+        axis.plot(steps, values, label=label, color=f"C{number}", **style)
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
+    if axis.has_data():
+        axis.update_datalim([(axis.dataLim.x0, value) for value in panel.reached])
+        axis.autoscale_view()
+        axis.legend(fontsize=8)
 
 
 def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
-    """Draw the curves of a run's log to a PNG.
+    """Draw the first four panels of a run's log to a PNG.
 
     Args:
         log_history: `trainer.state.log_history`.
@@ -57,21 +138,7 @@ def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
     """
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 2)
-    for axis, (title, reached, curves) in zip(axes.flat, _PANELS, strict=True):
-        for number, (name, label) in enumerate(curves):
-            points = [(entry["step"], entry[name]) for entry in log_history if name in entry and "step" in entry]
-            if not points:
-                continue
-            steps, values = zip(*points, strict=True)
-            evaluated = name.startswith("eval_")
-            style = {"marker": "o", "markersize": 4} if evaluated or len(points) == 1 else {"alpha": 0.6}
-            axis.plot(steps, values, label=label, color=f"C{number}", **style)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        if axis.has_data():
-            axis.update_datalim([(axis.dataLim.x0, value) for value in reached])
-            axis.autoscale_view()
-            axis.legend(fontsize=8)
+    for axis, panel in zip(figure.subplots(2, 2).flat, PANELS[:4], strict=True):
+        draw_panel(axis, panel, log_history)
+        axis.set_title(panel.title, fontsize=10)
     figure.savefig(path, dpi=110)

@@ -1,15 +1,18 @@
 """A run's output directory: whose it is, how far the run in it got, and what to do about it."""
 
 import json
+import platform
 import re
 import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .base_trainer import CHECKPOINT_FILES, check_checkpoint
 from .errors import UsageError
+from .version import __version__
 
 # An underscore in front: the Hub client's uploads leave it out.
 RUN_FILE = "_run.json"
@@ -21,7 +24,7 @@ _WRITTEN = (
     "metrics.json", "README.md", "training.png", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "masks.png", "preprocessor_config.json", "configuration_feature_encoder.py",
     "modeling_feature_encoder.py", "errors.py", "positions.py", "vocab.txt", "vocab.json", "merges.txt", "spm.model",
-    "sentencepiece.bpe.model",
+    "sentencepiece.bpe.model", "report.html", "report.html.new", "evaluation",
 )  # fmt: skip
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -91,7 +94,7 @@ def plan_run(
     if checkpoint:
         return RunPlan(checkpoint=Path(checkpoint), note=f"resuming from {checkpoint}")
 
-    before = _read(run_file)
+    before = read_run(folder)
     changed = [
         f"{name} {_shown(before['settings'].get(name))} -> {_shown(settings.get(name))}"
         for name in sorted({*settings, *before["settings"]})
@@ -150,6 +153,38 @@ def finish_run(output_dir: str | Path, settings: dict[str, Any]) -> None:
     _write(Path(output_dir), settings, finished=True)
 
 
+def read_run(output_dir: str | Path) -> dict[str, Any]:
+    """What a directory notes about its run.
+
+    Returns:
+        `settings`, a dictionary as JSON knows it; `finished`, a bool; and `versions`, the versions of what wrote
+        it last by name, empty for runs that did not note them.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    run_file = Path(output_dir) / RUN_FILE
+    try:
+        content = json.loads(run_file.read_text(encoding="utf-8"))
+        return {
+            "settings": dict(content["settings"]),
+            "finished": bool(content["finished"]),
+            "versions": dict(content.get("versions", {})),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{run_file} is damaged ({error}); start over with --overwrite_output_dir") from None
+
+
+def versions() -> dict[str, str]:
+    """What decides how a run goes, beside its settings.
+
+    >>> sorted(versions())[:3]
+    ['Python', 'accelerate', 'datasets']
+    """
+    packages = ("torch", "transformers", "accelerate", "datasets", "numpy")
+    return {"jepa_hf": __version__, "Python": platform.python_version()} | {name: version(name) for name in packages}
+
+
 def _is_ours(name: str) -> bool:
     return _CHECKPOINT.fullmatch(name) is not None or any(fnmatch(name, pattern) for pattern in _WRITTEN)
 
@@ -162,16 +197,9 @@ def _matters(name: str) -> bool:
     return name not in _LENGTH and not any(fnmatch(name, pattern) for pattern in _FREE)
 
 
-def _read(run_file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(run_file.read_text(encoding="utf-8"))
-        return {"settings": dict(content["settings"]), "finished": bool(content["finished"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{run_file} is damaged ({error}); start over with --overwrite_output_dir") from None
-
-
 def _write(folder: Path, settings: dict[str, Any], finished: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / f"{RUN_FILE}.new"
-    new.write_text(json.dumps({"finished": finished, "settings": settings}, indent=1) + "\n", encoding="utf-8")
+    content = {"finished": finished, "settings": settings, "versions": versions()}
+    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     new.replace(folder / RUN_FILE)

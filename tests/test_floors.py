@@ -19,6 +19,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(
         ("embedding", "online_probe", "evaluation", "evaluation_plots", "evaluation_report", "evaluation_tasks"), 3
     ),
+    **dict.fromkeys(("readings", "report_plots", "run_samples", "report"), 3),
     **dict.fromkeys(("cli", "cli.arguments", "cli.export", "cli.main", "cli.train", "cli.__main__"), 4),
     **dict.fromkeys(
         (
@@ -30,6 +31,7 @@ FLOORS: dict[str, int] = {
             "cli.features",
             "cli.masks",
             "cli.evaluate",
+            "cli.report",
         ),
         4,
     ),

@@ -12,7 +12,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from jepa_hf import JepaTrainer, UsageError
 from jepa_hf.cli import train as train_module
 from jepa_hf.cli.train import main
-from jepa_hf.run_directory import RUN_FILE, RunPlan, finish_run, last_checkpoint, plan_run, start_run
+from jepa_hf.run_directory import (
+    RUN_FILE,
+    RunPlan,
+    finish_run,
+    last_checkpoint,
+    plan_run,
+    read_run,
+    start_run,
+    versions,
+)
 
 SETTINGS: dict[str, Any] = {"mask_ratio": 0.3, "max_steps": 20, "num_train_epochs": 3.0, "logging_steps": 10}
 
@@ -209,9 +218,9 @@ def test_a_damaged_run_file_is_told_and_can_be_overwritten(unfinished: Path, con
 
 def test_a_run_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     start_run(tmp_path, SETTINGS, RunPlan())
-    assert json.loads((tmp_path / RUN_FILE).read_text()) == {"finished": False, "settings": SETTINGS}
+    assert read_run(tmp_path) == {"finished": False, "settings": SETTINGS, "versions": versions()}
     finish_run(tmp_path, SETTINGS)
-    assert json.loads((tmp_path / RUN_FILE).read_text()) == {"finished": True, "settings": SETTINGS}
+    assert read_run(tmp_path) == {"finished": True, "settings": SETTINGS, "versions": versions()}
     assert [path.name for path in tmp_path.iterdir()] == [RUN_FILE]
 
 

@@ -19,6 +19,7 @@ usage: jepa-hf COMMAND ...
   masks    draw what train with the same flags would hide: jepa-hf masks [CONFIG.yaml] [--flag value ...]
   evaluate how good are frozen encoders: probes, similarity, retrieval: jepa-hf evaluate MODEL ... --tasks FILE ...
   export   from a checkpoint to a plain encoder, a masked language model, or a model that brings its code
+  report   one HTML page about a run, its curves read in sentences: jepa-hf report RUN_DIR
 
 `jepa-hf COMMAND --help` lists a command's options.
 """
@@ -61,8 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .export import main as export
 
         return export(rest)
+    if command == "report":
+        from .report import main as report
+
+        return report(rest)
     print(
-        f"jepa-hf: error: unknown command {command!r}; the commands are train, masks, evaluate and export",
+        f"jepa-hf: error: unknown command {command!r}; the commands are train, masks, evaluate, export and report",
         file=sys.stderr,
     )
     return 2

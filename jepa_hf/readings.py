@@ -1,0 +1,292 @@
+"""What the curves of a run say: one sentence for each, computed from the log, and one for the run."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+History = list[dict[str, Any]]
+# Of a panel: name in the log, and label.
+Curves = tuple[tuple[str, str], ...]
+
+
+class Level(IntEnum):
+    """How bad a reading is; the worst one is the run's."""
+
+    UNJUDGED = 0
+    HEALTHY = 1
+    WARNING = 2
+    COLLAPSED = 3
+    DIVERGED = 4
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A sentence, and how bad it is."""
+
+    sentence: str
+    level: Level = Level.UNJUDGED
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Every threshold of this file.
+
+    Args:
+        no_better: a loss above this share of the constant predictor's is no better than it.
+        constant_lost: a constant predictor whose loss is below this share of its start predicts targets that are all
+            alike.
+        chance: a hit rate below so many times chance is chance.
+        kept: a rank below this share of its start, or of the random start's, is a warning,
+        lost: and below this share the representation has collapsed;
+        rank_least: so has one of fewer directions than this, whatever the start.
+        alike: a mean pairwise cosine above this is a warning,
+        same: and above this all vectors are the same for practical purposes.
+        spread_low: a spread below this is a warning,
+        spread_lost: and below this all vectors point the same way: √(1 − `same`).
+        few_steps: in a shorter run, guesses without skill have had no time to become better.
+    """
+
+    no_better: float = 0.98
+    constant_lost: float = 0.01
+    chance: float = 2.0
+    kept: float = 0.5
+    lost: float = 0.1
+    rank_least: float = 2.0
+    alike: float = 0.9
+    same: float = 0.99
+    spread_low: float = 0.3
+    spread_lost: float = 0.1
+    few_steps: int = 100
+
+
+RULES = Rules()
+
+Reader = Callable[[History, Curves, int | None], Reading]
+
+
+def curve(history: History, name: str) -> list[tuple[int, float]]:
+    """Step and value of every entry that has the name."""
+    return [(entry["step"], float(entry[name])) for entry in history if "step" in entry and _is_number(entry.get(name))]
+
+
+def read_loss(history: History, curves: Curves, width: int | None = None) -> Reading:
+    """Whether the guesses beat those of a constant predictor."""
+    evaluated = curve(history, "eval_prediction_loss")
+    points = evaluated or curve(history, "prediction_loss")
+    where = "" if evaluated else " in training"
+    if (step := _not_finite(points)) is not None:
+        sentence = f"The prediction loss{where} is not a finite number at step {step}: the run has diverged."
+        return Reading(sentence, Level.DIVERGED)
+    told = f"The prediction loss{where} {_change(points)}"
+    constant = curve(history, "eval_constant_prediction_loss")
+    if not evaluated:
+        return Reading(f"{told}; without an evaluation there is no constant predictor to compare it with.")
+    if not constant:
+        return Reading(f"{told}; that of a constant predictor was not logged.")
+    if not constant[-1][1] > max(RULES.constant_lost * constant[0][1], 0.0):
+        ends = f"that of a constant predictor {_change(constant)}"
+        return Reading(f"{told}, but {ends}: all targets have become alike.", Level.COLLAPSED)
+    share = points[-1][1] / constant[-1][1]
+    if share < RULES.no_better:
+        ends = f"ends {percent(1 - share)} below that of a constant predictor"
+        return Reading(f"{told} and {ends}: the guesses depend on the sample.", Level.HEALTHY)
+    ends = f"ends at {percent(share)} of that of a constant predictor"
+    sentence = f"{told} and {ends}: the guesses are no better than always the same one"
+    if not _by_chance(history):
+        return Reading(f"{sentence}, though they still find the right target.", Level.WARNING)
+    if points[-1][0] < RULES.few_steps:
+        return Reading(f"{sentence}; {points[-1][0]} steps are too few to tell why.", Level.WARNING)
+    return Reading(f"{sentence}, nor do they find the right target: token collapse.", Level.COLLAPSED)
+
+
+def read_hit_rate(history: History, curves: Curves, width: int | None = None) -> Reading:
+    """Whether the right target is found more often than by chance."""
+    points, chance = curve(history, "eval_hit_rate"), curve(history, "eval_hit_rate_chance")
+    if not points or not chance or not chance[-1][1] > 0:
+        return Reading(f"The hit rate in training {_change(points or curve(history, 'hit_rate'))}.")
+    end, by_chance = points[-1][1], chance[-1][1]
+    told = f"The hit rate {_change(points)}"
+    if not _by_chance(history):
+        times = end / by_chance
+        return Reading(
+            f"{told}, {number(times)} times what chance gives: guesses tell the targets apart.", Level.HEALTHY
+        )
+    sentence = f"{told}, where chance gives {number(by_chance)}: the right target is found no more often than any other"
+    return Reading(f"{sentence}.", Level.WARNING)
+
+
+def read_rank(history: History, curves: Curves, width: int | None = None) -> Reading:
+    """How many directions the representations have kept; the worst curve is told."""
+    of = "" if width is None else f" of {width}"
+
+    def told(label: str, points: list[tuple[int, float]]) -> Reading:
+        start, end = points[0][1], points[-1][1]
+        change = f"The effective rank of the {label} {_change(points)}{of} directions"
+        if end < RULES.rank_least or end < RULES.lost * start:
+            return Reading(f"{change}: the representation has collapsed.", Level.COLLAPSED)
+        if end < RULES.kept * start:
+            return Reading(f"{change}: more than half of the directions are lost.", Level.WARNING)
+        kept = "" if len(points) == 1 else ", at least half of the start's (rank does not see how small they are)"
+        return Reading(f"{change}{kept}.", Level.HEALTHY)
+
+    return _worst(history, curves, told)
+
+
+def read_cosine(history: History, curves: Curves, width: int | None = None) -> Reading:
+    """Whether the representations still differ; the worst curve is told."""
+
+    def told(label: str, points: list[tuple[int, float]]) -> Reading:
+        start, end = points[0][1], points[-1][1]
+        change = f"The mean cosine between {label} {_change(points, _fixed)}"
+        if end > RULES.same and (start <= RULES.same or len(points) == 1):
+            return Reading(f"{change}: all of them are alike, the representation has collapsed.", Level.COLLAPSED)
+        if end > RULES.alike and start > RULES.alike:
+            return Reading(f"{change}: they are much alike, but were so at the start.", Level.WARNING)
+        if end > RULES.alike:
+            return Reading(f"{change}: they have become much alike.", Level.WARNING)
+        return Reading(f"{change}, where 1 is collapse: they differ.", Level.HEALTHY)
+
+    return _worst(history, curves, told)
+
+
+def read_spread(history: History, curves: Curves, width: int | None = None) -> Reading:
+    """Whether the representations point in many directions; the worst curve is told."""
+
+    def told(label: str, points: list[tuple[int, float]]) -> Reading:
+        start, end = points[0][1], points[-1][1]
+        change = f"The spread of the {label} {_change(points, _fixed)}, where about 1 is healthy"
+        if end < RULES.spread_lost <= start:
+            return Reading(f"{change}: all point the same way.", Level.COLLAPSED)
+        if end < RULES.spread_low:
+            return Reading(f"{change}: they nearly point the same way.", Level.WARNING)
+        return Reading(f"{change}.", Level.HEALTHY)
+
+    return _worst(history, curves, told)
+
+
+def read_change(history: History, curves: Curves, width: int | None = None) -> Reading:
+    """How the curves went from start to end, unjudged."""
+    known = [(label, points) for name, label in curves if (points := curve(history, name))]
+    told = "; ".join(f"{label} {_change(points)}" for label, points in known)
+    return Reading(f"{told[:1].upper()}{told[1:]}.")
+
+
+def read_samples(ranks: dict[str, float], cosines: dict[str, float], width: int) -> Reading:
+    """What whole samples, one vector each, say of the trained encoders beside the same network with random weights.
+
+    Args:
+        ranks: effective rank of the vectors by encoder: "context", "target" and "random".
+        cosines: their mean pairwise cosine, by encoder too.
+        width: of the vectors.
+    """
+    told = (
+        f"Over whole samples the context encoder uses {number(ranks['context'])} of {width} directions, the target "
+        f"encoder {number(ranks['target'])}, the same network with random weights {number(ranks['random'])}"
+    )
+    apart, apart_at_random = 1 - cosines["context"], 1 - cosines["random"]
+    if cosines["context"] > RULES.same and apart < RULES.lost * apart_at_random:
+        alike = f"the mean cosine between samples is {cosines['context']:.4f}"
+        return Reading(f"{told}, but {alike}: they are all alike, the representation has collapsed.", Level.COLLAPSED)
+    if ranks["context"] < RULES.rank_least or ranks["context"] < RULES.lost * ranks["random"]:
+        return Reading(f"{told}: samples are hardly told apart, the representation has collapsed.", Level.COLLAPSED)
+    if ranks["context"] < RULES.kept * ranks["random"]:
+        return Reading(f"{told}: training has cost more than half of them.", Level.WARNING)
+    return Reading(f"{told}.", Level.HEALTHY)
+
+
+def verdict(readings: Iterable[Reading], evaluated: bool) -> Reading:
+    """One sentence for the run: its worst level. The reasons are the readings of that level."""
+    judged = [reading for reading in readings if reading.level > Level.UNJUDGED]
+    if not judged:
+        return Reading("Nothing was logged that tells whether this run is healthy.")
+    worst = max(reading.level for reading in judged)
+    basis = "" if evaluated else ", as far as training batches tell, for no evaluation was run"
+    said = sum(reading.level == worst for reading in judged)
+    match worst:
+        case Level.HEALTHY:
+            what = "Healthy: none of the curves that are judged shows a sign of collapse"
+        case Level.WARNING:
+            what = f"Warning: {said} of {len(judged)} readings {'ask' if said > 1 else 'asks'} for a closer look"
+        case Level.COLLAPSED:
+            what = f"Collapsed: {said} of {len(judged)} readings {'say' if said > 1 else 'says'} so"
+        case _:
+            what = "Diverged: the loss is no finite number any more"
+    return Reading(f"{what}{basis}.", worst)
+
+
+def reasons(readings: Iterable[Reading]) -> list[str]:
+    """The sentences behind a verdict: those of its level and, where that is bad, of the warnings too."""
+    judged = sorted((reading for reading in readings if reading.level), key=lambda reading: -reading.level)
+    least = Level.WARNING if judged and judged[0].level > Level.HEALTHY else Level.HEALTHY
+    return [reading.sentence for reading in judged if reading.level >= least]
+
+
+def _worst(
+    history: History,
+    curves: Curves,
+    told: Callable[[str, list[tuple[int, float]]], Reading],
+) -> Reading:
+    """The reading of the worst curve; evaluations, where there are any, speak instead of training batches."""
+    names = [name for name, _ in curves if curve(history, name)]
+    spoken = [name for name in names if name.startswith("eval_")] or names
+    labels = {name: label.partition(",")[0] for name, label in curves}
+    readings = []
+    for name in spoken:
+        points = curve(history, name)
+        if (step := _not_finite(points)) is not None:
+            sentence = f"The curve of the {labels[name]} is not a finite number at step {step}: the run has diverged."
+            readings.append(Reading(sentence, Level.DIVERGED))
+        else:
+            readings.append(told(labels[name], points))
+    return max(readings, key=lambda reading: reading.level)
+
+
+def _by_chance(history: History) -> bool:
+    """Whether the last evaluation's hit rate is that of chance; unknown is taken for no."""
+    hits, chance = curve(history, "eval_hit_rate"), curve(history, "eval_hit_rate_chance")
+    return bool(hits and chance) and not hits[-1][1] >= RULES.chance * chance[-1][1]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _not_finite(points: list[tuple[int, float]]) -> int | None:
+    """The first step whose value is no finite number."""
+    return next((step for step, value in points if not math.isfinite(value)), None)
+
+
+def _change(points: list[tuple[int, float]], shown: Callable[[float], str] | None = None) -> str:
+    if not points:
+        return "was not logged"
+    shown = shown or number
+    start, end = points[0][1], points[-1][1]
+    if len(points) == 1:
+        return f"is {shown(end)} at step {points[0][0]}"
+    if shown(start) == shown(end):
+        return f"stayed at {shown(end)}"
+    return f"{'fell' if end < start else 'rose'} from {shown(start)} to {shown(end)}"
+
+
+def _fixed(value: float) -> str:
+    """For what lies between -1 and 1.
+
+    >>> _fixed(-0.00004), _fixed(0.99949)
+    ('0.000', '0.999')
+    """
+    return f"{value:.3f}".removeprefix("-") if abs(value) < 0.0005 else f"{value:.3f}"
+
+
+def number(value: float) -> str:
+    """Three digits that count: 0.00123, 12.3, 1,230.
+
+    >>> [number(value) for value in (0.0012345, 0.5, 12.345, 384.0, 12345.0, 1e-7)]
+    ['0.00123', '0.5', '12.3', '384', '12,345', '1e-07']
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

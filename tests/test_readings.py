@@ -1,0 +1,175 @@
+"""Claims about the readings: made-up histories of known diseases get the right diagnosis, in one sentence each."""
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jepa_hf.plots import PANELS
+from jepa_hf.readings import RULES, History, Level, Reading, curve, read_samples, reasons, verdict
+
+
+def evaluated(steps: int = 300, **last: float) -> History:
+    """A healthy run of three evaluations, of which `last` changes the last one."""
+    start = {
+        "prediction_loss": 0.41,
+        "constant_prediction_loss": 0.40,
+        "hit_rate": 0.01,
+        "hit_rate_chance": 0.01,
+        "target_rank": 290.0,
+        "context_rank": 285.0,
+        "target_pairwise_cosine": 0.1,
+        "context_pairwise_cosine": 0.3,
+        "target_spread": 0.99,
+        "context_spread": 0.9,
+    }
+    end = start | {"prediction_loss": 0.25, "hit_rate": 0.6, "target_rank": 250.0, "context_rank": 240.0} | last
+    halfway = {name: (start[name] + end[name]) / 2 for name in start}
+    log: History = []
+    for step, values in ((0, start), (steps // 2, halfway), (steps, end)):
+        log.append({"eval_loss": 1.0, "step": step} | {f"eval_{name}": value for name, value in values.items()})
+    return log
+
+
+def readings(history: History, width: int | None = 384) -> dict[str, Reading]:
+    """By the first word of a panel's title, for the panels that the history has curves for."""
+    return {
+        panel.title.split()[0]: panel.read(history, panel.curves, width)
+        for panel in PANELS
+        if any(curve(history, name) for name, _ in panel.curves)
+    }
+
+
+def overall(history: History) -> Reading:
+    return verdict(readings(history).values(), evaluated=bool(curve(history, "eval_loss")))
+
+
+def test_a_healthy_run() -> None:
+    found = readings(evaluated())
+    assert {reading.level for reading in found.values()} == {Level.HEALTHY}
+    assert found["Prediction"].sentence == (
+        "The prediction loss fell from 0.41 to 0.25 and ends 38 % below that of a constant predictor: the guesses "
+        "depend on the sample."
+    )
+    assert "fell from 290 to 250 of 384 directions" in found["Effective"].sentence
+    assert "rose from 0.01 to 0.6, 60 times what chance gives" in found["Hit"].sentence
+    assert overall(evaluated()).level == Level.HEALTHY
+    assert len(reasons(found.values())) == len(found)
+
+
+def test_total_collapse_with_a_rank_that_does_not_show_it() -> None:
+    """All vectors alike: cosine, spread and the constant predictor tell, whatever the rank of the rest is."""
+    history = evaluated(
+        target_pairwise_cosine=0.9999,
+        context_pairwise_cosine=0.9999,
+        target_spread=0.001,
+        context_spread=0.001,
+        prediction_loss=3e-6,
+        constant_prediction_loss=-0.0,
+    )
+    found = readings(history)
+    assert [found[name].level for name in ("Prediction", "Mean", "Spread")] == [Level.COLLAPSED] * 3
+    assert found["Effective"].level == Level.HEALTHY
+    assert overall(history).level == Level.COLLAPSED
+    assert overall(history).sentence.startswith("Collapsed: 3 of 5 readings")
+
+
+@pytest.mark.parametrize("whose", ["target", "context"])
+def test_dimensional_collapse_of_either_encoder(whose: str) -> None:
+    history = evaluated(**{f"{whose}_rank": 4.0})
+    sentence = readings(history)["Effective"].sentence
+    assert "to 4 of 384 directions: the representation has collapsed." in sentence
+    assert whose in sentence
+    assert overall(history).level == Level.COLLAPSED
+    assert overall(evaluated(**{f"{whose}_rank": 120.0})).level == Level.WARNING
+
+
+def test_token_collapse() -> None:
+    """No better than a constant guess, and the right target is found by chance."""
+    history = evaluated(prediction_loss=0.4, hit_rate=0.011)
+    found = readings(history)
+    assert found["Prediction"].level == Level.COLLAPSED
+    assert "token collapse" in found["Prediction"].sentence
+    assert found["Hit"].level == Level.WARNING
+    assert "no more often than any other" in found["Hit"].sentence
+    assert overall(history).level == Level.COLLAPSED
+
+
+def test_a_short_run_is_not_called_collapsed_for_having_learnt_nothing() -> None:
+    history = evaluated(steps=RULES.few_steps - 1, prediction_loss=0.4, hit_rate=0.011)
+    assert overall(history).level == Level.WARNING
+
+
+def test_a_loss_above_the_constant_predictor_s_is_a_warning_where_targets_are_found() -> None:
+    assert readings(evaluated(prediction_loss=0.5))["Prediction"].level == Level.WARNING
+
+
+def test_what_was_alike_at_the_start_has_not_collapsed_in_training() -> None:
+    """Some pretrained encoders are like that."""
+    history = evaluated(context_pairwise_cosine=0.995)
+    history[0]["eval_context_pairwise_cosine"] = 0.995
+    assert readings(history)["Mean"].level == Level.WARNING
+
+
+def test_a_run_without_evaluations_is_judged_by_its_batches() -> None:
+    def trained(rank: float, cosine: float) -> History:
+        names = ("prediction_loss", "hit_rate", "target_rank", "target_pairwise_cosine")
+        return [
+            {"step": 10, **dict(zip(names, (0.5, 0.1, 100.0, 0.2), strict=True))},
+            {"step": 300, **dict(zip(names, (0.3, 0.2, rank, cosine), strict=True))},
+        ]
+
+    found = readings(trained(90.0, 0.2))
+    assert found["Prediction"].level == found["Hit"].level == Level.UNJUDGED
+    assert "without an evaluation" in found["Prediction"].sentence
+    healthy = overall(trained(90.0, 0.2))
+    assert healthy.level == Level.HEALTHY
+    assert "no evaluation was run" in healthy.sentence
+    assert overall(trained(3.0, 0.2)).level == overall(trained(90.0, 0.999)).level == Level.COLLAPSED
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_loss_that_is_no_number_is_divergence(value: float, at: int) -> None:
+    history = evaluated()
+    history[at]["eval_prediction_loss"] = value
+    assert f"at step {history[at]['step']}" in readings(history)["Prediction"].sentence
+    assert overall(history).level == Level.DIVERGED
+
+
+@pytest.mark.parametrize("history", [[], [{"train_runtime": 3.0, "step": 5}], [{"step": 1, "loss": "?"}]])
+def test_nothing_logged_is_not_judged(history: History) -> None:
+    assert overall(history).level == Level.UNJUDGED
+    assert "Nothing was logged" in overall(history).sentence
+
+
+def test_whole_samples_are_compared_with_random_weights() -> None:
+    def read(rank: float, cosine: float) -> Level:
+        ranks = {"context": rank, "target": rank, "random": 50.0}
+        return read_samples(ranks, {"context": cosine, "target": cosine, "random": 0.95}, 64).level
+
+    assert read(40.0, 0.9) == Level.HEALTHY
+    assert read(20.0, 0.9) == Level.WARNING
+    assert read(3.0, 0.9) == Level.COLLAPSED
+    assert read(40.0, 0.9999) == Level.COLLAPSED
+    assert read(40.0, 0.994) == Level.HEALTHY  # random weights are hardly less alike
+
+
+VALUES = st.one_of(st.floats(width=32), st.integers(-5, 5), st.none(), st.just("?"))
+
+
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from([name for panel in PANELS for name, _ in panel.curves]), VALUES, max_size=8),
+        max_size=6,
+    )
+)
+def test_whatever_was_logged_every_curve_gets_one_sentence(entries: list[dict[str, Any]]) -> None:
+    history = [{"step": step} | entry for step, entry in enumerate(entries)]
+    found = readings(history)
+    for reading in found.values():
+        assert reading.sentence.endswith(".")
+        assert reading.sentence[0].isupper()
+    assert verdict(found.values(), evaluated=True).sentence.endswith(".")
