@@ -407,7 +407,7 @@ def _checked(task: Task) -> Task:
     classes = set(task.train.targets)
     if len(classes) < 2:
         raise UsageError(
-            f"task {task.source!r} has one class only, {next(iter(classes))!r}, to learn; give rows of at least two"
+            f"task {task.source!r} has one class only, {str(next(iter(classes)))!r}, to learn; give rows of two or more"
         )
     for name, split in (("test", task.test), ("validation", task.validation)):
         unknown = sorted(set(split.targets) - classes) if split is not None else []

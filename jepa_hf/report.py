@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -234,7 +235,10 @@ def represent(run: Run, max_samples: int) -> Representations:
     encoders = {"context": context}
     for name, encoder in (("target", model.target_encoder), ("random", _random_start(model, run.settings))):
         encoders[name] = Embedder(encoder, context.processing_class, name=name, max_seq_length=context.max_seq_length)
-    vectors = {name: embedder.embed(samples.samples)["mean"] for name, embedder in encoders.items()}
+    watched = sys.stderr.isatty()
+    vectors = {
+        name: embedder.embed(samples.samples, show_progress=watched)["mean"] for name, embedder in encoders.items()
+    }
     return Representations(samples, context.modality, vectors)
 
 

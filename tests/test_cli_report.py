@@ -36,9 +36,10 @@ def test_starting_over_deletes_the_report(tmp_path: Path) -> None:
     smoke = ("--smoke_test", "--max_steps", "2", "--output_dir", tmp_path / "out")
     train(*smoke)
     assert main(["report", str(tmp_path / "out"), "--max_samples", "5"]) == 0
+    (tmp_path / "out" / "evaluation").mkdir()
     assert "is finished" in train(*smoke)
     train(*smoke, "--overwrite_output_dir")
-    assert not (tmp_path / "out" / "report.html").exists()
+    assert {"report.html", "evaluation"}.isdisjoint(path.name for path in (tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,19 @@ def test_every_picture_is_one(modality: str, pages: dict[str, Page]) -> None:
             assert content.startswith(b"\x89PNG")
 
 
+def test_a_long_run_gives_no_heavier_page(run: Path) -> None:
+    """A curve is drawn with a thousand points at most, and reaches its last one."""
+
+    def lengthened(metrics: dict[str, Any]) -> dict[str, Any]:
+        noise = np.random.default_rng(0).random(30_000).tolist()
+        names = ("prediction_loss", "hit_rate", "target_rank", "target_pairwise_cosine", "target_spread", "grad_norm")
+        history = [{"step": step} | dict.fromkeys(names, value) for step, value in enumerate(noise)]
+        return metrics | {"history": [*metrics["history"], *history]}
+
+    rewrite(run / "metrics.json", lengthened)
+    assert len(report(run, max_samples=10).source) < 3_000_000
+
+
 def test_equal_runs_give_equal_pages(finished: dict[str, Path], tmp_path: Path) -> None:
     for name in ("one.html", "two.html"):
         write_report(finished["text"], tmp_path / name, max_samples=10)
