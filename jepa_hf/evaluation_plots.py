@@ -53,7 +53,7 @@ def plot_scores(evaluation: Evaluation, path: str | Path) -> None:
             Patch(facecolor="white", edgecolor="black", hatch=hatch, label=f"{name} pooling")
             for name, hatch in zip(evaluation.pooling, _HATCHES, strict=False)
         ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), fontsize=9, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=9, frameon=False)
     figure.suptitle("Frozen representations, with 95 % intervals", fontsize=11)
     figure.savefig(path, dpi=110)
 

@@ -164,18 +164,19 @@ def _clearly_best(evaluation: Evaluation) -> list[Score]:
 # ---- the card
 
 
-def card_of(model: str) -> Path | None:
-    """The card in a model's directory, where it is one that has a card."""
-    card = Path(model) / "README.md"
-    return card if card.is_file() else None
+def card_of(model: str) -> Path:
+    """Where the card lies in a model's directory."""
+    return Path(model) / "README.md"
 
 
 def read_card(path: Path) -> ModelCard:
     """A card that `update_card` can write to; its line ends stay as they are.
 
     Raises:
-        UsageError: damaged metadata, or marks of an earlier section that are not one pair.
+        UsageError: no card, damaged metadata, or marks of an earlier section that are not one pair.
     """
+    if not path.is_file():
+        raise UsageError(f"card '{path}' does not exist; only models in directories that have a card can get results")
     try:
         content = path.read_bytes().decode("utf-8")
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of cards without metadata

@@ -90,7 +90,7 @@ def test_a_card_is_updated_and_nothing_beside_it(
     before = snapshot(work / "models")
     arguments = ["evaluate", "models/one", "models/two", "--tasks", "pairs.jsonl", "--output_dir", str(tmp_path)]
     for _ in range(2):
-        assert main([*arguments, "--update_card"]) == 0
+        assert main([*arguments, "--update_card", "models/two"]) == 0
         assert "updated models/two/README.md\n" in capsys.readouterr().out
         after = snapshot(work / "models")
         assert before.keys() == after.keys()
@@ -126,7 +126,9 @@ def test_a_card_is_updated_and_nothing_beside_it(
         ("models/no_model --tasks topics", "'models/no_model' cannot be loaded: "),
         ("nobody/nothing --tasks topics", "'nobody/nothing' cannot be loaded: it is neither a directory here nor"),
         ("models/one --tasks topics --output_dir plain.jsonl", "output_dir 'plain.jsonl' is a file, or lies under one"),
-        ("models/one --tasks topics --update_card", "none of the models is a directory with a README.md"),
+        ("models/one --tasks topics --update_card", "card 'models/one/README.md' does not exist; only models in"),
+        ("models/one models/two --tasks topics --update_card", "name the models whose cards are to be updated"),
+        ("models/one --tasks topics --update_card models/two", "'models/two' is not among the models: models/one"),
     ],
 )
 def test_refusals_are_one_sentence_and_write_nothing(

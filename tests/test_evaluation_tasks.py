@@ -213,6 +213,7 @@ SCORED = [{"sentence1": "a", "sentence2": "b", "score": value} for value in rang
         ([{**row, "score": 1} for row in SCORED], {}, "has the same score in all rows"),
         ([*SCORED, {**SCORED[0], "score": "good"}], {}, "row 5 of .* has 'good' in column 'score', not a number"),
         ([{"a": None, "b": 1.0, "label": row % 2} for row in range(8)], {}, "row 1 .*empty cell"),
+        ([{"a": "x", "b": "y", "label": 1}] * 4, {}, "has several columns of texts; name one by --text_column_name"),
         (labelled(), {"max_test_samples": 0}, "max_test_samples must be at least 1, not 0"),
     ],
 )

@@ -64,7 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_seq_length", type=int, help="cut texts to so many tokens; default what a model takes")
     parser.add_argument("--seed", type=int, default=42, help="of draws, splits and intervals; default 42")
     parser.add_argument(
-        "--update_card", action="store_true", help="put the results into the README.md of the models that have one here"
+        "--update_card",
+        nargs="*",
+        metavar="MODEL",
+        help="put the results into the README.md of these models, directories here; of one model alone without a name",
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that a model brings")
     return parser
@@ -82,12 +85,7 @@ def _run(options: argparse.Namespace) -> None:
             f"evaluate needs {error.name}, which is not installed: pip install 'jepa_hf[evaluate]'"
         ) from None
 
-    cards = {}
-    if options.update_card:
-        paths = {model: card_of(model) for model in options.models}
-        cards = {model: read_card(path) for model, path in paths.items() if path is not None}
-        if not cards:
-            raise UsageError("update_card: none of the models is a directory with a README.md; leave the flag out")
+    cards = {model: read_card(card_of(model)) for model in _models_with_cards(options)}
     names = ("text_column_name", "label_column_name", "feature_column_names", "max_train_samples", "max_test_samples")
     args = TaskArguments(seed=options.seed, **{name: getattr(options, name) for name in names})
     tasks = load_tasks(options.tasks, args)
@@ -149,6 +147,18 @@ def _checked(options: argparse.Namespace) -> Path:
     if not os.access(next(place for place in places if place.exists()), os.W_OK):
         raise UsageError(f"output_dir {options.output_dir!r} cannot be written to; name another directory")
     return folder
+
+
+def _models_with_cards(options: argparse.Namespace) -> list[str]:
+    """The models whose cards are to be updated."""
+    if options.update_card is None:
+        return []
+    if not options.update_card and len(options.models) > 1:
+        raise UsageError("update_card: name the models whose cards are to be updated")
+    for model in options.update_card:
+        if model not in options.models:
+            raise UsageError(f"update_card: {model!r} is not among the models: {', '.join(options.models)}")
+    return options.update_card or options.models
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
