@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .readings import (
+    MEASURED,
     Curves,
     Reader,
     curve,
@@ -16,8 +17,10 @@ from .readings import (
     read_cosine,
     read_hit_rate,
     read_loss,
+    read_pooled_rank,
     read_rank,
     read_spread,
+    read_within_sample,
 )
 
 
@@ -38,56 +41,48 @@ class Panel:
     reached: tuple[float, ...] = ()
 
 
+_ENCODERS = (("target", "targets"), ("context", "context encoder"))
+
+
+def _of_both(metric: str) -> Curves:
+    """A number that is measured for the targets and for the context encoder's outputs."""
+    return tuple((f"{MEASURED}{encoder}_{metric}", label) for encoder, label in _ENCODERS)
+
+
 # A panel more is a line more. The first four are `training.png`.
 PANELS: tuple[Panel, ...] = (
     Panel(
         "Prediction loss",
         (
             ("prediction_loss", "training"),
-            ("eval_prediction_loss", "evaluation"),
-            ("eval_constant_prediction_loss", "constant predictor"),
+            (f"{MEASURED}prediction_loss", "fixed samples"),
+            (f"{MEASURED}constant_prediction_loss", "constant predictor"),
         ),
         read_loss,
     ),
     Panel(
-        "Hit rate: is the right target the nearest of its batch?",
-        (
-            ("hit_rate", "training, in its batches"),
-            ("eval_hit_rate", "evaluation, in its batches"),
-            ("eval_hit_rate_chance", "chance in evaluation"),
-        ),
+        "Hit rate: is the right target the nearest?",
+        ((f"{MEASURED}hit_rate", "fixed samples"), (f"{MEASURED}hit_rate_chance", "chance")),
         read_hit_rate,
         (0.0,),
     ),
+    Panel("Effective rank", _of_both("rank"), read_rank, (0.0,)),
+    Panel("Mean pairwise cosine (1: collapsed)", _of_both("pairwise_cosine"), read_cosine, (0.0, 1.0)),
+    Panel("Spread of directions (0: collapsed)", _of_both("spread"), read_spread, (0.0, 1.0)),
+    Panel("Effective rank of whole samples", _of_both("pooled_rank"), read_pooled_rank, (0.0,)),
     Panel(
-        "Effective rank",
-        (
-            ("target_rank", "targets, training"),
-            ("eval_target_rank", "targets, evaluation"),
-            ("eval_context_rank", "context encoder, evaluation"),
-        ),
-        read_rank,
-        (0.0,),
+        "Mean cosine between whole samples (1: collapsed)", _of_both("pooled_pairwise_cosine"), read_cosine, (0.0, 1.0)
+    ),
+    Panel("Variance within samples (0: token collapse)", _of_both("within_sample"), read_within_sample, (0.0, 1.0)),
+    Panel(
+        "Distance between the encoders",
+        ((f"{MEASURED}encoder_distance", "the relative distance between their weights"),),
+        reached=(0.0,),
     ),
     Panel(
-        "Mean pairwise cosine (1: collapsed)",
-        (
-            ("target_pairwise_cosine", "targets, training"),
-            ("eval_target_pairwise_cosine", "targets, evaluation"),
-            ("eval_context_pairwise_cosine", "context encoder, evaluation"),
-        ),
-        read_cosine,
-        (0.0, 1.0),
-    ),
-    Panel(
-        "Spread of directions (0: collapsed)",
-        (
-            ("target_spread", "targets, training"),
-            ("eval_target_spread", "targets, evaluation"),
-            ("eval_context_spread", "context encoder, evaluation"),
-        ),
-        read_spread,
-        (0.0, 1.0),
+        "Probe of the frozen encoder",
+        (("eval_probe_linear", "the linear probe's accuracy"), ("eval_probe_knn", "the nearest neighbours' accuracy")),
+        reached=(0.0, 1.0),
     ),
     Panel(
         "Masked-language-model loss",
@@ -118,8 +113,8 @@ def draw_panel(axis: Axes, panel: Panel, log_history: list[dict[str, Any]]) -> N
             continue
         every = -(-len(points) // _MOST_POINTS)
         steps, values = zip(*points[(len(points) - 1) % every :: every], strict=True)
-        evaluated = name.startswith("eval_")
-        style = {"marker": "o", "markersize": 4} if evaluated or len(points) == 1 else {"alpha": 0.6}
+        sparse = name.startswith((MEASURED, "eval_"))
+        style = {"marker": "o", "markersize": 4} if sparse or len(points) == 1 else {"alpha": 0.6}
         axis.plot(steps, values, label=label, color=f"C{number}", **style)
     axis.set_xlabel("step")
     axis.grid(alpha=0.3)

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from .health import DIMENSIONS_LEFT, DIRECTIONS_LEFT, POOLED_DIMENSIONS_LEFT, TOKENS_LEFT, findings, is_measurement
+
 History = list[dict[str, Any]]
-# Of a panel: name in the log, and label.
+# Stands before the name of what is measured on a fixed batch, or else in evaluations.
+MEASURED = "measured_"
+# Of a panel: name in the log (see `curve`), and label.
 Curves = tuple[tuple[str, str], ...]
 
 
@@ -31,18 +35,18 @@ class Reading:
 
 @dataclass(frozen=True)
 class Rules:
-    """Every threshold of this file.
+    """The thresholds of this file that are not the watchdog's (see `health`).
 
     Args:
         no_better: a loss above this share of the constant predictor's is no better than it.
         constant_lost: a constant predictor whose loss is below this share of its start predicts targets that are all
             alike.
         chance: a hit rate below so many times chance is chance.
-        kept: a rank below this share of its start, or of the random start's, is a warning,
-        lost: and below this share the representation has collapsed;
+        kept: a rank below this share of its start, or of the random start's, is a warning, and below the watchdog's
+            share the representation has collapsed;
         rank_least: so has one of fewer directions than this, whatever the start.
         alike: a mean pairwise cosine above this is a warning,
-        same: and above this all vectors are the same for practical purposes.
+        same: and above this, where the start is not known, all vectors are the same for practical purposes.
         spread_low: a spread below this is a warning,
         spread_lost: and below this all vectors point the same way: √(1 − `same`).
         few_steps: in a shorter run, guesses without skill have had no time to become better.
@@ -52,7 +56,6 @@ class Rules:
     constant_lost: float = 0.01
     chance: float = 2.0
     kept: float = 0.5
-    lost: float = 0.1
     rank_least: float = 2.0
     alike: float = 0.9
     same: float = 0.99
@@ -67,22 +70,29 @@ Reader = Callable[[History, Curves, int | None], Reading]
 
 
 def curve(history: History, name: str) -> list[tuple[int, float]]:
-    """Step and value of every entry that has the name."""
+    """Step and value of every entry that has the name.
+
+    A name that begins with `MEASURED` is that of the fixed batch, `health_...`, or in a run without these measurements
+    that of its evaluations, `eval_...`.
+    """
+    if name.startswith(MEASURED):
+        source = "health_" if any(map(is_measurement, history)) else "eval_"
+        name = source + name.removeprefix(MEASURED)
     return [(entry["step"], float(entry[name])) for entry in history if "step" in entry and _is_number(entry.get(name))]
 
 
 def read_loss(history: History, curves: Curves, width: int | None = None) -> Reading:
     """Whether the guesses beat those of a constant predictor."""
-    evaluated = curve(history, "eval_prediction_loss")
-    points = evaluated or curve(history, "prediction_loss")
-    where = "" if evaluated else " in training"
+    measured = curve(history, "measured_prediction_loss")
+    points = measured or curve(history, "prediction_loss")
+    where = "" if measured else " in training"
     if (step := _not_finite(points)) is not None:
         sentence = f"The prediction loss{where} is not a finite number at step {step}: the run has diverged."
         return Reading(sentence, Level.DIVERGED)
     told = f"The prediction loss{where} {_change(points)}"
-    constant = curve(history, "eval_constant_prediction_loss")
-    if not evaluated:
-        return Reading(f"{told}; without an evaluation there is no constant predictor to compare it with.")
+    constant = curve(history, "measured_constant_prediction_loss")
+    if not measured:
+        return Reading(f"{told}; without a measurement there is no constant predictor to compare it with.")
     if not constant:
         return Reading(f"{told}; that of a constant predictor was not logged.")
     if not constant[-1][1] > max(RULES.constant_lost * constant[0][1], 0.0):
@@ -103,9 +113,9 @@ def read_loss(history: History, curves: Curves, width: int | None = None) -> Rea
 
 def read_hit_rate(history: History, curves: Curves, width: int | None = None) -> Reading:
     """Whether the right target is found more often than by chance."""
-    points, chance = curve(history, "eval_hit_rate"), curve(history, "eval_hit_rate_chance")
+    points, chance = curve(history, "measured_hit_rate"), curve(history, "measured_hit_rate_chance")
     if not points or not chance or not chance[-1][1] > 0:
-        return Reading(f"The hit rate in training {_change(points or curve(history, 'hit_rate'))}.")
+        return Reading(f"The hit rate {_change(points)}.")
     end, by_chance = points[-1][1], chance[-1][1]
     told = f"The hit rate {_change(points)}"
     if not _by_chance(history):
@@ -117,14 +127,14 @@ def read_hit_rate(history: History, curves: Curves, width: int | None = None) ->
     return Reading(f"{sentence}.", Level.WARNING)
 
 
-def read_rank(history: History, curves: Curves, width: int | None = None) -> Reading:
-    """How many directions the representations have kept; the worst curve is told."""
+def read_rank(history: History, curves: Curves, width: int | None = None, left: float = DIMENSIONS_LEFT) -> Reading:
+    """How many directions the representations have kept, the worst curve; below `left` of the start is collapse."""
     of = "" if width is None else f" of {width}"
 
     def told(label: str, points: list[tuple[int, float]]) -> Reading:
         start, end = points[0][1], points[-1][1]
         change = f"The effective rank of the {label} {_change(points)}{of} directions"
-        if end < RULES.rank_least or end < RULES.lost * start:
+        if end < RULES.rank_least or end < left * start:
             return Reading(f"{change}: the representation has collapsed.", Level.COLLAPSED)
         if end < RULES.kept * start:
             return Reading(f"{change}: more than half of the directions are lost.", Level.WARNING)
@@ -134,13 +144,19 @@ def read_rank(history: History, curves: Curves, width: int | None = None) -> Rea
     return _worst(history, curves, told)
 
 
+def read_pooled_rank(history: History, curves: Curves, width: int | None = None) -> Reading:
+    """The same of whole samples, which lose more directions while they learn."""
+    return read_rank(history, curves, width, POOLED_DIMENSIONS_LEFT)
+
+
 def read_cosine(history: History, curves: Curves, width: int | None = None) -> Reading:
     """Whether the representations still differ; the worst curve is told."""
 
     def told(label: str, points: list[tuple[int, float]]) -> Reading:
         start, end = points[0][1], points[-1][1]
         change = f"The mean cosine between {label} {_change(points, _fixed)}"
-        if end > RULES.same and (start <= RULES.same or len(points) == 1):
+        lost = end > RULES.same if len(points) == 1 else 1 - end < DIRECTIONS_LEFT * (1 - start)
+        if lost:
             return Reading(f"{change}: all of them are alike, the representation has collapsed.", Level.COLLAPSED)
         if end > RULES.alike and start > RULES.alike:
             return Reading(f"{change}: they are much alike, but were so at the start.", Level.WARNING)
@@ -166,6 +182,28 @@ def read_spread(history: History, curves: Curves, width: int | None = None) -> R
     return _worst(history, curves, told)
 
 
+def read_within_sample(history: History, curves: Curves, width: int | None = None) -> Reading:
+    """Whether the positions of a sample still differ from each other; the worst curve is told."""
+
+    def told(label: str, points: list[tuple[int, float]]) -> Reading:
+        start, end = points[0][1], points[-1][1]
+        change = f"The share of the variance of the {label} that is within samples {_change(points, _fixed)}"
+        if end < TOKENS_LEFT * start:
+            return Reading(f"{change}: all positions of a sample have become alike, token collapse.", Level.COLLAPSED)
+        return Reading(f"{change}.", Level.HEALTHY)
+
+    return _worst(history, curves, told)
+
+
+def read_findings(history: History) -> list[Reading]:
+    """What the watchdog said during the run."""
+    levels = {"divergence": Level.DIVERGED}
+    return [
+        Reading(f"The watchdog at step {step}: {sentence}.", levels.get(kind, Level.COLLAPSED))
+        for kind, (step, sentence) in findings(history).items()
+    ]
+
+
 def read_change(history: History, curves: Curves, width: int | None = None) -> Reading:
     """How the curves went from start to end, unjudged."""
     known = [(label, points) for name, label in curves if (points := curve(history, name))]
@@ -186,23 +224,23 @@ def read_samples(ranks: dict[str, float], cosines: dict[str, float], width: int)
         f"encoder {number(ranks['target'])}, the same network with random weights {number(ranks['random'])}"
     )
     apart, apart_at_random = 1 - cosines["context"], 1 - cosines["random"]
-    if cosines["context"] > RULES.same and apart < RULES.lost * apart_at_random:
+    if cosines["context"] > RULES.same and apart < DIRECTIONS_LEFT * apart_at_random:
         alike = f"the mean cosine between samples is {cosines['context']:.4f}"
         return Reading(f"{told}, but {alike}: they are all alike, the representation has collapsed.", Level.COLLAPSED)
-    if ranks["context"] < RULES.rank_least or ranks["context"] < RULES.lost * ranks["random"]:
+    if ranks["context"] < RULES.rank_least or ranks["context"] < POOLED_DIMENSIONS_LEFT * ranks["random"]:
         return Reading(f"{told}: samples are hardly told apart, the representation has collapsed.", Level.COLLAPSED)
     if ranks["context"] < RULES.kept * ranks["random"]:
         return Reading(f"{told}: training has cost more than half of them.", Level.WARNING)
     return Reading(f"{told}.", Level.HEALTHY)
 
 
-def verdict(readings: Iterable[Reading], evaluated: bool) -> Reading:
+def verdict(readings: Iterable[Reading], measured: bool) -> Reading:
     """One sentence for the run: its worst level. The reasons are the readings of that level."""
     judged = [reading for reading in readings if reading.level > Level.UNJUDGED]
     if not judged:
         return Reading("Nothing was logged that tells whether this run is healthy.")
     worst = max(reading.level for reading in judged)
-    basis = "" if evaluated else ", as far as training batches tell, for no evaluation was run"
+    basis = "" if measured else ", as far as training tells, for nothing was measured beside it"
     said = sum(reading.level == worst for reading in judged)
     match worst:
         case Level.HEALTHY:
@@ -212,7 +250,7 @@ def verdict(readings: Iterable[Reading], evaluated: bool) -> Reading:
         case Level.COLLAPSED:
             what = f"Collapsed: {said} of {len(judged)} readings {'say' if said > 1 else 'says'} so"
         case _:
-            what = "Diverged: the loss is no finite number any more"
+            what = f"Diverged: {said} of {len(judged)} readings {'say' if said > 1 else 'says'} so"
     return Reading(f"{what}{basis}.", worst)
 
 
@@ -228,9 +266,8 @@ def _worst(
     curves: Curves,
     told: Callable[[str, list[tuple[int, float]]], Reading],
 ) -> Reading:
-    """The reading of the worst curve; evaluations, where there are any, speak instead of training batches."""
-    names = [name for name, _ in curves if curve(history, name)]
-    spoken = [name for name in names if name.startswith("eval_")] or names
+    """The reading of the worst curve."""
+    spoken = [name for name, _ in curves if curve(history, name)]
     labels = {name: label.partition(",")[0] for name, label in curves}
     readings = []
     for name in spoken:
@@ -245,7 +282,7 @@ def _worst(
 
 def _by_chance(history: History) -> bool:
     """Whether the last evaluation's hit rate is that of chance; unknown is taken for no."""
-    hits, chance = curve(history, "eval_hit_rate"), curve(history, "eval_hit_rate_chance")
+    hits, chance = curve(history, "measured_hit_rate"), curve(history, "measured_hit_rate_chance")
     return bool(hits and chance) and not hits[-1][1] >= RULES.chance * chance[-1][1]
 
 

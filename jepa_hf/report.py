@@ -29,7 +29,7 @@ from .image_collator import decode_image
 from .metrics import effective_rank, mean_pairwise_cosine
 from .modeling_jepa import JepaForRepresentationPrediction
 from .plots import PANELS
-from .readings import History, Level, Reading, curve, percent, read_samples, reasons, verdict
+from .readings import MEASURED, History, Level, Reading, curve, percent, read_findings, read_samples, reasons, verdict
 from .report_plots import map_svg, panel_svg, spectrum_svg
 from .run_directory import RUN_FILE, last_checkpoint, read_run, versions
 from .run_samples import RunSamples, load_run_samples
@@ -266,7 +266,8 @@ def render(run: Run, represented: Representations | str, evaluation: Any = None)
     config = _config(run.model)
     curves, readings = _curves(run.history, None if config is None else config.hidden_size)
     samples = _no_samples(represented) if isinstance(represented, str) else _samples(represented, readings)
-    judged = verdict(readings, evaluated=bool(curve(run.history, "eval_loss")))
+    readings += read_findings(run.history)
+    judged = verdict(readings, measured=bool(curve(run.history, f"{MEASURED}prediction_loss")))
     modality = "any" if config is None else backbone_for(config.encoder_config).modality
     body = [
         f"<h1>{escape(run.folder.resolve().name)}</h1>",

@@ -11,6 +11,8 @@ from commands import train
 from PIL import Image
 from tiny import CORPUS
 
+from jepa_hf.health import is_measurement
+
 NASTY = '<script>alert("x")</script> & $body'
 _SIZES = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2"
 _RUN = ("--do_eval", "--eval_on_start", "--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "4")
@@ -61,9 +63,13 @@ def feature_run(folder: Path) -> Path:
 def collapse(run: Path) -> None:
     """Rewrite what a run logged into the history of a collapse."""
     metrics = json.loads((run / "metrics.json").read_text())
-    last = [entry for entry in metrics["history"] if "eval_loss" in entry][-1]
+    last = [entry for entry in metrics["history"] if is_measurement(entry)][-1]
     for whose in ("target", "context"):
-        last |= {f"eval_{whose}_rank": 1.2, f"eval_{whose}_pairwise_cosine": 0.9999, f"eval_{whose}_spread": 0.001}
+        last |= {
+            f"health_{whose}_rank": 1.2,
+            f"health_{whose}_pairwise_cosine": 0.9999,
+            f"health_{whose}_spread": 0.001,
+        }
     (run / "metrics.json").write_text(json.dumps(metrics))
 
 

@@ -55,10 +55,10 @@ def test_every_curve_shows_the_logged_points(tmp_path: Path, drawn: list[Figure]
     found = curves(drawn[0])
     loss = {label: points for (title, label), points in found.items() if title == "Prediction loss"}
     assert loss["training"] == [(step, 1.0 / step) for step in range(1, 6)]
-    assert loss["evaluation"] == [(0, 1.2), (5, 0.4)]
+    assert loss["fixed samples"] == [(0, 1.2), (5, 0.4)]
     assert "constant predictor" not in loss  # the log has none: no empty entry in the legend
     rank = {label: points for (title, label), points in found.items() if title == "Effective rank"}
-    assert rank["targets, evaluation"] == [(0, 20.0), (5, 19.0)]
+    assert rank["targets"] == [(0, 20.0), (5, 19.0)]
 
 
 def test_curves_have_axes_a_legend_and_colours_of_their_own(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jepa_hf.plots import PANELS
-from jepa_hf.readings import RULES, History, Level, Reading, curve, read_samples, reasons, verdict
+from jepa_hf.readings import RULES, History, Level, Reading, curve, read_findings, read_samples, reasons, verdict
 
 
 def evaluated(steps: int = 300, **last: float) -> History:
@@ -43,7 +43,7 @@ def readings(history: History, width: int | None = 384) -> dict[str, Reading]:
 
 
 def overall(history: History) -> Reading:
-    return verdict(readings(history).values(), evaluated=bool(curve(history, "eval_loss")))
+    return verdict(readings(history).values(), measured=bool(curve(history, "measured_prediction_loss")))
 
 
 def test_a_healthy_run() -> None:
@@ -113,21 +113,32 @@ def test_what_was_alike_at_the_start_has_not_collapsed_in_training() -> None:
     assert readings(history)["Mean"].level == Level.WARNING
 
 
-def test_a_run_without_evaluations_is_judged_by_its_batches() -> None:
-    def trained(rank: float, cosine: float) -> History:
-        names = ("prediction_loss", "hit_rate", "target_rank", "target_pairwise_cosine")
-        return [
-            {"step": 10, **dict(zip(names, (0.5, 0.1, 100.0, 0.2), strict=True))},
-            {"step": 300, **dict(zip(names, (0.3, 0.2, rank, cosine), strict=True))},
-        ]
+def test_the_fixed_batch_speaks_before_evaluations() -> None:
+    """Where both were made, the watchdog's measurements are judged; without them, evaluations."""
+    history = evaluated(target_rank=4.0, context_rank=4.0)
+    assert overall(history).level == Level.COLLAPSED
+    for entry in list(history):
+        healthy = {f"health_{whose}_rank": 200.0 for whose in ("target", "context")}
+        history.append({"step": entry["step"]} | healthy)
+    assert curve(history, "measured_target_rank") == [(entry["step"], 200.0) for entry in history[3:]]
+    assert overall(history).level == Level.HEALTHY
 
-    found = readings(trained(90.0, 0.2))
-    assert found["Prediction"].level == found["Hit"].level == Level.UNJUDGED
-    assert "without an evaluation" in found["Prediction"].sentence
-    healthy = overall(trained(90.0, 0.2))
-    assert healthy.level == Level.HEALTHY
-    assert "no evaluation was run" in healthy.sentence
-    assert overall(trained(3.0, 0.2)).level == overall(trained(90.0, 0.999)).level == Level.COLLAPSED
+
+def test_a_run_without_measurements_is_not_judged() -> None:
+    history = [{"step": 10, "prediction_loss": 0.5}, {"step": 300, "prediction_loss": 0.3}]
+    found = readings(history)
+    assert found["Prediction"].level == Level.UNJUDGED
+    assert "fell from 0.5 to 0.3; without a measurement" in found["Prediction"].sentence
+    assert overall(history).level == Level.UNJUDGED
+
+
+def test_the_watchdogs_findings_are_readings() -> None:
+    start = {"health_target_within_sample": 0.5, "health_hit_rate": 0.5, "health_hit_rate_chance": 0.002}
+    end = {"health_target_within_sample": 0.01, "health_hit_rate": 0.001, "health_hit_rate_chance": 0.002}
+    found = read_findings([{"step": 0, **start}, {"step": 40, **end}])
+    assert [reading.level for reading in found] == [Level.COLLAPSED, Level.DIVERGED]
+    assert found[0].sentence.startswith("The watchdog at step 40: token collapse: ")
+    assert verdict(found, measured=True).sentence == "Diverged: 1 of 2 readings says so."
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -157,12 +168,18 @@ def test_whole_samples_are_compared_with_random_weights() -> None:
     assert read(40.0, 0.994) == Level.HEALTHY  # random weights are hardly less alike
 
 
+NAMES = [
+    name.replace("measured_", source)
+    for panel in PANELS
+    for name, _ in panel.curves
+    for source in (("health_", "eval_") if name.startswith("measured_") else ("",))
+]
 VALUES = st.one_of(st.floats(width=32), st.integers(-5, 5), st.none(), st.just("?"))
 
 
 @given(
     st.lists(
-        st.dictionaries(st.sampled_from([name for panel in PANELS for name, _ in panel.curves]), VALUES, max_size=8),
+        st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=8),
         max_size=6,
     )
 )
@@ -172,4 +189,4 @@ def test_whatever_was_logged_every_curve_gets_one_sentence(entries: list[dict[st
     for reading in found.values():
         assert reading.sentence.endswith(".")
         assert reading.sentence[0].isupper()
-    assert verdict(found.values(), evaluated=True).sentence.endswith(".")
+    assert verdict(found.values(), measured=True).sentence.endswith(".")

@@ -108,7 +108,7 @@ def test_a_long_run_gives_no_heavier_page(run: Path) -> None:
 
     def lengthened(metrics: dict[str, Any]) -> dict[str, Any]:
         noise = np.random.default_rng(0).random(30_000).tolist()
-        names = ("prediction_loss", "hit_rate", "target_rank", "target_pairwise_cosine", "target_spread", "grad_norm")
+        names = ("prediction_loss", "health_target_rank", "health_context_rank", "grad_norm", "learning_rate")
         history = [{"step": step} | dict.fromkeys(names, value) for step, value in enumerate(noise)]
         return metrics | {"history": [*metrics["history"], *history]}
 
@@ -128,7 +128,8 @@ def test_the_verdict_and_its_reasons_come_first(run: Path) -> None:
     assert verdict.level == Level.COLLAPSED
     text = Page(run / "report.html").text
     top = text[: text.index("Loss and health")]
-    assert "Collapsed: 3 of" in top
+    assert int(re.search(r"Collapsed: (\d) of", top)[1]) >= 5  # three curves, and two kinds by the watchdog
+    assert "The watchdog at step 4: total collapse" in top
     assert "1.2 of 16 directions: the representation has collapsed." in top
 
 
