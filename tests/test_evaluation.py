@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from jepa_batches import strengthen, tiny_jepa
 from scipy.stats import spearmanr
-from sentence_transformers.sentence_transformer.evaluation import (
+from sentence_transformers.evaluation import (
     EmbeddingSimilarityEvaluator,
     InformationRetrievalEvaluator,
 )
