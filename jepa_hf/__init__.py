@@ -7,6 +7,7 @@ from .cli.train import pretrain
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .configuration_jepa import JepaConfig
 from .data_collator import DataCollatorForSpanJEPA
+from .embedding import Embedder
 from .errors import UsageError
 from .feature_collator import DataCollatorForFeatureJEPA
 from .image_collator import DataCollatorForBlockJEPA
@@ -22,6 +23,7 @@ __all__ = [
     "DataCollatorForFeatureJEPA",
     "DataCollatorForSpanJEPA",
     "EmaTargetCallback",
+    "Embedder",
     "FeatureEncoderConfig",
     "FeatureEncoderModel",
     "JepaConfig",

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -52,7 +53,7 @@ def plot_scores(evaluation: Evaluation, path: str | Path) -> None:
             Patch(facecolor="white", edgecolor="black", hatch=hatch, label=f"{name} pooling")
             for name, hatch in zip(evaluation.pooling, _HATCHES, strict=False)
         ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4), fontsize=9, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=9, frameon=False)
     figure.suptitle("Frozen representations, with 95 % intervals", fontsize=11)
     figure.savefig(path, dpi=110)
 
@@ -106,20 +107,20 @@ def plot_spectrum(evaluation: Evaluation, path: str | Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def plot_maps(evaluation: Evaluation, path: str | Path, seed: int = 42) -> bool:
+def plot_maps(evaluation: Evaluation, path: str | Path, seed: int = 42) -> None:
     """Draw the test samples of labelled tasks on a plane to a PNG: a row for each task, a column for each model.
 
     At most 2,000 of them, with the first pooling: the first 50 principal components, then t-SNE (van der Maaten and
     Hinton 2008); of fewer than 50 samples the first two components. Of more than 20 classes the 20 largest have
     colours.
 
-    Returns:
-        False where there is no such task and so no picture.
+    Raises:
+        ValueError: no task has labels.
     """
     shown = [sample for sample in evaluation.samples if sample.pooling == evaluation.pooling[0]]
     tasks = list(dict.fromkeys(sample.task for sample in shown))
     if not tasks:
-        return False
+        raise ValueError("no task has labels, so there is nothing to map")
     figure = _figure(3.6 * len(evaluation.models) + 1.6, 3.5 * len(tasks) + 0.4)
     axes = figure.subplots(len(tasks), len(evaluation.models), squeeze=False)
     for row, task in enumerate(tasks):
@@ -137,28 +138,24 @@ def plot_maps(evaluation: Evaluation, path: str | Path, seed: int = 42) -> bool:
         )
     figure.suptitle("Test samples by label (PCA, then t-SNE)", fontsize=11)
     figure.savefig(path, dpi=110)
-    return True
 
 
-def _draw_map(axis: Axes, sample: Sample, seed: int) -> tuple[list, list[str]]:
+def _draw_map(axis: Axes, sample: Sample, seed: int) -> tuple[list[Line2D], list[str]]:
     """Points and, for a legend, handles and labels."""
     points = _plane(sample.vectors, seed)
+    area = np.interp(len(points), (200, 2000), (16, 5))
     classes, counts = np.unique(sample.labels, return_counts=True)
     coloured = sorted(classes[np.argsort(-counts, kind="stable")[:_MOST_CLASSES]], key=_natural)
     colours = matplotlib.colormaps["tab10" if len(coloured) <= 10 else "tab20"]
-    handles, labels = [], []
     others = ~np.isin(sample.labels, coloured)
     groups = [(others, "lightgrey", f"{len(classes) - len(coloured)} other classes")] if others.any() else []
     groups += [(sample.labels == name, colours(number), _short(name)) for number, name in enumerate(coloured)]
-    for chosen, colour, label in groups:
-        handles.append(axis.scatter(*points[chosen].T, s=5, color=colour, alpha=0.7, linewidths=0))
-        labels.append(label)
+    for chosen, colour, _ in groups:
+        axis.scatter(*points[chosen].T, s=area, color=colour, alpha=0.7, linewidths=0)
     axis.set_xticks([])
     axis.set_yticks([])
-    solid = [
-        matplotlib.lines.Line2D([], [], marker="o", linestyle="", color=group[1], markersize=4) for group in groups
-    ]
-    return solid, labels
+    handles = [Line2D([], [], marker="o", linestyle="", color=colour, markersize=4) for _, colour, _ in groups]
+    return handles, [label for _, _, label in groups]
 
 
 def _plane(vectors: np.ndarray, seed: int) -> np.ndarray:

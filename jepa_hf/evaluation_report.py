@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from .errors import UsageError
@@ -163,37 +164,47 @@ def _clearly_best(evaluation: Evaluation) -> list[Score]:
 # ---- the card
 
 
-def updated_card(content: str, evaluation: Evaluation, model: str) -> str:
-    """A model card with the tables of an evaluation, in the place of those of an earlier one or at its end.
+def card_of(model: str) -> Path:
+    """Where the card lies in a model's directory."""
+    return Path(model) / "README.md"
 
-    The model's scores become the card's `model-index`, beside those that were not put there by this function. All else
-    stays as it is; only the metadata is written anew.
 
-    Args:
-        content: the card so far.
-        model: whose card it is, out of `evaluation.models`.
+def read_card(path: Path) -> ModelCard:
+    """A card that `update_card` can write to; its line ends stay as they are.
 
     Raises:
-        UsageError: a card whose metadata is damaged, or in which only one of the section's two marks is left.
+        UsageError: no card, damaged metadata, or marks of an earlier section that are not one pair.
     """
-    section = f"{BEGIN}\n## Evaluation of the frozen representations\n\n{to_markdown(evaluation)}{END}"
+    if not path.is_file():
+        raise UsageError(f"card '{path}' does not exist; only models in directories that have a card can get results")
+    try:
+        content = path.read_bytes().decode("utf-8")
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of cards without metadata
+        card = ModelCard(content)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"card '{path}' has damaged metadata: {' '.join(str(error).split())[:200]}") from None
     counts = (content.count(BEGIN), content.count(END))
     if counts not in ((0, 0), (1, 1)) or content.find(BEGIN) > content.find(END):
-        raise UsageError(f"the card of {model!r} has its marks {BEGIN} and {END} in disorder; delete or mend them")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of cards without metadata
-    try:
-        card = ModelCard(content)
-    except ValueError as error:
-        raise UsageError(f"the card of {model!r} has damaged metadata: {' '.join(str(error).split())}") from None
-    if counts == (1, 1):
-        before, _, rest = card.text.partition(BEGIN)
-        card.text = before + section + rest.partition(END)[2]
-    else:
-        card.text = f"{card.text.rstrip()}\n\n{section}\n"
+        raise UsageError(f"card '{path}' has its marks {BEGIN} and {END} in disorder; mend or delete them")
+    return card
+
+
+def update_card(card: ModelCard, evaluation: Evaluation, model: str) -> None:
+    """Put the tables of an evaluation into a card, in the place of those of an earlier one or at its end.
+
+    The model's scores become the card's `model-index`, beside those that this function did not put there. All other
+    text stays as it is; the metadata keeps its values and is written anew.
+
+    Args:
+        card: as `read_card` gives it; changed in place.
+        model: whose card it is, out of `evaluation.models`.
+    """
+    section = f"{BEGIN}\n## Evaluation of the frozen representations\n\n{to_markdown(evaluation)}{END}"
+    before, mark, rest = card.text.partition(BEGIN)
+    card.text = before + section + rest.partition(END)[2] if mark else f"{before.rstrip()}\n\n{section}\n"
     kept = [result for result in card.data.eval_results or [] if _SIGNATURE not in (result.metric_name or "")]
     card.data.eval_results = kept + _results(evaluation, model)
     card.data.model_name = card.data.model_name or evaluation.short_names[model]
-    return str(card)
 
 
 def _results(evaluation: Evaluation, model: str) -> list[EvalResult]:
@@ -212,9 +223,3 @@ def _results(evaluation: Evaluation, model: str) -> list[EvalResult]:
         for score in evaluation.scores
         if score.model == model
     ]
-
-
-def card_of(model: str) -> Path | None:
-    """The card in a model's directory, if it is one that has a card."""
-    card = Path(model) / "README.md"
-    return card if card.is_file() else None

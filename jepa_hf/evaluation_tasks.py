@@ -289,20 +289,29 @@ def _samples_beside(table: _Table, label: str, wanted: tuple[str, ...]) -> tuple
     if image is not None and not wanted:
         return "images", (image, label)
     text = next(iter(wanted), None) or next((name for name in _TEXT_COLUMNS if name in others), None)
-    if text is None and len(others) == 1 and all(isinstance(value, str) for value in table.columns[others[0]]):
-        text = others[0] if not table.arguments.feature_column_names and _is_prose(table.columns[others[0]]) else None
+    prose = text is None and others and all(_is_prose(table.columns[name]) for name in others)
+    if prose and len(others) == 1:
+        text = others[0]
     if text is not None:
         return "text", (text, label)
+    if prose:
+        raise UsageError(
+            f"{table.place} has several columns of texts; name one by --text_column_name, out of: {', '.join(others)}"
+        )
     return "features", (label,)
 
 
-def _is_prose(values: list[str]) -> bool:
-    """Whether strings are more than the numbers of a CSV."""
+def _is_prose(values: list[Any]) -> bool:
+    """Whether these are strings, and not the numbers of a CSV."""
+    return all(isinstance(value, str) for value in values) and not all(map(_is_number, values))
+
+
+def _is_number(text: str) -> bool:
     try:
-        [float(value) for value in values]
+        float(text)
     except ValueError:
-        return True
-    return False
+        return False
+    return True
 
 
 def _split(table: _Table, kind: Kind, modality: str, columns: tuple[str, ...], args: TaskArguments) -> Split:
@@ -407,7 +416,7 @@ def _checked(task: Task) -> Task:
     classes = set(task.train.targets)
     if len(classes) < 2:
         raise UsageError(
-            f"task {task.source!r} has one class only, {next(iter(classes))!r}, to learn; give rows of at least two"
+            f"task {task.source!r} has one class only, {str(next(iter(classes)))!r}, to learn; give rows of two or more"
         )
     for name, split in (("test", task.test), ("validation", task.validation)):
         unknown = sorted(set(split.targets) - classes) if split is not None else []

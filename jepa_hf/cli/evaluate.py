@@ -15,7 +15,6 @@ from ..errors import UsageError
 from ..version import __version__
 from .arguments import complain, quiet_libraries
 
-_FILES = ("evaluation.json", "evaluation.md", "scores.png", "spectrum.png", "map.png")
 _LIBRARIES = ("torch", "transformers", "scikit-learn", "sentence-transformers")
 
 
@@ -65,7 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_seq_length", type=int, help="cut texts to so many tokens; default what a model takes")
     parser.add_argument("--seed", type=int, default=42, help="of draws, splits and intervals; default 42")
     parser.add_argument(
-        "--update_card", action="store_true", help="put the results into the README.md of the models that have one here"
+        "--update_card",
+        nargs="*",
+        metavar="MODEL",
+        help="put the results into the README.md of these models, directories here; of one model alone without a name",
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that a model brings")
     return parser
@@ -76,21 +78,17 @@ def _run(options: argparse.Namespace) -> None:
     output_dir = _checked(options)
     try:
         from ..evaluation import evaluate
-        from ..evaluation_plots import plot_maps, plot_scores, plot_spectrum
-        from ..evaluation_report import card_of, to_json, to_markdown, updated_card
+        from ..evaluation_report import card_of, read_card, to_markdown, update_card
         from ..evaluation_tasks import TaskArguments, load_tasks
     except ModuleNotFoundError as error:
         raise UsageError(
             f"evaluate needs {error.name}, which is not installed: pip install 'jepa_hf[evaluate]'"
         ) from None
 
-    cards = {model: card_of(model) for model in options.models}
-    if options.update_card and not any(cards.values()):
-        raise UsageError("update_card: none of the models is a directory with a README.md; leave the flag out")
+    cards = {model: read_card(card_of(model)) for model in _models_with_cards(options)}
     names = ("text_column_name", "label_column_name", "feature_column_names", "max_train_samples", "max_test_samples")
-    tasks = load_tasks(
-        options.tasks, TaskArguments(seed=options.seed, **{name: getattr(options, name) for name in names})
-    )
+    args = TaskArguments(seed=options.seed, **{name: getattr(options, name) for name in names})
+    tasks = load_tasks(options.tasks, args)
     embedders = [
         Embedder.from_pretrained(
             model,
@@ -102,31 +100,35 @@ def _run(options: argparse.Namespace) -> None:
     ]
     found = evaluate(embedders, tasks, options.pooling, seed=options.seed, show_progress=sys.stderr.isatty())
 
-    table = to_markdown(found)
-    written = {name: output_dir / name for name in _FILES}
+    written = _write(output_dir, found, options)
+    for model, card in cards.items():
+        update_card(card, found, model)
+        _write_text(card_of(model), str(card))
+    print(to_markdown(found))
+    print(f"written to {output_dir}: {', '.join(written)}")
+    for model in cards:
+        print(f"updated {card_of(model)}")
+
+
+def _write(output_dir: Path, found: Any, options: argparse.Namespace) -> list[str]:
+    """Numbers, tables and pictures; returns the names of the files."""
+    from ..evaluation_plots import plot_maps, plot_scores, plot_spectrum
+    from ..evaluation_report import to_json, to_markdown
+
     output_dir.mkdir(parents=True, exist_ok=True)
-    plot_scores(found, _new(written["scores.png"]))
-    plot_spectrum(found, _new(written["spectrum.png"]))
-    if not plot_maps(found, _new(written["map.png"]), options.seed):
-        written.pop("map.png").unlink(missing_ok=True)
-    content = json.dumps(to_json(found, _settings(options)), indent=1) + "\n"
-    _new(written["evaluation.json"]).write_text(content, encoding="utf-8")
-    pictures = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in written if name.endswith(".png"))
-    _new(written["evaluation.md"]).write_text(f"# Evaluation\n\n{table}{pictures}", encoding="utf-8")
-    if options.update_card:
-        for model, card in cards.items():
-            if card is not None:
-                _new(card).write_text(
-                    updated_card(card.read_text(encoding="utf-8"), found, model), encoding="utf-8", newline=""
-                )
-                written[f"card of {model}"] = card
-    for path in written.values():
-        _new(path).replace(path)
-    print(table)
-    names = [name for name in _FILES if name in written]
-    print(f"written to {output_dir}: {', '.join(names)}")
-    for path in list(written.values())[len(names) :]:
-        print(f"updated {path}")
+    pictures = {"scores.png": plot_scores, "spectrum.png": plot_spectrum}
+    if found.samples:
+        pictures["map.png"] = plot_maps
+    else:
+        (output_dir / "map.png").unlink(missing_ok=True)  # of an earlier evaluation
+    for name, plot in pictures.items():
+        new = _new(output_dir / name)
+        plot(found, new)
+        new.replace(output_dir / name)
+    shown = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
+    _write_text(output_dir / "evaluation.md", f"# Evaluation\n\n{to_markdown(found)}{shown}")
+    _write_text(output_dir / "evaluation.json", json.dumps(to_json(found, _settings(options)), indent=1) + "\n")
+    return ["evaluation.json", "evaluation.md", *pictures]
 
 
 def _checked(options: argparse.Namespace) -> Path:
@@ -147,10 +149,27 @@ def _checked(options: argparse.Namespace) -> Path:
     return folder
 
 
+def _models_with_cards(options: argparse.Namespace) -> list[str]:
+    """The models whose cards are to be updated."""
+    if options.update_card is None:
+        return []
+    if not options.update_card and len(options.models) > 1:
+        raise UsageError("update_card: name the models whose cards are to be updated")
+    for model in options.update_card:
+        if model not in options.models:
+            raise UsageError(f"update_card: {model!r} is not among the models: {', '.join(options.models)}")
+    return options.update_card or options.models
+
+
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, when, and with which versions."""
     versions = {"jepa_hf": __version__, **{name: version(name) for name in _LIBRARIES}}
     return {**vars(options), "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
+
+
+def _write_text(path: Path, text: str) -> None:
+    _new(path).write_text(text, encoding="utf-8", newline="")
+    _new(path).replace(path)
 
 
 def _new(path: Path) -> Path:
