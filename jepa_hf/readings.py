@@ -138,7 +138,7 @@ def read_rank(history: History, curves: Curves, width: int | None = None, left: 
             return Reading(f"{change}: the representation has collapsed.", Level.COLLAPSED)
         if end < RULES.kept * start:
             return Reading(f"{change}: more than half of the directions are lost.", Level.WARNING)
-        kept = "" if len(points) == 1 else ", at least half of the start's (rank does not see how small they are)"
+        kept = "" if len(points) == 1 else ": the directions are kept"
         return Reading(f"{change}{kept}.", Level.HEALTHY)
 
     return _worst(history, curves, told)

@@ -61,6 +61,14 @@ def test_every_curve_shows_the_logged_points(tmp_path: Path, drawn: list[Figure]
     assert rank["targets"] == [(0, 20.0), (5, 19.0)]
 
 
+def test_a_long_curve_is_thinned_and_reaches_its_last_point(tmp_path: Path, drawn: list[Figure]) -> None:
+    log = [{"step": step, "prediction_loss": float(step)} for step in range(1, 2502)]
+    plot_training(log, tmp_path / "training.png")
+    points = curves(drawn[0])["Prediction loss", "training"]
+    assert 500 < len(points) <= 1000
+    assert points[-1] == (2501, 2501.0)
+
+
 def test_curves_have_axes_a_legend_and_colours_of_their_own(tmp_path: Path, drawn: list[Figure]) -> None:
     plot_training(LOG, tmp_path / "training.png")
     for axis in drawn[0].axes:
