@@ -1,5 +1,6 @@
 """Flags and YAML keys, their names those of transformers' run_mlm.py wherever it has one, and how they are parsed."""
 
+import argparse
 import difflib
 import json
 import logging
@@ -163,6 +164,13 @@ class RunArguments(JepaTrainingArguments):
 
 Parsed = tuple[ModelArguments, DataArguments, MaskArguments, RunArguments]
 _CLASSES = (ModelArguments, DataArguments, MaskArguments, RunArguments)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An `ArgumentParser` of a command beside `train`, whose error is one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
 
 
 class _Parser(HfArgumentParser):

@@ -8,19 +8,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..embedding import POOLINGS, Embedder
 from ..errors import UsageError
 from ..version import __version__
-from .arguments import complain, quiet_libraries
+from .arguments import CommandParser, complain, quiet_libraries
 
 _LIBRARIES = ("torch", "transformers", "scikit-learn", "sentence-transformers")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="jepa-hf evaluate",
         description="Judge frozen encoders side by side: linear probe and kNN on labelled samples, Spearman's "
         "correlation on scored pairs of texts, recall on texts that belong together, all with 95 % intervals.",

@@ -1,9 +1,7 @@
 """`jepa-hf export`: from a checkpoint or a full model to a directory that others load."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoTokenizer
@@ -12,18 +10,15 @@ from ..configuration_jepa import JepaConfig
 from ..errors import UsageError
 from ..export import JEPA_FOLDER, ProcessingClass, export_custom_code, export_encoder, export_masked_lm
 from ..modeling_jepa import JepaForRepresentationPrediction
-from .arguments import complain, quiet_libraries
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
+from .arguments import CommandParser, complain, quiet_libraries
 
 
 def main(argv: Sequence[str]) -> int:
     """Export; returns the exit code."""
     quiet_libraries()
-    parser = _Parser(prog="jepa-hf export", description="Write what others load, from a checkpoint or a full model.")
+    parser = CommandParser(
+        prog="jepa-hf export", description="Write what others load, from a checkpoint or a full model."
+    )
     parser.add_argument("source", help="checkpoint-N, out/jepa, or an out/ that holds one")
     parser.add_argument("output_dir", help="directory to write, new or empty")
     parser.add_argument("--encoder", choices=("context", "target"), default="context", help="which encoder")

@@ -1,24 +1,17 @@
 """`jepa-hf report`: one HTML page about a run."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from ..errors import UsageError
 from ..report import EVALUATION_FILE, REPORT_FILE, write_report
-from .arguments import complain, quiet_libraries
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.removeprefix("argument "))
+from .arguments import CommandParser, complain, quiet_libraries
 
 
 def main(argv: Sequence[str]) -> int:
     """Write the page; returns the exit code."""
     quiet_libraries()
-    parser = _Parser(
+    parser = CommandParser(
         prog="jepa-hf report",
         description="Write one self-contained HTML page about a run, finished or not: curves with a sentence of "
         "reading each, masks, probes, spectrum, map and neighbours of its own samples, settings and versions.",
