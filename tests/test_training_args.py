@@ -69,7 +69,7 @@ def test_batches_are_never_dispatched_unless_asked_for(form: str, tmp_path: Path
     assert asked.accelerator_config.dispatch_batches is True
 
 
-def test_flags_are_those_of_training_arguments_and_six_more() -> None:
+def test_flags_are_those_of_training_arguments_and_eight_more() -> None:
     """Nothing that `TrainingArguments` offers is lost, and all of it is parsed from a command line."""
     ours, theirs = JepaTrainingArguments.__dataclass_fields__, TrainingArguments.__dataclass_fields__
     assert set(theirs) <= set(ours)
@@ -80,6 +80,8 @@ def test_flags_are_those_of_training_arguments_and_six_more() -> None:
         "decay_all_parameters",
         "weight_decay_end",
         "export_encoder",
+        "health_steps",
+        "stop_on_collapse",
     }
     command = "--output_dir o --ema_decay 0.5 --ema_decay_end 0.75 --ema_schedule cosine --decay_all_parameters"
     command += " --learning_rate 0.125 --bf16 --use_cpu"
@@ -101,3 +103,15 @@ def test_defaults_of_a_run(tmp_path: Path) -> None:
     assert args.include_num_input_tokens_seen == "non_padding"
     assert args.report_to == []
     assert json.loads(args.to_json_string())["export_encoder"] == "context"
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, float("nan")])
+def test_health_steps_are_whole_or_a_share(value: float, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="health_steps must be a whole number of steps or a share"):
+        arguments(tmp_path, health_steps=value)
+
+
+def test_stopping_needs_measurements(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="stop_on_collapse needs measurements"):
+        arguments(tmp_path, health_steps=0, stop_on_collapse=True)
+    assert arguments(tmp_path, health_steps=0.5, stop_on_collapse=True).health_steps == 0.5
