@@ -312,7 +312,9 @@ class JepaTrainer(RepresentationTrainer):
             {name: row[name] for name in self._signature_columns if name in row}
             for row in islice(rows, _HEALTH_SAMPLES)
         ]
-        collator, size = self.data_collator.for_evaluation(), self.args.per_device_train_batch_size
+        collator, size = self.data_collator, self.args.per_device_train_batch_size
+        if isinstance(collator, MaskingCollator):
+            collator = collator.for_evaluation()
         return [collator(first[begin : begin + size]) for begin in range(0, len(first), size)]
 
     @torch.no_grad()

@@ -202,6 +202,15 @@ def test_both_encoders_begin_as_one_and_part(tmp_path: Path) -> None:
     assert distances[-1] == pytest.approx(((ours - theirs).norm() / ours.norm()).item(), rel=1e-3)
 
 
+def test_any_callable_may_collate(tmp_path: Path) -> None:
+    """One that is no collator of ours has no masks to hold still: it is used as it is."""
+    run = watched(tmp_path)
+    ours = run.data_collator.for_evaluation()
+    run.data_collator = lambda rows: ours(rows)
+    run.train()
+    assert len(measured(run)) == 5
+
+
 def pool_everything(_module: torch.nn.Module, _inputs: tuple, output: Any) -> Any:
     output.last_hidden_state = output.last_hidden_state.mean(dim=1, keepdim=True).expand_as(output.last_hidden_state)
     return output
