@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jepa_batches import tiny_jepa
+from jepa_batches import rows, tiny_jepa
 from jepa_runs import trainer
 
 from jepa_hf import JepaTrainer
@@ -98,6 +98,12 @@ def test_the_hit_rate_keeps_its_scale() -> None:
         assert health["hit_rate"] == 1
         assert health["prediction_loss"] == 0
         assert health["constant_prediction_loss"] == pytest.approx(1, abs=0.1)
+
+
+def test_the_hit_rate_chooses_among_the_candidates_alone() -> None:
+    """Every target four times: among all of them there is no nearest one, among every fourth there is."""
+    targets = torch.randn(MOST_CANDIDATES, 64, generator=torch.Generator().manual_seed(0)).repeat_interleave(4, dim=0)
+    assert prediction_health(targets, targets, "l2")["hit_rate"] == 1
 
 
 def test_each_kind_of_collapse_is_told_apart() -> None:
@@ -200,6 +206,23 @@ def test_both_encoders_begin_as_one_and_part(tmp_path: Path) -> None:
         torch.cat([p.flatten() for p in e.parameters()]) for e in (model.context_encoder, model.target_encoder)
     )
     assert distances[-1] == pytest.approx(((ours - theirs).norm() / ours.norm()).item(), rel=1e-3)
+
+
+def test_what_is_measured_is_what_the_model_gives(tmp_path: Path) -> None:
+    """Recomputed from one pass over all of the batch, two masks per sample; the mode of the model stays as it was."""
+    run = watched(tmp_path, eval_data=rows("bert", 12), mask={"num_masks": 2}, per_device_train_batch_size=5)
+    run.model.eval()
+    health = run.measure_health()
+    assert not run.model.training
+    batch = run.data_collator.for_evaluation()(rows("bert", 12))
+    with torch.no_grad():
+        output = run.model(**batch, output_hidden_states=True)
+    kept = output.target_valid
+    assert health["health_prediction_loss"] == pytest.approx(output.prediction_loss.item(), rel=1e-5)
+    assert health["health_target_rank"] == pytest.approx(effective_rank(output.targets[kept]).item(), rel=1e-3)
+    views, seen = output.context_state.unflatten(0, (12, 2)), output.context_valid.unflatten(0, (12, 2))
+    pooled = torch.stack([view[mask].mean(dim=0) for view, mask in zip(views, seen, strict=True)])
+    assert health["health_context_pooled_rank"] == pytest.approx(effective_rank(pooled).item(), rel=1e-3)
 
 
 def test_any_callable_may_collate(tmp_path: Path) -> None:
