@@ -211,9 +211,10 @@ def test_both_encoders_begin_as_one_and_part(tmp_path: Path) -> None:
 def test_what_is_measured_is_what_the_model_gives(tmp_path: Path) -> None:
     """Recomputed from one pass over all of the batch, two masks per sample; the mode of the model stays as it was."""
     run = watched(tmp_path, eval_data=rows("bert", 12), mask={"num_masks": 2}, per_device_train_batch_size=5)
-    run.model.eval()
-    health = run.measure_health()
-    assert not run.model.training
+    for mode in (True, False):
+        run.model.train(mode)
+        health = run.measure_health()
+        assert run.model.training == mode
     batch = run.data_collator.for_evaluation()(rows("bert", 12))
     with torch.no_grad():
         output = run.model(**batch, output_hidden_states=True)
