@@ -41,12 +41,13 @@ class Panel:
     reached: tuple[float, ...] = ()
 
 
-_ENCODERS = (("target", "targets"), ("context", "context encoder"))
+_ENCODERS = (("target", "targets"), ("context", "context outputs"))
 
 
 def _of_both(metric: str) -> Curves:
-    """A number that is measured for the targets and for the context encoder's outputs."""
-    return tuple((f"{MEASURED}{encoder}_{metric}", label) for encoder, label in _ENCODERS)
+    """A number that is measured for the targets and for the context encoder's outputs, or for their means."""
+    pooled = "pooled " if metric.startswith("pooled_") else ""
+    return tuple((f"{MEASURED}{encoder}_{metric}", f"{pooled}{label}") for encoder, label in _ENCODERS)
 
 
 # A panel more is a line more. The first four are `training.png`.
