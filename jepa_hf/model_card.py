@@ -34,9 +34,9 @@ model = JepaForRepresentationPrediction.from_pretrained("{name}", subfolder="jep
 
 {results}
 
-The loss alone says little: it is lowest when a model has collapsed. *Hit rate* is how often the right target is the
-nearest among those of the batch; *rank* is the effective number of directions the representations use; the *constant
-predictor* always guesses the mean target.
+{health}The loss alone says little: it is lowest when a model has collapsed. *Hit rate* is how often the right target
+is the nearest among those of the batch; *rank* is the effective number of directions the representations use; the
+*constant predictor* always guesses the mean target.
 
 ![loss and health over the run](training.png)
 """
@@ -114,6 +114,7 @@ class CardFacts:
         version: the version of this package.
         training: rows of the training table, name and value.
         metrics: rows of the result table: name, value at the start (or None), value at the end.
+        found: what the watchdog said during the run; None where nothing was measured.
         base_model: the pretrained encoder it started from, where there is one.
         datasets: Hub names of the data sets.
         language: of the data, where known.
@@ -127,6 +128,7 @@ class CardFacts:
     version: str
     training: dict[str, Any]
     metrics: dict[str, tuple[float | None, float]]
+    found: list[str] | None = None
     base_model: str | None = None
     datasets: list[str] = field(default_factory=list)
     language: str | None = None
@@ -160,8 +162,18 @@ def render_card(facts: CardFacts) -> ModelCard:
         )
         if facts.metrics
         else "No evaluation was run.",
+        health=_health(facts.found),
     )
     return ModelCard(text, ignore_metadata_errors=True)
+
+
+def _health(found: list[str] | None) -> str:
+    """A paragraph on what the watchdog said."""
+    if found is None:
+        return ""
+    if not found:
+        return "Health, measured on a fixed batch over the whole run, showed no collapse and no divergence.\n\n"
+    return "What the watchdog said during the run:\n\n" + "".join(f"- {_plain(said)}\n" for said in found) + "\n"
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -26,7 +26,7 @@ from .ema import relative_distance
 from .errors import UsageError
 from .export import export_run
 from .feature_collator import DataCollatorForFeatureJEPA
-from .health import findings, prediction_health, representation_health
+from .health import findings, is_measurement, prediction_health, representation_health
 from .image_collator import DataCollatorForBlockJEPA
 from .metrics import (
     constant_predictor_loss,
@@ -400,6 +400,9 @@ class JepaTrainer(RepresentationTrainer):
             version=__version__,
             training=training,
             metrics=metrics,
+            found=[f"step {step}: {sentence}" for step, sentence in self.found.values()]
+            if any(map(is_measurement, state.log_history))
+            else None,
             base_model=_hub_name(config.name_or_path),
         )
 

@@ -124,3 +124,13 @@ def test_the_card_of_a_run_is_filled_with_its_values(tmp_path: Path, monkeypatch
     assert not re.search(r"\b(None|nan|TODO)\b|\{|\[More", text)
     assert "![loss and health over the run](training.png)" in text
     assert Path("out/training.png").is_file()
+
+
+def test_the_card_tells_what_the_watchdog_said() -> None:
+    """Each finding; that there was none; and nothing where nothing was measured."""
+    assert "- step 40: total collapse: the targets" in str(
+        render_card(facts(found=["step 40: total collapse: the targets"]))
+    )
+    assert "showed no collapse and no divergence" in str(render_card(facts(found=[])))
+    assert "collapse and" not in str(render_card(facts(found=None)))
+    assert "<script>" not in str(render_card(facts(found=["<script>"])))
