@@ -40,6 +40,8 @@ class EmaTargetCallback(TrainerCallback):
         schedule: "constant", "linear" or "cosine".
         pretrained: whether the run starts from a pretrained encoder, for the derived default.
         default: what the objective's authors recommend, where they do (`JepaConfig.ema_decay_range`).
+
+    During training `pairs` holds the parameters of both encoders in the same order; under FSDP, this rank's shards.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class EmaTargetCallback(TrainerCallback):
         self.first, self.last, self.schedule, self.pretrained = first, last, schedule, pretrained
         self.default = default
         self.decay: float | None = None
-        self._pairs: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
+        self.pairs: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
 
     def decay_range(self, max_steps: int) -> tuple[float, float]:
         """First and last decay of a run of `max_steps` updates."""
@@ -69,7 +71,7 @@ class EmaTargetCallback(TrainerCallback):
     ) -> None:
         self._warn_of_a_slow_target(state.max_steps)
         jepa = unwrapped(model)
-        self._pairs = match_parameters(jepa.context_encoder.named_parameters(), jepa.target_encoder.named_parameters())
+        self.pairs = match_parameters(jepa.context_encoder.named_parameters(), jepa.target_encoder.named_parameters())
 
     def _warn_of_a_slow_target(self, max_steps: int) -> None:
         """A target that should stay near a pretrained start is meant; one that stays near a random start is useless."""
@@ -87,7 +89,7 @@ class EmaTargetCallback(TrainerCallback):
             return
         first, last = self.decay_range(state.max_steps)
         self.decay = decay_at(state.global_step, state.max_steps, first, last, self.schedule)
-        update_target(*self._pairs, self.decay)
+        update_target(*self.pairs, self.decay)
 
 
 class MaskEpochCallback(TrainerCallback):

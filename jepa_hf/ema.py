@@ -133,17 +133,18 @@ def _shard(parameter: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def relative_distance(context: torch.nn.Module, target: torch.nn.Module) -> float:
+def relative_distance(context: Sequence[torch.Tensor], target: Sequence[torch.Tensor]) -> float:
     """‖context − target‖ / ‖context‖ over all parameters; 0 where the two encoders are the same.
 
     Under FSDP every rank sums over its own shards, and the sums are added up over the ranks.
+
+    Args:
+        context: parameters of the context encoder.
+        target: parameters of the target encoder in the same order (see `match_parameters`).
     """
-    ours, theirs = match_parameters(context.named_parameters(), target.named_parameters())
-    sharded = isinstance(ours[0], DTensor)
-    ours, theirs = [_shard(each) for each in ours], [_shard(each) for each in theirs]
-    squares = torch.stack(
-        [torch.stack(torch._foreach_norm(parts)).square().sum() for parts in (torch._foreach_sub(ours, theirs), ours)]
-    )
-    if sharded:
+    ours, theirs = [_shard(each) for each in context], [_shard(each) for each in target]
+    norms = [torch.stack(torch._foreach_norm(parts)) for parts in (torch._foreach_sub(ours, theirs), ours)]
+    squares = torch.stack(norms).square().sum(dim=1)
+    if isinstance(context[0], DTensor):
         torch.distributed.all_reduce(squares)
     return (squares[0] / squares[1]).sqrt().item()

@@ -22,7 +22,7 @@ from transformers import (
 from .base_trainer import RepresentationTrainer, RunningMeans
 from .callbacks import EmaTargetCallback, HealthCallback, MaskEpochCallback, WeightDecayCallback
 from .data_collator import DataCollatorForSpanJEPA, MaskingCollator
-from .ema import relative_distance
+from .ema import match_parameters, relative_distance
 from .errors import UsageError
 from .export import export_run
 from .feature_collator import DataCollatorForFeatureJEPA
@@ -354,7 +354,8 @@ class JepaTrainer(RepresentationTrainer):
             health = representation_health(whole[encoder], whole[f"{encoder} of"])
             values |= {f"{encoder}_{name}": value for name, value in health.items()}
         values |= prediction_health(whole["prediction"], whole["target"], config.loss, config.smooth_l1_beta)
-        values["encoder_distance"] = relative_distance(model.context_encoder, model.target_encoder)
+        encoders = (model.context_encoder.named_parameters(), model.target_encoder.named_parameters())
+        values["encoder_distance"] = relative_distance(*(self.ema.pairs or match_parameters(*encoders)))
         return {f"health_{name}": value for name, value in values.items()}
 
     # ---- what is written
