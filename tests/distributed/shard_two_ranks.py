@@ -1,0 +1,51 @@
+"""Two ranks that share a model's parameters (FSDP2), and one process that does not, take the same steps.
+
+Started by `torchrun`; `test_sharded.py` calls `steps` too.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jepa_batches import text_batch, tiny_jepa
+
+from jepa_hf.ema import match_parameters, relative_distance, update_target
+
+
+def steps(sharded: bool) -> list[dict[str, Any]]:
+    """Evaluate, then twice: a step of SGD, the EMA, an evaluation. What each evaluation saw."""
+    model, batch = tiny_jepa("bert", "dropped"), text_batch("bert", "dropped", count=4)
+    if sharded:
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        for encoder in (model.context_encoder, model.target_encoder):
+            for layer in encoder.encoder.layer:
+                fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    pairs = match_parameters(model.context_encoder.named_parameters(), model.target_encoder.named_parameters())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    seen = []
+    for step in range(3):
+        if step:
+            model.train()(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            update_target(*pairs, 0.9)
+        with torch.no_grad():
+            output = model.eval()(**batch, output_hidden_states=True)
+        values = {"loss": output.loss, "context": output.context_state, "targets": output.targets}
+        seen.append({**values, "distance": relative_distance(*pairs)})
+    return seen
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    torch.save(steps(sharded=True), Path(sys.argv[1]) / f"rank-{dist.get_rank()}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
