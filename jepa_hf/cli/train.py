@@ -124,7 +124,8 @@ def run(parsed: Parsed) -> JepaTrainer | None:
 
 def _stopped(trainer: JepaTrainer) -> bool:
     """Whether the watchdog ended the run."""
-    return trainer.args.stop_on_collapse and bool(trainer.found)
+    unfinished = trainer.state.global_step < trainer.state.max_steps
+    return trainer.args.stop_on_collapse and unfinished and bool(trainer.found)
 
 
 # ---- before the run
