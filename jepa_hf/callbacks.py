@@ -75,8 +75,10 @@ class EmaTargetCallback(TrainerCallback):
 
     def _warn_of_a_slow_target(self, max_steps: int) -> None:
         """A target that should stay near a pretrained start is meant; one that stays near a random start is useless."""
+        if self.pretrained:
+            return
         kept = start_share(max_steps, *self.decay_range(max_steps), self.schedule)
-        if not self.pretrained and kept > 1 / math.e:
+        if kept > 1 / math.e:
             logger.warning(
                 "the EMA is slower than the run is long: at its end the target encoder is still %.0f %% its random "
                 "start; train for more than %d steps, or lower --ema_decay and --ema_decay_end",
@@ -154,15 +156,15 @@ class HealthCallback(TrainerCallback):
         stop: bool = False,
     ):
         self.measure, self.log, self.every, self.stop = measure, log, every, stop
-        self.found: dict[str, str] = {}
         self._measured: list[dict[str, float]] = []
+        self._told: set[str] = set()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # A resumed run has its start, and what was found since, in the log.
+        # A resumed run has its start, and what was told since, in the log.
         self._measured = [entry for entry in state.log_history if is_measurement(entry)]
-        self.found = {kind: sentence for kind, (_, sentence) in findings(self._measured).items()}
+        self._told = set(findings(self._measured))
         if not self._measured:
             self._measure()
 
@@ -175,9 +177,10 @@ class HealthCallback(TrainerCallback):
         control.should_log = wanted  # which writing to the log takes back
         # Every rank measures the same batch, but must not stop for a last digit of its own.
         (found,) = broadcast_object_list([diagnose(self._measured) if self._measured else {}])
-        for kind in found.keys() - self.found.keys():
-            logger.warning("step %d: %s", state.global_step, found[kind])
-        self.found = {**found, **self.found}
+        for kind, sentence in found.items():
+            if kind not in self._told:
+                logger.warning("step %d: %s", state.global_step, sentence)
+        self._told |= found.keys()
         if found and self.stop:
             control.should_training_stop = True
 
