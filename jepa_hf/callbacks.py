@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .adapters import is_adapter
 from .data_collator import MaskingCollator
 from .ema import decay_at, default_decay_range, match_parameters, start_share, update_target
 from .health import diagnose, findings, is_measurement
@@ -71,7 +72,9 @@ class EmaTargetCallback(TrainerCallback):
     ) -> None:
         self._warn_of_a_slow_target(state.max_steps)
         jepa = unwrapped(model)
-        self.pairs = match_parameters(jepa.context_encoder.named_parameters(), jepa.target_encoder.named_parameters())
+        self.pairs = match_parameters(
+            *(_averaged(encoder, jepa.config.lora) for encoder in (jepa.context_encoder, jepa.target_encoder))
+        )
 
     def _warn_of_a_slow_target(self, max_steps: int) -> None:
         """A target that should stay near a pretrained start is meant; one that stays near a random start is useless."""
@@ -92,6 +95,11 @@ class EmaTargetCallback(TrainerCallback):
         first, last = self.decay_range(state.max_steps)
         self.decay = decay_at(state.global_step, state.max_steps, first, last, self.schedule)
         update_target(*self.pairs, self.decay)
+
+
+def _averaged(encoder: nn.Module, lora: dict[str, Any] | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """The named parameters whose average the target holds: all, or the adapters beside weights that stay."""
+    return ((name, value) for name, value in encoder.named_parameters() if lora is None or is_adapter(name))
 
 
 class MaskEpochCallback(TrainerCallback):

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Self
 
 from transformers import AutoConfig, IJepaConfig, PreTrainedConfig
 
+from .adapters import lora_config
 from .backbones import Backbone, backbone_for
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .errors import UsageError
@@ -48,6 +49,9 @@ class JepaConfig(PreTrainedConfig):
         covariance_weight: weight of their covariance penalty, default 0.
         sigreg_weight: weight of their SIGReg term, default 0.
         pooled_targets: predict one vector per mask, the mean of its targets' representations, instead of each of them.
+        lora: train adapters beside the context encoder's frozen weights: arguments of `peft.LoraConfig`, such as
+            `{"r": 16, "lora_alpha": 32}`; default None, all weights are trained. The target encoder is then the same
+            frozen weights with the moving average of the adapters, and what is exported has them merged.
         initializer_range: standard deviation of the predictor's random weights, default 0.02.
 
     Raises:
@@ -82,6 +86,7 @@ class JepaConfig(PreTrainedConfig):
         covariance_weight: float = 0.0,
         sigreg_weight: float = 0.0,
         pooled_targets: bool = False,
+        lora: dict[str, Any] | None = None,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ):
@@ -118,6 +123,7 @@ class JepaConfig(PreTrainedConfig):
         self.covariance_weight = covariance_weight
         self.sigreg_weight = sigreg_weight
         self.pooled_targets = pooled_targets
+        self.lora = lora
         self.initializer_range = initializer_range
         self._validate_choices(backbone, depth)
         if len(backbone.grid) == 2 and pred_hidden_size % 4:
@@ -254,6 +260,8 @@ class JepaConfig(PreTrainedConfig):
         for name in ("pred_hidden_size", "pred_num_hidden_layers", "pred_num_attention_heads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.lora is not None:
+            lora_config(self.lora)
         if self.pred_mlp_ratio <= 0:
             raise UsageError(f"pred_mlp_ratio must be above 0, not {self.pred_mlp_ratio}")
         if not 0.0 <= self.pred_dropout < 1.0:

@@ -37,11 +37,13 @@ def export_encoder(
         which: "context" or "target".
         state_dict: the full model's weights, where they are sharded and `model` does not hold them.
     """
-    encoder = model.get_encoder(which)
     weights = None
     if state_dict is not None:
         prefix = f"{which}_encoder."
         weights = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+    encoder = model.merged_encoder(which, weights)
+    if model.config.lora is not None:
+        weights = None  # the copy holds them
     if isinstance(encoder, FeatureEncoderModel):
         classes = ((FeatureEncoderConfig, "AutoConfig"), (FeatureEncoderModel, "AutoModel"))
         _save_with_code(encoder, output_dir, classes, weights)
@@ -89,7 +91,7 @@ def export_masked_lm(
         raise UsageError(
             "this model was trained without a masked-language-model head; train it with --mlm_weight above 0"
         )
-    encoder = model.get_encoder(which)
+    encoder = model.merged_encoder(which)
     layout = masked_lm_head_layout(encoder.config)
     masked_lm = AutoModelForMaskedLM.from_config(encoder.config)
     state = {f"{layout.base}{name}": value for name, value in encoder.state_dict().items()}

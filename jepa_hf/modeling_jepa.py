@@ -14,6 +14,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 
+from .adapters import add_adapters, initialize_adapters, is_adapter, merge_adapters
 from .backbones import (
     backbone_for,
     encoder_from_config,
@@ -21,6 +22,7 @@ from .backbones import (
     masked_lm_head_layout,
 )
 from .configuration_jepa import JepaConfig
+from .errors import UsageError
 from .losses import (
     covariance_penalty,
     instance_normalize,
@@ -119,6 +121,9 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         self.context_encoder = encoder_from_config(config.encoder_config)
         self.target_encoder = encoder_from_config(config.encoder_config)
         self.backbone.prepare(self.context_encoder)
+        if config.lora is not None:
+            for encoder in (self.context_encoder, self.target_encoder):
+                add_adapters(encoder, config.lora)
         if config.predictor_type == "mlp":
             self.predictor = MLPPredictor(config.hidden_size, config.pred_mlp_ratio, config.pred_dropout)
         else:
@@ -178,6 +183,8 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         config.encoder_config = encoder.config
         config.name_or_path = str(name_or_path)
         model = cls._from_config(config, attn_implementation=attention, dtype=encoder.dtype)
+        if config.lora is not None:
+            add_adapters(encoder, config.lora)
         model.context_encoder = encoder
         model.target_encoder = copy.deepcopy(encoder)
         model.backbone.prepare(encoder)
@@ -197,11 +204,20 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             name_or_path: directory or Hub name of an encoder or of a JEPA.
             encoder_kwargs: passed to `from_pretrained`.
             jepa_kwargs: arguments of `JepaConfig`; over a JEPA's own, those given here win.
+
+        Raises:
+            UsageError: other adapters (`lora`) than those that a JEPA was trained with.
         """
         hub_kwargs = _hub_kwargs(encoder_kwargs or {})
         config = AutoConfig.from_pretrained(name_or_path, **hub_kwargs)
         if not isinstance(config, JepaConfig):
             return cls.from_encoder_pretrained(name_or_path, encoder_kwargs=encoder_kwargs, **jepa_kwargs)
+        if "lora" in jepa_kwargs and jepa_kwargs["lora"] != config.lora:
+            had = "without adapters" if config.lora is None else f"with lora {config.lora}"
+            raise UsageError(
+                f"{name_or_path} is a JEPA that was trained {had}, which its weights are for: leave lora out, or name "
+                "the plain encoder beside it"
+            )
         config = JepaConfig(**{**config.to_dict(), **jepa_kwargs})
         return cls.from_pretrained(name_or_path, config=config, **{"dtype": torch.float32, **(encoder_kwargs or {})})
 
@@ -217,6 +233,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         """Fill in what no checkpoint gave; a target encoder that none gave is the context encoder's copy."""
         super().initialize_weights()
         self.backbone.initialize(self.context_encoder)
+        initialize_adapters(self.context_encoder)
         given = dict(self.context_encoder.named_parameters())
         for name, parameter in self.target_encoder.named_parameters():
             init.copy_(parameter, given[name])  # does nothing where the checkpoint gave the parameter
@@ -256,13 +273,14 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         self.target_encoder.train(False)
         self.target_encoder.requires_grad_(False)
         # A parameter that takes no part in the loss would make DDP wait for its gradient.
+        adapted = self.config.lora is not None
         for name, parameter in self.context_encoder.named_parameters():
-            if name in self.backbone.unused_parameters:
+            if name in self.backbone.unused_parameters or (adapted and not is_adapter(name)):
                 parameter.requires_grad_(False)
         return self
 
     def get_encoder(self, which: str = "context") -> PreTrainedModel:
-        """The trained encoder: a plain transformers model.
+        """The trained encoder: a plain transformers model; with `lora`, one with adapters in it (see `merged_encoder`).
 
         Args:
             which: "context" or "target".
@@ -270,6 +288,24 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         if which not in ("context", "target"):
             raise ValueError(f"an encoder is either 'context' or 'target', not {which!r}")
         return self.context_encoder if which == "context" else self.target_encoder
+
+    def merged_encoder(
+        self, which: str = "context", state_dict: dict[str, torch.Tensor] | None = None
+    ) -> PreTrainedModel:
+        """The trained encoder without adapters: the model's own where it has none, else a copy with them merged.
+
+        Args:
+            which: "context" or "target".
+            state_dict: the copy's weights, under the names of `get_encoder(which)`; default the model's own.
+        """
+        encoder = self.get_encoder(which)
+        if self.config.lora is None:
+            return encoder
+        plain = encoder_from_config(encoder.config, dtype=encoder.dtype)
+        add_adapters(plain, self.config.lora)
+        plain.load_state_dict(encoder.state_dict() if state_dict is None else state_dict)
+        merge_adapters(plain.eval())
+        return plain
 
     def get_input_embeddings(self) -> nn.Module:
         return self.context_encoder.get_input_embeddings()

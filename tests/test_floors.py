@@ -11,7 +11,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(
         ("masking", "block_masking", "positions", "losses", "ema", "metrics", "health", "errors", "version"), 0
     ),
-    **dict.fromkeys(("configuration_jepa", "modeling_jepa", "backbones", "predictors", "export"), 1),
+    **dict.fromkeys(("configuration_jepa", "modeling_jepa", "backbones", "predictors", "export", "adapters"), 1),
     **dict.fromkeys(("configuration_feature_encoder", "modeling_feature_encoder"), 1),
     **dict.fromkeys(("model_card", "tokenization", "data_collator", "training_args", "callbacks"), 2),
     **dict.fromkeys(("image_collator", "feature_collator", "base_trainer", "trainer"), 2),

@@ -67,6 +67,13 @@ class ModelArguments:
     smoke_test: bool = field(
         default=False, metadata={"help": "Train a tiny encoder from a random start on the embedded corpus, 20 steps."}
     )
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters; the encoder's own weights stay."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Their scale, times the rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of what they read."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Ends of the names of the layers that get one; default every linear layer."}
+    )
     # JepaConfig; None leaves its default.
     context_mode: str | None = field(
         default=None, metadata={"help": "Masked positions are kept as [MASK] tokens, or dropped from the context view."}
@@ -93,6 +100,10 @@ class ModelArguments:
         """The arguments of `JepaConfig` that were given."""
         names = [item.name for item in fields(self)]
         values = {name: getattr(self, name) for name in names[names.index("context_mode") :]}
+        if self.use_peft:
+            values["lora"] = {"r": self.lora_r, "lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout}
+            if self.lora_target_modules is not None:
+                values["lora"]["target_modules"] = self.lora_target_modules
         return {name: value for name, value in values.items() if value is not None}
 
 

@@ -164,6 +164,8 @@ def complete(model_args: ModelArguments, data_args: DataArguments, args: RunArgu
         )
     if model_args.config_overrides and model_args.model_name_or_path:
         raise UsageError("config_overrides is for a random start: with model_name_or_path the weights fix the sizes")
+    if model_args.use_peft and not model_args.model_name_or_path:
+        raise UsageError("use_peft trains adapters beside pretrained weights: name them with model_name_or_path")
     if data_args.probe_task and not args.do_eval:
         raise UsageError("probe_task is looked at in evaluations: give --do_eval, or --eval_strategy steps")
     if data_args.streaming and args.do_train and args.max_steps <= 0:
@@ -236,9 +238,11 @@ def _announce(trainer: JepaTrainer, args: RunArguments) -> None:
     model = trainer.model
     start = "pretrained" if trainer.ema.pretrained else "random"
     count = sum(parameter.numel() for parameter in model.context_encoder.parameters())
+    trained = sum(parameter.numel() for parameter in model.context_encoder.parameters() if parameter.requires_grad)
+    adapters = "" if model.config.lora is None else f" ({trained / 1e6:.2f} M of them in adapters, which are trained)"
     _say(
         args,
-        f"{model.config.encoder_config.model_type} encoder, {count / 1e6:.1f} M parameters, {start} start; "
+        f"{model.config.encoder_config.model_type} encoder, {count / 1e6:.1f} M parameters{adapters}, {start} start; "
         f"{model.config.predictor_type} predictor, masked positions {model.config.context_mode}",
     )
 
