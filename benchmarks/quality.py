@@ -1,0 +1,448 @@
+"""Which recipe learns text best: arms side by side, each given the same time on the same kind of GPU.
+
+    python benchmarks/quality.py run arms.jsonl --tasks TASK ... --output rows.jsonl -- RECIPE.yaml --flag value ...
+    python benchmarks/quality.py table rows.jsonl [--against NAME] [--in_domain TASK]
+
+A line of `arms.jsonl` is one arm: `name`; `objective`, "jepa" (default; what run_jepa.py runs) or "mlm" (transformers'
+Trainer, its collator and its masked-language model around the same encoder, on the same rows); `flags` of run_jepa.py;
+`seconds`, which its own steps per second, measured before, turn into `max_steps`; `seeds`, default [0];
+`mlm_probability` of "mlm"; `pooled`, see `PooledTerm`. What follows `--` holds for all arms. Each GPU of the machine
+takes one arm at a time.
+
+TASK is as `jepa-hf evaluate` takes it: a file is divided, so that settings can be chosen on training files and the
+test files be read once, at the end. Probes are fitted beside the next arm's training, on the CPU.
+"""
+
+import argparse
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sentence_transformers.util import pairwise_cos_sim
+from torch import nn
+from transformers import (
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+
+from jepa_hf import JepaForRepresentationPrediction, JepaTrainer
+from jepa_hf.cli.arguments import Parsed, parse_command, quiet_libraries
+from jepa_hf.cli.prepare import prepare
+from jepa_hf.cli.prepared import Prepared
+from jepa_hf.cli.train import complete
+from jepa_hf.embedding import Embedder
+from jepa_hf.evaluation import linear_probe, spearman
+from jepa_hf.evaluation_tasks import TaskArguments, load_tasks
+from jepa_hf.health import is_measurement
+from jepa_hf.losses import covariance_penalty, layer_normalize, masked_mean, variance_hinge
+from jepa_hf.run_directory import RunPlan
+
+POOLING = ("mean", "layers")
+# Nothing but training is to take time.
+QUIET = ("--do_eval=no", "--eval_strategy=no", "--eval_on_start=no", "--save_strategy=no", "--report_to=none")
+QUIET += ("--disable_tqdm=yes", "--health_steps=0.25", "--include_num_input_tokens_seen=no", "--logging_steps=200")
+UNTIMED, TIMED = 20, 40
+
+
+class PooledTerm(JepaForRepresentationPrediction):
+    """An experiment: beside the targets, the context's mean predicts the mean of the whole clean row.
+
+    The target is the mean over real positions of the averaged, layer-normalised target layers; `standardize` brings
+    each of its features to mean 0 and standard deviation 1 over the batch, so that what all rows share earns nothing.
+    """
+
+    def add(self, weight: float, standardize: bool = True, variance: float = 0.0, covariance: float = 0.0) -> None:
+        width = self.config.hidden_size
+        self.pooled_predictor = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.pooled = {"weight": weight, "standardize": standardize, "variance": variance, "covariance": covariance}
+
+    @torch.no_grad()
+    def _targets(self, clean: Any, positions: Any, masks: int, hidden_states: bool) -> Any:
+        gathered, states = super()._targets(clean, positions, masks, True)
+        upper = states[-self.config.target_layers :]
+        average = sum(layer_normalize(state.float()) for state in upper) / len(upper)
+        self._row_means = masked_mean(average, self.backbone.valid(clean)[..., None], dim=1)
+        return gathered, states if hidden_states else None
+
+    def _add_losses(
+        self, output: Any, clean: Any, encoded: Any, seen: Any, positions: Any, valid: Any, total: Any
+    ) -> None:
+        super()._add_losses(output, clean, encoded, seen, positions, valid, total)
+        targets = self._row_means
+        if self.pooled["standardize"]:
+            targets = (targets - targets.mean(0)) / (targets.std(0) + 1e-5)
+        context = masked_mean(encoded.last_hidden_state.float(), seen[..., None], dim=1)
+        guess = self.pooled_predictor(context.to(encoded.last_hidden_state.dtype)).float()
+        targets = targets.repeat_interleave(len(guess) // len(targets), dim=0)
+        each = F.smooth_l1_loss(guess, targets)
+        every = torch.ones(len(context), dtype=torch.bool, device=context.device)
+        for kind, penalty in (("variance", variance_hinge), ("covariance", covariance_penalty)):
+            if self.pooled[kind]:
+                each = each + self.pooled[kind] / self.pooled["weight"] * penalty(context, every)
+        share = output.num_targets / (output.num_targets.clamp_min(1) if total is None else total)
+        output.loss = output.loss + self.pooled["weight"] * share * each
+
+
+# ---- one arm
+
+
+def build(arm: dict[str, Any], seed: int, common: Sequence[str], max_steps: int | None) -> tuple[Trainer, Prepared]:
+    """The trainer of an arm, from a fresh start."""
+    flags = [*common, *QUIET, *(f"--{name}={value}" for name, value in arm.get("flags", {}).items()), f"--seed={seed}"]
+    if max_steps is not None:
+        flags.append(f"--max_steps={max_steps}")
+    parsed = parse_command(flags)
+    model_args, data_args, _, args = parsed
+    complete(model_args, data_args, args)
+    set_seed(seed)
+    prepared = prepare(parsed, RunPlan())
+    if arm.get("objective") == "mlm":
+        return _mlm_trainer(arm, parsed, prepared, seed), prepared
+    model = prepared.model
+    if "pooled" in arm:
+        model.__class__ = PooledTerm
+        model.add(**arm["pooled"])
+    rows, tokenizer = prepared.train_dataset, prepared.processing_class
+    trainer = JepaTrainer(model, args, prepared.collator, train_dataset=rows, processing_class=tokenizer)
+    return trainer, prepared
+
+
+def _mlm_trainer(arm: dict[str, Any], parsed: Parsed, prepared: Prepared, seed: int) -> Trainer:
+    model_args, _, _, args = parsed
+    set_seed(seed)
+    config = prepared.model.config.encoder_config
+    if config.model_type == "modernbert":
+        config.sparse_prediction = True  # logits at the hidden positions alone: the faster way
+    if model_args.model_name_or_path is None:
+        model = AutoModelForMaskedLM.from_config(config, attn_implementation=model_args.attn_implementation)
+    else:
+        model = AutoModelForMaskedLM.from_pretrained(model_args.model_name_or_path)
+    tokenizer = prepared.processing_class
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=arm.get("mlm_probability", 0.3))
+    return Trainer(
+        model, args, data_collator=collator, train_dataset=prepared.train_dataset, processing_class=tokenizer
+    )
+
+
+class _Clock(TrainerCallback):
+    """When a step was done, the device's work included."""
+
+    def __init__(self, *steps: int):
+        self.at = dict.fromkeys(steps, 0.0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.at:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.at[state.global_step] = time.perf_counter()
+
+
+def steps_per_second(make: Callable[[int | None], tuple[Trainer, Prepared]]) -> float:
+    """Of a throwaway run, once it is warm."""
+    clock = _Clock(UNTIMED, UNTIMED + TIMED)
+    trainer, _ = make(UNTIMED + TIMED)
+    trainer.add_callback(clock)
+    trainer.train()
+    begin, end = clock.at.values()
+    return TIMED / (end - begin)
+
+
+def run_arm(options: argparse.Namespace, common: list[str]) -> None:
+    """Train one arm and write its encoder's vectors of all tasks beside its row."""
+    arm, folder = json.loads(options.arm), Path(options.folder)
+    common = [*common, f"--output_dir={folder / 'out'}"]
+
+    def make(max_steps: int | None) -> tuple[Trainer, Prepared]:
+        return build(arm, options.seed, common, max_steps)
+
+    row: dict[str, Any] = {**arm, "seed": options.seed}
+    max_steps = None
+    if "seconds" in arm:
+        row["steps_per_s"] = round(steps_per_second(make), 3)
+        max_steps = max(int(row["steps_per_s"] * arm["seconds"]), 1)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        row["device"] = torch.cuda.get_device_name()
+    trainer, prepared = make(max_steps)
+    result = trainer.train() if trainer.args.max_steps else None  # --max_steps 0: the start itself
+    row["steps"] = trainer.state.global_step
+    row["train_s"] = round(result.metrics["train_runtime"], 1)
+    if torch.cuda.is_available():
+        row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+    if isinstance(trainer, JepaTrainer):
+        last = [entry for entry in trainer.state.log_history if is_measurement(entry)][-1:]
+        row["health"] = {name: value for entry in last for name, value in entry.items()}
+        row["found"] = {kind: step for kind, (step, _) in trainer.found.items()}
+        encoder = trainer._unwrapped.get_encoder()
+    else:
+        encoder = trainer.accelerator.unwrap_model(trainer.model).base_model
+    row["loss"] = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry][-1:]
+    if options.save:
+        encoder.save_pretrained(folder / "encoder")
+        prepared.processing_class.save_pretrained(folder / "encoder")
+    np.savez(folder / "vectors.npz", **embed(encoder, prepared, options))
+    (folder / "row.json").write_text(json.dumps(row))
+
+
+def embed(encoder: PreTrainedModel, prepared: Prepared, options: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Vectors and targets of all tasks, under `task|kind|split|side|pooling` and `task|kind|split|targets`."""
+    limits = TaskArguments(max_train_samples=options.max_train_samples, max_test_samples=options.max_test_samples)
+    embedder = Embedder(
+        encoder, prepared.processing_class, name="arm", batch_size=256, max_seq_length=options.max_seq_length
+    )
+    found = {}
+    for task in load_tasks(options.tasks, limits):
+        for name in ("train", "test"):
+            split = getattr(task, name)
+            if split is None:
+                continue
+            found[f"{task.name}|{task.kind}|{name}|targets"] = split.targets
+            for side, samples in enumerate(split.samples):
+                for pooling, vectors in embedder.embed(samples, POOLING).items():
+                    found[f"{task.name}|{task.kind}|{name}|{side}|{pooling}"] = vectors
+    return found
+
+
+def judge(options: argparse.Namespace) -> None:
+    """Fit the probes on an arm's vectors, and print its row."""
+    folder = Path(options.folder)
+    row, vectors = json.loads((folder / "row.json").read_text()), np.load(folder / "vectors.npz")
+    kinds = {task: kind for task, kind, *_ in (name.split("|") for name in vectors.files)}
+    row["scores"] = {pooling: {} for pooling in POOLING}
+    for task, kind in kinds.items():
+        targets = vectors[f"{task}|{kind}|test|targets"]
+        for pooling in POOLING:
+            if kind == "labels":
+                known = vectors[f"{task}|{kind}|train|0|{pooling}"], vectors[f"{task}|{kind}|train|targets"]
+                predicted, _ = linear_probe(*known, vectors[f"{task}|{kind}|test|0|{pooling}"])
+                score = (predicted == targets).mean()
+            else:
+                sides = (torch.from_numpy(vectors[f"{task}|{kind}|test|{side}|{pooling}"]) for side in (0, 1))
+                score = spearman(pairwise_cos_sim(*sides).numpy()[None], targets[None])[0]
+            row["scores"][pooling][task] = round(100 * float(score), 2)
+    row["kinds"] = kinds
+    (folder / "vectors.npz").unlink()
+    print(json.dumps(row))
+
+
+# ---- all arms
+
+
+def run(options: argparse.Namespace, common: list[str]) -> None:
+    """Work through the arms, one at a time on each GPU; with `--follow`, through those that are added meanwhile too."""
+    output, places = Path(options.output), queue.Queue()
+    for gpu in range(max(torch.cuda.device_count(), 1)):
+        places.put(gpu)
+    lock, threads, judges = threading.Lock(), [], threading.Semaphore(2 * max(torch.cuda.device_count(), 1))
+    for count, (arm, seed) in enumerate(_arms(options)):
+        gpu = places.get()
+        folder = Path(options.work_dir) / f"{count:03}"
+        folder.mkdir(parents=True, exist_ok=True)
+        work = (arm, seed, gpu, folder, options, common, output, lock, judges, places)
+        threads.append(threading.Thread(target=_work, args=work))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    print(tables([json.loads(line) for line in output.read_text().splitlines()], options))
+
+
+def _arms(options: argparse.Namespace) -> Any:
+    """The arms and seeds of the file in its order; with `--follow`, until a line says "end"."""
+    done = 0
+    while True:
+        lines = [line for line in Path(options.arms).read_text().splitlines() if line.strip()]
+        for line in lines[done:]:
+            if line.strip() == '"end"':
+                return
+            arm = json.loads(line)
+            yield from ((arm, seed) for seed in arm.get("seeds", [0]))
+        done = len(lines)
+        if not options.follow:
+            return
+        time.sleep(1)
+
+
+def _work(
+    arm: dict[str, Any],
+    seed: int,
+    gpu: int,
+    folder: Path,
+    options: argparse.Namespace,
+    common: list[str],
+    output: Path,
+    lock: threading.Lock,
+    judges: threading.Semaphore,
+    places: queue.Queue,
+) -> None:
+    """One arm on one GPU, and then, the GPU being free for the next, its probes."""
+    given = ["--folder", str(folder), "--tasks", *options.tasks]
+    given += ["--max_train_samples", str(options.max_train_samples), "--max_seq_length", str(options.max_seq_length)]
+    given += ["--max_test_samples", str(options.max_test_samples), *(["--save"] if options.save else [])]
+    given += ["--arm", json.dumps(arm), "--seed", str(seed)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
+    begin = time.perf_counter()
+    with open(folder / "train.log", "w", encoding="utf-8") as log:
+        command = [sys.executable, __file__, "arm", *given, "--", *common]
+        failed = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
+    places.put(gpu)
+    if failed:
+        row = {**arm, "seed": seed, "failed": _last_line((folder / "train.log").read_text())}
+    else:
+        with judges:
+            environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "4"}
+            command = [sys.executable, "-W", "ignore", __file__, "judge", *given]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        row = (
+            json.loads(done.stdout)
+            if done.returncode == 0
+            else {**arm, "seed": seed, "failed": _last_line(done.stderr)}
+        )
+    row["whole_s"] = round(time.perf_counter() - begin)
+    with lock, open(output, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        print(summary(row, options), flush=True)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["without a word"])[-1]
+
+
+# ---- tables
+
+
+def probe_mean(row: dict[str, Any], pooling: str) -> float:
+    return mean(score for task, score in row["scores"][pooling].items() if row["kinds"][task] == "labels")
+
+
+def similarity(row: dict[str, Any], pooling: str) -> float:
+    scores = [score for task, score in row["scores"][pooling].items() if row["kinds"][task] == "similarity"]
+    return mean(scores) if scores else float("nan")
+
+
+def summary(row: dict[str, Any], options: argparse.Namespace) -> str:
+    """A row in a line."""
+    if "failed" in row:
+        return f"{row['name']} seed {row['seed']}: FAILED {row['failed']}"
+    figures = [
+        f"{pooling}: probes {probe_mean(row, pooling):.2f}, {options.in_domain} "
+        f"{row['scores'][pooling].get(options.in_domain, float('nan')):.2f}, similarity {similarity(row, pooling):.2f}"
+        for pooling in POOLING
+    ]
+    return f"{row['name']} seed {row['seed']}: {'; '.join(figures)}; {row['steps']} steps, {row['train_s']} s"
+
+
+def tables(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    """Every arm, the best first; and, of arms with as many seeds, the paired differences to `--against`."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        arms.setdefault(row["name"], []).append(row)
+    lines = [
+        f"| arm | seeds | steps | s | probes, mean | probes, layers | {options.in_domain}, mean | layers | "
+        "similarity, mean | layers | found |",
+        "|" + " --- |" * 11,
+    ]
+    measured = {name: [row for row in rows if "failed" not in row] for name, rows in arms.items()}
+    measured = {name: rows for name, rows in measured.items() if rows}
+    best = sorted(measured, key=lambda name: -max(_mean(measured[name], probe_mean, p)[0] for p in POOLING))
+    for name in best:
+        mine = measured[name]
+        cells = [
+            _shown(*_mean(mine, of, pooling))
+            for of in (probe_mean, _in_domain(options), similarity)
+            for pooling in POOLING
+        ]
+        steps, seconds = mean(row["steps"] for row in mine), mean(row["train_s"] for row in mine)
+        found = sorted({f"{kind} at {step}" for row in mine for kind, step in row.get("found", {}).items()})
+        lines.append(
+            f"| {name} | {len(mine)} | {steps:.0f} | {seconds:.0f} | {' | '.join(cells)} | {', '.join(found)} |"
+        )
+    lines += [f"| {name} | failed | | | | | | | | | {arms[name][0]['failed'][:120]} |" for name in arms.keys() - best]
+    if options.against in measured:
+        lines += ["", f"Paired differences to {options.against}, their standard error over seeds:", ""]
+        lines += [f"| arm | pairs | probes, mean | probes, layers | {options.in_domain}, mean | similarity, mean |"]
+        lines += ["|" + " --- |" * 6]
+        base = {row["seed"]: row for row in measured[options.against]}
+        for name in best:
+            pairs = [(row, base[row["seed"]]) for row in measured[name] if row["seed"] in base]
+            if name == options.against or len(pairs) < 2:
+                continue
+            cells = []
+            for of, pooling in (
+                (probe_mean, "mean"),
+                (probe_mean, "layers"),
+                (_in_domain(options), "mean"),
+                (similarity, "mean"),
+            ):
+                differences = [of(mine, pooling) - of(theirs, pooling) for mine, theirs in pairs]
+                cells.append(f"{mean(differences):+.2f} ± {stdev(differences) / len(differences) ** 0.5:.2f}")
+            lines.append(f"| {name} | {len(pairs)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _in_domain(options: argparse.Namespace) -> Callable[[dict[str, Any], str], float]:
+    return lambda row, pooling: row["scores"][pooling].get(options.in_domain, float("nan"))
+
+
+def _mean(rows: list[dict[str, Any]], of: Callable[..., float], pooling: str) -> tuple[float, float]:
+    values = [of(row, pooling) for row in rows]
+    return mean(values), stdev(values) if len(values) > 1 else float("nan")
+
+
+def _shown(value: float, deviation: float) -> str:
+    return f"{value:.2f}" if deviation != deviation else f"{value:.2f} ± {deviation:.2f}"
+
+
+def main() -> None:
+    argv = sys.argv[1:]
+    common = argv[argv.index("--") + 1 :] if "--" in argv else []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    whole, one, probes, table = (commands.add_parser(name) for name in ("run", "arm", "judge", "table"))
+    whole.add_argument("arms", help="a file with a JSON object in each line")
+    whole.add_argument("--follow", action="store_true", help='go on with lines that are added, until one says "end"')
+    whole.add_argument("--output", default="rows.jsonl")
+    whole.add_argument("--work_dir", default="quality")
+    for command in (one, probes):
+        command.add_argument("--folder", required=True)
+        command.add_argument("--arm", required=True)
+        command.add_argument("--seed", type=int, required=True)
+    for command in (whole, one, probes):
+        command.add_argument("--tasks", nargs="+", required=True)
+        command.add_argument("--max_train_samples", type=int, default=4000)
+        command.add_argument("--max_test_samples", type=int, default=2000)
+        command.add_argument("--max_seq_length", type=int, default=128, help="where the tasks' texts are cut")
+        command.add_argument("--save", action="store_true", help="keep the encoders")
+    table.add_argument("rows")
+    for command in (whole, table):
+        command.add_argument("--against", default="mlm", help="the arm that others are compared with")
+        command.add_argument("--in_domain", default="imdb", help="the task whose texts are like those trained on")
+    options = parser.parse_args(argv[: argv.index("--")] if "--" in argv else argv)
+    quiet_libraries()
+    match options.command:
+        case "run":
+            run(options, common)
+        case "arm":
+            run_arm(options, common)
+        case "judge":
+            judge(options)
+        case "table":
+            print(tables([json.loads(line) for line in Path(options.rows).read_text().splitlines()], options))
+
+
+if __name__ == "__main__":
+    main()
