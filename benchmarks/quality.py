@@ -245,13 +245,15 @@ def judge(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace, common: list[str]) -> None:
     """Work through the arms, one at a time on each GPU; with `--follow`, through those that are added meanwhile too."""
+    count = max(torch.cuda.device_count(), 1)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     output, places = Path(options.output), queue.Queue()
-    for gpu in range(max(torch.cuda.device_count(), 1)):
+    for gpu in visible:
         places.put(gpu)
-    lock, threads, judges = threading.Lock(), [], threading.Semaphore(2 * max(torch.cuda.device_count(), 1))
-    for count, (arm, seed) in enumerate(_arms(options)):
+    lock, threads, judges = threading.Lock(), [], threading.Semaphore(2 * count)
+    for number, (arm, seed) in enumerate(_arms(options)):
         gpu = places.get()
-        folder = Path(options.work_dir) / f"{count:03}"
+        folder = Path(options.work_dir) / f"{number:03}"
         folder.mkdir(parents=True, exist_ok=True)
         work = (arm, seed, gpu, folder, options, common, output, lock, judges, places)
         threads.append(threading.Thread(target=_work, args=work))
@@ -280,7 +282,7 @@ def _arms(options: argparse.Namespace) -> Any:
 def _work(
     arm: dict[str, Any],
     seed: int,
-    gpu: int,
+    gpu: str,
     folder: Path,
     options: argparse.Namespace,
     common: list[str],
@@ -294,7 +296,7 @@ def _work(
     given += ["--max_train_samples", str(options.max_train_samples), "--max_seq_length", str(options.max_seq_length)]
     given += ["--max_test_samples", str(options.max_test_samples), *(["--save"] if options.save else [])]
     given += ["--arm", json.dumps(arm), "--seed", str(seed)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu)}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
     begin = time.perf_counter()
     with open(folder / "train.log", "w", encoding="utf-8") as log:
         command = [sys.executable, __file__, "arm", *given, "--", *common]
