@@ -289,6 +289,7 @@ child = multiprocessing.get_context("fork").Process(target=tokenizer, args=(CORP
 child.start()
 child.join(20)
 print("tokenised" if child.exitcode == 0 else "hangs", flush=True)
+child.kill()
 os._exit(0)
 """
 
