@@ -30,13 +30,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", type=int, nargs="?", default=100_000, help="all properties together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="properties whose names hold this")
+    parser.add_argument("--only", nargs="*", default=[""], help="properties whose names hold one of these")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)  # warnings of damaged images
     datasets.disable_progress_bars()
 
     properties = {
-        name: test for name, test in vars(test_fuzz).items() if name.startswith("test_") and options.only in name
+        name: test
+        for name, test in vars(test_fuzz).items()
+        if name.startswith("test_") and any(part in name for part in options.only)
     }
     rows: list[tuple[str, int, int, int, float]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -506,7 +506,7 @@ def configurations(draw: st.DrawFn) -> Any:
         return draw(JSON)
     content = copy.deepcopy(draw(st.sampled_from(CONFIGURATIONS)).to_dict())
     for _ in range(draw(st.integers(0, 3))):
-        part = content["encoder_config"] if draw(st.booleans()) else content
+        part = content.get("encoder_config") if draw(st.booleans()) else content
         if not isinstance(part, dict) or not part:
             break
         name = draw(st.sampled_from(sorted(part)) | TEXTS)
