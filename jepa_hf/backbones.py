@@ -186,12 +186,12 @@ class VisionBackbone:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images, in pixels."""
-        return _pair(self.config.image_size)
+        return _pair(self.config, "image_size")
 
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch, in pixels."""
-        return _pair(self.config.patch_size)
+        return _pair(self.config, "patch_size")
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -340,8 +340,13 @@ class FeatureBackbone:
         )
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _pair(config: PreTrainedConfig, name: str) -> tuple[int, int]:
+    """Height and width, which a configuration gives as one number or as two."""
+    value = getattr(config, name)
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise UsageError(f"{name} must be one or two whole numbers, at least 1, not {value!r:.80}")
+    return pair
 
 
 Backbone = TextBackbone | VisionBackbone | FeatureBackbone

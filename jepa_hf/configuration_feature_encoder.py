@@ -1,6 +1,7 @@
 """The configuration of the feature encoder: a transformer over vectors or time series of numbers."""
 
 import math
+from numbers import Real
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -60,7 +61,7 @@ class FeatureEncoderConfig(PreTrainedConfig):
     ):
         if input_dim is None:
             raise UsageError("FeatureEncoderConfig needs input_dim, the number of features")
-        if patch_size is None:
+        if patch_size is None and isinstance(input_dim, int):
             patch_size = max(math.ceil(input_dim / 64), 1)
         self.input_dim = input_dim
         self.mode = mode
@@ -85,15 +86,17 @@ class FeatureEncoderConfig(PreTrainedConfig):
     def _validate_numbers(self) -> None:
         if self.mode not in ("time", "patches", "flat"):
             raise UsageError(f"mode must be one of time, patches, flat, not {self.mode!r}")
-        for name in (
-            "input_dim",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-        ):
+        sizes = ("input_dim", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+        for name in (*sizes, "patch_size"):
+            if not isinstance(getattr(self, name), int):
+                raise UsageError(f"{name} must be a whole number, not {getattr(self, name)!r:.80}")
+        for name in sizes:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("mlp_ratio", "hidden_dropout_prob", "layer_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise UsageError(f"{name} must be a finite number, not {value!r:.80}")
         if not 1 <= self.patch_size <= self.input_dim:
             raise UsageError(
                 f"patch_size must lie between 1 and the {self.input_dim} features of input_dim, not {self.patch_size}"

@@ -1,8 +1,14 @@
 """The configuration of a JEPA: any encoder's configuration, the predictor, the objective."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Real
+from types import NoneType
 from typing import Any, ClassVar, Self
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, IJepaConfig, PreTrainedConfig
 
 from .adapters import lora_config
@@ -23,6 +29,11 @@ _EMA_DECAY: dict[str, tuple[float, float] | None] = {
     "images": (0.996, 1.0),
     "features": (0.996, 0.996),
 }
+
+_REAL_NUMBERS = (
+    "pred_mlp_ratio", "pred_dropout", "smooth_l1_beta", "mlm_weight", "variance_weight", "covariance_weight",
+    "sigreg_weight", "initializer_range",
+)  # fmt: skip
 
 
 class JepaConfig(PreTrainedConfig):
@@ -92,8 +103,7 @@ class JepaConfig(PreTrainedConfig):
     ):
         if encoder_config is None:
             raise UsageError("JepaConfig needs encoder_config, the configuration of an encoder such as BertConfig()")
-        if isinstance(encoder_config, dict):
-            encoder_config = AutoConfig.for_model(**encoder_config)
+        encoder_config = _as_configuration(encoder_config)
         backbone = backbone_for(encoder_config)
         depth, width = encoder_config.num_hidden_layers, encoder_config.hidden_size
         if context_mode is None:
@@ -101,7 +111,7 @@ class JepaConfig(PreTrainedConfig):
             context_mode = backbone.context_modes[0] if both else "kept"
         if pred_hidden_size is None:
             pred_hidden_size = width // 2
-        if pred_num_attention_heads is None:
+        if pred_num_attention_heads is None and isinstance(pred_hidden_size, int):
             pred_num_attention_heads = math.gcd(encoder_config.num_attention_heads, pred_hidden_size)
         if target_layers is None:
             target_layers = math.ceil(depth / 2)
@@ -133,7 +143,9 @@ class JepaConfig(PreTrainedConfig):
         # Trainer compares these with the tokenizer's.
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             kwargs.setdefault(name, getattr(encoder_config, name, None))
-        super().__init__(**kwargs)
+        with _as_transformers_reads_it("the JEPA's configuration"):
+            super().__init__(**kwargs)
+        _checked(self)
 
     @classmethod
     def for_encoder(cls, encoder_config: PreTrainedConfig | dict[str, Any], **kwargs: Any) -> Self:
@@ -143,8 +155,7 @@ class JepaConfig(PreTrainedConfig):
             encoder_config: as `JepaConfig` takes it.
             kwargs: arguments of `JepaConfig`; they win over the defaults.
         """
-        if isinstance(encoder_config, dict):
-            encoder_config = AutoConfig.for_model(**encoder_config)
+        encoder_config = _as_configuration(encoder_config)
         return cls(encoder_config, **{**_DEFAULTS[backbone_for(encoder_config).modality], **kwargs})
 
     @classmethod
@@ -231,6 +242,15 @@ class JepaConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        for name in ("target_layers", "pred_hidden_size", "pred_num_hidden_layers", "pred_num_attention_heads"):
+            if not isinstance(getattr(self, name), int):
+                raise UsageError(f"{name} must be a whole number, not {getattr(self, name)!r:.80}")
+        for name in _REAL_NUMBERS:
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise UsageError(f"{name} must be a finite number, not {value!r:.80}")
+        if not isinstance(self.pooled_targets, bool):
+            raise UsageError(f"pooled_targets must be true or false, not {self.pooled_targets!r:.80}")
         if self.context_mode == "kept" and "kept" not in backbone.context_modes:
             raise UsageError(
                 f"context_mode 'kept' is not there for {self.encoder_config.model_type} encoders, which have no [MASK] "
@@ -276,3 +296,32 @@ class JepaConfig(PreTrainedConfig):
         for name in ("mlm_weight", "variance_weight", "covariance_weight", "sigreg_weight"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must not be negative, but is {getattr(self, name)}")
+
+
+def _as_configuration(encoder_config: PreTrainedConfig | dict[str, Any]) -> PreTrainedConfig:
+    """The configuration that a dictionary, perhaps from somebody else's file, means."""
+    if isinstance(encoder_config, PreTrainedConfig):
+        return encoder_config
+    if not isinstance(encoder_config, dict) or not isinstance(encoder_config.get("model_type"), str):
+        raise UsageError("encoder_config must be a configuration, or its dictionary with a model_type such as 'bert'")
+    with _as_transformers_reads_it("encoder_config"):
+        return _checked(AutoConfig.for_model(**encoder_config))
+
+
+def _checked(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Refuse a type that transformers would read, and trip over when it writes it."""
+    if not isinstance(config.dtype, (str, torch.dtype, NoneType)):
+        raise UsageError(f"dtype must be a name such as 'float32', not {config.dtype!r:.80}")
+    return config
+
+
+@contextmanager
+def _as_transformers_reads_it(what: str) -> Iterator[None]:
+    """Make a `UsageError` of what transformers raises when a value in a configuration is of the wrong kind."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{what} is none that transformers can read: {reason:.300}; mend its values") from error

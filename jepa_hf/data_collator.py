@@ -119,8 +119,8 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         and `context_valid` bool `[B, M, C]`.
 
     Raises:
-        UsageError: a tokenizer without a mask or padding token, a ratio outside (0, 1), a mean below 1, or a row
-            without anything to mask.
+        UsageError: a tokenizer without a mask or padding token, a ratio outside (0, 1), a mean below 1, a row
+            without anything to mask, or one that is no list of whole numbers.
     """
 
     columns = ("word_ids",)
@@ -148,6 +148,9 @@ class DataCollatorForSpanJEPA(MaskingCollator):
                 f"the tokenizer ({type(tokenizer).__name__}) has no padding token: set tokenizer.pad_token"
             )
         check_span_settings(mask_ratio, mean_span_length, context_mode, on_short)
+        for name, value in (("pad_to_multiple_of", pad_to_multiple_of), ("max_length", max_length)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}; leave it out for no limit")
         super().__init__(num_masks, seed)
         self.tokenizer = tokenizer
         self.mask_ratio = mask_ratio
@@ -164,14 +167,22 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         return {"mask ratio": self.mask_ratio, "mean span length": self.mean_span_length}
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        input_ids, attention = self._pad([feature["input_ids"] for feature in features])
+        rows = _whole_numbers(features, "input_ids")
+        input_ids, attention = self._pad(rows)
         word_ids = None
         if self.whole_word:
-            if "word_ids" not in features[0]:
+            if not all("word_ids" in feature for feature in features):
                 raise UsageError(
                     "whole_word needs a column word_ids: tokenise with tokenize_dataset(..., word_ids=True)"
                 )
-            word_ids, _ = self._pad([feature["word_ids"] for feature in features], fill=-1)
+            words = _whole_numbers(features, "word_ids")
+            for number, (row, ids) in enumerate(zip(words, rows, strict=True)):
+                if len(row) != len(ids):
+                    raise UsageError(
+                        f"row {number} of the batch has {len(row)} word_ids for {len(ids)} input_ids: tokenise with "
+                        "tokenize_dataset(..., word_ids=True)"
+                    )
+            word_ids, _ = self._pad(words, fill=-1)
 
         maskable = attention & ~np.isin(input_ids, self._special_ids)
         units, _ = maskable_units(maskable, word_ids)
@@ -209,7 +220,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             batch["context_valid"] = valid.reshape(*shape, -1)
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
-    def _pad(self, rows: Sequence[Sequence[int]], fill: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def _pad(self, rows: Sequence[np.ndarray], fill: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """`[B, L]` ids and bool validity, padded on the tokenizer's side."""
         lengths = np.array([len(row) for row in rows])
         length = int(lengths.max())
@@ -228,7 +239,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         else:
             valid = column < lengths[:, None]
         ids = np.full(valid.shape, self.tokenizer.pad_token_id if fill is None else fill, dtype=np.int64)
-        ids[valid] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+        ids[valid] = np.concatenate(rows)
         return ids, valid
 
     @property
@@ -243,3 +254,17 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             (max(round(length * self.mask_ratio), 1), length),
             (length - int(length * self.mask_ratio * 7 / 8), length),
         )
+
+
+def _whole_numbers(features: Sequence[dict[str, Any]], column: str) -> list[np.ndarray]:
+    """A column of the rows of a batch, each an int64 `[length]`."""
+    rows = []
+    for number, feature in enumerate(features):
+        try:
+            row = np.asarray(feature[column])
+        except ValueError:  # ragged
+            row = np.array(None)
+        if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
+            raise UsageError(f"row {number} of the batch has no list of whole numbers in {column}: tokenise the texts")
+        rows.append(row.astype(np.int64, copy=False))
+    return rows

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-from zipfile import BadZipFile
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Image
@@ -12,7 +11,7 @@ from sklearn.model_selection import train_test_split
 
 from .data import DataArguments, file_kind, load_named, naming_file, read_rows
 from .errors import UsageError
-from .feature_data import load_feature_datasets
+from .feature_data import ARRAY_ERRORS, load_feature_datasets
 
 Kind = Literal["labels", "similarity", "retrieval"]
 
@@ -229,7 +228,7 @@ def _array_columns(path: Path) -> dict[str, list[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, BadZipFile) as error:
+    except (*ARRAY_ERRORS, OSError) as error:
         raise UsageError(f"'{path}' cannot be read as arrays: {' '.join(str(error).split())}") from None
     return {name: array.tolist() for name, array in arrays.items() if array.ndim == 1}
 

@@ -121,7 +121,7 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
         """A row's features, float32 `[F]` or `[T, F]`."""
         try:
             row = np.ascontiguousarray(features, dtype=np.float32)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(
                 f"the features of row {number} of the batch are not a rectangle of numbers: mend or leave out the row"
             ) from error

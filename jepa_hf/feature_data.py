@@ -3,12 +3,14 @@
 import csv
 import logging
 import os
-import zipfile
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +33,12 @@ from .data import (
     read_rows,
 )
 from .errors import UsageError
+
+# What numpy and zipfile raise on damaged files: the header of an array is a line of Python that tells its size.
+ARRAY_ERRORS = (
+    ValueError, EOFError, SyntaxError, TokenError, TypeError, MemoryError, OverflowError, RuntimeError, struct.error,
+    zlib.error, BadZipFile,
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -330,7 +338,7 @@ def _open_file(path: str, kind: str, args: DataArguments, columns: tuple[str, ..
 def _load_npy(path: str) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    except ValueError as error:
+    except ARRAY_ERRORS as error:
         raise _no_array(path, error) from None
 
 
@@ -343,7 +351,7 @@ def _load_npz(path: str, args: DataArguments) -> tuple[np.ndarray, np.ndarray | 
             lengths = np.asarray(archive["lengths"]) if "lengths" in archive.files and array.ndim == 3 else None
     except UsageError:
         raise
-    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except ARRAY_ERRORS as error:
         raise _no_array(path, error) from None
     if lengths is not None:
         if lengths.shape != array.shape[:1] or lengths.dtype.kind not in "iu":
@@ -380,8 +388,9 @@ def _choose_array(names: list[str], path: str, args: DataArguments) -> str:
 
 
 def _no_array(path: str, error: Exception) -> UsageError:
+    reason = (str(error) or "it is damaged").splitlines()[0].rstrip(".")
     return UsageError(
-        f"'{path}' cannot be read as an array of numbers: {str(error).splitlines()[0].rstrip('.')}; write one with "
+        f"'{path}' cannot be read as an array of numbers: {reason}; write one with "
         "numpy.save, or with numpy.savez a padded array of series and their lengths"
     )
 

@@ -181,15 +181,15 @@ class DataCollatorForBlockJEPA(MaskingCollator):
                 f"row {row} of the batch has no column '{column}'; set image_column_name to what it has: "
                 f"{', '.join(feature)}"
             )
-        stored, identity = feature[column], None
-        if isinstance(stored, Mapping):
-            identity = hash((stored["bytes"], stored["path"]))
-            name = name if stored["path"] is None else f"'{stored['path']}'"
+        stored = feature[column]
+        if isinstance(stored, Mapping) and stored.get("path") is not None:
+            name = f"'{stored['path']}'"
         try:
             return decode_image(stored, self._mode)
         except UsageError as error:
             raise UsageError(f"{name} {error}") from None
         except Exception as error:  # PIL's decoders raise nearly anything on damaged data
+            identity = hash(repr(stored)) if isinstance(stored, Mapping) else None
             if identity is None or identity not in self._warned_of:
                 unknown = isinstance(error, UnidentifiedImageError)  # whose message names an object in memory
                 reason = "its bytes are no image that PIL knows" if unknown else error

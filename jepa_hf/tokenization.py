@@ -1,6 +1,7 @@
 """Rows of text to rows of token ids."""
 
 import logging
+import os
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from .errors import UsageError
 
 logger = logging.getLogger(__name__)
+
+# A forked process (a loader's worker, one of `num_proc`) has the locks of its parent's threads but not the threads:
+# tokenizers that ran in parallel before and are told to do so again would wait for them forever.
+os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
 
 def tokenize_dataset(

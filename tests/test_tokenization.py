@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from commands import REPOSITORY, start_process
 from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -275,3 +276,25 @@ def slow_tokenizer():
     from transformers import CanineTokenizer
 
     return CanineTokenizer()
+
+
+FORK = """
+import multiprocessing, os
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
+from tiny import CORPUS, tiny_tokenizer
+import jepa_hf.tokenization
+tokenizer = tiny_tokenizer("bert")
+tokenizer(CORPUS)
+child = multiprocessing.get_context("fork").Process(target=tokenizer, args=(CORPUS,), daemon=True)
+child.start()
+child.join(20)
+print("tokenised" if child.exitcode == 0 else "hangs", flush=True)
+child.kill()
+os._exit(0)
+"""
+
+
+def test_a_forked_process_tokenises_after_its_parent_did_so_in_parallel() -> None:
+    """Otherwise a loader's worker of a streamed run, where the parent trained the tokenizer, waits forever."""
+    said = start_process("-c", FORK, cwd=REPOSITORY, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}").stdout
+    assert said == "tokenised\n"

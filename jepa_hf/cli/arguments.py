@@ -290,13 +290,29 @@ def _takes_list(name: str) -> bool:
     return any(part is list or get_origin(part) is list for part in (hint, *get_args(hint)))
 
 
+# Characters of a sentence on the terminal.
+_LONGEST = 1000
+
+
 def complain(command: str, error: UsageError) -> int:
     """Print the sentence once, whatever the number of processes, and return the exit code."""
-    # A loader's worker sends its whole traceback as the message; the sentence is its end.
-    sentence = str(error).strip().rpartition("UsageError: ")[2]
+    sentence = str(error)
+    if sentence.startswith("Caught UsageError in "):
+        # A loader's worker sends its whole traceback as the message; the sentence is its end.
+        sentence = sentence.rpartition("UsageError: ")[2]
     if os.environ.get("RANK", "0") == "0":
-        print(f"{command}: error: {sentence}", file=sys.stderr)
+        print(f"{command}: error: {_in_one_line(sentence)}", file=sys.stderr)
     return 2
+
+
+def _in_one_line(sentence: str) -> str:
+    """Names that files bring may hold anything, orders to the terminal too, and be of any length."""
+    if len(sentence) > _LONGEST:
+        sentence = f"{sentence[: _LONGEST // 2]} ... {sentence[-_LONGEST // 2 :]}"
+    sentence = " ".join(sentence.split())
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in sentence
+    )
 
 
 def quiet_libraries() -> None:

@@ -72,7 +72,10 @@ def load(argument: str, name: str, loader: Callable[..., Any], kwargs: dict[str,
         return loader(name, **kwargs)
     except UsageError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (
+        # The last four: values of the wrong kind in a file.
+        OSError, ValueError, RuntimeError, SafetensorError, TypeError, AttributeError, LookupError, StrictDataclassError
+    ) as error:  # fmt: skip
         if Path(name).is_dir():
             reason = " ".join(str(error).split())[:300]
             if "ignore_mismatched_sizes" in reason:
