@@ -1,5 +1,6 @@
 """What every trainer here shares: counting targets, logging loss parts, whole checkpoints, export and card."""
 
+import logging
 import os
 from abc import abstractmethod
 from collections import defaultdict
@@ -13,28 +14,26 @@ from huggingface_hub import upload_folder
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
+from .checkpoints import (
+    STATE_FILE,
+    aside,
+    begin,
+    check_checkpoint,
+    is_left_behind,
+    newest_whole,
+    publish,
+    remove_left_behind,
+    rotate,
+)
 from .errors import UsageError
+from .files import whole_file, whole_files
 from .model_card import CardFacts, render_card
 
-# What a checkpoint must hold at least to be resumed from.
-CHECKPOINT_FILES = ("trainer_state.json", "config.json")
-
-
-def check_checkpoint(folder: str | Path) -> None:
-    """Refuse to resume from a folder that is no checkpoint.
-
-    Raises:
-        UsageError: a file that every checkpoint has is not there.
-    """
-    for name in CHECKPOINT_FILES:
-        if not (Path(folder) / name).is_file():
-            raise UsageError(
-                f"resume_from_checkpoint {str(folder)!r} is no checkpoint of a run (it has no {name}); give a folder "
-                "named checkpoint-N"
-            )
+logger = logging.getLogger(__name__)
 
 
 class RunningMeans:
@@ -220,13 +219,76 @@ class RepresentationTrainer(Trainer):
 
     # ---- checkpoints and the final directory
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._count_tokens()
-        super()._save_checkpoint(model, trial)
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer`'s, but it resumes from whole checkpoints only.
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_checkpoint(resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        Args:
+            resume_from_checkpoint: a checkpoint, or True for the newest whole one in `args.output_dir`; a warning tells
+                which newer ones were passed over and why.
+            args, kwargs: as `Trainer.train` takes them.
+
+        Raises:
+            UsageError: the checkpoint is not whole, or there is none.
+        """
+        run_dir = Path(self.args.output_dir)
+        if resume_from_checkpoint is True:
+            newest, passed_over = newest_whole(run_dir)
+            for sentence in passed_over:
+                logger.warning(sentence)
+            if newest is None:
+                raise UsageError(f"output_dir {str(run_dir)!r} holds no whole checkpoint to resume from")
+            resume_from_checkpoint = str(newest)
+        elif resume_from_checkpoint:
+            check_checkpoint(resume_from_checkpoint)
+        if self.args.should_save:
+            remove_left_behind(run_dir)
+        self._means["train"] = RunningMeans()
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, whole or not at all (see `checkpoints`); push it; delete those that are too many.
+
+        The inherited method writes to where it will be looked for, and may delete the only whole one.
+        """
+        args, state = self.args, self.state
+        self._count_tokens()
+        if trial is None and self.hp_search_backend is None:
+            self.store_flos()
+        run_dir = Path(self._get_output_dir(trial))
+        checkpoint = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if state.best_global_step:
+            best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            if best == checkpoint or best.is_dir():
+                state.best_model_checkpoint = str(best)
+        if args.should_save:
+            begin(checkpoint)
+        self.accelerator.wait_for_everyone()
+        self._write_parts(str(aside(checkpoint)))
+        self.accelerator.wait_for_everyone()
+        if args.should_save:
+            publish(checkpoint)
+        self.accelerator.wait_for_everyone()
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+        if args.should_save:
+            best_one = [Path(state.best_model_checkpoint)] if state.best_model_checkpoint else []
+            rotate(run_dir, args.save_total_limit, [checkpoint, *best_one])
+
+    def _write_parts(self, folder: str) -> None:
+        """Write this rank's parts of a checkpoint."""
+        self.save_model(folder, _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(folder)
+            self._save_scaler(folder)
+            self._save_rng_state(folder)
+        if self.args.should_save:
+            states = defaultdict(list)
+            for callback in (*self.callback_handler.callbacks, self.control):
+                if isinstance(callback, ExportableState):
+                    states[type(callback).__name__].append(callback.state())
+            # As Trainer reads them: a list only of several.
+            self.state.stateful_callbacks = {name: each if each[1:] else each[0] for name, each in states.items()}
+            self.state.save_to_json(os.path.join(folder, STATE_FILE))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # The inherited method warns, and trains on with what is missing at random.
@@ -245,16 +307,15 @@ class RepresentationTrainer(Trainer):
         """
         if not self.args.should_save:
             return
-        output_dir = output_dir if output_dir is not None else self.args.output_dir
-        os.makedirs(output_dir, exist_ok=True)
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        folder = Path(output_dir)
-        if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and folder != Path(self.args.output_dir):
-            model.save_pretrained(output_dir, state_dict=state_dict)
+        if is_left_behind(folder.name):  # a checkpoint that is being written
+            model.save_pretrained(folder, state_dict=state_dict)
             if self.processing_class is not None:
-                self.processing_class.save_pretrained(output_dir)
-        else:
-            self.write_final(model, output_dir, state_dict)
+                self.processing_class.save_pretrained(folder)
+            return
+        with whole_files(folder) as new:
+            self.write_final(model, str(new), state_dict)
 
     @abstractmethod
     def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
@@ -282,7 +343,8 @@ class RepresentationTrainer(Trainer):
         facts.language, facts.license = kwargs.get("language"), kwargs.get("license")
         given = kwargs.get("dataset") or []
         facts.datasets = [given] if isinstance(given, str) else list(given)
-        render_card(facts).save(Path(self.args.output_dir) / "README.md")
+        with whole_file(Path(self.args.output_dir) / "README.md") as new:
+            render_card(facts).save(new)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the final layout of the checkpoint's weights; with `hub_strategy` "checkpoint" the checkpoint too.
@@ -296,7 +358,8 @@ class RepresentationTrainer(Trainer):
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        self.write_final(type(model).from_pretrained(checkpoint_folder), args.output_dir, None)
+        with whole_files(args.output_dir) as new:
+            self.write_final(type(model).from_pretrained(checkpoint_folder), str(new), None)
         common = {"repo_id": self.hub_model_id, "token": args.hub_token, "run_as_future": True}
         common |= {
             "revision": args.hub_revision,

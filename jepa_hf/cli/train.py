@@ -13,6 +13,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from ..configuration_feature_encoder import FeatureEncoderConfig
 from ..data import DataArguments
 from ..errors import UsageError
+from ..files import whole_file
 from ..mask_plots import write_masks
 from ..plots import plot_training
 from ..run_directory import finish_run, plan_run, start_run
@@ -103,8 +104,10 @@ def run(parsed: Parsed) -> JepaTrainer | None:
     if args.should_save:
         start_run(args.output_dir, settings, plan)
         if args.do_train:  # now, so that one can look while it trains
-            picture = Path(args.output_dir) / "masks.png"
-            write_masks(prepared.model, prepared.collator, prepared.train_dataset, picture, prepared.processing_class)
+            with whole_file(Path(args.output_dir) / "masks.png") as picture:
+                write_masks(
+                    prepared.model, prepared.collator, prepared.train_dataset, picture, prepared.processing_class
+                )
     _announce(trainer, args)
     metrics: dict[str, Any] = {}
     if args.do_train:
@@ -259,8 +262,10 @@ def _write_results(trainer: JepaTrainer, metrics: dict[str, Any]) -> None:
     history = trainer.state.log_history
     found = {kind: {"step": step, "sentence": sentence} for kind, (step, sentence) in trainer.found.items()}
     content = json.dumps({**metrics, "found": found, "history": history}, indent=1)
-    (folder / "metrics.json").write_text(f"{content}\n", encoding="utf-8")
-    plot_training(history, folder / "training.png")
+    with whole_file(folder / "metrics.json") as new:
+        new.write_text(f"{content}\n", encoding="utf-8")
+    with whole_file(folder / "training.png") as new:
+        plot_training(history, new)
     if trainer.args.do_train:
         trainer.create_model_card()
 
