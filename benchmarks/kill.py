@@ -28,6 +28,8 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run_jepa.py"
 SAVE_STEPS, LIMIT = 5, 2
+# Files of a checkpoint.
+_PARTS = 9
 STEP_LINE = re.compile(r"^\{.*'loss'", re.MULTILINE)
 RESUMED = re.compile(r"^resuming the unfinished run in .* from checkpoint-(\d+)$", re.MULTILINE)
 
@@ -101,8 +103,9 @@ def written(out: Path) -> dict[str, int]:
     return found
 
 
-def is_saving(out: Path, step: int = 0) -> bool:
-    return any(f"_checkpoint-{at}.new" in written(out) for at in range(step, step + 2 * SAVE_STEPS))
+def being_saved(out: Path) -> int | None:
+    """How many parts of a checkpoint are written; None where none is."""
+    return next((count for name, count in written(out).items() if name.startswith("_checkpoint")), None)
 
 
 @dataclass
@@ -143,7 +146,7 @@ def undisturbed(out: Path, steps: int) -> Seconds:
         first = first or (now if step else None)
         last = last or (now if step == steps else None)
         end = end or (now if "_final.new" in written(out) else None)
-        if is_saving(out, step):
+        if being_saved(out) is not None:
             saving = saving or now
         elif saving:
             saves.append(now - saving)
@@ -166,12 +169,15 @@ def moments(count: int, steps: int, seconds: Seconds, chance: random.Random) -> 
         time.sleep(chance.uniform(0, SAVE_STEPS * seconds.step))
 
     def in_save(process: Process, out: Path, step: int) -> None:
-        wait(lambda: process.step >= step and is_saving(out, step), process)
-        time.sleep(chance.uniform(0, seconds.save))
+        wait(lambda: process.step >= step, process)
+        parts = chance.randint(0, _PARTS)
+        wait(lambda: (being_saved(out) or -1) >= parts or process.step >= step + 2 * SAVE_STEPS, process)
+        time.sleep(chance.uniform(0, seconds.save / _PARTS))
 
     def at_end(process: Process, out: Path) -> None:
-        wait(lambda: "_final.new" in written(out), process)
-        time.sleep(chance.uniform(0, seconds.end))
+        parts = chance.randint(1, _PARTS)
+        wait(lambda: written(out).get("_final.new", 0) >= parts or (out / "metrics.json").exists(), process)
+        time.sleep(chance.choice((0, chance.uniform(0, seconds.end))))
 
     yield "start", after_start
     inner = count - 3
@@ -246,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=50, help="kills in all")
     parser.add_argument("--per_run", type=int, default=10, help="kills of one run")
-    parser.add_argument("--steps", type=int, default=60, help="steps of one run")
+    parser.add_argument("--steps", type=int, default=63, help="steps of one run")
     parser.add_argument("--commands", type=int, default=5, help="how many processes are run_jepa.py itself")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", help="where the runs are kept; default a temporary one")
@@ -293,9 +299,7 @@ def report(kills: list[Kill], equal: list[bool], seconds: float) -> None:
         commands = sum(kill.started_as == "command" for kill in ours)
         again = max((kill.again for kill in ours), default=0)
         print(f"| {moment} | {len(ours)} | {commands} | {saves} | {exports} | {again} |")
-    print(
-        f"\n{sum(equal)} of {len(equal)} runs ended as the undisturbed one; a save every {SAVE_STEPS} steps; {seconds:.0f} s"
-    )
+    print(f"\n{sum(equal)} of {len(equal)} runs ended as the undisturbed one; {seconds:.0f} s")
 
 
 if __name__ == "__main__":

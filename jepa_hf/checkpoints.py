@@ -10,15 +10,19 @@ What the manifest tells apart later is what happens to a whole checkpoint: a cop
 off, a bit that flipped.
 """
 
+import errno
 import hashlib
 import json
 import re
-from collections.abc import Collection
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .errors import UsageError
+from .errors import RunError, UsageError
 from .files import put_in_place, remove, sync_folder
 
 MANIFEST = "manifest.json"
@@ -26,6 +30,11 @@ STATE_FILE = "trainer_state.json"
 
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 _LEFT_BEHIND = re.compile(rf"_{PREFIX_CHECKPOINT_DIR}-\d+\.(new|old)")
+
+# No room, over quota, file too large, read-only, failing, forbidden.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+# What torch.save says of any of these.
+_TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 # ---- names
@@ -87,6 +96,57 @@ def publish(checkpoint: Path) -> None:
     put_in_place(folder, checkpoint)
 
 
+@contextmanager
+def writing(place: Path, run_dir: Path, needed: int) -> Iterator[None]:
+    """Say in a sentence what a full or failing disk raises while a run writes `place`; no half of a checkpoint stays.
+
+    Args:
+        place: the checkpoint, or the folder of the results.
+        needed: bytes that it takes, about.
+
+    Raises:
+        RunError: the disk is full, read-only, or fails.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if is_checkpoint_name(place.name):
+            remove(aside(place))
+        if not _is_of_the_disk(error):
+            raise
+        free = shutil.disk_usage(run_dir).free if run_dir.is_dir() else 0
+        raise RunError(
+            f"{place} could not be written ({' '.join(str(error).split())}): it takes about {_megabytes(needed)}, and "
+            f"{_megabytes(free)} are free there; {how_to_go_on(run_dir, 'make room, and')}"
+        ) from error
+
+
+def how_to_go_on(run_dir: Path, first: str = "") -> str:
+    """The end of a sentence about a run that was cut off.
+
+    >>> how_to_go_on(Path("no such run"), "mend it, and")
+    'no whole checkpoint is there yet: mend it, and give the same command again to start over'
+    """
+    newest, _ = newest_whole(run_dir, contents=False)
+    there, what = (
+        ("no whole checkpoint is there yet", "start over") if newest is None else (f"{newest} is whole", "go on")
+    )
+    return f"{there}: {first} give the same command again to {what}".replace("  ", " ")
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Whether it is what Python, safetensors or torch raise where a file cannot be written to its end."""
+    if isinstance(error, OSError):
+        return error.errno in _DISK_ERRORS
+    if isinstance(error, SafetensorError):
+        return "I/O error" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _TORCH_WRITER)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
 def rotate(run_dir: Path, limit: int | None, keep: Collection[Path]) -> None:
     """Delete checkpoints until `limit` are left: torn ones first, then those that were written first.
 
@@ -98,9 +158,9 @@ def rotate(run_dir: Path, limit: int | None, keep: Collection[Path]) -> None:
     if not limit or limit < 0 or len(checkpoints) <= limit:
         return
 
-    def age(checkpoint: Path) -> tuple[int, int]:
+    def age(checkpoint: Path) -> tuple[bool, int, int]:
         whole = damage(checkpoint, contents=False) is None
-        return ((checkpoint / MANIFEST).stat().st_mtime_ns if whole else 0, _step(checkpoint))
+        return whole, (checkpoint / MANIFEST).stat().st_mtime_ns if whole else 0, _step(checkpoint)
 
     kept = {checkpoint.resolve() for checkpoint in keep}
     deletable = [checkpoint for checkpoint in sorted(checkpoints, key=age) if checkpoint.resolve() not in kept]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import assert_same_weights, snapshot, train
+from commands import Killed, assert_same_weights, snapshot, train
 from tiny import CORPUS, save_tiny_encoder, write_lines
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -257,7 +257,7 @@ class Stop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step == self.step:
-            raise KeyboardInterrupt
+            raise Killed
 
 
 @pytest.mark.parametrize("killed_at", [1, 5])
@@ -279,7 +279,7 @@ def test_the_same_command_after_a_kill_ends_as_if_undisturbed(
         return JepaTrainer(*args, callbacks=[Stop(killed_at)], **kwargs)
 
     killed = tmp_path / "killed"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(train_module, "JepaTrainer", stopped)
         train(*command, "--output_dir", killed)
     assert not (killed / "jepa").exists()
