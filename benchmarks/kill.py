@@ -103,9 +103,9 @@ def written(out: Path) -> dict[str, int]:
     return found
 
 
-def being_saved(out: Path) -> int | None:
-    """How many parts of a checkpoint are written; None where none is."""
-    return next((count for name, count in written(out).items() if name.startswith("_checkpoint")), None)
+def parts_saved(out: Path) -> int:
+    """How many files of a checkpoint are there while it is written; -1 where none is being written."""
+    return next((count for name, count in written(out).items() if name.startswith("_checkpoint")), -1)
 
 
 @dataclass
@@ -146,7 +146,7 @@ def undisturbed(out: Path, steps: int) -> Seconds:
         first = first or (now if step else None)
         last = last or (now if step == steps else None)
         end = end or (now if "_final.new" in written(out) else None)
-        if being_saved(out) is not None:
+        if parts_saved(out) >= 0:
             saving = saving or now
         elif saving:
             saves.append(now - saving)
@@ -170,9 +170,14 @@ def moments(count: int, steps: int, seconds: Seconds, chance: random.Random) -> 
 
     def in_save(process: Process, out: Path, step: int) -> None:
         wait(lambda: process.step >= step, process)
-        parts = chance.randint(0, _PARTS)
-        wait(lambda: (being_saved(out) or -1) >= parts or process.step >= step + 2 * SAVE_STEPS, process)
-        time.sleep(chance.uniform(0, seconds.save / _PARTS))
+        for _ in range(3):
+            parts = chance.randint(0, _PARTS)
+            wait(lambda parts=parts: parts_saved(out) >= parts, process)
+            time.sleep(chance.uniform(0, seconds.save / _PARTS))
+            os.kill(process.pid, signal.SIGSTOP)
+            if parts_saved(out) >= 0:
+                return
+            os.kill(process.pid, signal.SIGCONT)  # too late: the next save
 
     def at_end(process: Process, out: Path) -> None:
         parts = chance.randint(1, _PARTS)
