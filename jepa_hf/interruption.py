@@ -48,7 +48,7 @@ class InterruptionCallback(TrainerCallback):
     at hand: none waits for its device to learn what the others were asked.
 
     Attributes:
-        received: the signal that this process was asked with; None where none came.
+        received: the signal that this process, or that of another rank, was asked with; None where none came.
         stopped: training ended because of it.
     """
 
@@ -87,14 +87,17 @@ class InterruptionCallback(TrainerCallback):
     @property
     def exit_code(self) -> int:
         """By convention 128 + the signal's number: 143 after SIGTERM, 130 after SIGINT."""
-        return 128 + (self.received or signal.SIGTERM)
+        return 128 + self.received
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        asked = self.received is not None
         if args.world_size > 1:
             before = self._late.read()
-            self._late.send(torch.tensor([float(asked)], device=args.device))
+            self._late.send(torch.tensor([float(self.received or 0)], device=args.device))
             asked = before is not None and before[0] > 0
+            if asked:
+                self.received = signal.Signals(int(before[0]))
+        else:
+            asked = self.received is not None
         if asked:
             self.stopped = True
             control.should_save = control.should_training_stop = True

@@ -158,10 +158,10 @@ def _stopped(trainer: JepaTrainer) -> bool:
 
 def _how_it_stopped(trainer: JepaTrainer, interruption: InterruptionCallback) -> str:
     args, step = trainer.args, trainer.state.global_step
-    signal_name = "another rank" if interruption.received is None else interruption.received.name
     checkpoint = Path(args.output_dir) / f"checkpoint-{step}"
     but = " without --overwrite_output_dir" if args.overwrite_output_dir else ""
     but += " with --resume_from_checkpoint true" if args.resume_from_checkpoint else ""
+    signal_name = interruption.received.name
     return f"stopped by {signal_name} after step {step}: give the same command again{but} to go on from {checkpoint}"
 
 
