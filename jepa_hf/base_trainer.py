@@ -1,40 +1,56 @@
 """What every trainer here shares: counting targets, logging loss parts, whole checkpoints, export and card."""
 
+import logging
+import math
 import os
+import pickle
+import re
 from abc import abstractmethod
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import gather_object
 from huggingface_hub import upload_folder
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, has_length
 from transformers.utils import PushInProgress
 
-from .errors import UsageError
+from .checkpoints import (
+    STATE_FILE,
+    aside,
+    begin,
+    check_checkpoint,
+    how_to_go_on,
+    is_left_behind,
+    newest_whole,
+    publish,
+    remove_left_behind,
+    rotate,
+    writing,
+)
+from .errors import RunError, UsageError
+from .files import whole_file, whole_files
+from .interruption import outlast_signals
 from .model_card import CardFacts, render_card
+from .update_guard import NotFinite, UpdateGuard
 
-# What a checkpoint must hold at least to be resumed from.
-CHECKPOINT_FILES = ("trainer_state.json", "config.json")
+logger = logging.getLogger(__name__)
 
-
-def check_checkpoint(folder: str | Path) -> None:
-    """Refuse to resume from a folder that is no checkpoint.
-
-    Raises:
-        UsageError: a file that every checkpoint has is not there.
-    """
-    for name in CHECKPOINT_FILES:
-        if not (Path(folder) / name).is_file():
-            raise UsageError(
-                f"resume_from_checkpoint {str(folder)!r} is no checkpoint of a run (it has no {name}); give a folder "
-                "named checkpoint-N"
-            )
+# What torch says of a loader's worker that was ended from outside.
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid")
+# Of a failed update's rows, at most.
+_ROWS_TOLD = 16
 
 
 class RunningMeans:
@@ -87,10 +103,14 @@ class RepresentationTrainer(Trainer):
                 "`accelerate launch run_jepa.py ...`, or show it one GPU with CUDA_VISIBLE_DEVICES=0"
             )
         super().__init__(model=model, args=args, **kwargs)
+        if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            # torch reads the description of such a checkpoint as a pickle, and Trainer writes no model at its end.
+            raise UsageError("fsdp_state_dict_type must be FULL_STATE_DICT, as in configs/accelerate/fsdp2.yaml")
         # There is a loss without labels: otherwise evaluation would report none.
         self.can_return_loss = True
         self._means: dict[str, RunningMeans] = defaultdict(RunningMeans)
         self._tokens_seen: torch.Tensor | None = None
+        self._guard: UpdateGuard | None = None
 
     # ---- what a subclass says
 
@@ -109,8 +129,14 @@ class RepresentationTrainer(Trainer):
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader:
-        """As `Trainer`'s, but starting it draws nothing from the generator that dropout draws from."""
-        return self._with_own_generator(super().get_train_dataloader())
+        """As `Trainer`'s, but starting it draws nothing from the generator that dropout draws from.
+
+        Its workers serve until the run has left, see `outlast_signals`.
+        """
+        loader = self._with_own_generator(super().get_train_dataloader())
+        inner = getattr(loader, "base_dataloader", loader)
+        inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)
+        return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As `Trainer`'s, but starting it draws nothing from the generator that dropout draws from."""
@@ -152,6 +178,88 @@ class RepresentationTrainer(Trainer):
         if model.training:
             self.track(outputs, inputs, self._means["train"])
         return (loss, outputs) if return_outputs else loss
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed after its last step, such as a run that was killed while it wrote its results: the inherited
+            # method would do one more.
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(model, *args, **kwargs)
+        if self._guard is not None:
+            self._guard.add_loss(loss)
+        return loss
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        trained = [(name, each) for name, each in self.model.named_parameters() if each.requires_grad]
+        # A gradient scaler (fp16) leaves such updates out as a matter of course, and goes on with a smaller scale.
+        scales = self.accelerator.scaler is not None
+        self._guard = None if scales else UpdateGuard(self.optimizer.optimizer, trained)
+        return prepared
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        self._look_at_update()  # before a NaN is spread by clipping
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
+        if grad_norm is None:  # without clipping
+            self._look_at_update()
+        return super()._get_grad_norm(model, grad_norm)
+
+    def _look_at_update(self) -> None:
+        if self._guard is not None:
+            self._refuse(self._guard.look(self.state.global_step + 1))
+
+    def _refuse_last(self) -> None:
+        """Ask what was found in the last update, where the host waits for the device anyway."""
+        if self._guard is not None:
+            self._refuse(self._guard.read())
+
+    def _refuse(self, found: NotFinite | None) -> None:
+        """End a run whose last update was left out, with a checkpoint of the weights before it.
+
+        Raises:
+            RunError: always, if anything was found.
+        """
+        if found is None:
+            return
+        self._guard = None  # told once
+        checkpoint = Path(self._get_output_dir(None)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        self.model.zero_grad()
+        self._write_checkpoint(checkpoint)
+        what = "the loss is" if found.parameter is None else f"the gradient of {found.parameter} is"
+        others = f", like that of {found.parameters - 1} more parameters," if found.parameters > 1 else ""
+        raise RunError(
+            f"{what} not finite{others} in step {found.step} ({self._samples_of(found.step)}): the step was not taken, "
+            f"and the weights before it are in {checkpoint}; start from them with --model_name_or_path, another "
+            "--output_dir, and a lower --learning_rate or other data"
+        )
+
+    def _samples_of(self, step: int) -> str:
+        """Which samples this rank read in an update, as far as that can be known afterwards."""
+        loader, accumulated = self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps
+        if not has_length(loader):
+            return f"batches {(step - 1) * accumulated + 1} to {step * accumulated} of the stream"
+        epoch, update = divmod(step - 1, math.ceil(len(loader) / accumulated))
+        first, last = update * accumulated, min((update + 1) * accumulated, len(loader))
+        told = (
+            f"batches {first + 1} to {last} of epoch {epoch + 1}"
+            if accumulated > 1
+            else f"batch {last} of epoch {epoch + 1}"
+        )
+        batches = loader.batch_sampler
+        sampler = getattr(getattr(batches, "batch_sampler", batches), "sampler", None)
+        if not isinstance(sampler, (SeedableRandomSampler, SequentialSampler)):
+            return told
+        if isinstance(sampler, SeedableRandomSampler):
+            sampler.set_epoch(epoch)
+        rows = [row for batch in islice(batches, first, last) for row in batch]
+        shown = ", ".join(map(str, rows[:_ROWS_TOLD])) + (", ..." if rows[_ROWS_TOLD:] else "")
+        return f"{told}, training rows {shown} counted from 0"
 
     # ---- evaluation
 
@@ -195,7 +303,8 @@ class RepresentationTrainer(Trainer):
     # ---- logging
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the tracked means since the last log."""
+        """Adds the tracked means since the last log. It waits for the device, so a failed update is told here."""
+        self._refuse_last()
         self._count_tokens()
         if "loss" in logs:
             logs = {**logs, **self.training_logs()}
@@ -220,13 +329,127 @@ class RepresentationTrainer(Trainer):
 
     # ---- checkpoints and the final directory
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer`'s, but it resumes from whole checkpoints only.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, or True for the newest whole one in `args.output_dir`; a warning tells
+                which newer ones were passed over and why.
+            args, kwargs: as `Trainer.train` takes them.
+
+        Raises:
+            UsageError: the checkpoint is not whole, or there is none.
+        """
+        run_dir = Path(self.args.output_dir)
+        if resume_from_checkpoint is True:
+            newest, passed_over = newest_whole(run_dir)
+            for sentence in passed_over:
+                logger.warning(sentence)
+            if newest is None:
+                raise UsageError(f"output_dir {str(run_dir)!r} holds no whole checkpoint to resume from")
+            resume_from_checkpoint = str(newest)
+        elif resume_from_checkpoint:
+            check_checkpoint(resume_from_checkpoint)
+        if self.args.should_save:
+            remove_left_behind(run_dir)
+        self._means["train"] = RunningMeans()
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except RuntimeError as error:
+            if not _WORKER_DIED.match(str(error)):
+                raise
+            raise RunError(
+                f"a worker of the data loader died ({' '.join(str(error).split())}): one that takes too much memory is "
+                f"ended by the system; {how_to_go_on(run_dir, 'lower --dataloader_num_workers if so, and')}"
+            ) from error
+        finally:
+            self._guard = None
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, whole or not at all (see `checkpoints`); push it; delete those that are too many.
+
+        The inherited method writes to where it will be looked for, and may delete the only whole one.
+        """
+        args, state = self.args, self.state
+        self._refuse_last()
         self._count_tokens()
-        super()._save_checkpoint(model, trial)
+        if trial is None and self.hp_search_backend is None:
+            self.store_flos()
+        run_dir = Path(self._get_output_dir(trial))
+        checkpoint = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if state.best_global_step:
+            best = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            if best == checkpoint or best.is_dir():
+                state.best_model_checkpoint = str(best)
+        self._write_checkpoint(checkpoint)
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+        if args.should_save:
+            best_one = [Path(state.best_model_checkpoint)] if state.best_model_checkpoint else []
+            rotate(run_dir, args.save_total_limit, [checkpoint, *best_one])
+
+    def _write_checkpoint(self, checkpoint: Path) -> None:
+        """Every rank writes its parts aside; then one makes them the checkpoint."""
+        with writing(checkpoint, checkpoint.parent, self._checkpoint_bytes):
+            if self.args.should_save:
+                begin(checkpoint)
+            self.accelerator.wait_for_everyone()
+            self._write_parts(str(aside(checkpoint)))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish(checkpoint)
+            self.accelerator.wait_for_everyone()
+
+    @property
+    def _checkpoint_bytes(self) -> int:
+        """What a checkpoint takes on the disk, about: weights and optimizer."""
+        moments = (value for each in self.optimizer.state.values() for value in each.values())
+        moments = (value for value in moments if isinstance(value, torch.Tensor))
+        return self.result_bytes + sum(value.numel() * value.element_size() for value in moments)
+
+    @property
+    def result_bytes(self) -> int:
+        """What the full model takes on the disk, about; the plain encoder beside it takes less."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _write_parts(self, folder: str) -> None:
+        """Write this rank's parts of a checkpoint."""
+        self.save_model(folder, _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(folder)
+            self._save_scaler(folder)
+            self._save_rng_state(folder)
+        if self.args.should_save:
+            states = defaultdict(list)
+            for callback in (*self.callback_handler.callbacks, self.control):
+                if isinstance(callback, ExportableState):
+                    states[type(callback).__name__].append(callback.state())
+            # As Trainer reads them: a list only of several.
+            self.state.stateful_callbacks = {name: each if each[1:] else each[0] for name, each in states.items()}
+            self.state.save_to_json(os.path.join(folder, STATE_FILE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _refusing_pickles(checkpoint, "optimizer or scheduler"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _refusing_pickles(checkpoint, "gradient scaler"):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _refusing_pickles(checkpoint, "random state"):
+            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_checkpoint(resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        described = next(Path(resume_from_checkpoint).rglob(".metadata"), None)
+        if described is not None:
+            raise UsageError(
+                f"{described} is a pickle, which can run any program: it is not loaded; take a checkpoint that was "
+                "written with fsdp_state_dict_type FULL_STATE_DICT"
+            )
+        with _refusing_pickles(resume_from_checkpoint, "weights"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # The inherited method warns, and trains on with what is missing at random.
@@ -245,16 +468,15 @@ class RepresentationTrainer(Trainer):
         """
         if not self.args.should_save:
             return
-        output_dir = output_dir if output_dir is not None else self.args.output_dir
-        os.makedirs(output_dir, exist_ok=True)
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        folder = Path(output_dir)
-        if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-") and folder != Path(self.args.output_dir):
-            model.save_pretrained(output_dir, state_dict=state_dict)
+        if is_left_behind(folder.name):  # a checkpoint that is being written
+            model.save_pretrained(folder, state_dict=state_dict)
             if self.processing_class is not None:
-                self.processing_class.save_pretrained(output_dir)
-        else:
-            self.write_final(model, output_dir, state_dict)
+                self.processing_class.save_pretrained(folder)
+            return
+        with whole_files(folder) as new:
+            self.write_final(model, str(new), state_dict)
 
     @abstractmethod
     def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
@@ -282,7 +504,8 @@ class RepresentationTrainer(Trainer):
         facts.language, facts.license = kwargs.get("language"), kwargs.get("license")
         given = kwargs.get("dataset") or []
         facts.datasets = [given] if isinstance(given, str) else list(given)
-        render_card(facts).save(Path(self.args.output_dir) / "README.md")
+        with whole_file(Path(self.args.output_dir) / "README.md") as new:
+            render_card(facts).save(new)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the final layout of the checkpoint's weights; with `hub_strategy` "checkpoint" the checkpoint too.
@@ -296,7 +519,8 @@ class RepresentationTrainer(Trainer):
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        self.write_final(type(model).from_pretrained(checkpoint_folder), args.output_dir, None)
+        with whole_files(args.output_dir) as new:
+            self.write_final(type(model).from_pretrained(checkpoint_folder), str(new), None)
         common = {"repo_id": self.hub_model_id, "token": args.hub_token, "run_as_future": True}
         common |= {
             "revision": args.hub_revision,
@@ -312,3 +536,27 @@ class RepresentationTrainer(Trainer):
             self.push_in_progress = PushInProgress(jobs)
         else:
             self.push_in_progress.jobs.extend(jobs)
+
+
+def _start_worker(begin: Callable[[int], None] | None, worker: int) -> None:
+    if begin is not None:
+        begin(worker)
+    outlast_signals(worker)
+
+
+@contextmanager
+def _refusing_pickles(checkpoint: str | None, what: str) -> Iterator[None]:
+    """Say in a sentence that part of a checkpoint asks for more than numbers, which torch finds (`weights_only`).
+
+    Raises:
+        UsageError: it does.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it asks for {asked[1]}" if asked else "but a pickle"
+        raise UsageError(
+            f"the {what} in {checkpoint} is not only numbers ({why}), which can run any program: it is not "
+            "loaded; take a checkpoint from a source that you trust"
+        ) from None

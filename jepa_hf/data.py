@@ -491,7 +491,7 @@ def naming_file(path: str) -> Iterator[None]:
         raise UsageError(f"'{path}' is not a whole gzip file: {error}") from None
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
-        raise UsageError(f"'{path}' cannot be read: {reason}") from None
+        raise UsageError(f"'{path}' cannot be read: {reason}; restore it, or name another file") from None
 
 
 def _first_bad_byte(path: str) -> int:

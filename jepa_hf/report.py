@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from .backbones import backbone_for
-from .base_trainer import CHECKPOINT_FILES
+from .checkpoints import STATE_FILE, newest_whole
 from .configuration_jepa import JepaConfig
 from .embedding import Embedder
 from .errors import UsageError
@@ -31,7 +31,7 @@ from .modeling_jepa import JepaForRepresentationPrediction
 from .plots import PANELS
 from .readings import MEASURED, History, Level, Reading, curve, percent, read_findings, read_samples, reasons, verdict
 from .report_plots import map_svg, panel_svg, spectrum_svg
-from .run_directory import RUN_FILE, last_checkpoint, read_run, versions
+from .run_directory import RUN_FILE, read_run, versions
 from .run_samples import RunSamples, load_run_samples
 
 REPORT_FILE = "report.html"
@@ -164,7 +164,7 @@ def load_run(run_dir: str | Path) -> Run:
     if not folder.is_dir():
         raise UsageError(f"run directory {str(run_dir)!r} does not exist; name the output_dir of a run")
     noted = read_run(folder) if (folder / RUN_FILE).is_file() else {"settings": {}, "finished": True, "versions": {}}
-    metrics, checkpoint = folder / "metrics.json", last_checkpoint(folder)
+    metrics, (checkpoint, _) = folder / "metrics.json", newest_whole(folder, contents=False)
     if not (folder / RUN_FILE).is_file() and not metrics.is_file() and checkpoint is None:
         raise UsageError(
             f"{str(run_dir)!r} holds no run (no {RUN_FILE}, metrics.json or checkpoint); name its output_dir"
@@ -172,7 +172,7 @@ def load_run(run_dir: str | Path) -> Run:
     if metrics.is_file() and (noted["finished"] or checkpoint is None):
         history, status = _history(metrics, "history"), "The run is finished"
     elif checkpoint is not None:
-        history = _history(checkpoint / CHECKPOINT_FILES[0], "log_history")
+        history = _history(checkpoint / STATE_FILE, "log_history")
         status = f"The run is not finished: this is its state at {checkpoint.name}"
     else:
         history, status = [], "The run has begun and saved no checkpoint yet, so there is nothing to show of it"

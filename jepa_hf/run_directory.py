@@ -1,17 +1,17 @@
 """A run's output directory: whose it is, how far the run in it got, and what to do about it."""
 
 import json
+import os
 import platform
-import re
-import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .base_trainer import CHECKPOINT_FILES, check_checkpoint
+from .checkpoints import check_checkpoint, is_checkpoint_name, is_left_behind, newest_whole
 from .errors import UsageError
+from .files import left_behind, remove, whole_file
 from .version import __version__
 
 # An underscore in front: the Hub client's uploads leave it out.
@@ -19,14 +19,13 @@ RUN_FILE = "_run.json"
 
 # What a run of ours writes into its directory, and so may delete.
 _WRITTEN = (
-    RUN_FILE, f"{RUN_FILE}.new", "jepa", "target_encoder", "1_Pooling", "runs", "config.json", "model.safetensors",
+    RUN_FILE, "jepa", "target_encoder", "1_Pooling", "runs", "config.json", "model.safetensors",
     "model-?????-of-?????.safetensors", "model.safetensors.index.json", "modules.json", "sentence_bert_config.json",
     "metrics.json", "README.md", "training.png", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "masks.png", "preprocessor_config.json", "configuration_feature_encoder.py",
     "modeling_feature_encoder.py", "errors.py", "positions.py", "vocab.txt", "vocab.json", "merges.txt", "spm.model",
     "sentencepiece.bpe.model", "report.html", "report.html.new", "evaluation",
 )  # fmt: skip
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 # Settings that do not change what is learnt: a run may be resumed with others.
 _FREE = (
@@ -66,19 +65,28 @@ def plan_run(
     Args:
         settings: the run's settings, as JSON knows them.
         overwrite: start over, deleting what an earlier run wrote.
-        checkpoint: a checkpoint that the user named to resume from.
+        checkpoint: a checkpoint that the user named to resume from, or "true" for the newest whole one, which there
+            must then be.
 
     Raises:
-        UsageError: the directory holds something else, a run with other settings, or `checkpoint` is none.
+        UsageError: the directory holds something else, or a run with other settings, or cannot be written to; or
+            `checkpoint` is not whole.
     """
     folder = Path(output_dir)
     if checkpoint is not None and overwrite:
         raise UsageError("resume_from_checkpoint and overwrite_output_dir exclude each other; give one of them")
+    newest_wanted = checkpoint is not None and checkpoint.lower() == "true"
+    if newest_wanted:
+        checkpoint = None
     if checkpoint is not None:
         check_checkpoint(checkpoint)
     if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
         raise UsageError(f"output_dir {str(folder)!r} is a file, or lies under one; name a directory")
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    _check_writable(folder)
+    left = [entry for entry in folder.iterdir() if _is_left_behind(entry.name)] if folder.is_dir() else []
+    entries = sorted({*folder.iterdir()} - {*left}) if folder.is_dir() else []
+    if not entries and newest_wanted:
+        raise UsageError(f"resume_from_checkpoint true: output_dir {str(folder)!r} holds no run; leave it out to start")
     if not entries:
         return RunPlan(checkpoint=Path(checkpoint), note=f"resuming from {checkpoint}") if checkpoint else RunPlan()
     foreign = [entry.name for entry in entries if not _is_ours(entry.name)]
@@ -89,7 +97,7 @@ def plan_run(
             "run_jepa.py wrote; choose another directory"
         )
     if overwrite:
-        ours = tuple(entry for entry in entries if entry.name not in foreign)
+        ours = tuple(entry for entry in (*entries, *left) if entry.name not in foreign)
         return RunPlan(note=f"starting over in {folder}", delete=ours)
     if checkpoint:
         return RunPlan(checkpoint=Path(checkpoint), note=f"resuming from {checkpoint}")
@@ -112,39 +120,40 @@ def plan_run(
     ]
     if before["finished"] and not longer:
         return RunPlan(finished=True, note=f"the run in {folder} is finished; start over with --overwrite_output_dir")
-    last = last_checkpoint(folder)
+    last, passed_over = newest_whole(folder)
+    if last is None and newest_wanted:
+        reasons = "; ".join(["holds no whole checkpoint", *passed_over])
+        raise UsageError(f"resume_from_checkpoint true: output_dir {str(folder)!r} {reasons}; leave it out to start")
     if last is None and before["finished"]:
         raise UsageError(
             f"output_dir {str(folder)!r} holds a finished run of another length ({', '.join(longer)}) without a "
             "checkpoint to go on from; choose another directory, or start over with --overwrite_output_dir"
         )
     if last is None:
-        return RunPlan(note=f"{folder} holds a run that saved no checkpoint: starting it from the beginning")
+        note = f"{folder} holds a run that saved no {'whole ' if passed_over else ''}checkpoint: starting it from the "
+        return RunPlan(note="\n".join([*passed_over, f"{note}beginning"]))
     note = f"resuming the unfinished run in {folder} from {last.name}"
     if longer:
         note = f"resuming the run in {folder} from {last.name} with another length ({', '.join(longer)}), to which the "
         note += "learning rate and EMA schedules stretch: the result differs from that of a run of this length"
-    return RunPlan(checkpoint=last, note=note)
+    return RunPlan(checkpoint=last, note="\n".join([*passed_over, note]))
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that holds weights and trainer state."""
-    numbered = []
-    for entry in folder.glob("checkpoint-*"):
-        match = _CHECKPOINT.fullmatch(entry.name)
-        if match and all((entry / name).is_file() for name in CHECKPOINT_FILES):
-            numbered.append((int(match.group(1)), entry))
-    return max(numbered)[1] if numbered else None
+def _check_writable(folder: Path) -> None:
+    """Refuse a directory that this process may not write to, or may not make."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"output_dir {str(folder)!r} cannot be written to ({there} is read-only); choose another one")
 
 
 def start_run(output_dir: str | Path, settings: dict[str, Any], plan: RunPlan) -> None:
     """Carry out a plan: delete what is to go, and note that this run is now the directory's."""
     folder = Path(output_dir)
+    if plan.delete:  # a deletion that breaks off leaves a directory that no run goes on in
+        _write(folder, {}, finished=False)
     for entry in plan.delete:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        if entry.name != RUN_FILE:
+            remove(entry)
     _write(folder, settings, finished=False)
 
 
@@ -186,7 +195,12 @@ def versions() -> dict[str, str]:
 
 
 def _is_ours(name: str) -> bool:
-    return _CHECKPOINT.fullmatch(name) is not None or any(fnmatch(name, pattern) for pattern in _WRITTEN)
+    return is_checkpoint_name(name) or any(fnmatch(name, pattern) for pattern in _WRITTEN)
+
+
+def _is_left_behind(name: str) -> bool:
+    """Whether a killed run left it in the middle of writing or deleting something; it counts as nothing."""
+    return is_left_behind(name) or any(left_behind(name, written) for written in _WRITTEN)
 
 
 def _shown(value: Any) -> Any:
@@ -199,7 +213,6 @@ def _matters(name: str) -> bool:
 
 def _write(folder: Path, settings: dict[str, Any], finished: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f"{RUN_FILE}.new"
     content = {"finished": finished, "settings": settings, "versions": versions()}
-    new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    new.replace(folder / RUN_FILE)
+    with whole_file(folder / RUN_FILE) as new:
+        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -154,11 +154,6 @@ class JepaTrainer(RepresentationTrainer):
         """What the watchdog found: by kind the first step and a sentence, see `health.findings`."""
         return findings(self.state.log_history)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and resume, as `Trainer` does."""
-        self._means["train"] = RunningMeans()
-        return super().train(*args, **kwargs)
-
     # ---- data
 
     def _set_signature_columns_if_needed(self) -> None:

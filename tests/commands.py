@@ -17,6 +17,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 QUIET = ("--use_cpu", "--report_to", "none", "--disable_tqdm", "true")
 
 
+class Killed(BaseException):
+    """Ends a run in this process as a kill would end its own: nothing catches it."""
+
+
 def train(*argv: str | Path) -> str:
     """Run `run_jepa.py ...` here, on CPU; returns what it said on stdout."""
     said = io.StringIO()

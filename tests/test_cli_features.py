@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from commands import QUIET, REPOSITORY, assert_same_weights, snapshot, train, weights
+from commands import QUIET, REPOSITORY, Killed, assert_same_weights, snapshot, train, weights
 from matplotlib.image import imread
 from torch import nn
 from transformers import AutoModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -302,7 +302,7 @@ class _Crash(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         if state.global_step == 3:
-            raise KeyboardInterrupt
+            raise Killed
         return control
 
 
@@ -318,7 +318,7 @@ def test_a_resumed_run_has_the_weights_of_the_undisturbed_one(
     build = JepaTrainer.__init__
     with monkeypatch.context() as patch:
         patch.setattr(JepaTrainer, "__init__", lambda *args, **kwargs: build(*args, callbacks=[_Crash()], **kwargs))
-        with pytest.raises(KeyboardInterrupt), contextlib.redirect_stdout(None):
+        with pytest.raises(Killed), contextlib.redirect_stdout(None):
             main([*cut, *QUIET])
     assert {path.name for path in (tmp_path / "cut").glob("checkpoint-*")} == {"checkpoint-2"}
     before = weights(tmp_path / "cut" / "checkpoint-2")

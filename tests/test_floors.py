@@ -9,12 +9,26 @@ from commands import REPOSITORY
 
 FLOORS: dict[str, int] = {
     **dict.fromkeys(
-        ("masking", "block_masking", "positions", "losses", "ema", "metrics", "health", "errors", "version"), 0
+        (
+            "masking",
+            "block_masking",
+            "positions",
+            "losses",
+            "ema",
+            "metrics",
+            "health",
+            "errors",
+            "files",
+            "late",
+            "version",
+        ),
+        0,
     ),
     **dict.fromkeys(("configuration_jepa", "modeling_jepa", "backbones", "predictors", "export", "adapters"), 1),
     **dict.fromkeys(("configuration_feature_encoder", "modeling_feature_encoder"), 1),
     **dict.fromkeys(("model_card", "tokenization", "data_collator", "training_args", "callbacks"), 2),
-    **dict.fromkeys(("image_collator", "feature_collator", "base_trainer", "trainer"), 2),
+    **dict.fromkeys(("image_collator", "feature_collator", "base_trainer", "trainer", "checkpoints"), 2),
+    **dict.fromkeys(("update_guard", "interruption"), 2),
     **dict.fromkeys(("data", "feature_data", "image_data", "plots", "mask_plots", "run_directory"), 3),
     **dict.fromkeys(
         ("embedding", "online_probe", "evaluation", "evaluation_plots", "evaluation_report", "evaluation_tasks"), 3

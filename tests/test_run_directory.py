@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import assert_same_weights, snapshot, train
+from commands import Killed, assert_same_weights, snapshot, train
 from tiny import CORPUS, save_tiny_encoder, write_lines
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from jepa_hf import JepaTrainer, UsageError
+from jepa_hf.checkpoints import aside, begin, publish
 from jepa_hf.cli import train as train_module
 from jepa_hf.cli.train import main
 from jepa_hf.run_directory import (
     RUN_FILE,
     RunPlan,
     finish_run,
-    last_checkpoint,
     plan_run,
     read_run,
     start_run,
@@ -28,9 +28,12 @@ SETTINGS: dict[str, Any] = {"mask_ratio": 0.3, "max_steps": 20, "num_train_epoch
 
 def add_checkpoint(folder: Path, step: int, without: str = "") -> Path:
     checkpoint = folder / f"checkpoint-{step}"
-    checkpoint.mkdir(parents=True)
-    for name in {"config.json", "trainer_state.json", "model.safetensors"} - {without}:
-        (checkpoint / name).write_text("{}")
+    begin(checkpoint)
+    for name in ("config.json", "trainer_state.json", "model.safetensors"):
+        (aside(checkpoint) / name).write_text("{}")
+    publish(checkpoint)
+    if without:
+        (checkpoint / without).unlink()
     return checkpoint
 
 
@@ -66,15 +69,31 @@ def test_the_same_settings_resume_from_the_last_checkpoint_and_say_so(unfinished
     assert snapshot(unfinished) == before
 
 
-def test_the_last_checkpoint_is_that_of_the_highest_number_which_is_whole(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path) is None
-    for step in (9, 10, 100):
-        add_checkpoint(tmp_path, step)
-    # As a run that is killed while it saves leaves it.
-    add_checkpoint(tmp_path, 200, without="trainer_state.json")
-    add_checkpoint(tmp_path, 300, without="config.json")
-    (tmp_path / "checkpoint-1000-copy").mkdir()
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+def test_a_torn_checkpoint_is_passed_over_with_a_sentence(unfinished: Path) -> None:
+    """The newest whole one is resumed from; without any, the run starts from the beginning, and says so."""
+    torn = add_checkpoint(unfinished, 20, without="model.safetensors")
+    plan = plan_run(unfinished, SETTINGS)
+    assert plan.checkpoint == unfinished / "checkpoint-10"
+    first, second = plan.note.splitlines()
+    assert first == f"passing over {torn}, which is not whole: its model.safetensors is missing"
+    assert second == f"resuming the unfinished run in {unfinished} from checkpoint-10"
+    for step in (5, 10):
+        (unfinished / f"checkpoint-{step}" / "manifest.json").unlink()
+    plan = plan_run(unfinished, SETTINGS)
+    assert plan.checkpoint is None
+    assert len(plan.note.splitlines()) == 4
+    assert "saved no whole checkpoint: starting it from the beginning" in plan.note
+
+
+def test_true_stands_for_the_newest_whole_checkpoint(unfinished: Path, tmp_path: Path) -> None:
+    """As the same command without the flag, but there must be one."""
+    assert plan_run(unfinished, SETTINGS, checkpoint="true") == plan_run(unfinished, SETTINGS)
+    with pytest.raises(UsageError, match="holds no run; leave it out to start"):
+        plan_run(tmp_path / "new", SETTINGS, checkpoint="true")
+    for step in (5, 10):
+        (unfinished / f"checkpoint-{step}" / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"no whole checkpoint; passing over .*checkpoint-10.*config\.json is missing"):
+        plan_run(unfinished, SETTINGS, checkpoint="true")
 
 
 def test_a_finished_run_is_left_alone(unfinished: Path) -> None:
@@ -199,7 +218,8 @@ def test_a_named_checkpoint_makes_a_directory_without_run_file_ours(tmp_path: Pa
 @pytest.mark.parametrize("missing", ["config.json", "trainer_state.json"])
 def test_what_is_no_checkpoint_is_not_resumed_from(tmp_path: Path, missing: str) -> None:
     named = add_checkpoint(tmp_path, 5, without=missing)
-    with pytest.raises(UsageError, match=f"no {missing}.*checkpoint-N"):
+    add_checkpoint(tmp_path, 3)
+    with pytest.raises(UsageError, match=rf"{missing}.*; the newest whole one beside it is checkpoint-3"):
         plan_run(tmp_path / "out", SETTINGS, checkpoint=str(named))
 
 
@@ -237,7 +257,7 @@ class Stop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step == self.step:
-            raise KeyboardInterrupt
+            raise Killed
 
 
 @pytest.mark.parametrize("killed_at", [1, 5])
@@ -259,7 +279,7 @@ def test_the_same_command_after_a_kill_ends_as_if_undisturbed(
         return JepaTrainer(*args, callbacks=[Stop(killed_at)], **kwargs)
 
     killed = tmp_path / "killed"
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(train_module, "JepaTrainer", stopped)
         train(*command, "--output_dir", killed)
     assert not (killed / "jepa").exists()

@@ -20,7 +20,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from ..data import DataArguments
-from ..errors import UsageError
+from ..errors import RunError, UsageError
 from ..training_args import JepaTrainingArguments
 
 
@@ -294,15 +294,18 @@ def _takes_list(name: str) -> bool:
 _LONGEST = 1000
 
 
-def complain(command: str, error: UsageError) -> int:
-    """Print the sentence once, whatever the number of processes, and return the exit code."""
+def complain(command: str, error: UsageError | RunError) -> int:
+    """Print the sentence and return the exit code: 2 for bad input, 1 for a run that cannot go on.
+
+    Of bad input all processes know the same, and one tells; a run may have ended for what one of them alone met.
+    """
     sentence = str(error)
     if sentence.startswith("Caught UsageError in "):
         # A loader's worker sends its whole traceback as the message; the sentence is its end.
         sentence = sentence.rpartition("UsageError: ")[2]
-    if os.environ.get("RANK", "0") == "0":
+    if isinstance(error, RunError) or os.environ.get("RANK", "0") == "0":
         print(f"{command}: error: {_in_one_line(sentence)}", file=sys.stderr)
-    return 2
+    return 2 if isinstance(error, UsageError) else 1
 
 
 def _in_one_line(sentence: str) -> str:

@@ -1,5 +1,6 @@
 """Span-JEPA on text: tokenizer, rows of tokens, model and collator of a run."""
 
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ _MASKS = ("mask_ratio", "mean_span_length", "whole_word", "num_masks", "on_short
 def prepare_text(parsed: Parsed, config: PreTrainedConfig, plan: RunPlan) -> Prepared:
     """Model, collator and rows of tokens. What is wrong with the model or the masks is told before the data is read."""
     model_args, data_args, _, args = parsed
+    if data_args.streaming and args.dataloader_num_workers:
+        # The workers tokenise; threads that the tokenizer started before the fork would leave them waiting for ever.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _check_encoder(config, model_args)
     tokenizer = _tokenizer(model_args, data_args, plan)
     length = _check_length(config, tokenizer, data_args)

@@ -1,7 +1,9 @@
 """`run_jepa.py`, `jepa-hf train` and `jepa_hf.pretrain`: one run, from flags to files."""
 
+import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +12,12 @@ from typing import Any
 from transformers import set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
+from ..checkpoints import writing
 from ..configuration_feature_encoder import FeatureEncoderConfig
 from ..data import DataArguments
-from ..errors import UsageError
+from ..errors import RunError, UsageError
+from ..files import whole_file
+from ..interruption import InterruptionCallback
 from ..mask_plots import write_masks
 from ..plots import plot_training
 from ..run_directory import finish_run, plan_run, start_run
@@ -31,17 +36,27 @@ _SMOKE = {
 def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int:
     """Run from the command line.
 
+    SIGTERM and Ctrl-C end the training after the step at hand with a checkpoint, see `InterruptionCallback`.
+
     Returns:
-        The exit code: 0; 1 where `--stop_on_collapse` ended the run; 2 after a sentence about bad input.
+        The exit code: 0; 1 where `--stop_on_collapse` ended the run, or after a sentence about why it cannot go on; 2
+        after a sentence about bad input; 143 after SIGTERM and 130 after Ctrl-C.
     """
     quiet_libraries()
+    interruption = InterruptionCallback()
     try:
-        trainer = run(parse_command(sys.argv[1:] if argv is None else argv))
-    except UsageError as error:
+        parsed = parse_command(sys.argv[1:] if argv is None else argv)
+        trainer = run(parsed, interruption)
+    except (UsageError, RunError) as error:
         return complain(command, error)
+    except KeyboardInterrupt:  # before or after the training
+        print(f"\n{command}: interrupted; give the same command again to go on", file=sys.stderr)
+        return 128 + signal.SIGINT
     if trainer is None:
         return 0
     trainer.accelerator.end_training()  # closes trackers and the process group
+    if interruption.stopped:
+        return interruption.exit_code
     return 1 if _stopped(trainer) else 0
 
 
@@ -70,8 +85,12 @@ def pretrain(model: str | None = None, **flags: Any) -> JepaTrainer | None:
     return run(parse_flags(flags))
 
 
-def run(parsed: Parsed) -> JepaTrainer | None:
-    """Check, prepare, train, evaluate, write. Nothing on disk is touched before everything is checked."""
+def run(parsed: Parsed, interruption: InterruptionCallback | None = None) -> JepaTrainer | None:
+    """Check, prepare, train, evaluate, write. Nothing on disk is touched before everything is checked.
+
+    Args:
+        interruption: what ends the training where the process is asked to go; None leaves signals alone.
+    """
     model_args, data_args, _, args = parsed
     complete(model_args, data_args, args)
     settings = _settings(parsed)
@@ -97,25 +116,34 @@ def run(parsed: Parsed) -> JepaTrainer | None:
         processing_class=prepared.processing_class,
         probe=probe,
     )
+    if interruption is not None:
+        trainer.add_callback(interruption)
     # All is checked: from here on the run writes.
     if plan.note:
         _say(args, plan.note)
     if args.should_save:
         start_run(args.output_dir, settings, plan)
         if args.do_train:  # now, so that one can look while it trains
-            picture = Path(args.output_dir) / "masks.png"
-            write_masks(prepared.model, prepared.collator, prepared.train_dataset, picture, prepared.processing_class)
+            with whole_file(Path(args.output_dir) / "masks.png") as picture:
+                write_masks(
+                    prepared.model, prepared.collator, prepared.train_dataset, picture, prepared.processing_class
+                )
     _announce(trainer, args)
     metrics: dict[str, Any] = {}
     if args.do_train:
-        metrics["train"] = trainer.train(resume_from_checkpoint=plan.checkpoint and str(plan.checkpoint)).metrics
+        with contextlib.nullcontext() if interruption is None else interruption.listening():
+            metrics["train"] = trainer.train(resume_from_checkpoint=plan.checkpoint and str(plan.checkpoint)).metrics
+    if interruption is not None and interruption.stopped:
+        _say(args, _how_it_stopped(trainer, interruption))
+        return trainer
     if args.do_eval:
         metrics["eval"] = _last_evaluation(trainer) or trainer.evaluate()
-    if args.do_train:
-        trainer.save_model()
-    _write_results(trainer, metrics)
-    if args.do_train and args.should_save and not _stopped(trainer):
-        finish_run(args.output_dir, settings)
+    with writing(Path(args.output_dir), Path(args.output_dir), trainer.result_bytes):
+        if args.do_train:
+            trainer.save_model()
+        _write_results(trainer, metrics)
+        if args.do_train and args.should_save and not _stopped(trainer):
+            finish_run(args.output_dir, settings)
     _say_where(trainer, metrics.get("eval"))
     for step, sentence in trainer.found.values():
         _say(args, f"\nat step {step}: {sentence}{'; the run was stopped' if _stopped(trainer) else ''}")
@@ -126,6 +154,15 @@ def _stopped(trainer: JepaTrainer) -> bool:
     """Whether the watchdog ended the run."""
     unfinished = trainer.state.global_step < trainer.state.max_steps
     return trainer.args.stop_on_collapse and unfinished and bool(trainer.found)
+
+
+def _how_it_stopped(trainer: JepaTrainer, interruption: InterruptionCallback) -> str:
+    args, step = trainer.args, trainer.state.global_step
+    checkpoint = Path(args.output_dir) / f"checkpoint-{step}"
+    but = " without --overwrite_output_dir" if args.overwrite_output_dir else ""
+    but += " with --resume_from_checkpoint true" if args.resume_from_checkpoint else ""
+    signal_name = interruption.received.name
+    return f"stopped by {signal_name} after step {step}: give the same command again{but} to go on from {checkpoint}"
 
 
 # ---- before the run
@@ -263,8 +300,10 @@ def _write_results(trainer: JepaTrainer, metrics: dict[str, Any]) -> None:
     history = trainer.state.log_history
     found = {kind: {"step": step, "sentence": sentence} for kind, (step, sentence) in trainer.found.items()}
     content = json.dumps({**metrics, "found": found, "history": history}, indent=1)
-    (folder / "metrics.json").write_text(f"{content}\n", encoding="utf-8")
-    plot_training(history, folder / "training.png")
+    with whole_file(folder / "metrics.json") as new:
+        new.write_text(f"{content}\n", encoding="utf-8")
+    with whole_file(folder / "training.png") as new:
+        plot_training(history, new)
     if trainer.args.do_train:
         trainer.create_model_card()
 
