@@ -1,15 +1,19 @@
 """What every trainer here shares: counting targets, logging loss parts, whole checkpoints, export and card."""
 
+import logging
 import os
+import shutil
 from abc import abstractmethod
 from collections import defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from huggingface_hub import upload_folder
+from huggingface_hub import CommitInfo
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
@@ -18,9 +22,14 @@ from transformers.utils import PushInProgress
 
 from .errors import UsageError
 from .model_card import CardFacts, render_card
+from .sharing import LAST_CHECKPOINT, Destination, PushError, open_repo, push_files, push_run
+
+logger = logging.getLogger(__name__)
 
 # What a checkpoint must hold at least to be resumed from.
 CHECKPOINT_FILES = ("trainer_state.json", "config.json")
+# Below the output directory: what is being pushed.
+PUSH_FOLDER = "_push"
 
 
 def check_checkpoint(folder: str | Path) -> None:
@@ -86,6 +95,7 @@ class RepresentationTrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs and would fall into DataParallel: start it with "
                 "`accelerate launch run_jepa.py ...`, or show it one GPU with CUDA_VISIBLE_DEVICES=0"
             )
+        self._pushes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")  # one after the other
         super().__init__(model=model, args=args, **kwargs)
         # There is a loss without labels: otherwise evaluation would report none.
         self.can_return_loss = True
@@ -278,37 +288,112 @@ class RepresentationTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        facts = self.card_facts(self.args.hub_model_id or model_name or self.args.output_dir)
+        facts = self.card_facts(self.hub_model_id or self.args.hub_model_id or model_name or self.args.output_dir)
         facts.language, facts.license = kwargs.get("language"), kwargs.get("license")
         given = kwargs.get("dataset") or []
         facts.datasets = [given] if isinstance(given, str) else list(given)
         render_card(facts).save(Path(self.args.output_dir) / "README.md")
 
+    # ---- the Hub
+
+    def destination(self) -> Destination:
+        """Where `push_to_hub` pushes to."""
+        args = self.args
+        name = self.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name
+        return Destination(name, args.hub_private_repo, args.hub_revision, args.hub_token)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As `Trainer`'s, but who may not push is told before the run, and a Hub that is unwell does not prevent it."""
+        if not self.is_world_process_zero():
+            return
+        self.push_in_progress = None
+        to = self.destination()
+        given = {"token": token, "private": private}
+        to = replace(to, **{name: value for name, value in given.items() if value is not None})
+        self.hub_model_id = to.repo_id
+        try:
+            self.hub_model_id = open_repo(to).repo_id
+        except PushError as error:
+            if error.status in (401, 403, 404):
+                raise UsageError(f"push_to_hub: {error}; or leave out --push_to_hub") from None
+            logger.warning("%s; the run goes on, and each push tries again", error)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """Write model and card to `output_dir`, and push what `files_to_push` names of it.
+
+        Args:
+            blocking: wait for it; otherwise a future is returned.
+            token, revision, private: in place of `hub_token`, `hub_revision`, `hub_private_repo`.
+            kwargs: see `create_model_card`.
+
+        Returns:
+            The commit, or its future; None on ranks other than 0.
+
+        Raises:
+            PushError: the Hub refused, failed or could not be reached.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        given = {"token": token, "revision": revision, "private": private}
+        to = replace(self.destination(), **{name: value for name, value in given.items() if value is not None})
+        job = self._pushes.submit(push_run, self.args.output_dir, to, commit_message or "End of training")
+        return job.result() if blocking else job
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the final layout of the checkpoint's weights; with `hub_strategy` "checkpoint" the checkpoint too.
 
-        The inherited method would put the full model and a pickle at the root, where the plain encoder belongs.
+        The inherited method would put the full model and a pickle at the root, where the plain encoder belongs, and
+        drop the folders below it. What is pushed is set aside first: meanwhile the run may delete the checkpoint.
         """
-        args = self.args
+        args, step = self.args, self.state.global_step
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return
         if not args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
+        aside = Path(args.output_dir, PUSH_FOLDER, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        last = LAST_CHECKPOINT if args.hub_strategy == HubStrategy.CHECKPOINT else None
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        self.write_final(type(model).from_pretrained(checkpoint_folder), args.output_dir, None)
-        common = {"repo_id": self.hub_model_id, "token": args.hub_token, "run_as_future": True}
-        common |= {
-            "revision": args.hub_revision,
-            "commit_message": f"Training in progress, step {self.state.global_step}",
-        }
-        ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]
-        jobs = [upload_folder(folder_path=args.output_dir, ignore_patterns=ignored, **common)]
-        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            last = args.hub_strategy == HubStrategy.CHECKPOINT
-            name = "last-checkpoint" if last else Path(checkpoint_folder).name
-            jobs.append(upload_folder(folder_path=checkpoint_folder, path_in_repo=name, **common))
+        try:
+            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+            self.write_final(type(model).from_pretrained(checkpoint_folder), str(aside), None)
+            if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+                shutil.copytree(checkpoint_folder, aside / (last or aside.name))
+        except OSError as error:
+            logger.warning("step %d is not pushed (%s); the run goes on", step, error)
+            shutil.rmtree(aside, ignore_errors=True)
+            return
+        job = self._pushes.submit(_push_aside, aside, self.destination(), step, last)
         if self.push_in_progress is None or self.push_in_progress.is_done():
-            self.push_in_progress = PushInProgress(jobs)
+            self.push_in_progress = PushInProgress([job])
         else:
-            self.push_in_progress.jobs.extend(jobs)
+            self.push_in_progress.jobs.append(job)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        if self.is_world_process_zero():
+            shutil.rmtree(Path(self.args.output_dir, PUSH_FOLDER), ignore_errors=True)
+
+
+def _push_aside(folder: Path, to: Destination, step: int, replaced_folder: str | None) -> None:
+    """Push all of a folder that was set aside, and delete it. A Hub that fails does not stop the run."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    message = f"Training in progress, step {step}"
+    try:
+        push_files(files, open_repo(to), message, replaced_folder=replaced_folder)
+    except (PushError, UsageError) as error:
+        logger.warning("step %d: %s; the run goes on, and later pushes try again", step, error)
+    finally:
+        shutil.rmtree(folder)

@@ -1,5 +1,6 @@
 """The model card: what was trained, on what, how it went, and how to load it."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,7 +149,7 @@ def render_card(facts: CardFacts) -> ModelCard:
     )
     text = _TEMPLATE.format(
         metadata=data.to_yaml(),
-        title=_plain(facts.name.rstrip("/").split("/")[-1]),
+        title=_plain(_title(facts.name)),
         name=_plain(facts.name),
         introduction=_INTRODUCTION[facts.modality].format(
             family=_plain(facts.family), parameters=f"{facts.parameters / 1e6:.1f} M parameters"
@@ -165,6 +166,21 @@ def render_card(facts: CardFacts) -> ModelCard:
         health=_health(facts.found),
     )
     return ModelCard(text, ignore_metadata_errors=True)
+
+
+def rename_card(text: str, name: str) -> str:
+    """The card of a model that is now loaded as `name`: its title, where that was the old name, and its code."""
+    found = re.search(r'from_pretrained\("([^"\n]+)"', text)
+    if found is None:
+        return text
+    old = found.group(1)
+    text = text.replace(f'("{old}"', f'("{name}"')
+    return text.replace(f"\n# {_title(old)}\n", f"\n# {_title(name)}\n", 1)
+
+
+def _title(name: str) -> str:
+    """The last part of a repository's or a directory's name."""
+    return name.rstrip("/").split("/")[-1]
 
 
 def _health(found: list[str] | None) -> str:

@@ -10,8 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .base_trainer import CHECKPOINT_FILES, check_checkpoint
+from .base_trainer import CHECKPOINT_FILES, PUSH_FOLDER, check_checkpoint
 from .errors import UsageError
+from .export import JEPA_FOLDER, TARGET_FOLDER
+from .sharing import LAST_CHECKPOINT, MODEL_FILES, RUN_FILES
 from .version import __version__
 
 # An underscore in front: the Hub client's uploads leave it out.
@@ -19,13 +21,11 @@ RUN_FILE = "_run.json"
 
 # What a run of ours writes into its directory, and so may delete.
 _WRITTEN = (
-    RUN_FILE, f"{RUN_FILE}.new", "jepa", "target_encoder", "1_Pooling", "runs", "config.json", "model.safetensors",
-    "model-?????-of-?????.safetensors", "model.safetensors.index.json", "modules.json", "sentence_bert_config.json",
-    "metrics.json", "README.md", "training.png", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "masks.png", "preprocessor_config.json", "configuration_feature_encoder.py",
-    "modeling_feature_encoder.py", "errors.py", "positions.py", "vocab.txt", "vocab.json", "merges.txt", "spm.model",
-    "sentencepiece.bpe.model", "report.html", "report.html.new", "evaluation",
+    *(name.partition("/")[0] for name in (*MODEL_FILES, *RUN_FILES)), JEPA_FOLDER, TARGET_FOLDER, RUN_FILE,
+    f"{RUN_FILE}.new", "runs", "masks.png", "report.html", "report.html.new", PUSH_FOLDER,
 )  # fmt: skip
+# What a download of a pushed run brings along, and what no run deletes.
+_FROM_THE_HUB = (".cache", ".gitattributes", LAST_CHECKPOINT)
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 # Settings that do not change what is learnt: a run may be resumed with others.
@@ -81,7 +81,7 @@ def plan_run(
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     if not entries:
         return RunPlan(checkpoint=Path(checkpoint), note=f"resuming from {checkpoint}") if checkpoint else RunPlan()
-    foreign = [entry.name for entry in entries if not _is_ours(entry.name)]
+    foreign = [entry.name for entry in entries if not _is_ours(entry.name) and entry.name not in _FROM_THE_HUB]
     run_file = folder / RUN_FILE
     if not run_file.is_file() and not (checkpoint and not foreign):
         raise UsageError(
@@ -89,7 +89,7 @@ def plan_run(
             "run_jepa.py wrote; choose another directory"
         )
     if overwrite:
-        ours = tuple(entry for entry in entries if entry.name not in foreign)
+        ours = tuple(entry for entry in entries if _is_ours(entry.name))
         return RunPlan(note=f"starting over in {folder}", delete=ours)
     if checkpoint:
         return RunPlan(checkpoint=Path(checkpoint), note=f"resuming from {checkpoint}")

@@ -13,7 +13,7 @@ FLOORS: dict[str, int] = {
     ),
     **dict.fromkeys(("configuration_jepa", "modeling_jepa", "backbones", "predictors", "export"), 1),
     **dict.fromkeys(("configuration_feature_encoder", "modeling_feature_encoder"), 1),
-    **dict.fromkeys(("model_card", "tokenization", "data_collator", "training_args", "callbacks"), 2),
+    **dict.fromkeys(("model_card", "sharing", "tokenization", "data_collator", "training_args", "callbacks"), 2),
     **dict.fromkeys(("image_collator", "feature_collator", "base_trainer", "trainer"), 2),
     **dict.fromkeys(("data", "feature_data", "image_data", "plots", "mask_plots", "run_directory"), 3),
     **dict.fromkeys(
@@ -32,6 +32,7 @@ FLOORS: dict[str, int] = {
             "cli.masks",
             "cli.evaluate",
             "cli.report",
+            "cli.push",
         ),
         4,
     ),

@@ -279,7 +279,7 @@ def _takes_list(name: str) -> bool:
     return any(part is list or get_origin(part) is list for part in (hint, *get_args(hint)))
 
 
-def complain(command: str, error: UsageError) -> int:
+def complain(command: str, error: Exception) -> int:
     """Print the sentence once, whatever the number of processes, and return the exit code."""
     # A loader's worker sends its whole traceback as the message; the sentence is its end.
     sentence = str(error).strip().rpartition("UsageError: ")[2]

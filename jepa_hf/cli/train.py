@@ -16,6 +16,7 @@ from ..errors import UsageError
 from ..mask_plots import write_masks
 from ..plots import plot_training
 from ..run_directory import finish_run, plan_run, start_run
+from ..sharing import Destination, PushError, push_run
 from ..trainer import JepaTrainer
 from .arguments import ModelArguments, Parsed, RunArguments, complain, parse_command, parse_flags, quiet_libraries
 from .prepare import prepare
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
     """Run from the command line.
 
     Returns:
-        The exit code: 0; 1 where `--stop_on_collapse` ended the run; 2 after a sentence about bad input.
+        The exit code: 0; 1 where `--stop_on_collapse` ended the run, or the result could not be pushed; 2 after a
+        sentence about bad input.
     """
     quiet_libraries()
     try:
@@ -41,8 +43,15 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
         return complain(command, error)
     if trainer is None:
         return 0
+    code = 1 if _stopped(trainer) else 0
+    if trainer.args.push_to_hub:
+        try:
+            _push(trainer)
+        except (PushError, UsageError) as error:
+            complain(command, error)
+            code = 1
     trainer.accelerator.end_training()  # closes trackers and the process group
-    return 1 if _stopped(trainer) else 0
+    return code
 
 
 def pretrain(model: str | None = None, **flags: Any) -> JepaTrainer | None:
@@ -57,6 +66,7 @@ def pretrain(model: str | None = None, **flags: Any) -> JepaTrainer | None:
 
     Raises:
         UsageError: bad input.
+        PushError: with `push_to_hub`, the result could not be pushed; it is in the output directory, whole.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
@@ -67,17 +77,25 @@ def pretrain(model: str | None = None, **flags: Any) -> JepaTrainer | None:
     """
     if model is not None:
         flags["model_name_or_path"] = model
-    return run(parse_flags(flags))
+    trainer = run(parse_flags(flags))
+    if trainer is not None and trainer.args.push_to_hub:
+        _push(trainer)
+    return trainer
 
 
 def run(parsed: Parsed) -> JepaTrainer | None:
-    """Check, prepare, train, evaluate, write. Nothing on disk is touched before everything is checked."""
+    """Check, prepare, train, evaluate, write. Nothing on disk is touched before everything is checked.
+
+    With `push_to_hub`, checkpoints are pushed in between, and the result is for the caller to push.
+    """
     model_args, data_args, _, args = parsed
     complete(model_args, data_args, args)
     settings = _settings(parsed)
     plan = plan_run(args.output_dir, settings, args.overwrite_output_dir, args.resume_from_checkpoint)
     if plan.finished:
-        _say(args, plan.note)
+        name = args.hub_model_id or Path(args.output_dir).absolute().name
+        to = Destination(name, args.hub_private_repo, args.hub_revision)
+        _say(args, plan.note + (f"; push it with {to.command(args.output_dir)}" if args.push_to_hub else ""))
         return None
     if plan.checkpoint is not None and not args.do_train:
         raise UsageError(
@@ -112,7 +130,7 @@ def run(parsed: Parsed) -> JepaTrainer | None:
     if args.do_eval:
         metrics["eval"] = _last_evaluation(trainer) or trainer.evaluate()
     if args.do_train:
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # which pushes nothing
     _write_results(trainer, metrics)
     if args.do_train and args.should_save and not _stopped(trainer):
         finish_run(args.output_dir, settings)
@@ -128,6 +146,27 @@ def _stopped(trainer: JepaTrainer) -> bool:
     return trainer.args.stop_on_collapse and unfinished and bool(trainer.found)
 
 
+def _push(trainer: JepaTrainer) -> None:
+    """Push what the run left. Only one process does.
+
+    Raises:
+        PushError, UsageError: it could not be; the sentence ends with the command that repeats it.
+    """
+    args = trainer.args
+    if not trainer.is_world_process_zero():
+        return
+    to = trainer.destination()
+    if _stopped(trainer):
+        _say(args, f"\nnot pushed, because the run was stopped; {to.command(args.output_dir)} does it all the same")
+        return
+    try:
+        commit = push_run(args.output_dir, to, "End of training")
+    except (PushError, UsageError) as error:
+        again = f"{error}; everything is in {args.output_dir}, and this repeats the push: {to.command(args.output_dir)}"
+        raise type(error)(again) from None
+    _say(args, f"\npushed to {commit.repo_url.repo_id}: {commit.commit_url}")
+
+
 # ---- before the run
 
 
@@ -138,6 +177,10 @@ def complete(model_args: ModelArguments, data_args: DataArguments, args: RunArgu
         args.do_train = args.do_eval = True
     if not args.do_eval:
         args.do_train = True
+    if args.push_to_hub and not args.do_train:
+        raise UsageError("push_to_hub pushes what a run trains, and --do_eval alone trains nothing: use jepa-hf push")
+    if args.push_to_hub:
+        Destination(args.hub_model_id or Path(args.output_dir).absolute().name)  # refuses an impossible name
     if model_args.smoke_test:
         for name in ("model_name_or_path", "config_name", "model_type", "config_overrides"):
             if getattr(model_args, name):
