@@ -21,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
 from .errors import UsageError
-from .model_card import CardFacts, render_card
+from .model_card import CardFacts, DataNames, render_card
 from .sharing import LAST_CHECKPOINT, Destination, PushError, open_repo, push_files, push_run
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class RepresentationTrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs and would fall into DataParallel: start it with "
                 "`accelerate launch run_jepa.py ...`, or show it one GPU with CUDA_VISIBLE_DEVICES=0"
             )
+        self.resumed = False
         self._pushes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")  # one after the other
         super().__init__(model=model, args=args, **kwargs)
         # There is a loss without labels: otherwise evaluation would report none.
@@ -236,6 +237,7 @@ class RepresentationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_checkpoint(resume_from_checkpoint)
+        self.resumed = True
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -279,19 +281,23 @@ class RepresentationTrainer(Trainer):
     def card_facts(self, name: str) -> CardFacts:
         """Real values for the model card of the model that users will load as `name`."""
 
-    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+    def create_model_card(self, model_name: str | None = None, data: DataNames | None = None, **kwargs: Any) -> None:
         """Write `README.md`.
 
         Args:
             model_name: what users pass to `from_pretrained`; default the Hub repository, or the output directory.
+            data: names of the data, which the trainer does not know.
             kwargs: `language`, `license` and `dataset` as `Trainer.create_model_card` takes them.
         """
         if not self.is_world_process_zero():
             return
-        facts = self.card_facts(self.hub_model_id or self.args.hub_model_id or model_name or self.args.output_dir)
+        # Nobody else has the directory: its last part is a name, its whole path is none.
+        folder = Path(self.args.output_dir).absolute().name
+        facts = self.card_facts(self.hub_model_id or self.args.hub_model_id or model_name or folder)
         facts.language, facts.license = kwargs.get("language"), kwargs.get("license")
         given = kwargs.get("dataset") or []
-        facts.datasets = [given] if isinstance(given, str) else list(given)
+        facts.data = data or DataNames()
+        facts.data.datasets += [given] if isinstance(given, str) else given
         render_card(facts).save(Path(self.args.output_dir) / "README.md")
 
     # ---- the Hub

@@ -16,6 +16,7 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
+from .configuration_jepa import JepaConfig
 from .errors import UsageError
 from .export import JEPA_FOLDER, TARGET_FOLDER
 from .model_card import rename_card
@@ -90,7 +91,7 @@ def files_to_push(run_dir: str | Path) -> dict[str, Path]:
     (`_run.json`), no samples of the data (`masks.png`, `report.html`).
 
     Raises:
-        UsageError: there is no plain encoder.
+        UsageError: there is no plain encoder at its root.
     """
     folder = Path(run_dir)
     found = {
@@ -104,6 +105,11 @@ def files_to_push(run_dir: str | Path) -> dict[str, Path]:
         raise UsageError(
             f"{str(run_dir)!r} holds no trained encoder (config.json and model.safetensors); give the output_dir of a "
             "finished run, or what `jepa-hf export` made of a checkpoint"
+        )
+    if JepaConfig.get_config_dict(folder)[0].get("model_type") == JepaConfig.model_type:
+        raise UsageError(
+            f"{str(run_dir)!r} is a checkpoint or a full model, which AutoModel would not load as an encoder; give the "
+            "output_dir of a finished run, or what `jepa-hf export` made of it"
         )
     return found
 
@@ -201,11 +207,14 @@ def _saying(doing: str, to: Destination) -> Iterator[None]:
     # HTTPError is the HTTP client's; the Hub's client wraps failures of uploads in RuntimeError, of answers in
     # ValueError.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        reason = _reason(error)
+        cause: BaseException = error
+        while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = _reason(cause)
         if to.token:
             reason = reason.replace(to.token, "<token>")
-        response = error.response if isinstance(error, HfHubHTTPError) else None
-        raise PushError(f"{doing} failed: {reason}", response.status_code if response is not None else None) from None
+        status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+        raise PushError(f"{doing} failed: {reason}", status) from None
 
 
 # What helps where the Hub knows who asks, and where it does not.
@@ -218,8 +227,6 @@ _REMEDIES = {
 
 def _reason(error: BaseException) -> str:
     """What went wrong, in one line: what the Hub said, or else the error itself."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
     if isinstance(error, HfHubHTTPError):
         said = error.server_message or error.response.reason_phrase
         status = error.response.status_code

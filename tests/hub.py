@@ -5,17 +5,21 @@ switched off by `Hub.environment`, so that large files go by git LFS.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
 import socket
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import huggingface_hub
+import pytest
 from huggingface_hub import ModelCard
 
 Files = dict[str, bytes]
@@ -133,6 +137,17 @@ class Hub:
             "HF_TOKEN": self.token if token else "",
             "NO_PROXY": "127.0.0.1",
         }
+
+    @contextlib.contextmanager
+    def here(self) -> Iterator[Self]:
+        """Meanwhile it is this process's Hub, where the right user is logged in, and no retry is waited for."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(huggingface_hub.constants, "ENDPOINT", self.url)
+            patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+            patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+            patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+            patch.setenv("HF_TOKEN", self.token)
+            yield self
 
     def asked(self, pattern: str) -> list[str]:
         """The requests that came and match."""

@@ -14,6 +14,7 @@ from ..configuration_feature_encoder import FeatureEncoderConfig
 from ..data import DataArguments
 from ..errors import UsageError
 from ..mask_plots import write_masks
+from ..model_card import DataNames
 from ..plots import plot_training
 from ..run_directory import finish_run, plan_run, start_run
 from ..sharing import Destination, PushError, push_run
@@ -131,7 +132,7 @@ def run(parsed: Parsed) -> JepaTrainer | None:
         metrics["eval"] = _last_evaluation(trainer) or trainer.evaluate()
     if args.do_train:
         trainer.save_model(_internal_call=True)  # which pushes nothing
-    _write_results(trainer, metrics)
+    _write_results(trainer, metrics, _data_names(data_args, args))
     if args.do_train and args.should_save and not _stopped(trainer):
         finish_run(args.output_dir, settings)
     _say_where(trainer, metrics.get("eval"))
@@ -294,7 +295,31 @@ def _last_evaluation(trainer: JepaTrainer) -> dict[str, float] | None:
     return None
 
 
-def _write_results(trainer: JepaTrainer, metrics: dict[str, Any]) -> None:
+def _data_names(data_args: DataArguments, args: RunArguments) -> DataNames:
+    """What a card may call the data: a data set's name on the Hub; of files and folders the last part."""
+    names = DataNames()
+
+    def called(source: str | None) -> str:
+        return ", ".join(Path(part.strip()).name for part in (source or "").split(","))
+
+    if data_args.dataset_name and not Path(data_args.dataset_name).exists():
+        names.datasets = [data_args.dataset_name]
+        names.train = data_args.dataset_name
+    elif data_args.dataset_name or data_args.train_file:
+        names.train = called(data_args.dataset_name or data_args.train_file)
+    else:
+        names.train = "Python's language reference, as its help() shows it"
+    if args.do_eval and data_args.validation_file:
+        names.validation = called(data_args.validation_file)
+    elif args.do_eval and data_args.dataset_name:
+        names.validation = names.train
+    elif args.do_eval:
+        names.validation = f"a share of {names.train} that was held out"
+    names.probe = called(data_args.probe_task)
+    return names
+
+
+def _write_results(trainer: JepaTrainer, metrics: dict[str, Any], names: DataNames) -> None:
     """`metrics.json`, the pictures and the card."""
     if not trainer.args.should_save:
         return
@@ -305,7 +330,7 @@ def _write_results(trainer: JepaTrainer, metrics: dict[str, Any]) -> None:
     (folder / "metrics.json").write_text(f"{content}\n", encoding="utf-8")
     plot_training(history, folder / "training.png")
     if trainer.args.do_train:
-        trainer.create_model_card()
+        trainer.create_model_card(data=names)
 
 
 def _say_where(trainer: JepaTrainer, evaluation: dict[str, float] | None) -> None:
