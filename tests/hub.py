@@ -23,6 +23,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 Files = dict[str, bytes]
+_RESOLVE = "{repo_id}/resolve/{revision}/{filename}"
 
 
 @dataclass
@@ -143,6 +144,7 @@ class Hub:
         """Meanwhile it is this process's Hub, where the right user is logged in, and no retry is waited for."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(huggingface_hub.constants, "ENDPOINT", self.url)
+            patch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{self.url}/{_RESOLVE}")
             patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
             patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
             patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)

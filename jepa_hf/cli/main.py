@@ -21,6 +21,7 @@ usage: jepa-hf COMMAND ...
   evaluate how good are frozen encoders: probes, similarity, retrieval: jepa-hf evaluate MODEL ... --tasks FILE ...
   export   from a checkpoint to a plain encoder, a masked language model, or a model that brings its code
   report   one HTML page about a run, its curves read in sentences: jepa-hf report RUN_DIR
+  embed    one vector per row of files: jepa-hf embed MODEL FILES --output x.parquet
   push     a run's result to the Hub: jepa-hf push RUN_DIR user/name
 
 `jepa-hf COMMAND --help` lists a command's options.
@@ -68,13 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .report import main as report
 
         return report(rest)
+    if command == "embed":
+        from .embed import main as embed
+
+        return embed(rest)
     if command == "push":
         from .push import main as push
 
         return push(rest)
     print(
-        f"jepa-hf: error: unknown command {command!r}; the commands are train, masks, evaluate, export, report and "
-        "push",
+        f"jepa-hf: error: unknown command {command!r}; the commands are train, masks, evaluate, export, report, embed "
+        "and push",
         file=sys.stderr,
     )
     return 2
