@@ -5,10 +5,13 @@ import math
 import os
 import pickle
 import re
+import shutil
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import gather_object
-from huggingface_hub import upload_folder
+from huggingface_hub import CommitInfo
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainingArguments
@@ -42,10 +45,14 @@ from .checkpoints import (
 from .errors import RunError, UsageError
 from .files import whole_file, whole_files
 from .interruption import outlast_signals
-from .model_card import CardFacts, render_card
+from .model_card import CardFacts, DataNames, render_card
+from .sharing import LAST_CHECKPOINT, Destination, PushError, open_repo, push_files, push_run
 from .update_guard import NotFinite, UpdateGuard
 
 logger = logging.getLogger(__name__)
+
+# Below the output directory: what is being pushed.
+PUSH_FOLDER = "_push"
 
 # What torch says of a loader's worker that was ended from outside.
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid")
@@ -102,6 +109,8 @@ class RepresentationTrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs and would fall into DataParallel: start it with "
                 "`accelerate launch run_jepa.py ...`, or show it one GPU with CUDA_VISIBLE_DEVICES=0"
             )
+        self.resumed = False
+        self._pushes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")  # one after the other
         super().__init__(model=model, args=args, **kwargs)
         if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             # torch reads the description of such a checkpoint as a pickle, and Trainer writes no model at its end.
@@ -450,6 +459,7 @@ class RepresentationTrainer(Trainer):
             )
         with _refusing_pickles(resume_from_checkpoint, "weights"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.resumed = True
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # The inherited method warns, and trains on with what is missing at random.
@@ -491,51 +501,117 @@ class RepresentationTrainer(Trainer):
     def card_facts(self, name: str) -> CardFacts:
         """Real values for the model card of the model that users will load as `name`."""
 
-    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+    def create_model_card(self, model_name: str | None = None, data: DataNames | None = None, **kwargs: Any) -> None:
         """Write `README.md`.
 
         Args:
             model_name: what users pass to `from_pretrained`; default the Hub repository, or the output directory.
+            data: names of the data, which the trainer does not know.
             kwargs: `language`, `license` and `dataset` as `Trainer.create_model_card` takes them.
         """
         if not self.is_world_process_zero():
             return
-        facts = self.card_facts(self.args.hub_model_id or model_name or self.args.output_dir)
+        # Nobody else has the directory: its last part is a name, its whole path is none.
+        folder = Path(self.args.output_dir).absolute().name
+        facts = self.card_facts(self.hub_model_id or self.args.hub_model_id or model_name or folder)
         facts.language, facts.license = kwargs.get("language"), kwargs.get("license")
         given = kwargs.get("dataset") or []
-        facts.datasets = [given] if isinstance(given, str) else list(given)
+        facts.data = data or DataNames()
+        facts.data.datasets += [given] if isinstance(given, str) else given
         with whole_file(Path(self.args.output_dir) / "README.md") as new:
             render_card(facts).save(new)
+
+    # ---- the Hub
+
+    def destination(self) -> Destination:
+        """Where `push_to_hub` pushes to."""
+        args = self.args
+        name = self.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name
+        return Destination(name, args.hub_private_repo, args.hub_revision, args.hub_token)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As `Trainer`'s, but who may not push is told before the run, and a Hub that is unwell does not prevent it."""
+        if not self.is_world_process_zero():
+            return
+        self.push_in_progress = None
+        to = self.destination()
+        given = {"token": token, "private": private}
+        to = replace(to, **{name: value for name, value in given.items() if value is not None})
+        self.hub_model_id = to.repo_id
+        try:
+            self.hub_model_id = open_repo(to).repo_id
+        except PushError as error:
+            if error.status in (401, 403, 404):
+                raise UsageError(f"push_to_hub: {error}; or leave out --push_to_hub") from None
+            logger.warning("%s; the run goes on, and each push tries again", error)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """Write model and card to `output_dir`, and push what `files_to_push` names of it.
+
+        Args:
+            blocking: wait for it; otherwise a future is returned.
+            token, revision, private: in place of `hub_token`, `hub_revision`, `hub_private_repo`.
+            kwargs: see `create_model_card`.
+
+        Returns:
+            The commit, or its future; None on ranks other than 0.
+
+        Raises:
+            PushError: the Hub refused, failed or could not be reached.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        given = {"token": token, "revision": revision, "private": private}
+        to = replace(self.destination(), **{name: value for name, value in given.items() if value is not None})
+        job = self._pushes.submit(push_run, self.args.output_dir, to, commit_message or "End of training")
+        return job.result() if blocking else job
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the final layout of the checkpoint's weights; with `hub_strategy` "checkpoint" the checkpoint too.
 
-        The inherited method would put the full model and a pickle at the root, where the plain encoder belongs.
+        The inherited method would put the full model and a pickle at the root, where the plain encoder belongs, and
+        drop the folders below it. What is pushed is set aside first: meanwhile the run may delete the checkpoint.
         """
-        args = self.args
+        args, step = self.args, self.state.global_step
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return
         if not args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
             return
         self.callback_handler.on_push_begin(args, self.state, self.control)
+        aside = Path(args.output_dir, PUSH_FOLDER, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+        last = LAST_CHECKPOINT if args.hub_strategy == HubStrategy.CHECKPOINT else None
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with whole_files(args.output_dir) as new:
-            self.write_final(type(model).from_pretrained(checkpoint_folder), str(new), None)
-        common = {"repo_id": self.hub_model_id, "token": args.hub_token, "run_as_future": True}
-        common |= {
-            "revision": args.hub_revision,
-            "commit_message": f"Training in progress, step {self.state.global_step}",
-        }
-        ignored = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*"]
-        jobs = [upload_folder(folder_path=args.output_dir, ignore_patterns=ignored, **common)]
-        if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            last = args.hub_strategy == HubStrategy.CHECKPOINT
-            name = "last-checkpoint" if last else Path(checkpoint_folder).name
-            jobs.append(upload_folder(folder_path=checkpoint_folder, path_in_repo=name, **common))
+        try:
+            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+            self.write_final(type(model).from_pretrained(checkpoint_folder), str(aside), None)
+            if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+                shutil.copytree(checkpoint_folder, aside / (last or aside.name))
+        except OSError as error:
+            logger.warning("step %d is not pushed (%s); the run goes on", step, error)
+            shutil.rmtree(aside, ignore_errors=True)
+            return
+        job = self._pushes.submit(_push_aside, aside, self.destination(), step, last)
         if self.push_in_progress is None or self.push_in_progress.is_done():
-            self.push_in_progress = PushInProgress(jobs)
+            self.push_in_progress = PushInProgress([job])
         else:
-            self.push_in_progress.jobs.extend(jobs)
+            self.push_in_progress.jobs.append(job)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        if self.is_world_process_zero():
+            shutil.rmtree(Path(self.args.output_dir, PUSH_FOLDER), ignore_errors=True)
 
 
 def _start_worker(begin: Callable[[int], None] | None, worker: int) -> None:
@@ -560,3 +636,15 @@ def _refusing_pickles(checkpoint: str | None, what: str) -> Iterator[None]:
             f"the {what} in {checkpoint} is not only numbers ({why}), which can run any program: it is not "
             "loaded; take a checkpoint from a source that you trust"
         ) from None
+
+
+def _push_aside(folder: Path, to: Destination, step: int, replaced_folder: str | None) -> None:
+    """Push all of a folder that was set aside, and delete it. A Hub that fails does not stop the run."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    message = f"Training in progress, step {step}"
+    try:
+        push_files(files, open_repo(to), message, replaced_folder=replaced_folder)
+    except (PushError, UsageError) as error:
+        logger.warning("step %d: %s; the run goes on, and later pushes try again", step, error)
+    finally:
+        shutil.rmtree(folder)

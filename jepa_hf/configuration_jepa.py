@@ -233,6 +233,12 @@ class JepaConfig(PreTrainedConfig):
         """Width of the representations."""
         return self.encoder_config.hidden_size
 
+    def to_dict(self) -> dict[str, Any]:
+        """As `PreTrainedConfig`'s, without the place that the encoder was read from: a path on somebody's machine."""
+        values = super().to_dict()
+        values["encoder_config"].pop("_name_or_path", None)
+        return values
+
     def _validate_choices(self, backbone: Backbone, depth: int) -> None:
         for name, choices in (
             ("context_mode", ("kept", "dropped")),

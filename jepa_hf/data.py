@@ -376,7 +376,7 @@ def _read_texts(files: list[_TextFile]) -> Iterator[dict[str, str]]:
                         "must hold strings"
                     )
                 if text.strip():
-                    yield {"text": _well_formed(text)}
+                    yield {"text": well_formed(text)}
 
 
 def read_rows(path: str, kind: str, column: str | None = None) -> Iterator[dict[str, Any]]:
@@ -509,7 +509,7 @@ def _first_bad_byte(path: str) -> int:
             offset += len(chunk)
 
 
-def _well_formed(text: str) -> str:
+def well_formed(text: str) -> str:
     """`text` with surrogate pairs joined and lone surrogates, which UTF-8 has no bytes for, as U+FFFD."""
     try:
         text.encode()

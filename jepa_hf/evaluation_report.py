@@ -1,7 +1,6 @@
 """An evaluation in words and numbers: JSON, a Markdown table, and the section of a model card."""
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from huggingface_hub import EvalResult, ModelCard
 from .errors import UsageError
 from .evaluation import Evaluation, Health, Interval, Score
 from .evaluation_plots import METRIC_LABELS
+from .markdown import escaped, one_line, table
+from .model_card import dataset_type
 
 BEGIN, END = "<!-- jepa-hf evaluate: begin -->", "<!-- jepa-hf evaluate: end -->"
 # By which a later evaluation knows what an earlier one put into a card's metadata.
@@ -78,7 +79,7 @@ def to_markdown(evaluation: Evaluation) -> str:
     if any(score.difference for score in evaluation.scores):
         first = evaluation.short_names[evaluation.models[0]]
         parts += [
-            f"Difference to {_cell(first)} on the same samples, with paired 95 % intervals:",
+            f"Difference to {escaped(first)} on the same samples, with paired 95 % intervals:",
             _differences(evaluation),
         ]
     parts += ["The representations of the test samples:", _health_table(evaluation)]
@@ -114,40 +115,34 @@ def _table(evaluation: Evaluation, cells: dict[tuple[str, str, str, str], str]) 
     header = [
         "model",
         "pooling",
-        *(f"{task}, {METRIC_LABELS.get(metric, metric)} (n = {n:,})" for task, metric, n in columns),
+        *(f"{escaped(task)}, {METRIC_LABELS.get(metric, metric)} (n = {n:,})" for task, metric, n in columns),
     ]
     lines = [
-        [evaluation.short_names[model], name, *(cells[model, name, task, metric] for task, metric, _ in columns)]
+        [
+            escaped(evaluation.short_names[model]),
+            name,
+            *(cells[model, name, task, metric] for task, metric, _ in columns),
+        ]
         for model in evaluation.models
         for name in evaluation.pooling
         if (model, name, *columns[0][:2]) in cells
     ]
-    return _lines(header, lines)
+    return table(header, lines)
 
 
 def _health_table(evaluation: Evaluation) -> str:
     lines = [
         [
-            evaluation.short_names[health.model],
+            escaped(evaluation.short_names[health.model]),
             health.pooling,
-            health.task,
+            escaped(health.task),
             f"{health.n:,}",
             f"{health.effective_rank:.1f}",
             f"{health.mean_pairwise_cosine:.3f}",
         ]
         for health in evaluation.health
     ]
-    return _lines(["model", "pooling", "task", "vectors", "effective rank", "mean pairwise cosine"], lines)
-
-
-def _lines(header: list[str], lines: list[list[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows)
-
-
-def _cell(text: str) -> str:
-    """Text that ends no table cell and starts no markup of its own."""
-    return " ".join(re.sub(r"[|<>`\n]", " ", text).split())
+    return table(["model", "pooling", "task", "vectors", "effective rank", "mean pairwise cosine"], lines)
 
 
 def _clearly_best(evaluation: Evaluation) -> list[Score]:
@@ -204,7 +199,7 @@ def update_card(card: ModelCard, evaluation: Evaluation, model: str) -> None:
     card.text = before + section + rest.partition(END)[2] if mark else f"{before.rstrip()}\n\n{section}\n"
     kept = [result for result in card.data.eval_results or [] if _SIGNATURE not in (result.metric_name or "")]
     card.data.eval_results = kept + _results(evaluation, model)
-    card.data.model_name = card.data.model_name or evaluation.short_names[model]
+    card.data.model_name = card.data.model_name or one_line(evaluation.short_names[model]) or "model"
 
 
 def _results(evaluation: Evaluation, model: str) -> list[EvalResult]:
@@ -213,8 +208,8 @@ def _results(evaluation: Evaluation, model: str) -> list[EvalResult]:
     return [
         EvalResult(
             task_type=types.get(tasks[score.task].kind, _TASK_TYPES[tasks[score.task].modality]),
-            dataset_type=re.sub(r"[^\w./-]+", "-", score.task).strip("-") or "local",
-            dataset_name=score.task,
+            dataset_type=dataset_type(score.task),
+            dataset_name=one_line(score.task) or "local",
             dataset_split="test",
             metric_type=_METRIC_TYPES.get(score.metric, score.metric.replace("@", "_at_")),
             metric_name=f"{METRIC_LABELS.get(score.metric, score.metric)}, {score.pooling} pooling {_SIGNATURE}",

@@ -9,9 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .base_trainer import PUSH_FOLDER
 from .checkpoints import check_checkpoint, is_checkpoint_name, is_left_behind, newest_whole
 from .errors import UsageError
+from .export import JEPA_FOLDER, TARGET_FOLDER
 from .files import left_behind, remove, whole_file
+from .sharing import LAST_CHECKPOINT, MODEL_FILES, RUN_FILES
 from .version import __version__
 
 # An underscore in front: the Hub client's uploads leave it out.
@@ -19,13 +22,11 @@ RUN_FILE = "_run.json"
 
 # What a run of ours writes into its directory, and so may delete.
 _WRITTEN = (
-    RUN_FILE, "jepa", "target_encoder", "1_Pooling", "runs", "config.json", "model.safetensors",
-    "model-?????-of-?????.safetensors", "model.safetensors.index.json", "modules.json", "sentence_bert_config.json",
-    "metrics.json", "README.md", "training.png", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "masks.png", "preprocessor_config.json", "configuration_feature_encoder.py",
-    "modeling_feature_encoder.py", "errors.py", "positions.py", "vocab.txt", "vocab.json", "merges.txt", "spm.model",
-    "sentencepiece.bpe.model", "report.html", "report.html.new", "evaluation",
+    *(name.partition("/")[0] for name in (*MODEL_FILES, *RUN_FILES)), JEPA_FOLDER, TARGET_FOLDER, RUN_FILE, "runs",
+    "masks.png", "report.html", "report.html.new", PUSH_FOLDER,
 )  # fmt: skip
+# What a download of a pushed run brings along, and what no run deletes.
+_FROM_THE_HUB = (".cache", ".gitattributes", LAST_CHECKPOINT)
 
 # Settings that do not change what is learnt: a run may be resumed with others.
 _FREE = (
@@ -89,7 +90,7 @@ def plan_run(
         raise UsageError(f"resume_from_checkpoint true: output_dir {str(folder)!r} holds no run; leave it out to start")
     if not entries:
         return RunPlan(checkpoint=Path(checkpoint), note=f"resuming from {checkpoint}") if checkpoint else RunPlan()
-    foreign = [entry.name for entry in entries if not _is_ours(entry.name)]
+    foreign = [entry.name for entry in entries if not _is_ours(entry.name) and entry.name not in _FROM_THE_HUB]
     run_file = folder / RUN_FILE
     if not run_file.is_file() and not (checkpoint and not foreign):
         raise UsageError(
@@ -97,7 +98,7 @@ def plan_run(
             "run_jepa.py wrote; choose another directory"
         )
     if overwrite:
-        ours = tuple(entry for entry in (*entries, *left) if entry.name not in foreign)
+        ours = tuple(entry for entry in (*entries, *left) if _is_ours(entry.name) or entry in left)
         return RunPlan(note=f"starting over in {folder}", delete=ours)
     if checkpoint:
         return RunPlan(checkpoint=Path(checkpoint), note=f"resuming from {checkpoint}")

@@ -1,8 +1,9 @@
 """`JepaTrainer`: a `Trainer` for `JepaForRepresentationPrediction`."""
 
 import logging
+import platform
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -10,17 +11,21 @@ from typing import Any
 
 import datasets
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
     BaseImageProcessor,
     PreTrainedTokenizerBase,
+    SchedulerType,
     TrainerCallback,
 )
 
 from .base_trainer import RepresentationTrainer, RunningMeans
 from .callbacks import EmaTargetCallback, HealthCallback, MaskEpochCallback, WeightDecayCallback
+from .configuration_jepa import JepaConfig
 from .data_collator import DataCollatorForSpanJEPA, MaskingCollator
 from .ema import match_parameters, relative_distance
 from .errors import UsageError
@@ -371,19 +376,27 @@ class JepaTrainer(RepresentationTrainer):
             views += "".join(f", {what} {value}" for what, value in collator.summary.items())
         training = {
             "steps": state.global_step,
-            f"{_UNITS[self.model.backbone.modality]} read": int(state.num_input_tokens_seen),
             "samples per step": self.get_total_train_batch_size(args),
-            "learning rate": args.learning_rate,
+            "learning rate": f"{args.learning_rate:.4g}, {SchedulerType(args.lr_scheduler_type).value}",
+            "weight decay": args.weight_decay,
             "objective": objective,
             "views": views,
             "predictor": config.predictor_type,
             "EMA decay": f"{first:.5g} to {last:.5g}, {self.ema.schedule}",
+            "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+            "hardware": hardware(args.device, args.world_size),
             "seed": args.seed,
         }
+        seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
+        if seconds:
+            training["seconds since it was resumed" if self.resumed else "seconds"] = round(seconds[-1], 1)
         evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
         shown = ("loss", "prediction_loss", "constant_prediction_loss", "hit_rate", "hit_rate_chance", "target_rank")
         metrics = {}
-        for metric in (*shown, "context_rank", "context_pairwise_cosine"):
+        probed = sorted(
+            {name.removeprefix("eval_") for entry in evaluations for name in entry if "eval_probe_" in name}
+        )
+        for metric in (*shown, "context_rank", "context_pairwise_cosine", *probed):
             values = [entry[f"eval_{metric}"] for entry in evaluations if f"eval_{metric}" in entry]
             if values:
                 started = evaluations[0]["step"] < evaluations[-1]["step"]
@@ -396,10 +409,17 @@ class JepaTrainer(RepresentationTrainer):
             version=__version__,
             training=training,
             metrics=metrics,
+            rows=len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None,
+            seen={
+                f"{_UNITS[self.model.backbone.modality]} read": int(state.num_input_tokens_seen),
+                "epochs": round(state.epoch or 0.0, 2),
+            },
             found=[f"step {step}: {sentence}" for step, sentence in self.found.values()]
             if any(map(is_measurement, state.log_history))
             else None,
+            citations=_citations(config, self.model.backbone.modality),
             base_model=_hub_name(config.name_or_path),
+            base_name=f"the local model {Path(config.name_or_path).name}" if config.name_or_path else None,
         )
 
 
@@ -443,8 +463,41 @@ def _refuse_second_ema(callbacks: Sequence[type[TrainerCallback] | TrainerCallba
 
 def _hub_name(name_or_path: str) -> str | None:
     """What a card may name as base model: a Hub repository, not a path on somebody's machine."""
-    looks_like_a_path = Path(name_or_path).exists() or name_or_path.count("/") != 1 or name_or_path.startswith(".")
-    return None if looks_like_a_path else name_or_path
+    if not name_or_path or Path(name_or_path).exists():
+        return None
+    try:
+        validate_repo_id(name_or_path)
+    except HFValidationError:
+        return None
+    return name_or_path
+
+
+def _citations(config: JepaConfig, modality: str) -> list[str]:
+    """What the run rests on: the kind of masks, of targets and of regularisers."""
+    used = {
+        "jepa": True,
+        "i-jepa": modality == "images",
+        "data2vec": config.target_layers > 1,
+        "vicreg": bool(config.variance_weight or config.covariance_weight),
+        "lejepa": bool(config.sigreg_weight),
+    }
+    return [key for key, is_used in used.items() if is_used]
+
+
+def hardware(device: torch.device, processes: int) -> str:
+    """What a run goes on: the kind of device, and how many processes.
+
+    >>> hardware(torch.device("cpu"), 2)  # doctest: +ELLIPSIS
+    '2 x CPU (...), ... thread...'
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        threads = torch.get_num_threads()
+        name = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''} each"
+    else:
+        name = device.type
+    return f"{processes} x {name}"
 
 
 def _hits(predictions: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,31 +8,16 @@ import pytest
 from commands import REPOSITORY
 
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(
-        (
-            "masking",
-            "block_masking",
-            "positions",
-            "losses",
-            "ema",
-            "metrics",
-            "health",
-            "errors",
-            "files",
-            "late",
-            "version",
-        ),
-        0,
-    ),
+    **dict.fromkeys(("masking", "block_masking", "positions", "losses", "ema", "metrics", "health"), 0),
+    **dict.fromkeys(("errors", "files", "late", "markdown", "version"), 0),
     **dict.fromkeys(("configuration_jepa", "modeling_jepa", "backbones", "predictors", "export", "adapters"), 1),
     **dict.fromkeys(("configuration_feature_encoder", "modeling_feature_encoder"), 1),
-    **dict.fromkeys(("model_card", "tokenization", "data_collator", "training_args", "callbacks"), 2),
+    **dict.fromkeys(("model_card", "sharing", "tokenization", "data_collator", "training_args", "callbacks"), 2),
     **dict.fromkeys(("image_collator", "feature_collator", "base_trainer", "trainer", "checkpoints"), 2),
     **dict.fromkeys(("update_guard", "interruption"), 2),
     **dict.fromkeys(("data", "feature_data", "image_data", "plots", "mask_plots", "run_directory"), 3),
-    **dict.fromkeys(
-        ("embedding", "online_probe", "evaluation", "evaluation_plots", "evaluation_report", "evaluation_tasks"), 3
-    ),
+    **dict.fromkeys(("embedding", "embedding_files", "online_probe", "evaluation", "evaluation_plots"), 3),
+    **dict.fromkeys(("evaluation_report", "evaluation_tasks"), 3),
     **dict.fromkeys(("readings", "report_plots", "run_samples", "report"), 3),
     **dict.fromkeys(("cli", "cli.arguments", "cli.export", "cli.main", "cli.train", "cli.__main__"), 4),
     **dict.fromkeys(
@@ -46,6 +31,8 @@ FLOORS: dict[str, int] = {
             "cli.masks",
             "cli.evaluate",
             "cli.report",
+            "cli.embed",
+            "cli.push",
         ),
         4,
     ),

@@ -294,7 +294,7 @@ def _takes_list(name: str) -> bool:
 _LONGEST = 1000
 
 
-def complain(command: str, error: UsageError | RunError) -> int:
+def complain(command: str, error: Exception) -> int:
     """Print the sentence and return the exit code: 2 for bad input, 1 for a run that cannot go on.
 
     Of bad input all processes know the same, and one tells; a run may have ended for what one of them alone met.

@@ -1,5 +1,6 @@
 """`jepa-hf`: the console command."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ usage: jepa-hf COMMAND ...
   evaluate how good are frozen encoders: probes, similarity, retrieval: jepa-hf evaluate MODEL ... --tasks FILE ...
   export   from a checkpoint to a plain encoder, a masked language model, or a model that brings its code
   report   one HTML page about a run, its curves read in sentences: jepa-hf report RUN_DIR
+  embed    one vector per row of files: jepa-hf embed MODEL FILES --output x.parquet
+  push     a run's result to the Hub: jepa-hf push RUN_DIR user/name
 
 `jepa-hf COMMAND --help` lists a command's options.
 """
@@ -66,8 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .report import main as report
 
         return report(rest)
+    if command == "embed":
+        from .embed import main as embed
+
+        return embed(rest)
+    if command == "push":
+        from .push import main as push
+
+        return push(rest)
     print(
-        f"jepa-hf: error: unknown command {command!r}; the commands are train, masks, evaluate, export and report",
+        f"jepa-hf: error: unknown command {command!r}; the commands are train, masks, evaluate, export, report, embed "
+        "and push",
         file=sys.stderr,
     )
     return 2
@@ -86,8 +98,24 @@ def _train(arguments: list[str]) -> int:
                 )
                 return 2
             rest = arguments[:index] + arguments[index + (1 if "=" in argument else 2) :]
+            rest, tokens = _without_tokens(rest)
+            if len(tokens) > 1:
+                print(
+                    "jepa-hf train: error: token and hub_token differ; with accelerate_config give one, for both",
+                    file=sys.stderr,
+                )
+                return 2
             launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", value]
-            return subprocess.call([*launch, "-m", "jepa_hf.cli", "train", *rest])
+            command = [*launch, "-m", "jepa_hf.cli", "train", *rest]
+            return subprocess.call(command, env=os.environ | dict(zip(("HF_TOKEN",), tokens, strict=False)))
     from .train import main as train
 
     return train(arguments, command="jepa-hf train")
+
+
+def _without_tokens(arguments: list[str]) -> tuple[list[str], set[str]]:
+    """The arguments without the Hub's tokens, and these: other processes get them where no process list shows them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--token", "--hub_token", "--hub-token", dest="tokens", action="append", default=[])
+    found, rest = parser.parse_known_args(arguments)
+    return rest, set(found.tokens)

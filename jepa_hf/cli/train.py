@@ -19,8 +19,10 @@ from ..errors import RunError, UsageError
 from ..files import whole_file
 from ..interruption import InterruptionCallback
 from ..mask_plots import write_masks
+from ..model_card import DataNames
 from ..plots import plot_training
 from ..run_directory import finish_run, plan_run, start_run
+from ..sharing import Destination, PushError, push_run
 from ..trainer import JepaTrainer
 from .arguments import ModelArguments, Parsed, RunArguments, complain, parse_command, parse_flags, quiet_libraries
 from .prepare import prepare
@@ -39,8 +41,9 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
     SIGTERM and Ctrl-C end the training after the step at hand with a checkpoint, see `InterruptionCallback`.
 
     Returns:
-        The exit code: 0; 1 where `--stop_on_collapse` ended the run, or after a sentence about why it cannot go on; 2
-        after a sentence about bad input; 143 after SIGTERM and 130 after Ctrl-C.
+        The exit code: 0; 1 where `--stop_on_collapse` ended the run, where the result could not be pushed, or after a
+        sentence about why the run cannot go on; 2 after a sentence about bad input; 143 after SIGTERM and 130 after
+        Ctrl-C.
     """
     quiet_libraries()
     interruption = InterruptionCallback()
@@ -54,10 +57,15 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
         return 128 + signal.SIGINT
     if trainer is None:
         return 0
+    code = 1 if _stopped(trainer) else 0
+    if trainer.args.push_to_hub and not interruption.stopped:
+        try:
+            _push(trainer)
+        except (PushError, UsageError) as error:
+            complain(command, error)
+            code = 1
     trainer.accelerator.end_training()  # closes trackers and the process group
-    if interruption.stopped:
-        return interruption.exit_code
-    return 1 if _stopped(trainer) else 0
+    return interruption.exit_code if interruption.stopped else code
 
 
 def pretrain(model: str | None = None, **flags: Any) -> JepaTrainer | None:
@@ -72,6 +80,7 @@ def pretrain(model: str | None = None, **flags: Any) -> JepaTrainer | None:
 
     Raises:
         UsageError: bad input.
+        PushError: with `push_to_hub`, the result could not be pushed; it is in the output directory, whole.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
@@ -82,11 +91,16 @@ def pretrain(model: str | None = None, **flags: Any) -> JepaTrainer | None:
     """
     if model is not None:
         flags["model_name_or_path"] = model
-    return run(parse_flags(flags))
+    trainer = run(parse_flags(flags))
+    if trainer is not None and trainer.args.push_to_hub:
+        _push(trainer)
+    return trainer
 
 
 def run(parsed: Parsed, interruption: InterruptionCallback | None = None) -> JepaTrainer | None:
     """Check, prepare, train, evaluate, write. Nothing on disk is touched before everything is checked.
+
+    With `push_to_hub`, checkpoints are pushed in between, and the result is for the caller to push.
 
     Args:
         interruption: what ends the training where the process is asked to go; None leaves signals alone.
@@ -96,7 +110,9 @@ def run(parsed: Parsed, interruption: InterruptionCallback | None = None) -> Jep
     settings = _settings(parsed)
     plan = plan_run(args.output_dir, settings, args.overwrite_output_dir, args.resume_from_checkpoint)
     if plan.finished:
-        _say(args, plan.note)
+        name = args.hub_model_id or Path(args.output_dir).absolute().name
+        to = Destination(name, args.hub_private_repo, args.hub_revision)
+        _say(args, plan.note + (f"; push it with {to.command(args.output_dir)}" if args.push_to_hub else ""))
         return None
     if plan.checkpoint is not None and not args.do_train:
         raise UsageError(
@@ -140,8 +156,8 @@ def run(parsed: Parsed, interruption: InterruptionCallback | None = None) -> Jep
         metrics["eval"] = _last_evaluation(trainer) or trainer.evaluate()
     with writing(Path(args.output_dir), Path(args.output_dir), trainer.result_bytes):
         if args.do_train:
-            trainer.save_model()
-        _write_results(trainer, metrics)
+            trainer.save_model(_internal_call=True)  # which pushes nothing
+        _write_results(trainer, metrics, _data_names(data_args, args))
         if args.do_train and args.should_save and not _stopped(trainer):
             finish_run(args.output_dir, settings)
     _say_where(trainer, metrics.get("eval"))
@@ -165,6 +181,27 @@ def _how_it_stopped(trainer: JepaTrainer, interruption: InterruptionCallback) ->
     return f"stopped by {signal_name} after step {step}: give the same command again{but} to go on from {checkpoint}"
 
 
+def _push(trainer: JepaTrainer) -> None:
+    """Push what the run left. Only one process does.
+
+    Raises:
+        PushError, UsageError: it could not be; the sentence ends with the command that repeats it.
+    """
+    args = trainer.args
+    if not trainer.is_world_process_zero():
+        return
+    to = trainer.destination()
+    if _stopped(trainer):
+        _say(args, f"\nnot pushed, because the run was stopped; {to.command(args.output_dir)} does it all the same")
+        return
+    try:
+        commit = push_run(args.output_dir, to, "End of training")
+    except (PushError, UsageError) as error:
+        again = f"{error}; everything is in {args.output_dir}, and this repeats the push: {to.command(args.output_dir)}"
+        raise type(error)(again) from None
+    _say(args, f"\npushed to {commit.repo_url.repo_id}: {commit.commit_url}")
+
+
 # ---- before the run
 
 
@@ -175,6 +212,10 @@ def complete(model_args: ModelArguments, data_args: DataArguments, args: RunArgu
         args.do_train = args.do_eval = True
     if not args.do_eval:
         args.do_train = True
+    if args.push_to_hub and not args.do_train:
+        raise UsageError("push_to_hub pushes what a run trains, and --do_eval alone trains nothing: use jepa-hf push")
+    if args.push_to_hub:
+        Destination(args.hub_model_id or Path(args.output_dir).absolute().name)  # refuses an impossible name
     if model_args.smoke_test:
         for name in ("model_name_or_path", "config_name", "model_type", "config_overrides"):
             if getattr(model_args, name):
@@ -292,7 +333,31 @@ def _last_evaluation(trainer: JepaTrainer) -> dict[str, float] | None:
     return None
 
 
-def _write_results(trainer: JepaTrainer, metrics: dict[str, Any]) -> None:
+def _data_names(data_args: DataArguments, args: RunArguments) -> DataNames:
+    """What a card may call the data: a data set's name on the Hub; of files and folders the last part."""
+    names = DataNames()
+
+    def called(source: str | None) -> str:
+        return ", ".join(Path(part.strip()).name for part in (source or "").split(","))
+
+    if data_args.dataset_name and not Path(data_args.dataset_name).exists():
+        names.datasets = [data_args.dataset_name]
+        names.train = data_args.dataset_name
+    elif data_args.dataset_name or data_args.train_file:
+        names.train = called(data_args.dataset_name or data_args.train_file)
+    else:
+        names.train = "Python's language reference, as its help() shows it"
+    if args.do_eval and data_args.validation_file:
+        names.validation = called(data_args.validation_file)
+    elif args.do_eval and data_args.dataset_name:
+        names.validation = names.train
+    elif args.do_eval:
+        names.validation = f"a share of {names.train} that was held out"
+    names.probe = called(data_args.probe_task)
+    return names
+
+
+def _write_results(trainer: JepaTrainer, metrics: dict[str, Any], names: DataNames) -> None:
     """`metrics.json`, the pictures and the card."""
     if not trainer.args.should_save:
         return
@@ -305,7 +370,7 @@ def _write_results(trainer: JepaTrainer, metrics: dict[str, Any]) -> None:
     with whole_file(folder / "training.png") as new:
         plot_training(history, new)
     if trainer.args.do_train:
-        trainer.create_model_card()
+        trainer.create_model_card(data=names)
 
 
 def _say_where(trainer: JepaTrainer, evaluation: dict[str, float] | None) -> None:
