@@ -49,7 +49,7 @@ def save_what_a_reader_has() -> None:
     """The files that the short examples speak of."""
     save_tiny_encoder("bert", "my-bert", head="mlm")
     write_lines("data.txt", CORPUS)
-    rows = [f"{sentence},{number % 2}" for number, sentence in enumerate(CORPUS[:80])]
+    rows = [f'"{sentence}",{number % 2}' for number, sentence in enumerate(CORPUS[:80])]
     write_lines("topics.csv", ["text,label", *rows])
     random = np.random.default_rng(0)
     Path("my-images").mkdir()
@@ -121,7 +121,7 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     """What the package exports has an entry."""
     entries = {name for page in PAGES for name in re.findall(r"^::: jepa_hf\.(\w+)$", text(page), re.MULTILINE)}
-    assert set(jepa_hf.__all__) - {"__version__"} == entries
+    assert set(jepa_hf.__all__) - {"__version__"} <= entries
 
 
 @pytest.mark.parametrize(
