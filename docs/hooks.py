@@ -1,0 +1,101 @@
+"""What mkdocs calls: pages made of the parsers, the recipes and the results, so that nothing is copied."""
+
+import contextlib
+import io
+import os
+import re
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from transformers import TrainingArguments
+
+from jepa_hf import JepaTrainingArguments
+from jepa_hf.cli.arguments import MaskArguments, ModelArguments, RunArguments
+from jepa_hf.cli.main import main
+from jepa_hf.data import DataArguments
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Links that leave docs/, which a reader of the repository follows, and the pages that stand for them in the site.
+_OUTSIDE = {"benchmarks/RESULTS.md": "results.md"}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are not files of docs/."""
+    for source, page in _OUTSIDE.items():
+        content = (REPOSITORY / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=content))
+    files.append(File.generated(config, "reference/recipes.md", content=recipes()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fill in the flags, and turn links that leave docs/."""
+    up = "../" * page.file.src_uri.count("/")
+    for source, name in _OUTSIDE.items():
+        markdown = markdown.replace(f"]({up}../{source}", f"]({up}{name}")
+    return re.sub(r"^<!-- flags of train -->$", lambda _: train_flags(), markdown, flags=re.MULTILINE).replace(
+        "<!-- help of the other commands -->", command_helps()
+    )
+
+
+# ---- the commands
+
+
+def train_flags() -> str:
+    """A table for each group of flags of `jepa-hf train`, without those that are as in `TrainingArguments`."""
+    usual = {item.name: item for item in fields(TrainingArguments)}
+    own = [item for item in fields(RunArguments) if item.name not in usual]
+    ours = [item for item in fields(JepaTrainingArguments) if item.name in usual]
+    changed = [item for item in ours if _default(item) != _default(usual[item.name])]
+    groups = (
+        ("Model and objective", fields(ModelArguments)),
+        ("Data", fields(DataArguments)),
+        ("What is hidden", fields(MaskArguments)),
+        ("EMA, health and export", own),
+        ("Other defaults than those of TrainingArguments", changed),
+    )
+    return "\n\n".join(f"### {title}\n\n{_table(items)}" for title, items in groups)
+
+
+def _table(items: list[Field] | tuple[Field, ...]) -> str:
+    rows = ["| flag | default | |", "| --- | --- | --- |"]
+    for item in items:
+        told = item.metadata.get("help", "").replace("%%", "%").replace("|", "\\|")
+        rows.append(f"| `--{item.name}` | {_default(item)} | {told} |")
+    return "\n".join(rows)
+
+
+def _default(item: Field) -> str:
+    value = item.default_factory() if item.default_factory is not MISSING else item.default
+    return "" if value is None else f"`{value}`"
+
+
+def command_helps() -> str:
+    """What every other command says of itself."""
+    listed = re.findall(r"^  (\w+) ", _said("--help"), re.MULTILINE)
+    parts = [f"## jepa-hf {name}\n\n```text\n{_said(name, '--help')}```" for name in listed if name != "train"]
+    return "\n\n".join(parts)
+
+
+def _said(*argv: str) -> str:
+    """What `jepa-hf ...` prints."""
+    printed = io.StringIO()
+    os.environ["COLUMNS"] = "100"
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main(argv)
+    return printed.getvalue()
+
+
+# ---- the recipes
+
+
+def recipes() -> str:
+    """The YAML files of configs/, whole."""
+    parts = ["# Recipes", "The files of `configs/`, as they stand there. Flags on the command line override them."]
+    for path in sorted((REPOSITORY / "configs").glob("*.yaml")):
+        parts.append(f"## {path.name}\n\n```yaml\n{path.read_text(encoding='utf-8')}```")
+    return "\n\n".join(parts) + "\n"
