@@ -1,4 +1,4 @@
-"""Distances between two embeddings of the same knowledge, and straightness of a path: the losses of LLM-JEPA and STP."""
+"""Distances between two embeddings of the same knowledge, and the turns of a path: the losses of LLM-JEPA and STP."""
 
 import torch
 import torch.nn.functional as F

@@ -190,6 +190,32 @@ class PairedViewObjective:
         return torch.where(long_enough, each, torch.zeros_like(each)), long_enough
 
 
+@torch.no_grad()
+def check_views(model: PreTrainedModel, batch: dict[str, torch.Tensor], second: tuple[list[int], int]) -> None:
+    """Refuse a model that lets views in one row, or padding, change each other.
+
+    Args:
+        batch: of `DataCollatorForPairedViews`, on the model's device.
+        second: the first row's second view, which comes after the first, by itself: its token ids, and the token that
+            stands for it.
+
+    Raises:
+        UsageError: its representation is another one by itself.
+    """
+    training, decoder = model.training, decoder_of(model)
+    model.eval()
+    among = _at_ends(decoder, batch["view_input_ids"], batch["view_position_ids"], batch["view_ends"])[0, 1]
+    ids = torch.tensor([second[0]], device=among.device)
+    alone = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, second[1]]
+    model.train(training)
+    if (among - alone).float().norm() > 0.02 * alone.float().norm():
+        remedy = "another model" if batch["view_input_ids"].dim() == 3 else "--view_passes separate, or another model"
+        raise UsageError(
+            f"{type(model).__name__} does not keep the views apart by their positions: what it makes of a view changes "
+            f"beside others; use {remedy}"
+        )
+
+
 def decoder_of(model: nn.Module) -> nn.Module:
     """The part of a causal language model before its head, inside what PEFT puts around it."""
     if hasattr(model, "get_base_model"):  # PeftModel, which passes unknown attributes on to what it wraps

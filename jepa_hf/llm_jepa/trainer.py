@@ -26,7 +26,8 @@ from ..ema import match_parameters, update_target
 from ..errors import UsageError
 from ..metrics import effective_rank
 from .data_collator import DataCollatorForPairedViews
-from .objective import PairedViewObjective, PairedViewOutput, decoder_of
+from .generation import judge
+from .objective import PairedViewObjective, PairedViewOutput, check_views, decoder_of
 from .training_args import LlmJepaTrainingArguments
 from .views import MOST_PREDICTOR_TOKENS, PairedViewTokenizer, predictor_tokens
 
@@ -73,7 +74,7 @@ class TeacherCallback(TrainerCallback):
 class LlmJepaTrainer(RepresentationTrainer):
     """Next-token loss on the answers, and a distance between the representations of two views of the same row.
 
-    The model stays a plain causal language model: `save_pretrained`, `generate`, PEFT adapters and the Hub work as ever.
+    The model stays a plain causal language model: `save_pretrained`, `generate`, PEFT and the Hub work as ever.
 
     Args:
         model: a causal language model, a `PeftModel` around one, or a directory or Hub name.
@@ -83,6 +84,10 @@ class LlmJepaTrainer(RepresentationTrainer):
             which `view_tokenizer` reads.
         processing_class: the tokenizer; default the one beside `model`, where that is a name.
         view_tokenizer: default a `PairedViewTokenizer` with its defaults, for rows that are not tokenised.
+        generation_rows: rows with messages or columns whose prompts the model answers at each evaluation; the shares
+            that are right become `eval_exact_match` and so on, fit for `metric_for_best_model`.
+        generation_metrics: see `generation.scorer`.
+        max_new_tokens: most tokens of such an answer.
         callbacks: more callbacks.
         kwargs: as `Trainer` takes them.
 
@@ -101,6 +106,9 @@ class LlmJepaTrainer(RepresentationTrainer):
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         view_tokenizer: PairedViewTokenizer | None = None,
+        generation_rows: Sequence[dict[str, Any]] | None = None,
+        generation_metrics: Sequence[str] = ("exact_match", "prefix_match"),
+        max_new_tokens: int = 128,
         callbacks: Sequence[TrainerCallback] | None = None,
         **kwargs: Any,
     ):
@@ -141,6 +149,8 @@ class LlmJepaTrainer(RepresentationTrainer):
             tube_form=args.tube_form,
         )
         self._embeddings: list[torch.Tensor] = []
+        self.view_tokenizer, self.generation_rows = view_tokenizer, generation_rows
+        self.generation_metrics, self.max_new_tokens = generation_metrics, max_new_tokens
         super().__init__(
             model=model,
             args=args,
@@ -155,6 +165,14 @@ class LlmJepaTrainer(RepresentationTrainer):
         if teacher is not None:
             teacher.to(args.device)
             self._teacher_callback.pair(decoder_of(self.model), teacher)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and resume, as `Trainer` does, if the model can tell the views apart (see `check_views`)."""
+        row = next(iter(self.train_dataset))
+        if self.args.pair_weight and "view_ends" in (batch := self.data_collator([row])):
+            batch = {name: value.to(self.args.device) for name, value in batch.items()}
+            check_views(self.model, batch, (row["code_input_ids"], row["code_end"]))
+        return super().train(*args, **kwargs)
 
     # ---- data
 
@@ -221,6 +239,26 @@ class LlmJepaTrainer(RepresentationTrainer):
         if found and sum(map(len, found)) > 1:
             rank = effective_rank(torch.cat(found)[:_SAMPLE])
             means.add("view_rank", rank, rank.new_ones(()))
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Adds the share of right answers, where there are rows to generate for; every rank does its part of them."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.generation_rows:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            mine = self.generation_rows[self.args.process_index :: self.args.world_size]
+            shares, found = judge(
+                model,
+                self.view_tokenizer,
+                mine,
+                self.generation_metrics,
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.args.per_device_eval_batch_size,
+            )
+            for metric, share in shares.items():
+                counted = torch.tensor([share * len(found), float(len(found))], device=self.accelerator.device)
+                right, rows = self.accelerator.reduce(counted, reduction="sum").tolist()
+                output.metrics[f"{metric_key_prefix}_{metric}"] = right / rows
+        return output
 
     # ---- checkpoints
 

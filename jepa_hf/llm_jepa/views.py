@@ -1,4 +1,4 @@
-"""From a conversation, or a pair of columns, to token ids: the whole row with its answers marked, and two views of it."""
+"""From a conversation, or two columns, to token ids: the whole row with its answers marked, and two views of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -132,6 +132,20 @@ class PairedViewTokenizer:
             "truncated": cut or first_cut or second_cut,
         }
 
+    def prompt(self, row: Mapping[str, Any], number: int | None = None) -> tuple[str, str]:
+        """What a model is asked, as the template writes it up to the answer, and the right answer.
+
+        Raises:
+            UsageError: as for `__call__`.
+        """
+        place = "a row" if number is None else f"row {number + 1}"
+        messages = self._messages(row, place)
+        turn = self.turns[1] % len(messages)
+        try:
+            return self._render(messages[:turn], add_generation_prompt=True), messages[turn]["content"]
+        except TemplateError as error:
+            raise UsageError(f"the chat template refuses {place}: {' '.join(str(error).split())}") from None
+
     # ---- the conversation
 
     def _messages(self, row: Mapping[str, Any], place: str) -> list[Message]:
@@ -153,9 +167,11 @@ class PairedViewTokenizer:
             for turn in self.turns:
                 if not -len(messages) <= turn < len(messages):
                     raise UsageError(f"{place} has {len(messages)} messages, and turn {turn} is to be a view")
+                if not messages[turn]["content"].strip():
+                    raise UsageError(f"{place} has an empty message {turn}, which is to be a view; leave the row out")
             return [{"role": message["role"], "content": message["content"]} for message in messages]
         for name in self.columns:
-            if not isinstance(row.get(name), str):
+            if not isinstance(row.get(name), str) or not row[name].strip():
                 raise UsageError(
                     f"{place} has neither messages nor a text in column {name!r}; its columns are: {', '.join(row)}"
                 )
@@ -166,7 +182,7 @@ class PairedViewTokenizer:
         """The conversation as the model reads it."""
         if self.tokenizer.chat_template is not None:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
-        begin, stop = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        begin, stop = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""  # no template: text, code
         parts = [begin] if messages else []
         for message in messages:
             parts.append(message["content"] + ("\n" if message["role"] == "user" else stop))
@@ -236,8 +252,6 @@ class PairedViewTokenizer:
         """A message as the template writes it, within the conversation or by itself, with predictor tokens in it."""
         index = turn % len(messages)
         content = messages[index]["content"].strip()
-        if not content:
-            raise UsageError(f"{place} has an empty message {turn}, which is to be a view; leave the row out")
         tokens = "".join(predictors)
         shown = tokens + content if self.predictor_position == "start" else content + tokens
         written = self._written(messages[:index], {**messages[index], "content": shown}, place)
