@@ -162,9 +162,9 @@ def test_lora_trains_adapters_and_the_predictors_rows(tmp_path: Path) -> None:
     words = plain.processing_class
     row = words.convert_tokens_to_ids("<|predictor_1|>")
     config = LoraConfig(r=4, target_modules="all-linear", trainable_token_indices={"embed_tokens": [row]})
-    LlmJepaTrainer_model = model(len(words))
+    base = model(len(words))
     made = LlmJepaTrainer(
-        get_peft_model(LlmJepaTrainer_model, config),
+        get_peft_model(base, config),
         LlmJepaTrainingArguments(
             str(tmp_path / "out"), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
             report_to="none", disable_tqdm=True, save_strategy="no",

@@ -13,8 +13,8 @@ from jepa_hf.llm_jepa.views import IGNORED, predictor_tokens
 
 # Other ways to write a conversation that models have.
 LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|im_end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
 )
 DEFAULT_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a list.<|im_end|>\n' }}{% endif %}"
@@ -133,6 +133,14 @@ def test_columns_without_a_template_are_text_newline_code_stop() -> None:
     assert text(views, found["text_input_ids"]) == "[CLS]classname<|predictor_1|>"
 
 
+def attempt(views: PairedViewTokenizer, row: dict[str, Any]) -> dict[str, Any] | str:
+    """The row, or why there is none."""
+    try:
+        return views(row)
+    except UsageError as error:
+        return str(error)
+
+
 @given(length=st.integers(1, 60), longest=st.integers(12, 50), predictors=st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
 def test_what_is_too_long_loses_the_end_of_its_content(length: int, longest: int, predictors: int) -> None:
@@ -146,10 +154,9 @@ def test_what_is_too_long_loses_the_end_of_its_content(length: int, longest: int
     }
     expected = whole(row)
     too_long = len(expected["text_input_ids"]) > longest
-    try:
-        found = views(row)
-    except UsageError as error:
-        assert "within" in str(error)
+    found = attempt(views, row)
+    if isinstance(found, str):
+        assert "within" in found
         assert len(expected["input_ids"]) > longest
         return
     assert found["truncated"] == (too_long or len(expected["input_ids"]) > longest)
