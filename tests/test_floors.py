@@ -9,12 +9,14 @@ from commands import REPOSITORY
 
 FLOORS: dict[str, int] = {
     **dict.fromkeys(("masking", "block_masking", "positions", "losses", "ema", "metrics", "health"), 0),
-    **dict.fromkeys(("errors", "files", "late", "markdown", "version"), 0),
+    **dict.fromkeys(("errors", "files", "late", "markdown", "pair_losses", "version"), 0),
     **dict.fromkeys(("configuration_jepa", "modeling_jepa", "backbones", "predictors", "export", "adapters"), 1),
     **dict.fromkeys(("configuration_feature_encoder", "modeling_feature_encoder"), 1),
     **dict.fromkeys(("model_card", "sharing", "tokenization", "data_collator", "training_args", "callbacks"), 2),
     **dict.fromkeys(("image_collator", "feature_collator", "base_trainer", "trainer", "checkpoints"), 2),
     **dict.fromkeys(("update_guard", "interruption"), 2),
+    **dict.fromkeys(("llm_jepa", "llm_jepa.views", "llm_jepa.data_collator", "llm_jepa.objective"), 2),
+    **dict.fromkeys(("llm_jepa.trainer", "llm_jepa.training_args", "llm_jepa.generation"), 2),
     **dict.fromkeys(("data", "feature_data", "image_data", "plots", "mask_plots", "run_directory"), 3),
     **dict.fromkeys(("embedding", "embedding_files", "online_probe", "evaluation", "evaluation_plots"), 3),
     **dict.fromkeys(("evaluation_report", "evaluation_tasks"), 3),

@@ -1,0 +1,17 @@
+"""LLM-JEPA: fine-tuning causal language models with two views of the same knowledge (arXiv 2509.14252)."""
+
+from .data_collator import DataCollatorForPairedViews
+from .objective import PairedViewObjective, PairedViewOutput
+from .trainer import LlmJepaTrainer, add_predictor_tokens
+from .training_args import LlmJepaTrainingArguments
+from .views import PairedViewTokenizer
+
+__all__ = [
+    "DataCollatorForPairedViews",
+    "LlmJepaTrainer",
+    "LlmJepaTrainingArguments",
+    "PairedViewObjective",
+    "PairedViewOutput",
+    "PairedViewTokenizer",
+    "add_predictor_tokens",
+]

@@ -1,0 +1,235 @@
+"""The objective: next-token loss on the answers, and a distance between what two views of a row mean to the model."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.nn.functional import all_gather
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ..errors import UsageError
+from ..pair_losses import draw_triples, infonce, pair_distance, patch_distance, tube_distance
+
+
+@dataclass
+class PairedViewOutput(ModelOutput):
+    """What a model gives while `PairedViewObjective` is attached to it. B rows, width D.
+
+    Args:
+        loss: scalar, the weighted sum of the parts, each divided by what the update has of it.
+        lm_loss: scalar, mean next-token loss over this batch's labels.
+        pair_loss: scalar, mean distance over its pairs; None where the views were left out.
+        tube_loss: scalar, mean over its rows; None where its weight is 0.
+        num_labels, num_pairs: scalars.
+        predictions, targets: the views' representations `[B, D]`; None where they were left out.
+    """
+
+    loss: torch.Tensor | None = None
+    lm_loss: torch.Tensor | None = None
+    pair_loss: torch.Tensor | None = None
+    tube_loss: torch.Tensor | None = None
+    num_labels: torch.Tensor | None = None
+    num_pairs: torch.Tensor | None = None
+    predictions: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+
+
+@dataclass
+class PairedViewObjective:
+    """lm_weight · next-token loss + pair_weight · d(predictor's embedding of view 1, embedding of view 2).
+
+    LLM-JEPA (Huang, LeCun and Balestriero, arXiv 2509.14252), equation 3, and as an option the straightness of
+    STP (arXiv 2602.22617). `attach` lets a causal language model compute it: the model stays what it is, and so do
+    DDP, FSDP and PEFT around it, for which one call of the model is one call.
+
+    Args:
+        lm_weight: gamma; 0 leaves nothing that keeps the embeddings apart.
+        pair_weight: lambda.
+        pair_loss: "cosine", "l2", "mse" or "infonce", see `pair_losses`.
+        temperature: of "infonce".
+        target_gradient: "full": both views learn, as in the paper; "stop": the second does not; "ema": it is read by
+            `teacher`.
+        teacher: a decoder whose weights are an average of the model's, for "ema".
+        tube_weight: of the straightness of paths through the conversation; 0 for none.
+        tube_form: "triple", three random positions (the paper); "patch", a random patch against what surrounds it
+            (its released code).
+    """
+
+    lm_weight: float = 1.0
+    pair_weight: float = 1.0
+    pair_loss: str = "cosine"
+    temperature: float = 0.07
+    target_gradient: str = "full"
+    teacher: nn.Module | None = None
+    tube_weight: float = 0.0
+    tube_form: str = "triple"
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Have the model compute this objective where it is given `view_ends` or `num_items_in_batch`, else as before.
+
+        Args:
+            model: a causal language model, or a `PeftModel` around one.
+
+        Raises:
+            UsageError: a model that takes no positions, so that views cannot share a row.
+        """
+        plain = model.forward
+        if "position_ids" not in inspect.signature(decoder_of(model).forward).parameters:
+            raise UsageError(
+                f"{type(model).__name__} takes no position_ids, by which views are kept apart; use another model"
+            )
+
+        @functools.wraps(plain)  # generate() and the Trainer look at its signature
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if "labels" not in kwargs or "content" not in kwargs:
+                return plain(*args, **kwargs)
+            return self._compute(model, plain, *args, **kwargs)
+
+        model.forward = forward
+
+    @staticmethod
+    def detach(model: PreTrainedModel) -> None:
+        """Give the model its own forward back."""
+        del model.forward
+
+    def _compute(
+        self,
+        model: PreTrainedModel,
+        plain: Callable[..., Any],
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        content: torch.Tensor,
+        view_input_ids: torch.Tensor | None = None,
+        view_position_ids: torch.Tensor | None = None,
+        view_ends: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> PairedViewOutput:
+        """The loss of a batch of `DataCollatorForPairedViews`; without its views, of the other parts.
+
+        Args:
+            num_items_in_batch: `[2]`, labels and rows of the whole update; default those of this batch.
+        """
+        labelled = (labels[:, 1:] != -100).sum()
+        rows = torch.tensor(len(labels), device=labels.device)
+        total = torch.stack([labelled, rows]) if num_items_in_batch is None else num_items_in_batch
+        total = total.clamp_min(1)
+        output = PairedViewOutput(num_labels=labelled, num_pairs=rows)
+
+        states: list[torch.Tensor] = []
+        hook = None
+        if self.tube_weight:  # the last layer, without keeping all others
+            hook = decoder_of(model).register_forward_hook(lambda *found: states.append(found[2].last_hidden_state))
+        positions = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
+        try:
+            found = plain(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=positions,
+                labels=labels,
+                num_items_in_batch=total[0],
+                use_cache=False,
+                return_dict=True,
+            )
+        finally:
+            if hook is not None:
+                hook.remove()
+        loss = self.lm_weight * found.loss
+        output.lm_loss = found.loss.detach() * total[0] / labelled.clamp_min(1)
+        if self.tube_weight:
+            each, straight = self._tubes(states[0], content)
+            output.tube_loss = each.sum() / straight.sum().clamp_min(1)
+            loss = loss + self.tube_weight * each.sum() / total[1]
+        if view_ends is not None:
+            predictions, targets = self._embed(model, view_input_ids, view_position_ids, view_ends)
+            each = self._distance(predictions, targets)
+            output.pair_loss = each.mean()
+            loss = loss + self.pair_weight * each.sum() / total[1]
+            output.predictions, output.targets = predictions, targets
+        output.loss = loss
+        return output
+
+    def _embed(
+        self, model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[B, D]` each: what the first view's last token predicts, and what the second view's last token is."""
+        decoder = decoder_of(model)
+        both = _at_ends(decoder, ids, positions, ends)
+        predictions, targets = both.unbind(dim=1)
+        if self.target_gradient == "ema":
+            with torch.no_grad():
+                targets = _at_ends(self.teacher, ids, positions, ends)[:, 1]
+        return predictions, targets if self.target_gradient == "full" else targets.detach()
+
+    def _distance(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self.pair_loss != "infonce":
+            return pair_distance(self.pair_loss, predictions, targets)
+        candidates, own = targets, torch.arange(len(targets), device=targets.device)
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            candidates = torch.cat(all_gather(targets.contiguous()))
+            own = own + torch.distributed.get_rank() * len(targets)
+        return infonce(predictions, targets, candidates, own, self.temperature)
+
+    def _tubes(self, states: torch.Tensor, content: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[B]` each: the turn of a random path, 0 where a row is too short for one, and which rows are long enough."""
+        first, last = content.unbind(dim=1)
+        uniform = torch.rand(len(states), 3, device=states.device)
+        long_enough = last - first >= 2
+        if self.tube_form == "triple":
+            each = tube_distance(states, draw_triples(first, last, uniform).clamp_max(states.shape[1] - 1))
+        else:
+            triples = draw_triples(first, last, uniform).clamp_max(states.shape[1] - 1)
+            patches = torch.stack([first, triples[:, 0], triples[:, 2], last], dim=1)
+            each = patch_distance(states, patches)
+        return torch.where(long_enough, each, torch.zeros_like(each)), long_enough
+
+
+@torch.no_grad()
+def check_views(model: PreTrainedModel, batch: dict[str, torch.Tensor], second: tuple[list[int], int]) -> None:
+    """Refuse a model that lets views in one row, or padding, change each other.
+
+    Args:
+        batch: of `DataCollatorForPairedViews`, on the model's device.
+        second: the first row's second view, which comes after the first, by itself: its token ids, and the token that
+            stands for it.
+
+    Raises:
+        UsageError: its representation is another one by itself.
+    """
+    training, decoder = model.training, decoder_of(model)
+    model.eval()
+    among = _at_ends(decoder, batch["view_input_ids"], batch["view_position_ids"], batch["view_ends"])[0, 1]
+    ids = torch.tensor([second[0]], device=among.device)
+    alone = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, second[1]]
+    model.train(training)
+    if (among - alone).float().norm() > 0.02 * alone.float().norm():
+        remedy = "another model" if batch["view_input_ids"].dim() == 3 else "--view_passes separate, or another model"
+        raise UsageError(
+            f"{type(model).__name__} does not keep the views apart by their positions: what it makes of a view changes "
+            f"beside others; use {remedy}"
+        )
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The part of a causal language model before its head, inside what PEFT puts around it."""
+    if hasattr(model, "get_base_model"):  # PeftModel, which passes unknown attributes on to what it wraps
+        model = model.get_base_model()
+    return model.get_decoder()
+
+
+def _at_ends(decoder: nn.Module, ids: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """The last layer at the token that stands for each view: `[B, 2, D]`. The language-model head is not run."""
+    batch = len(ends)
+    separate = ids.dim() == 3
+    states = decoder(
+        input_ids=ids.flatten(0, -2), position_ids=positions.flatten(0, -2), use_cache=False, return_dict=True
+    ).last_hidden_state
+    if separate:
+        ends = ends.reshape(-1, 1)
+    return states.gather(1, ends[..., None].expand(-1, -1, states.shape[-1])).reshape(batch, 2, -1)

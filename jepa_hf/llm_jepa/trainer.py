@@ -1,0 +1,304 @@
+"""`LlmJepaTrainer`: fine-tunes a causal language model with LLM-JEPA's two views."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from ..base_trainer import RepresentationTrainer, RunningMeans
+from ..ema import match_parameters, update_target
+from ..errors import UsageError
+from ..metrics import effective_rank
+from .data_collator import DataCollatorForPairedViews
+from .generation import judge
+from .objective import PairedViewObjective, PairedViewOutput, check_views, decoder_of
+from .training_args import LlmJepaTrainingArguments
+from .views import MOST_PREDICTOR_TOKENS, PairedViewTokenizer, predictor_tokens
+
+logger = logging.getLogger(__name__)
+
+TEACHER_FILE = "teacher.safetensors"
+_VIEWS = ("view_input_ids", "view_position_ids", "view_ends")
+# Embeddings of views that their rank is computed from.
+_SAMPLE = 1024
+
+
+def add_predictor_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int) -> None:
+    """Teach tokenizer and model the tokens that stand for the predictor, where they do not know them yet.
+
+    Args:
+        count: k, 0 to 10.
+    """
+    if not 0 <= count <= MOST_PREDICTOR_TOKENS:
+        raise UsageError(f"num_predictor_tokens must lie between 0 and {MOST_PREDICTOR_TOKENS}, not {count}")
+    tokenizer.add_tokens(predictor_tokens(count), special_tokens=True)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+
+
+class TeacherCallback(TrainerCallback):
+    """Moves the teacher once per real optimizer step: its weights are an average of the model's."""
+
+    def __init__(self, decay: float):
+        self.decay = decay
+        self.pairs: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
+
+    def pair(self, decoder: nn.Module, teacher: nn.Module) -> None:
+        """Say which weights are averaged where: all that are trained."""
+        trained = {name for name, value in decoder.named_parameters() if value.requires_grad}
+        self.pairs = match_parameters(
+            *(((n, p) for n, p in part.named_parameters() if n in trained) for part in (decoder, teacher))
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not kwargs["optimizer"].step_was_skipped:
+            update_target(*self.pairs, self.decay)
+
+
+class LlmJepaTrainer(RepresentationTrainer):
+    """Next-token loss on the answers, and a distance between the representations of two views of the same row.
+
+    The model stays a plain causal language model: `save_pretrained`, `generate`, PEFT and the Hub work as ever.
+
+    Args:
+        model: a causal language model, a `PeftModel` around one, or a directory or Hub name.
+        args: `LlmJepaTrainingArguments`; default writes to `out`.
+        data_collator: default `DataCollatorForPairedViews`.
+        train_dataset, eval_dataset: rows of `PairedViewTokenizer`, or rows with `messages`, or with `text` and `code`,
+            which `view_tokenizer` reads.
+        processing_class: the tokenizer; default the one beside `model`, where that is a name.
+        view_tokenizer: default a `PairedViewTokenizer` with its defaults, for rows that are not tokenised.
+        generation_rows: rows with messages or columns whose prompts the model answers at each evaluation; the shares
+            that are right become `eval_exact_match` and so on, fit for `metric_for_best_model`.
+        generation_metrics: see `generation.scorer`.
+        max_new_tokens: most tokens of such an answer.
+        callbacks: more callbacks.
+        kwargs: as `Trainer` takes them.
+
+    Raises:
+        UsageError: no tokenizer, a model that is no causal language model, or rows that cannot be read.
+    """
+
+    args: LlmJepaTrainingArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        args: LlmJepaTrainingArguments | None = None,
+        data_collator: DataCollatorForPairedViews | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        view_tokenizer: PairedViewTokenizer | None = None,
+        generation_rows: Sequence[dict[str, Any]] | None = None,
+        generation_metrics: Sequence[str] = ("exact_match", "prefix_match"),
+        max_new_tokens: int = 128,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ):
+        args = args if args is not None else LlmJepaTrainingArguments()
+        if isinstance(model, (str, Path)):
+            processing_class = processing_class or AutoTokenizer.from_pretrained(model)
+            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        if processing_class is None and view_tokenizer is not None:
+            processing_class = view_tokenizer.tokenizer
+        if processing_class is None:
+            raise UsageError("LlmJepaTrainer needs the model's tokenizer (processing_class=...)")
+        if not model.can_generate():
+            raise UsageError(
+                f"{type(model).__name__} is no causal language model: LLM-JEPA adds to next-token prediction; for "
+                "encoders there is JepaTrainer"
+            )
+        if processing_class.pad_token is None:
+            processing_class.pad_token = processing_class.eos_token
+        if view_tokenizer is None and _is_raw(train_dataset if train_dataset is not None else eval_dataset):
+            add_predictor_tokens(model, processing_class, 1)
+            view_tokenizer = PairedViewTokenizer(processing_class)
+        if data_collator is None:
+            data_collator = DataCollatorForPairedViews(processing_class, args.view_passes)
+        teacher = None
+        callbacks = list(callbacks or ())
+        if args.target_gradient == "ema":
+            teacher = copy.deepcopy(decoder_of(model)).eval().requires_grad_(False)
+            self._teacher_callback = TeacherCallback(args.ema_decay)
+            callbacks.insert(0, self._teacher_callback)
+        self.objective = PairedViewObjective(
+            lm_weight=args.lm_weight,
+            pair_weight=args.pair_weight,
+            pair_loss=args.pair_loss,
+            temperature=args.infonce_temperature,
+            target_gradient=args.target_gradient,
+            teacher=teacher,
+            tube_weight=args.tube_weight,
+            tube_form=args.tube_form,
+        )
+        self._embeddings: list[torch.Tensor] = []
+        self.view_tokenizer, self.generation_rows = view_tokenizer, generation_rows
+        self.generation_metrics, self.max_new_tokens = generation_metrics, max_new_tokens
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=read_rows(train_dataset, view_tokenizer),
+            eval_dataset=read_rows(eval_dataset, view_tokenizer),
+            processing_class=processing_class,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        self.objective.attach(self.model)
+        if teacher is not None:
+            teacher.to(args.device)
+            self._teacher_callback.pair(decoder_of(self.model), teacher)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and resume, as `Trainer` does, if the model can tell the views apart (see `check_views`)."""
+        row = next(iter(self.train_dataset))
+        if self.args.pair_weight and "view_ends" in (batch := self.data_collator([row])):
+            batch = {name: value.to(self.args.device) for name, value in batch.items()}
+            check_views(self.model, batch, (row["code_input_ids"], row["code_end"]))
+        return super().train(*args, **kwargs)
+
+    # ---- data
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = [
+            "input_ids", "labels", "content", "text_input_ids", "text_end", "code_input_ids", "code_end",
+        ]  # fmt: skip
+
+    # ---- one update
+
+    def _leaves_views_out(self) -> bool:
+        """Whether this update is one of loss dropout's: a pure function of seed and step, the same on every rank."""
+        alpha = self.args.loss_dropout
+        if alpha in (0.0, 1.0):
+            return alpha == 1.0
+        draw = torch.Generator().manual_seed((self.args.seed << 32) + self.state.global_step)
+        return torch.rand((), generator=draw).item() < alpha
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """`[2]`: labels and rows of the whole update, over its micro-batches and all ranks."""
+        if not batch_samples:
+            return None
+        count = sum(torch.stack([self.count_targets(batch), _rows(batch)]) for batch in batch_samples).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            count = self.accelerator.gather(count[None]).sum(dim=0)
+        return count.clamp_min(1)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """As the base's; an update that loss dropout draws leaves the views out."""
+        if model.training and self._leaves_views_out():
+            inputs = {name: value for name, value in inputs.items() if name not in _VIEWS}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    # ---- what is logged
+
+    def count_targets(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (inputs["labels"][:, 1:] != -100).sum()
+
+    def count_tokens(self, inputs: dict[str, torch.Tensor], padding: bool = False) -> torch.Tensor:
+        mask = inputs["attention_mask"]
+        return mask.new_tensor(mask.numel()) if padding else mask.sum()
+
+    def track(self, outputs: PairedViewOutput, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
+        means.add("lm_loss", outputs.lm_loss, outputs.num_labels)
+        if outputs.tube_loss is not None:
+            means.add("tube_loss", outputs.tube_loss, outputs.num_pairs)
+        if outputs.predictions is not None:
+            predictions, targets = outputs.predictions.detach().float(), outputs.targets.detach().float()
+            means.add("pair_loss", outputs.pair_loss, outputs.num_pairs)
+            means.add("view_cosine", F.cosine_similarity(predictions, targets, dim=-1).mean(), outputs.num_pairs)
+            means.add("view_norm", targets.norm(dim=-1).mean(), outputs.num_pairs)
+            if means is self._means["eval"] and sum(map(len, self._embeddings)) < _SAMPLE:
+                self._embeddings.append(targets)
+
+    def finish_evaluation(self, means: RunningMeans) -> None:
+        """The effective rank of the second views' representations, which a collapse brings down to 1."""
+        found, self._embeddings = self._embeddings, []
+        if found and sum(map(len, found)) > 1:
+            rank = effective_rank(torch.cat(found)[:_SAMPLE])
+            means.add("view_rank", rank, rank.new_ones(()))
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Adds the share of right answers, where there are rows to generate for; every rank does its part of them."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.generation_rows:
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            mine = self.generation_rows[self.args.process_index :: self.args.world_size]
+            shares, found = judge(
+                model,
+                self.view_tokenizer,
+                mine,
+                self.generation_metrics,
+                max_new_tokens=self.max_new_tokens,
+                batch_size=self.args.per_device_eval_batch_size,
+            )
+            for metric, share in shares.items():
+                counted = torch.tensor([share * len(found), float(len(found))], device=self.accelerator.device)
+                right, rows = self.accelerator.reduce(counted, reduction="sum").tolist()
+                output.metrics[f"{metric_key_prefix}_{metric}"] = right / rows
+        return output
+
+    # ---- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if self.objective.teacher is not None and self.args.should_save and folder != Path(self.args.output_dir):
+            state = {name: value.contiguous() for name, value in self.objective.teacher.state_dict().items()}
+            save_file(state, folder / TEACHER_FILE, metadata={"format": "pt"})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.objective.teacher is not None:
+            path = Path(resume_from_checkpoint) / TEACHER_FILE
+            if not path.is_file():
+                raise UsageError(f"{resume_from_checkpoint} holds no teacher ({TEACHER_FILE}); start over")
+            self.objective.teacher.load_state_dict(load_file(path))
+
+    def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
+        """A plain causal language model, or its adapters, with the tokenizer."""
+        model.save_pretrained(output_dir, state_dict=state_dict)
+        self.processing_class.save_pretrained(output_dir)
+
+
+def _rows(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return inputs["labels"].new_tensor(len(inputs["labels"]))
+
+
+def _is_raw(dataset: Any) -> bool:
+    if dataset is None or isinstance(dataset, dict):
+        return False
+    return "labels" not in next(iter(dataset))
+
+
+def read_rows(dataset: Any, view_tokenizer: PairedViewTokenizer | None) -> Any:
+    """Rows of token ids as they are, others through the tokenizer; what was cut is counted in the log."""
+    if dataset is None or not _is_raw(dataset):
+        return dataset
+    rows = [view_tokenizer(row, number) for number, row in enumerate(dataset)]
+    cut = sum(row["truncated"] for row in rows)
+    if cut:
+        logger.warning("%d of %d rows were cut at %d tokens", cut, len(rows), view_tokenizer.max_length)
+    return rows

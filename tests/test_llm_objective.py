@@ -1,0 +1,182 @@
+"""Two views in one row compute what each computes alone, for every way that models know positions and attention."""
+
+from typing import Any
+
+import pytest
+import torch
+from paired_views import conversations, model, tokenizer
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from jepa_hf import UsageError
+from jepa_hf.llm_jepa import DataCollatorForPairedViews, PairedViewObjective, PairedViewTokenizer
+from jepa_hf.llm_jepa.objective import check_views, decoder_of
+from jepa_hf.llm_jepa.views import predictor_tokens
+
+COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 128}
+COMMON |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+GATED = {**COMMON, "intermediate_size": 64, "num_key_value_heads": 2}
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig, GATED),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {**GATED, "head_dim": 8}),
+    "a sliding window": (MistralForCausalLM, MistralConfig, {**GATED, "sliding_window": 4}),
+    "layers of two kinds": (Gemma3ForCausalLM, Gemma3TextConfig, {**GATED, "head_dim": 8, "sliding_window": 4}),
+    "learned positions": (
+        GPT2LMHeadModel,
+        GPT2Config,
+        {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "bos_token_id": None, "eos_token_id": None}
+        | dict.fromkeys(("resid_pdrop", "attn_pdrop", "embd_pdrop"), 0.0),
+    ),
+    "partial rotary": (GPTNeoXForCausalLM, GPTNeoXConfig, {**COMMON, "intermediate_size": 64}),
+}
+
+
+def words(side: str = "right") -> Any:
+    made = tokenizer(padding_side=side)
+    made.add_tokens(predictor_tokens(2), special_tokens=True)
+    return made
+
+
+def rows(count: int = 3) -> list[dict[str, Any]]:
+    views = PairedViewTokenizer(words(), num_predictor_tokens=2)
+    return [views(row) for row in conversations(count)]
+
+
+def strong(family: str, attention: str) -> PreTrainedModel:
+    """With weights that tell positions and layers apart."""
+    kind, config, settings = FAMILIES[family]
+    made = kind(config(vocab_size=len(words()), attn_implementation=attention, **settings)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return made
+
+
+@torch.no_grad()
+def alone(made: PreTrainedModel, ids: list[int], end: int) -> torch.Tensor:
+    return decoder_of(made)(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, end]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_view_among_others_is_computed_as_alone(family: str, attention: str) -> None:
+    """Packed and separate, padded on either side; and the loss is the same in all four."""
+    made, given, losses = strong(family, attention), rows(), []
+    for passes in ("packed", "separate"):
+        for side in ("right", "left"):
+            batch = DataCollatorForPairedViews(words(side), passes)(given)
+            PairedViewObjective().attach(made)
+            found = made(**batch)
+            PairedViewObjective.detach(made)
+            losses.append(found.loss.item())
+            for at, row in enumerate(given):
+                for name, vectors in (("text", found.predictions), ("code", found.targets)):
+                    expected = alone(made, row[f"{name}_input_ids"], row[f"{name}_end"])
+                    torch.testing.assert_close(
+                        vectors[at], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+                    )
+    assert max(losses) - min(losses) < 1e-5 * abs(losses[0]) + 1e-5
+
+
+def batch_of(count: int = 3, **kwargs: Any) -> dict[str, torch.Tensor]:
+    return DataCollatorForPairedViews(words(), **kwargs)(rows(count))
+
+
+def test_the_parts_add_up_with_their_weights() -> None:
+    made = model(len(words()))
+    batch = batch_of()
+    PairedViewObjective(lm_weight=0.5, pair_weight=3.0).attach(made)
+    found = made(**batch)
+    PairedViewObjective.detach(made)
+    plain = made(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+    cosine = torch.cosine_similarity(found.predictions, found.targets, dim=-1)
+    torch.testing.assert_close(found.lm_loss, plain)
+    torch.testing.assert_close(found.loss, 0.5 * plain + 3.0 * (1 - cosine).mean())
+
+
+def test_micro_batches_add_up_to_the_whole_batch() -> None:
+    """Divided by the labels and the rows of the update; a mean of means would differ, the rows being unlike."""
+    made, given = model(len(words())), rows(4)
+    collator = DataCollatorForPairedViews(words())
+    PairedViewObjective(pair_weight=2.0).attach(made)
+    whole = made(**collator(given))
+    total = torch.stack([whole.num_labels, whole.num_pairs])
+    parts = [made(**collator(part), num_items_in_batch=total).loss for part in (given[:1], given[1:])]
+    torch.testing.assert_close(sum(parts), whole.loss)
+    mean = sum(made(**collator(part)).loss for part in (given[:1], given[1:])) / 2
+    assert abs(mean.item() - whole.loss.item()) > 1e-4
+
+
+@pytest.mark.parametrize(("gradient", "learns"), [("full", True), ("stop", False)])
+def test_the_predicted_view_learns_only_where_it_should(gradient: str, learns: bool) -> None:
+    """Looked at by a token that stands in the second view alone."""
+    made = model(len(words()))
+    given = rows(1)
+    mine = next(t for t in given[0]["code_input_ids"] if t not in given[0]["text_input_ids"])
+    PairedViewObjective(lm_weight=0.0, target_gradient=gradient).attach(made)
+    made(**DataCollatorForPairedViews(words())(given)).loss.backward()
+    assert bool(made.get_input_embeddings().weight.grad[mine].abs().max() > 0) == learns
+
+
+def test_the_language_model_head_is_not_run_on_views() -> None:
+    made, shapes = model(len(words())), []
+    made.lm_head.register_forward_hook(lambda module, given, output: shapes.append(tuple(given[0].shape[:2])))
+    batch = batch_of()
+    PairedViewObjective().attach(made)
+    made(**batch)
+    assert shapes == [tuple(batch["input_ids"].shape)]
+
+
+def test_it_stays_a_language_model_that_generates() -> None:
+    made = model(len(words())).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    before = made.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    PairedViewObjective().attach(made)
+    assert torch.equal(made.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0), before)
+    assert made(input_ids=ids, labels=ids).loss is not None
+
+
+def test_a_model_without_positions_is_refused() -> None:
+    class Bare(torch.nn.Module):
+        def get_decoder(self) -> torch.nn.Module:
+            return torch.nn.Identity()
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return input_ids
+
+    with pytest.raises(UsageError, match="takes no position_ids"):
+        PairedViewObjective().attach(Bare())
+
+
+def test_a_model_that_does_not_keep_views_apart_is_refused() -> None:
+    """OPT makes a mask of its own where it is given none; in rows of their own its views are right."""
+    config = OPTConfig(
+        vocab_size=len(words()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64, dropout=0.0,
+        max_position_embeddings=128, word_embed_proj_dim=32,
+    )  # fmt: skip
+    given = rows(1)
+    second = (given[0]["code_input_ids"], given[0]["code_end"])
+    made = OPTForCausalLM(config)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(std=0.3)
+    with pytest.raises(UsageError, match="use --view_passes separate"):
+        check_views(made, DataCollatorForPairedViews(words())(given), second)
+    for family in FAMILIES:
+        check_views(strong(family, "sdpa"), DataCollatorForPairedViews(words())(given), second)

@@ -1,0 +1,202 @@
+"""LLM-JEPA through the real trainer: exact under accumulation and resume, a plain language model at its end."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jepa_runs import StopAfter, largest_difference, weights
+from paired_views import conversations, model, tokenizer, trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
+
+from jepa_hf import UsageError
+from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments
+from jepa_hf.llm_jepa.objective import decoder_of
+
+torch.set_num_threads(1)
+
+
+def trained(folder: Path, **settings: Any) -> LlmJepaTrainer:
+    made = trainer(folder, **settings)
+    made.train()
+    return made
+
+
+def logged(made: LlmJepaTrainer, name: str) -> list[float]:
+    return [entry[name] for entry in made.state.log_history if name in entry]
+
+
+def test_packed_separate_left_and_in_micro_batches_it_is_the_same_run(tmp_path: Path) -> None:
+    """Four ways to make the same update; the rows' answers differ in length."""
+    reference = weights(trained(tmp_path / "packed").model)
+    others = {
+        "separate": {"view_passes": "separate"},
+        "left": {"padding_side": "left"},
+        "micro": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+    }
+    for name, settings in others.items():
+        assert largest_difference(weights(trained(tmp_path / name, **settings).model), reference) < 1e-5, name
+
+
+def test_both_arms_have_the_same_gradient_scale_under_accumulation(tmp_path: Path) -> None:
+    """Without the views (a loss dropout of 1) it is plain fine-tuning, whatever the micro-batches."""
+    settings = {"loss_dropout": 1.0, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+    whole = trained(tmp_path / "whole", **settings)
+    parts = trained(tmp_path / "parts", per_device_train_batch_size=1, gradient_accumulation_steps=4, **settings)
+    assert largest_difference(weights(parts.model), weights(whole.model)) < 1e-6
+    assert logged(whole, "pair_loss") == []
+    weighted = trained(tmp_path / "weighted", **{**settings, "loss_dropout": 0.0, "pair_weight": 0.0})
+    assert largest_difference(weights(weighted.model), weights(whole.model)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"target_gradient": "ema", "ema_decay": 0.5},
+        {"loss_dropout": 0.5, "tube_weight": 0.1},
+        {"tube_weight": 0.1, "tube_form": "patch", "target_gradient": "stop"},
+    ],
+    ids=["default", "teacher", "loss dropout and paths", "patches"],
+)
+def test_an_interrupted_run_goes_on_exactly(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Bit for bit: model, teacher, the draws of loss dropout and of paths."""
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, **settings}
+    whole = trained(tmp_path / "whole", **settings)
+    first = trainer(tmp_path / "cut", **settings)
+    first.add_callback(StopAfter(2))
+    first.train()
+    second = trainer(tmp_path / "cut", seed=5, **settings)
+    second.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
+    assert largest_difference(weights(second.model), weights(whole.model)) == 0.0
+    if whole.objective.teacher is not None:
+        teachers = [weights(run.objective.teacher) for run in (second, whole)]
+        assert largest_difference(*teachers) == 0.0
+
+
+def test_the_teacher_is_the_average_of_what_is_trained(tmp_path: Path) -> None:
+    """Two steps at 0.5: a quarter start, a quarter first step, a half second; and no gradient reaches it."""
+    made = trainer(tmp_path, target_gradient="ema", ema_decay=0.5, max_steps=2)
+    seen = [weights(decoder_of(made.model))]
+
+    class Keep(StopAfter):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(weights(decoder_of(made.model)))
+
+    made.add_callback(Keep(99))
+    made.train()
+    expected = {name: 0.25 * seen[0][name] + 0.25 * seen[1][name] + 0.5 * seen[2][name] for name in seen[0]}
+    assert largest_difference(weights(made.objective.teacher), expected) < 1e-6
+    assert all(parameter.grad is None for parameter in made.objective.teacher.parameters())
+
+
+def test_loss_dropout_leaves_views_out_at_its_rate_and_alike_on_every_rank(tmp_path: Path) -> None:
+    made = trainer(tmp_path, loss_dropout=0.75)
+    draws = []
+    for step in range(400):
+        made.state.global_step = step
+        draws.append(made._leaves_views_out())
+    assert 0.68 < sum(draws) / len(draws) < 0.82
+    torch.manual_seed(123)  # another rank's generator
+    made.state.global_step = 7
+    assert made._leaves_views_out() == draws[7]
+
+
+def test_every_trained_weight_moves_and_the_predictor_rows_too(tmp_path: Path) -> None:
+    made = trainer(tmp_path, predictors=2)
+    before = weights(made.model)
+    made.train()
+    after = weights(made.model)
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    row = made.processing_class.convert_tokens_to_ids("<|predictor_1|>")
+    name = "model.embed_tokens.weight"
+    assert not torch.equal(before[name][row], after[name][row])
+
+
+def test_its_end_is_a_plain_language_model(tmp_path: Path) -> None:
+    made = trained(tmp_path / "out")
+    made.save_model()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    words = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert largest_difference(weights(loaded), weights(made.model)) == 0.0
+    prompt = words.apply_chat_template(
+        conversations(1)[0]["messages"][:2], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    assert loaded.generate(prompt["input_ids"], max_new_tokens=3).shape[1] > prompt["input_ids"].shape[1]
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_an_evaluation_tells_of_both_losses_the_rank_of_the_views_and_the_answers(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    made.generation_rows, made.max_new_tokens = conversations(3), 4
+    metrics = made.evaluate()
+    for name in (
+        "loss",
+        "lm_loss",
+        "pair_loss",
+        "view_cosine",
+        "view_norm",
+        "view_rank",
+        "exact_match",
+        "prefix_match",
+    ):
+        assert f"eval_{name}" in metrics, name
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_lm_loss"] + metrics["eval_pair_loss"], rel=1e-4)
+
+
+def test_it_learns_to_turn_words_around(tmp_path: Path) -> None:
+    """The whole path: after 150 steps on 8 conversations the greedy answers to them are right."""
+    settings = {"rows": 8, "max_steps": 150, "learning_rate": 5e-3, "logging_steps": 50}
+    made = trainer(tmp_path, model={"hidden_size": 64}, **settings)
+    made.generation_rows, made.max_new_tokens = conversations(8), 16
+    assert made.evaluate()["eval_exact_match"] == 0.0
+    made.train()
+    assert made.evaluate()["eval_exact_match"] == 1.0
+
+
+def test_lora_trains_adapters_and_the_predictors_rows(tmp_path: Path) -> None:
+    """Through peft's own `get_peft_model`; the embedding's other rows stay."""
+    from peft import LoraConfig, get_peft_model
+
+    plain = trainer(tmp_path / "plain")
+    words = plain.processing_class
+    row = words.convert_tokens_to_ids("<|predictor_1|>")
+    config = LoraConfig(r=4, target_modules="all-linear", trainable_token_indices={"embed_tokens": [row]})
+    base = model(len(words))
+    made = LlmJepaTrainer(
+        get_peft_model(base, config),
+        LlmJepaTrainingArguments(
+            str(tmp_path / "out"), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
+            report_to="none", disable_tqdm=True, save_strategy="no",
+        ),
+        train_dataset=conversations(8),
+        view_tokenizer=plain.view_tokenizer,
+    )  # fmt: skip
+    before = made.model.get_base_model().get_input_embeddings()(torch.arange(len(words))).detach().clone()
+    made.train()
+    after = made.model.get_base_model().get_input_embeddings()(torch.arange(len(words))).detach()
+    moved = (before != after).any(dim=1).nonzero().flatten().tolist()
+    assert moved == [row]
+    made.save_model()
+    assert (tmp_path / "out" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"pair_loss": "cosin"}, "pair_loss must be one of cosine, l2, mse, infonce"),
+        ({"target_gradient": "half"}, "target_gradient must be one of"),
+        ({"loss_dropout": 1.5}, "loss_dropout must lie between 0 and 1"),
+        ({"pair_weight": -1.0}, "pair_weight must not be negative"),
+        ({"infonce_temperature": 0.0}, "infonce_temperature must be above 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        trainer(tmp_path, **settings)
+
+
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
+    encoder = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
+    with pytest.raises(UsageError, match="BertModel is no causal language model"):
+        LlmJepaTrainer(encoder, LlmJepaTrainingArguments(str(tmp_path)), processing_class=tokenizer())
