@@ -137,7 +137,7 @@ def _database(place: Path, row: dict[str, Any]) -> Path:
         name = match.group(1) if match else None
     for path in (place / f"{name}" / f"{name}.sqlite", place / f"{name}.sqlite"):
         # A name out of the data must not lead anywhere else.
-        if name is not None and path.is_file() and place.resolve() in path.resolve().parents:
+        if name is not None and re.fullmatch(r"[\w. -]+", name) and path.is_file():
             return path
     raise UsageError(f"{str(place)!r} holds no database {name!r}.sqlite, which a row asks for")
 
@@ -172,7 +172,10 @@ def _rows(connection: sqlite3.Connection, query: str) -> list[tuple]:
         return int(steps > _MOST_SQL_STEPS)
 
     connection.set_progress_handler(watch, 100_000)
-    return connection.execute(query).fetchall()
+    cursor = connection.execute(query)
+    if cursor.description is None:  # an empty text runs too, and gives as little as a question without an answer
+        raise sqlite3.OperationalError("this is no query")
+    return cursor.fetchall()
 
 
 def judge(
