@@ -15,18 +15,16 @@ test files be read once, at the end. Probes are fitted beside the next arm's tra
 
 import argparse
 import json
-import os
-import queue
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import side_by_side
 import torch
 import torch.nn.functional as F
 from sentence_transformers.util import pairwise_cos_sim
@@ -244,84 +242,25 @@ def judge(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace, common: list[str]) -> None:
-    """Work through the arms, one at a time on each GPU; with `--follow`, through those that are added meanwhile too."""
-    count = max(torch.cuda.device_count(), 1)
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-    output, places = Path(options.output), queue.Queue()
-    for gpu in visible:
-        places.put(gpu)
-    lock, threads, judges = threading.Lock(), [], threading.Semaphore(2 * count)
-    for number, (arm, seed) in enumerate(_arms(options)):
-        gpu = places.get()
-        folder = Path(options.work_dir) / f"{number:03}"
-        folder.mkdir(parents=True, exist_ok=True)
-        work = (arm, seed, gpu, folder, options, common, output, lock, judges, places)
-        threads.append(threading.Thread(target=_work, args=work))
-        threads[-1].start()
-    for thread in threads:
-        thread.join()
-    print(tables([json.loads(line) for line in output.read_text().splitlines()], options))
+    """Work through the arms; with `--follow`, through those that are added meanwhile too."""
 
+    def command(kind: str, arm: dict[str, Any], seed: int, folder: Path) -> list[str]:
+        given = ["--folder", str(folder), "--arm", json.dumps(arm), "--seed", str(seed), "--tasks", *options.tasks]
+        for name in ("max_train_samples", "max_test_samples", "max_seq_length"):
+            given += [f"--{name}", str(getattr(options, name))]
+        given += ["--save"] if options.save else []
+        return [sys.executable, "-W", "ignore", __file__, kind, *given, "--", *common]
 
-def _arms(options: argparse.Namespace) -> Any:
-    """The arms and seeds of the file in its order; with `--follow`, until a line says "end"."""
-    done = 0
-    while True:
-        lines = [line for line in Path(options.arms).read_text().splitlines() if line.strip()]
-        for line in lines[done:]:
-            if line.strip() == '"end"':
-                return
-            arm = json.loads(line)
-            yield from ((arm, seed) for seed in arm.get("seeds", [0]))
-        done = len(lines)
-        if not options.follow:
-            return
-        time.sleep(1)
-
-
-def _work(
-    arm: dict[str, Any],
-    seed: int,
-    gpu: str,
-    folder: Path,
-    options: argparse.Namespace,
-    common: list[str],
-    output: Path,
-    lock: threading.Lock,
-    judges: threading.Semaphore,
-    places: queue.Queue,
-) -> None:
-    """One arm on one GPU, and then, the GPU being free for the next, its probes."""
-    given = ["--folder", str(folder), "--tasks", *options.tasks]
-    given += ["--max_train_samples", str(options.max_train_samples), "--max_seq_length", str(options.max_seq_length)]
-    given += ["--max_test_samples", str(options.max_test_samples), *(["--save"] if options.save else [])]
-    given += ["--arm", json.dumps(arm), "--seed", str(seed)]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-    begin = time.perf_counter()
-    with open(folder / "train.log", "w", encoding="utf-8") as log:
-        command = [sys.executable, __file__, "arm", *given, "--", *common]
-        failed = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
-    places.put(gpu)
-    if failed:
-        row = {**arm, "seed": seed, "failed": _last_line((folder / "train.log").read_text())}
-    else:
-        with judges:
-            environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "4"}
-            command = [sys.executable, "-W", "ignore", __file__, "judge", *given]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        row = (
-            json.loads(done.stdout)
-            if done.returncode == 0
-            else {**arm, "seed": seed, "failed": _last_line(done.stderr)}
-        )
-    row["whole_s"] = round(time.perf_counter() - begin)
-    with lock, open(output, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-        print(summary(row, options), flush=True)
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["without a word"])[-1]
+    rows = side_by_side.run(
+        Path(options.arms),
+        Path(options.output),
+        Path(options.work_dir),
+        train=partial(command, "arm"),
+        judge=partial(command, "judge"),
+        summary=partial(summary, options=options),
+        follow=options.follow,
+    )
+    print(tables(rows, options))
 
 
 # ---- tables
@@ -338,8 +277,6 @@ def similarity(row: dict[str, Any], pooling: str) -> float:
 
 def summary(row: dict[str, Any], options: argparse.Namespace) -> str:
     """A row in a line."""
-    if "failed" in row:
-        return f"{row['name']} seed {row['seed']}: FAILED {row['failed']}"
     figures = [
         f"{pooling}: probes {probe_mean(row, pooling):.2f}, {options.in_domain} "
         f"{row['scores'][pooling].get(options.in_domain, float('nan')):.2f}, similarity {similarity(row, pooling):.2f}"
@@ -443,7 +380,7 @@ def main() -> None:
         case "judge":
             judge(options)
         case "table":
-            print(tables([json.loads(line) for line in Path(options.rows).read_text().splitlines()], options))
+            print(tables(side_by_side.read_rows(Path(options.rows)), options))
 
 
 if __name__ == "__main__":
