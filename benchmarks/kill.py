@@ -103,6 +103,11 @@ def written(out: Path) -> dict[str, int]:
     return found
 
 
+def ages(out: Path) -> dict[str, int]:
+    """When each of them was last changed."""
+    return {name: (out / name).stat().st_mtime_ns for name in written(out)}
+
+
 def parts_saved(out: Path) -> int:
     """How many files of a checkpoint are there while it is written; -1 where none is being written."""
     return next((count for name, count in written(out).items() if name.startswith("_checkpoint")), -1)
@@ -213,7 +218,7 @@ def killed_run(
     """Kill a run `count` times, starting it again each time, and let it finish."""
     kills: list[Kill] = []
     for index, (moment, until) in enumerate([*moments(count, steps, seconds, chance), ("", None)]):
-        fork = index not in as_command
+        fork, before = index not in as_command, ages(out)
         process = Process(command(out, steps), out.with_name(f"{out.name}-{index}.log"), fork)
         if until is None:
             wait(lambda: False, process)
@@ -231,9 +236,10 @@ def killed_run(
                 elif f"the run in {out} is finished" in said:
                     kill.resumed_at = kill.step
         if until is not None:
-            before = max((kill.step for kill in kills if kill.resumed_at is None), default=0)
-            step = max(process.step, before)
-            kills.append(Kill(run, moment, "fork" if fork else "command", step, written(out)))
+            step = max([process.step, *(kill.step for kill in kills if kill.resumed_at is None)])
+            # Without what the kill before had left, which this process did not come to remove.
+            left = {name: count for name, count in written(out).items() if ages(out)[name] != before.get(name)}
+            kills.append(Kill(run, moment, "fork" if fork else "command", step, left))
     return kills
 
 

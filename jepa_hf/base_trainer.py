@@ -196,6 +196,8 @@ class RepresentationTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    # ---- an update that is not finite
+
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(model, *args, **kwargs)
         if self._guard is not None:
@@ -206,8 +208,9 @@ class RepresentationTrainer(Trainer):
         prepared = super()._prepare_for_training(*args, **kwargs)
         trained = [(name, each) for name, each in self.model.named_parameters() if each.requires_grad]
         # A gradient scaler (fp16) leaves such updates out as a matter of course, and goes on with a smaller scale.
-        scales = self.accelerator.scaler is not None
-        self._guard = None if scales else UpdateGuard(self.optimizer.optimizer, trained)
+        # DeepSpeed keeps its gradients to itself.
+        unseen = self.accelerator.scaler is not None or self.is_deepspeed_enabled
+        self._guard = None if unseen else UpdateGuard(self.optimizer.optimizer, trained)
         return prepared
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:

@@ -64,8 +64,8 @@ class UpdateGuard:
         found = self.read()
         there = [(name, _shard(each.grad)) for name, each in self.parameters if each.grad is not None]
         self._names = [name for name, _ in there]
-        norms = torch.stack([norm.float() for norm in torch._foreach_norm([gradient for _, gradient in there])])
-        bad = (~norms.isfinite()).float()
+        norms = torch._foreach_norm([gradient for _, gradient in there]) if there else [self._loss]
+        bad = (~torch.stack([norm.float() for norm in norms]).isfinite()).float()
         # Numbered from the last, so that the first of all ranks is a maximum too.
         first = (bad * torch.arange(len(bad), 0, -1, device=bad.device)).amax()
         sent = self._late.send(torch.stack([self._loss, first, bad.sum()]))

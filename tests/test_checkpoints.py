@@ -170,12 +170,12 @@ def test_a_named_one_that_is_torn_is_refused_with_the_newest_whole_one_beside_it
 def test_those_that_were_written_first_go_first_and_torn_ones_before(tmp_path: Path) -> None:
     for age, step in enumerate((30, 40, 10, 20)):  # a run that was resumed from an earlier one
         os.utime(add(tmp_path, step) / MANIFEST, (age, age))
-    torn = add(tmp_path, 50)
-    (torn / MANIFEST).unlink()
+    for step, lacking in ((50, MANIFEST), (60, "model.safetensors")):
+        (add(tmp_path, step) / lacking).unlink()
     last = tmp_path / "checkpoint-20"
     rotate(tmp_path, None, [last])
     rotate(tmp_path, 0, [last])
-    assert len(names(tmp_path)) == 5
+    assert len(names(tmp_path)) == 6
     rotate(tmp_path, 4, [last])
     assert names(tmp_path) == {f"checkpoint-{step}" for step in (10, 20, 30, 40)}
     rotate(tmp_path, 2, [last])
@@ -217,7 +217,7 @@ def run_dir(cut: Path, tmp_path: Path) -> Path:
 
 def test_true_resumes_from_the_newest_whole_one_and_warns(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     (run_dir / "checkpoint-2" / "optimizer.pt").write_bytes(b"torn")
-    (run_dir / "_checkpoint-3.new").mkdir()
+    (run_dir / "_checkpoint-7.new").mkdir()
     run = resumable(run_dir)
     run.train(resume_from_checkpoint=True)
     assert len(run.batches) == 3
@@ -260,8 +260,9 @@ def test_the_best_checkpoint_is_noted_by_the_name_it_ends_with(tmp_path: Path) -
     run.train()
     best = Path(run.state.best_model_checkpoint)
     assert damage(best) is None
-    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
-    assert state["best_model_checkpoint"] == str(best)
+    for checkpoint in (best, tmp_path / "checkpoint-4"):
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        assert state["best_model_checkpoint"] == str(best)
 
 
 def test_an_interrupted_save_leaves_the_one_before(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

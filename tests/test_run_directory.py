@@ -9,10 +9,11 @@ from commands import Killed, assert_same_weights, snapshot, train
 from tiny import CORPUS, save_tiny_encoder, write_lines
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from jepa_hf import JepaTrainer, UsageError
+from jepa_hf import JepaTrainer, UsageError, run_directory
 from jepa_hf.checkpoints import aside, begin, publish
 from jepa_hf.cli import train as train_module
 from jepa_hf.cli.train import main
+from jepa_hf.files import remove
 from jepa_hf.run_directory import (
     RUN_FILE,
     RunPlan,
@@ -197,6 +198,41 @@ def test_starting_over_deletes_only_what_a_run_writes(unfinished: Path) -> None:
     assert {path.name for path in unfinished.iterdir()} == {RUN_FILE, *theirs}
     assert (outside / "kept").exists()  # a link is deleted, not what it leads to
     assert json.loads((unfinished / RUN_FILE).read_text())["settings"]["mask_ratio"] == 0.5
+
+
+def test_what_a_killed_start_left_counts_as_nothing(tmp_path: Path) -> None:
+    """A process that died while it wrote its first file did not make the directory somebody's."""
+    (tmp_path / f"_{Path(RUN_FILE).stem}.new.json").write_text("{")
+    assert plan_run(tmp_path, SETTINGS) == RunPlan()
+    start_run(tmp_path, SETTINGS, RunPlan())
+    assert {path.name for path in tmp_path.iterdir()} == {RUN_FILE}
+
+
+@pytest.mark.parametrize("deleted", range(5))
+def test_starting_over_may_be_killed_too(unfinished: Path, deleted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any deletion: no run goes on in what is left, and starting over starts over."""
+    for name in ("_final.new", "jepa"):
+        (unfinished / name).mkdir()
+    other = SETTINGS | {"mask_ratio": 0.5}
+    plan = plan_run(unfinished, other, overwrite=True)
+    assert {entry.name for entry in plan.delete} == {RUN_FILE, "checkpoint-5", "checkpoint-10", "_final.new", "jepa"}
+    left = iter(range(deleted))
+
+    def remove_until_killed(path: Path) -> None:
+        if next(left, None) is None:
+            raise Killed
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_directory, "remove", remove_until_killed)
+        if deleted < 4:
+            with pytest.raises(Killed):
+                start_run(unfinished, other, plan)
+            for settings in (SETTINGS, other):
+                with pytest.raises(UsageError, match="--overwrite_output_dir"):
+                    plan_run(unfinished, settings)
+    start_run(unfinished, other, plan_run(unfinished, other, overwrite=True))
+    assert {path.name for path in unfinished.iterdir()} == {RUN_FILE}
 
 
 def test_a_named_checkpoint_is_resumed_from(unfinished: Path, tmp_path: Path) -> None:

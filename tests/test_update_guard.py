@@ -80,6 +80,13 @@ def test_the_first_of_several_parameters_is_named_and_those_without_a_gradient_a
     assert guard.read() == NotFinite(7, "0.bias", 2)
 
 
+def test_an_update_without_any_gradient_is_no_failure() -> None:
+    model, optimizer = linear(fused=True)
+    guard = UpdateGuard(optimizer, list(model.named_parameters()))
+    guard.look(1)
+    assert guard.read() is None
+
+
 @pytest.mark.parametrize("value", BAD)
 def test_a_loss_that_is_not_finite_is_enough(value: float) -> None:
     """Of any of the update's micro-batches."""
