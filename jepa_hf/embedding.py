@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import (
@@ -29,6 +28,7 @@ from .export import ProcessingClass
 from .image_collator import decode_image
 from .losses import layer_normalize
 from .modeling_jepa import JepaForRepresentationPrediction
+from .pretrained import load_pretrained
 
 POOLINGS = ("mean", "cls", "layers")
 _MODALITIES = {"input_ids": "text", "pixel_values": "images", "features": "features"}
@@ -114,18 +114,18 @@ class Embedder:
             UsageError: nothing that can be loaded lies there, or it is no encoder.
         """
         name = str(name_or_path)
-        config = _load(name, AutoConfig.from_pretrained, hub_kwargs)
+        config = load_pretrained(name, AutoConfig.from_pretrained, hub_kwargs)
         _refuse_decoders(config, name)
         if isinstance(config, JepaConfig):
-            encoder = _load(name, JepaForRepresentationPrediction.from_pretrained, hub_kwargs).get_encoder()
+            encoder = load_pretrained(name, JepaForRepresentationPrediction.from_pretrained, hub_kwargs).get_encoder()
         elif hub_kwargs.get("trust_remote_code"):
-            encoder = _load(name, AutoModel.from_pretrained, {"dtype": torch.float32, **hub_kwargs})
+            encoder = load_pretrained(name, AutoModel.from_pretrained, {"dtype": torch.float32, **hub_kwargs})
         else:
             kwargs = {"config": config, "dtype": torch.float32, **hub_kwargs}
-            encoder = _load(name, encoder_from_pretrained, kwargs)
+            encoder = load_pretrained(name, encoder_from_pretrained, kwargs)
         loaders = {"input_ids": AutoTokenizer, "pixel_values": AutoImageProcessor}
         loader = loaders.get(encoder.main_input_name)
-        beside = loader and _load(name, loader.from_pretrained, hub_kwargs)
+        beside = loader and load_pretrained(name, loader.from_pretrained, hub_kwargs)
         return cls(encoder, beside, name=name, batch_size=batch_size, max_seq_length=max_seq_length, device=device)
 
     @torch.inference_mode()
@@ -317,16 +317,3 @@ def _refuse_decoders(config: PreTrainedConfig, name: str) -> None:
     if config.is_encoder_decoder or (causal and type(config) not in AutoModelForMaskedLM._model_mapping):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder"
         raise UsageError(f"{name!r} is {kind} ({config.model_type}), not an encoder; give an encoder")
-
-
-def _load(name: str, loader: Any, kwargs: dict[str, Any]) -> Any:
-    """Call a `from_pretrained`, turning its long explanations into a sentence."""
-    try:
-        return loader(name, **kwargs)
-    except UsageError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        if not Path(name).is_dir():
-            reason = "it is neither a directory here nor a model that the Hub gave; check the name and the network"
-        raise UsageError(f"{name!r} cannot be loaded: {reason}") from None

@@ -12,9 +12,8 @@ from .errors import UsageError
 from .evaluation import Evaluation, Health, Interval, Score
 from .evaluation_plots import METRIC_LABELS
 from .markdown import escaped, one_line, table
-from .model_card import dataset_type
+from .model_card import BEGIN, END, dataset_type
 
-BEGIN, END = "<!-- jepa-hf evaluate: begin -->", "<!-- jepa-hf evaluate: end -->"
 # By which a later evaluation knows what an earlier one put into a card's metadata.
 _SIGNATURE = "(jepa-hf evaluate)"
 _METRIC_TYPES = {"linear_probe": "accuracy", "knn": "accuracy", "spearman": "spearmanr"}

@@ -49,6 +49,9 @@ is the nearest among those of the batch; *rank* is the effective number of direc
 
 ![loss and health over the run](training.png)
 
+{begin}
+{end}
+
 ## Limits
 
 {limits} It knows what its data held and inherits the slant of that data. Nothing is known about it beyond the numbers
@@ -66,6 +69,9 @@ What this run used:
 {citations}
 ```
 """
+
+# Between these `jepa-hf evaluate` puts its tables.
+BEGIN, END = "<!-- jepa-hf evaluate: begin -->", "<!-- jepa-hf evaluate: end -->"
 
 _INTRODUCTION = {
     "text": """\
@@ -263,6 +269,8 @@ def render_card(facts: CardFacts) -> ModelCard:
         training=_settings(facts.training),
         results=_results(facts),
         health=_health(facts.found),
+        begin=BEGIN,
+        end=END,
         limits=_LIMITS[facts.modality],
         licence=_licence(facts),
         citations="\n\n".join(CITATIONS[key] for key in facts.citations),
@@ -318,11 +326,14 @@ def _results(facts: CardFacts) -> str:
 
 
 def _eval_results(facts: CardFacts, task: str) -> list[EvalResult]:
-    """The last evaluation as the Hub's leaderboards and search read it; numbers that are not finite are left out."""
+    """The last evaluation as the Hub's leaderboards and search read it.
+
+    Losses and chances, which compare with nothing outside the run, are left out, and so is what is not finite.
+    """
     results = []
     for name, (_, value) in facts.metrics.items():
         source = (facts.data.probe if name.startswith("probe") else facts.data.validation) or "validation data"
-        if math.isfinite(value):
+        if math.isfinite(value) and not name.endswith(("loss", "chance")):
             results.append(
                 EvalResult(
                     task_type=task,

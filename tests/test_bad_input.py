@@ -36,7 +36,7 @@ CASES = [
     Case("no mask token", "--model_name_or_path nomask --context_mode kept", ["no mask token", "--add_tokens"]),
     Case("no tokenizer", "--model_name_or_path notokenizer", ["'notokenizer' holds no tokenizer", "--tokenizer_name"]),
     Case("unknown model", "--model_name_or_path no-such-model", ["'no-such-model' is neither", "check the name"]),
-    Case("unknown Hub model", "--model_name_or_path me/nothing", ["'me/nothing' is neither", "--token"]),
+    Case("unknown Hub model", "--model_name_or_path me/nothing", ["'me/nothing' is neither", "hf auth login"]),
     Case("directory without config", "--model_name_or_path empty", ["'empty' cannot be loaded", r"config\.json"]),
     Case("broken config", "--model_name_or_path badconfig", ["'badconfig' cannot be loaded", "not a valid JSON"]),
     Case("no weights", "--model_name_or_path noweights", ["'noweights' cannot be loaded", r"model\.safetensors"]),
@@ -274,7 +274,7 @@ def test_the_console_command_exits_with_2(material: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "command", "expected"),
     [
-        (["trian"], "jepa-hf", ["unknown command 'trian'", "train, masks, evaluate, export and report"]),
+        (["trian"], "jepa-hf", ["unknown command 'trian'", "train, masks, evaluate, export, report, embed and push"]),
         (["train", "--accelerate_config", "nope.yaml"], "jepa-hf train", ["accelerate_config 'nope.yaml'"]),
         (["train", "--accelerate_config"], "jepa-hf train", ["accelerate_config ''"]),
         (["train", "--mask_ration", "1"], "jepa-hf train", ["did you mean --mask_ratio"]),

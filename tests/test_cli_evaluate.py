@@ -124,7 +124,7 @@ def test_a_card_is_updated_and_nothing_beside_it(
         ("models/one --tasks topics --label_column_name topic", "has no column 'topic'; its columns are: text, label"),
         ("models/one models/one --tasks topics", "'models/one' is named twice; name each model once"),
         ("models/no_model --tasks topics", "'models/no_model' cannot be loaded: "),
-        ("nobody/nothing --tasks topics", "'nobody/nothing' cannot be loaded: it is neither a directory here nor"),
+        ("nobody/nothing --tasks topics", "'nobody/nothing' is neither a directory here nor"),
         ("models/one --tasks topics --output_dir plain.jsonl", "output_dir 'plain.jsonl' is a file, or lies under one"),
         ("models/one --tasks topics --update_card", "card 'models/one/README.md' does not exist; only models in"),
         ("models/one models/two --tasks topics --update_card", "name the models whose cards are to be updated"),

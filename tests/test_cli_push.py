@@ -198,7 +198,7 @@ def test_images_load_by_name(here: Hub) -> None:
 def test_nothing_that_is_shared_names_a_path(place: Place, here: Hub) -> None:
     """Not that of the model it started from, nor of the data, nor of the run."""
     data = write_lines(place.folder / "data.txt", CORPUS[:50])
-    flags = ("--max_steps", "1", "--save_steps", "1", "--hub_strategy", "checkpoint", "--do_eval")
+    flags = ("--max_steps", "1", "--save_steps", "1", "--hub_strategy", "checkpoint", "--do_train", "--do_eval")
     start = ("--model_name_or_path", place.folder / "out", "--train_file", data)
     train(*start, *flags, "--output_dir", place.folder / "own", "--push_to_hub")
     files = here.repos["me/own"].files()

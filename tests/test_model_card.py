@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from commands import train
+from evaluations import made_up
 from hub import Hub
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -18,6 +19,7 @@ from test_markdown import NASTY
 from tiny import CORPUS, save_tiny_encoder, write_lines
 
 from jepa_hf import JepaConfig
+from jepa_hf.evaluation_report import update_card
 from jepa_hf.markdown import one_line
 from jepa_hf.model_card import CITATIONS, CardFacts, DataNames, rename_card, render_card
 
@@ -79,7 +81,7 @@ def test_tables_hold_the_values() -> None:
 
 
 def test_the_evaluation_is_metadata_that_the_hub_s_client_reads() -> None:
-    metrics = {**facts().metrics, "loss": (None, float("nan"))}
+    metrics = {**facts().metrics, "prediction loss": (None, 1.0), "spread": (None, float("nan"))}
     name, results = model_index_to_eval_results(metadata_of(render_card(facts(metrics=metrics)))["model-index"])
     assert name == "model"
     assert [(result.dataset_name, result.metric_type, result.metric_value) for result in results] == [
@@ -236,7 +238,7 @@ def test_the_card_of_a_run_is_filled_with_its_values(tmp_path: Path, monkeypatch
     data, training, results = tables(text)
     seen: dict[str, str] = dict(data[2:])
     assert (seen.pop("data"), seen.pop("rows")) == ("data.txt", "190")
-    assert seen.pop("evaluated on") == "a share of data.txt that was held out"
+    assert seen.pop("evaluated on") == "data.txt, held-out rows"
     assert re.fullmatch(r"[\d,]{3,}", seen.pop("tokens read"))
     assert re.fullmatch(r"0\.\d+", seen.pop("epochs"))
     assert seen == {}
@@ -249,7 +251,7 @@ def test_the_card_of_a_run_is_filled_with_its_values(tmp_path: Path, monkeypatch
         assert re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", end), name
     assert not re.search(r"\b(None|nan|TODO)\b|\[More", text)
     _, evaluated = model_index_to_eval_results(card.data.to_dict()["model-index"])
-    assert {"loss", "hit_rate"} <= {result.metric_type for result in evaluated}
+    assert {"hit_rate", "target_rank", "context_rank"} <= {result.metric_type for result in evaluated}
     assert "![loss and health over the run](training.png)" in text
     assert Path("out/training.png").is_file()
 
@@ -262,3 +264,13 @@ def test_the_card_tells_what_the_watchdog_said() -> None:
     assert "showed no collapse and no divergence" in str(render_card(facts(found=[])))
     assert "collapse and" not in str(render_card(facts(found=None)))
     assert "<script>" not in str(render_card(facts(found=["<script>"])))
+
+
+def test_an_evaluation_goes_between_the_results_and_the_limits() -> None:
+    """Its table and its metadata; those of the run stay."""
+    card = render_card(facts())
+    update_card(card, made_up(models=("me/model",)), "me/model")
+    sections = re.findall("^## (.*)$", card.text, flags=re.MULTILINE)
+    assert sections[3:6] == ["How it went", "Evaluation of the frozen representations", "Limits"]
+    kinds_of = {result.metric_type for result in ModelCard(str(card)).data.eval_results}
+    assert {"hit_rate", "probe_linear", "accuracy", "spearmanr", "recall_at_1"} <= kinds_of

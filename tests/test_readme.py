@@ -7,7 +7,9 @@ import pytest
 from tiny import CORPUS, save_tiny_encoder, write_lines
 
 from jepa_hf.cli.arguments import _CLASSES, _names, _Parser
+from jepa_hf.cli.embed import _parser as embed_parser
 from jepa_hf.cli.evaluate import _parser as evaluate_parser
+from jepa_hf.cli.push import _parser as push_parser
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -47,7 +49,8 @@ def test_every_flag_exists() -> None:
     """Each `--flag` of the README is one of run_jepa.py, jepa-hf, accelerate, or the article's script."""
     known = {f"--{name}" for name in _names(_Parser(_CLASSES))}
     known |= {"--help", "--accelerate_config", "--config_file", "--encoder", "--head", "--custom_code", "--picture"}
-    known |= {flag for action in evaluate_parser()._actions for flag in action.option_strings}
+    for parser in (evaluate_parser(), embed_parser(), push_parser()):
+        known |= {flag for action in parser._actions for flag in action.option_strings}
     table = README.split("## From the article's script")[1].split("## Results")[0]
     script = {flag for line in table.splitlines() if line.startswith("| `") for flag in flags(line.split("|")[1])}
     assert flags(README) - known <= script

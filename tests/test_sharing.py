@@ -112,7 +112,7 @@ def test_a_push_that_failed_changed_nothing_and_can_be_repeated(
 
 
 def test_a_fault_of_a_moment_is_not_even_noticed(out: Path, hub: Hub) -> None:
-    hub.faults = [Fault(LFS, times=2), Fault(LFS, None, times=1)]
+    hub.faults = [Fault(LFS, times=2)]
     push_run(out, Destination("me/x"), "Mine")
     assert hub.repos["me/x"].history() == ["Mine"]
 

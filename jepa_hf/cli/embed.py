@@ -1,10 +1,10 @@
 """`jepa-hf embed`: one vector per row of files, in a file."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from ..data import DataArguments
 from ..embedding import POOLINGS, Embedder
@@ -18,6 +18,15 @@ _COLUMNS = ("text_column_name", "image_column_name", "feature_column_names", "la
 def main(argv: Sequence[str]) -> int:
     """Embed; returns the exit code."""
     quiet_libraries()
+    try:
+        count, width, output = _run(_parser().parse_args(argv))
+    except UsageError as error:
+        return complain("jepa-hf embed", error)
+    print(f"written to {output}: {count:,} embeddings of width {width:,}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="jepa-hf embed",
         description="Embed the rows of files with a frozen encoder, as many as there are: finished parts lie in "
@@ -46,15 +55,11 @@ def main(argv: Sequence[str]) -> int:
     helps = {item.name: item.metadata["help"] for item in fields(DataArguments)}
     for name in _COLUMNS:
         parser.add_argument(f"--{name}", help=helps[name])
-    try:
-        count, width, output = _run(parser.parse_args(argv))
-    except UsageError as error:
-        return complain("jepa-hf embed", error)
-    print(f"written to {output}: {count:,} embeddings of width {width:,}")
-    return 0
+    return parser
 
 
-def _run(options: Any) -> tuple[int, int, str]:
+def _run(options: argparse.Namespace) -> tuple[int, int, str]:
+    """Number and width of the embeddings, and where they are."""
     check_output(Path(options.output))
     embedder = Embedder.from_pretrained(
         options.model,

@@ -8,8 +8,9 @@ from ..data import DataArguments
 from ..errors import UsageError
 from ..image_collator import DataCollatorForBlockJEPA
 from ..image_data import load_image_datasets
+from ..pretrained import load_pretrained
 from .arguments import ModelArguments, Parsed
-from .loading import build_model, hub_kwargs, load
+from .loading import build_model, hub_kwargs
 from .prepared import Prepared
 
 _MASKS = (
@@ -62,6 +63,6 @@ def _image_processor(
     if name is None:
         mean = [0.5] * config.num_channels
         return ViTImageProcessorPil(size=size, image_mean=mean, image_std=mean, do_convert_rgb=config.num_channels == 3)
-    processor = load(argument, name, AutoImageProcessor.from_pretrained, hub_kwargs(model_args, data_args))
+    processor = load_pretrained(name, AutoImageProcessor.from_pretrained, hub_kwargs(model_args, data_args), argument)
     processor.size, processor.do_center_crop = size, False
     return processor

@@ -1,17 +1,15 @@
 """From names and flags to an encoder's configuration and a model, each mistake with its sentence."""
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration_jepa import JepaConfig
 from ..data import DataArguments
 from ..errors import UsageError
 from ..modeling_jepa import JepaForRepresentationPrediction
+from ..pretrained import load_pretrained
 from .arguments import ModelArguments
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
@@ -43,7 +41,7 @@ def load_encoder_config(model_args: ModelArguments, data_args: DataArguments) ->
             ) from None
     else:
         argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
-        config = load(argument, name, AutoConfig.from_pretrained, hub_kwargs(model_args, data_args))
+        config = load_pretrained(name, AutoConfig.from_pretrained, hub_kwargs(model_args, data_args), argument)
     if isinstance(config, JepaConfig):
         config = config.encoder_config
     return overridden(config, model_args.config_overrides)
@@ -66,27 +64,6 @@ def overridden(config: PreTrainedConfig, overrides: str | None) -> PreTrainedCon
         ) from None
 
 
-def load(argument: str, name: str, loader: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-    """Call a `from_pretrained`, turning its long explanations into a sentence."""
-    try:
-        return loader(name, **kwargs)
-    except UsageError:
-        raise
-    except (
-        # The last four: values of the wrong kind in a file.
-        OSError, ValueError, RuntimeError, SafetensorError, TypeError, AttributeError, LookupError, StrictDataclassError
-    ) as error:  # fmt: skip
-        if Path(name).is_dir():
-            reason = " ".join(str(error).split())[:300]
-            if "ignore_mismatched_sizes" in reason:
-                reason = "its weights have other sizes than the flags ask for; leave out those that change its sizes"
-            raise UsageError(f"{argument} {name!r} cannot be loaded: {reason}") from None
-        raise UsageError(
-            f"{argument} {name!r} is neither a directory here nor a model that the Hub gave; check the name, the "
-            "network, and --token for a private one"
-        ) from None
-
-
 def build_model(
     model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig
 ) -> JepaForRepresentationPrediction:
@@ -102,11 +79,11 @@ def build_model(
             raise
         except ValueError as error:
             raise UsageError(f"no {config.model_type} encoder can be built like that: {error}") from None
-    return load(
-        "model_name_or_path",
+    return load_pretrained(
         model_args.model_name_or_path,
         lambda name, **kwargs: JepaForRepresentationPrediction.from_any_pretrained(
             name, encoder_kwargs=kwargs, **model_args.jepa_kwargs()
         ),
         {**hub_kwargs(model_args, data_args), **attention},
+        "model_name_or_path",
     )

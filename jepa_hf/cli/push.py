@@ -1,5 +1,7 @@
 """`jepa-hf push`: a run's result to the Hub."""
 
+import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,14 @@ from .arguments import CommandParser, complain, quiet_libraries
 def main(argv: Sequence[str]) -> int:
     """Push; returns the exit code: 0; 1 where the Hub failed or refused; 2 after bad input."""
     quiet_libraries()
+    try:
+        options = _parser().parse_args(argv)
+        return _run(options)
+    except UsageError as error:
+        return complain("jepa-hf push", error)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="jepa-hf push",
         description="Push what a run left to the Hub, in one commit: at the repository's root the plain encoder, under "
@@ -26,19 +36,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--tag", metavar="NAME", help="then tag the new state, such as v1.0")
     parser.add_argument("--token", help="default: that of HF_TOKEN, or of `hf auth login`, which no process list shows")
     parser.add_argument("--commit_message", metavar="TEXT", default="Push of a jepa_hf run", help="of the commit")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Check, push, print; returns the exit code."""
+    to = Destination(options.repo, options.private or None, options.revision, options.token)
+    if not Path(options.run_dir).is_dir():
+        raise UsageError(f"RUN_DIR {options.run_dir!r} is no directory; give the output_dir of a run")
+    if not options.commit_message.strip():
+        raise UsageError("commit_message is empty; say what is pushed, or leave it out")
+    count = len(files_to_push(options.run_dir))
     try:
-        options = parser.parse_args(argv)
-        to = Destination(options.repo, options.private or None, options.revision, options.token)
-        if not Path(options.run_dir).is_dir():
-            raise UsageError(f"RUN_DIR {options.run_dir!r} is no directory; give the output_dir of a run")
-        if not options.commit_message.strip():
-            raise UsageError("commit_message is empty; say what is pushed, or leave it out")
-        count = len(files_to_push(options.run_dir))
         commit = push_run(options.run_dir, to, options.commit_message, options.tag, sys.stderr.isatty())
-    except UsageError as error:
-        return complain("jepa-hf push", error)
     except PushError as error:
-        tag = f" --tag {options.tag}" if options.tag else ""
+        tag = f" --tag {shlex.quote(options.tag)}" if options.tag else ""
         again = f"{error}; nothing here is lost, and this repeats it: {to.command(options.run_dir)}{tag}"
         complain("jepa-hf push", PushError(again))
         return 1

@@ -15,10 +15,11 @@ from ..data import DataArguments, load_text_datasets, train_wordpiece_tokenizer
 from ..data_collator import DataCollatorForSpanJEPA
 from ..errors import UsageError
 from ..modeling_jepa import JepaForRepresentationPrediction
+from ..pretrained import load_pretrained
 from ..run_directory import RunPlan
 from ..tokenization import tokenize_dataset
 from .arguments import ModelArguments, Parsed, RunArguments
-from .loading import FAMILIES, VISION_FAMILIES, build_model, hub_kwargs, load
+from .loading import FAMILIES, VISION_FAMILIES, build_model, hub_kwargs
 from .prepared import Prepared
 
 # Texts that a random start's tokenizer is trained on, at most: they are held in memory.
@@ -74,7 +75,7 @@ def _tokenizer(model_args: ModelArguments, data_args: DataArguments, plan: RunPl
         name, argument = model_args.config_name, "config_name"
     if name is None:
         return None
-    tokenizer = load(argument, name, AutoTokenizer.from_pretrained, hub_kwargs(model_args, data_args))
+    tokenizer = load_pretrained(name, AutoTokenizer.from_pretrained, hub_kwargs(model_args, data_args), argument)
     if len(tokenizer) > len(tokenizer.all_special_ids):
         return tokenizer
     # What transformers makes of a directory without a tokenizer knows special tokens only.

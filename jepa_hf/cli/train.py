@@ -346,13 +346,13 @@ def _data_names(data_args: DataArguments, args: RunArguments) -> DataNames:
     elif data_args.dataset_name or data_args.train_file:
         names.train = called(data_args.dataset_name or data_args.train_file)
     else:
-        names.train = "Python's language reference, as its help() shows it"
+        names.train = "Python's language reference"
     if args.do_eval and data_args.validation_file:
         names.validation = called(data_args.validation_file)
     elif args.do_eval and data_args.dataset_name:
         names.validation = names.train
     elif args.do_eval:
-        names.validation = f"a share of {names.train} that was held out"
+        names.validation = f"{names.train}, held-out rows"
     names.probe = called(data_args.probe_task)
     return names
 
