@@ -114,6 +114,7 @@ class Embedder:
             UsageError: nothing that can be loaded lies there, or it is no encoder.
         """
         name = str(name_or_path)
+        hub_kwargs = {"trust_remote_code": False, **hub_kwargs}  # None would ask on the terminal
         config = _load(name, AutoConfig.from_pretrained, hub_kwargs)
         _refuse_decoders(config, name)
         if isinstance(config, JepaConfig):
@@ -327,6 +328,8 @@ def _load(name: str, loader: Any, kwargs: dict[str, Any]) -> Any:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        if not Path(name).is_dir():
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own; read it, and if you trust it run it with --trust_remote_code"
+        elif not Path(name).is_dir():
             reason = "it is neither a directory here nor a model that the Hub gave; check the name and the network"
         raise UsageError(f"{name!r} cannot be loaded: {reason}") from None

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..configuration_jepa import JepaConfig
 from ..data import DataArguments
@@ -78,6 +78,8 @@ def load(argument: str, name: str, loader: Callable[..., Any], kwargs: dict[str,
     ) as error:  # fmt: skip
         if Path(name).is_dir():
             reason = " ".join(str(error).split())[:300]
+            if "trust_remote_code" in str(error):
+                reason = "it brings code of its own; read it, and if you trust it run it with --trust_remote_code"
             if "ignore_mismatched_sizes" in reason:
                 reason = "its weights have other sizes than the flags ask for; leave out those that change its sizes"
             raise UsageError(f"{argument} {name!r} cannot be loaded: {reason}") from None
@@ -85,6 +87,13 @@ def load(argument: str, name: str, loader: Callable[..., Any], kwargs: dict[str,
             f"{argument} {name!r} is neither a directory here nor a model that the Hub gave; check the name, the "
             "network, and --token for a private one"
         ) from None
+
+
+def load_tokenizer(argument: str, name: str, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """A tokenizer without chat templates: no encoder needs them, and their names would become names of files."""
+    tokenizer = load(argument, name, AutoTokenizer.from_pretrained, kwargs)
+    tokenizer.chat_template = None
+    return tokenizer
 
 
 def build_model(
