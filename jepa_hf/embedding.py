@@ -114,6 +114,7 @@ class Embedder:
             UsageError: nothing that can be loaded lies there, or it is no encoder.
         """
         name = str(name_or_path)
+        hub_kwargs = {"trust_remote_code": False, **hub_kwargs}  # None would ask on the terminal
         config = load_pretrained(name, AutoConfig.from_pretrained, hub_kwargs)
         _refuse_decoders(config, name)
         if isinstance(config, JepaConfig):

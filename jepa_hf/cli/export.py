@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor
 
 from ..configuration_jepa import JepaConfig
 from ..errors import UsageError
 from ..export import JEPA_FOLDER, ProcessingClass, export_custom_code, export_encoder, export_masked_lm
 from ..modeling_jepa import JepaForRepresentationPrediction
 from .arguments import CommandParser, complain, quiet_libraries
+from .loading import load, load_tokenizer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,9 +56,9 @@ def main(argv: Sequence[str]) -> int:
 def _processing_class(folder: Path) -> ProcessingClass | None:
     """The tokenizer or image processor that lies beside the model; feature vectors need none."""
     if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(folder)
+        return load_tokenizer("source", str(folder), {"trust_remote_code": False})
     if (folder / "preprocessor_config.json").is_file():
-        return AutoImageProcessor.from_pretrained(folder)
+        return load("source", str(folder), AutoImageProcessor.from_pretrained, {"trust_remote_code": False})
     return None
 
 

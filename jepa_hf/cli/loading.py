@@ -3,7 +3,7 @@
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..configuration_jepa import JepaConfig
 from ..data import DataArguments
@@ -62,6 +62,13 @@ def overridden(config: PreTrainedConfig, overrides: str | None) -> PreTrainedCon
             f"config_overrides {overrides!r} must have the form name=value,name=value with names of the "
             f"{config.model_type} configuration: {' '.join(str(error).split())}"
         ) from None
+
+
+def load_tokenizer(argument: str, name: str, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """A tokenizer without chat templates: no encoder needs them, and their names would become names of files."""
+    tokenizer = load_pretrained(name, AutoTokenizer.from_pretrained, kwargs, argument)
+    tokenizer.chat_template = None
+    return tokenizer
 
 
 def build_model(

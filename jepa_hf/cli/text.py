@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..backbones import backbone_for
@@ -15,11 +15,10 @@ from ..data import DataArguments, load_text_datasets, train_wordpiece_tokenizer
 from ..data_collator import DataCollatorForSpanJEPA
 from ..errors import UsageError
 from ..modeling_jepa import JepaForRepresentationPrediction
-from ..pretrained import load_pretrained
 from ..run_directory import RunPlan
 from ..tokenization import tokenize_dataset
 from .arguments import ModelArguments, Parsed, RunArguments
-from .loading import FAMILIES, VISION_FAMILIES, build_model, hub_kwargs
+from .loading import FAMILIES, VISION_FAMILIES, build_model, hub_kwargs, load_tokenizer
 from .prepared import Prepared
 
 # Texts that a random start's tokenizer is trained on, at most: they are held in memory.
@@ -75,7 +74,7 @@ def _tokenizer(model_args: ModelArguments, data_args: DataArguments, plan: RunPl
         name, argument = model_args.config_name, "config_name"
     if name is None:
         return None
-    tokenizer = load_pretrained(name, AutoTokenizer.from_pretrained, hub_kwargs(model_args, data_args), argument)
+    tokenizer = load_tokenizer(argument, name, hub_kwargs(model_args, data_args))
     if len(tokenizer) > len(tokenizer.all_special_ids):
         return tokenizer
     # What transformers makes of a directory without a tokenizer knows special tokens only.

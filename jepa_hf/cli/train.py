@@ -207,6 +207,10 @@ def _push(trainer: JepaTrainer) -> None:
 
 def complete(model_args: ModelArguments, data_args: DataArguments, args: RunArguments) -> None:
     """Fill in what follows from other arguments, and refuse what contradicts them."""
+    for part in (model_args, data_args, args):
+        for name, value in vars(part).items():
+            if isinstance(value, str) and "\0" in value:
+                raise UsageError(f"{name} holds a NUL character, which no name of a file has; leave it out")
     # As in run_mlm.py, --do_eval alone only evaluates; asking for evaluations during training implies training.
     if args.eval_strategy != "no" or args.eval_on_start:
         args.do_train = args.do_eval = True
