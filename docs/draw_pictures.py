@@ -211,7 +211,7 @@ def draw_collapse() -> Figure:
         axis.axhline(0, color=GREY, linewidth=0.6)
         axis.axvline(0, color=GREY, linewidth=0.6)
         axis.scatter(*vectors.T, c=[f"C{sample}" for sample in samples.tolist()], s=22, alpha=0.75, linewidths=0)
-        axis.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), xticks=[], yticks=[], aspect="equal")
+        axis.set(xlim=(-1.8, 1.8), ylim=(-1.8, 1.8), xticks=[], yticks=[], aspect="equal")
         axis.set_title(kind, fontsize=11, weight="bold")
         measured = representation_health(vectors, samples)
         told = f"pairwise cosine {measured['pairwise_cosine']:.2f}\nrank {measured['rank']:.2f} of 2\n"

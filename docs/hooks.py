@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def train_flags() -> str:
-    """A table for each group of flags of `jepa-hf train`, without those that are as in `TrainingArguments`."""
+    """The flags of `jepa-hf train` by group, without those that are as in `TrainingArguments`."""
     usual = {item.name: item for item in fields(TrainingArguments)}
     own = [item for item in fields(RunArguments) if item.name not in usual]
     ours = [item for item in fields(JepaTrainingArguments) if item.name in usual]
@@ -58,15 +59,15 @@ def train_flags() -> str:
         ("EMA, health and export", own),
         ("Other defaults than those of TrainingArguments", changed),
     )
-    return "\n\n".join(f"### {title}\n\n{_table(items)}" for title, items in groups)
+    return "\n\n".join(f"### {title}\n\n{_list(items)}" for title, items in groups)
 
 
-def _table(items: list[Field] | tuple[Field, ...]) -> str:
-    rows = ["| flag | default | |", "| --- | --- | --- |"]
+def _list(items: Sequence[Field]) -> str:
+    lines = []
     for item in items:
-        told = item.metadata.get("help", "").replace("%%", "%").replace("|", "\\|")
-        rows.append(f"| `--{item.name}` | {_default(item)} | {told} |")
-    return "\n".join(rows)
+        default = f", default {_default(item)}" if _default(item) else ""
+        lines.append(f"- `--{item.name}`{default}: {item.metadata.get('help', '').replace('%%', '%')}")
+    return "\n".join(lines)
 
 
 def _default(item: Field) -> str:
