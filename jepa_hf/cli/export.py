@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor
 
 from ..configuration_jepa import JepaConfig
 from ..errors import UsageError
 from ..export import JEPA_FOLDER, ProcessingClass, export_custom_code, export_encoder, export_masked_lm
 from ..modeling_jepa import JepaForRepresentationPrediction
+from ..pretrained import load_pretrained
 from .arguments import CommandParser, complain, quiet_libraries
-from .loading import load, load_tokenizer
+from .loading import load_tokenizer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,10 +36,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"output_dir {options.output_dir!r} is a file, or lies under one; name a new directory")
         if target.exists() and any(target.iterdir()):
             raise UsageError(f"output_dir {options.output_dir!r} is not empty; name a new directory")
-        try:
-            model = JepaForRepresentationPrediction.from_pretrained(source)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UsageError(f"{str(source)!r} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        model = load_pretrained(str(source), JepaForRepresentationPrediction.from_pretrained, {})
         beside = _processing_class(source)
         if options.custom_code:
             export_custom_code(model, target, beside)
@@ -58,7 +55,7 @@ def _processing_class(folder: Path) -> ProcessingClass | None:
     if (folder / "tokenizer_config.json").is_file():
         return load_tokenizer("source", str(folder), {"trust_remote_code": False})
     if (folder / "preprocessor_config.json").is_file():
-        return load("source", str(folder), AutoImageProcessor.from_pretrained, {"trust_remote_code": False})
+        return load_pretrained(str(folder), AutoImageProcessor.from_pretrained, {"trust_remote_code": False}, "source")
     return None
 
 
