@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import pickle
+import platform
 import re
 import shutil
 from abc import abstractmethod
@@ -22,6 +23,8 @@ from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
 from accelerate.utils import gather_object
 from huggingface_hub import CommitInfo
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainingArguments
@@ -651,3 +654,30 @@ def _push_aside(folder: Path, to: Destination, step: int, replaced_folder: str |
         logger.warning("step %d: %s; the run goes on, and later pushes try again", step, error)
     finally:
         shutil.rmtree(folder)
+
+
+def hardware(device: torch.device, processes: int) -> str:
+    """What a run goes on: the kind of device, and how many processes.
+
+    >>> hardware(torch.device("cpu"), 2)  # doctest: +ELLIPSIS
+    '2 x CPU (...), ... thread...'
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        threads = torch.get_num_threads()
+        name = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''} each"
+    else:
+        name = device.type
+    return f"{processes} x {name}"
+
+
+def hub_name(name_or_path: str) -> str | None:
+    """What a card may name as base model: a Hub repository, not a path on somebody's machine."""
+    if not name_or_path or Path(name_or_path).exists():
+        return None
+    try:
+        validate_repo_id(name_or_path)
+    except HFValidationError:
+        return None
+    return name_or_path

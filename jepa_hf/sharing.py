@@ -23,11 +23,12 @@ from .model_card import rename_card
 
 # What makes a directory loadable: weights, configuration, tokenizer or image processor, code of our own encoder.
 MODEL_FILES = (
-    "config.json", "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json",
-    "modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "preprocessor_config.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
-    "spm.model", "sentencepiece.bpe.model", "chat_template.jinja", "configuration_feature_encoder.py",
-    "modeling_feature_encoder.py", "errors.py", "positions.py",
+    "config.json", "generation_config.json", "model.safetensors", "model-?????-of-?????.safetensors",
+    "model.safetensors.index.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json",
+    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentencepiece.bpe.model",
+    "chat_template.jinja", "configuration_feature_encoder.py", "modeling_feature_encoder.py", "errors.py",
+    "positions.py",
 )  # fmt: skip
 # What tells about the run. Not masks.png and report.html, which show samples of the data.
 RUN_FILES = ("README.md", "metrics.json", "training.png", "evaluation/*.png")

@@ -1,7 +1,6 @@
 """`JepaTrainer`: a `Trainer` for `JepaForRepresentationPrediction`."""
 
 import logging
-import platform
 from collections import defaultdict
 from collections.abc import Callable, Sequence, Sized
 from functools import cached_property
@@ -11,8 +10,6 @@ from typing import Any
 
 import datasets
 import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -23,7 +20,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from .base_trainer import RepresentationTrainer, RunningMeans
+from .base_trainer import RepresentationTrainer, RunningMeans, hardware, hub_name
 from .callbacks import EmaTargetCallback, HealthCallback, MaskEpochCallback, WeightDecayCallback
 from .configuration_jepa import JepaConfig
 from .data_collator import DataCollatorForSpanJEPA, MaskingCollator
@@ -418,7 +415,7 @@ class JepaTrainer(RepresentationTrainer):
             if any(map(is_measurement, state.log_history))
             else None,
             citations=_citations(config, self.model.backbone.modality),
-            base_model=_hub_name(config.name_or_path),
+            base_model=hub_name(config.name_or_path),
             base_name=f"the local model {Path(config.name_or_path).name}" if config.name_or_path else None,
         )
 
@@ -461,17 +458,6 @@ def _refuse_second_ema(callbacks: Sequence[type[TrainerCallback] | TrainerCallba
         )
 
 
-def _hub_name(name_or_path: str) -> str | None:
-    """What a card may name as base model: a Hub repository, not a path on somebody's machine."""
-    if not name_or_path or Path(name_or_path).exists():
-        return None
-    try:
-        validate_repo_id(name_or_path)
-    except HFValidationError:
-        return None
-    return name_or_path
-
-
 def _citations(config: JepaConfig, modality: str) -> list[str]:
     """What the run rests on: the kind of masks, of targets and of regularisers."""
     used = {
@@ -482,22 +468,6 @@ def _citations(config: JepaConfig, modality: str) -> list[str]:
         "lejepa": bool(config.sigreg_weight),
     }
     return [key for key, is_used in used.items() if is_used]
-
-
-def hardware(device: torch.device, processes: int) -> str:
-    """What a run goes on: the kind of device, and how many processes.
-
-    >>> hardware(torch.device("cpu"), 2)  # doctest: +ELLIPSIS
-    '2 x CPU (...), ... thread...'
-    """
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    elif device.type == "cpu":
-        threads = torch.get_num_threads()
-        name = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''} each"
-    else:
-        name = device.type
-    return f"{processes} x {name}"
 
 
 def _hits(predictions: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

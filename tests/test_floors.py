@@ -17,7 +17,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("image_collator", "feature_collator", "base_trainer", "trainer", "checkpoints"), 2),
     **dict.fromkeys(("update_guard", "interruption"), 2),
     **dict.fromkeys(("llm_jepa", "llm_jepa.views", "llm_jepa.data_collator", "llm_jepa.objective"), 2),
-    **dict.fromkeys(("llm_jepa.trainer", "llm_jepa.training_args", "llm_jepa.generation"), 2),
+    **dict.fromkeys(("llm_jepa.trainer", "llm_jepa.training_args", "llm_jepa.generation", "llm_jepa.model_card"), 2),
     **dict.fromkeys(("data", "feature_data", "image_data", "plots", "mask_plots", "run_directory"), 3),
     **dict.fromkeys(("embedding", "embedding_files", "online_probe", "evaluation", "evaluation_plots"), 3),
     **dict.fromkeys(("evaluation_report", "evaluation_tasks"), 3),

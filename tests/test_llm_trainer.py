@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from jepa_runs import StopAfter, largest_difference, weights
 from paired_views import conversations, model, tokenizer, trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 from jepa_hf import UsageError
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments
 from jepa_hf.llm_jepa.objective import decoder_of
+from jepa_hf.model_card import DataNames
 
 torch.set_num_threads(1)
 
@@ -179,6 +181,22 @@ def test_lora_trains_adapters_and_the_predictors_rows(tmp_path: Path) -> None:
     assert moved == [row]
     made.save_model()
     assert (tmp_path / "out" / "adapter_config.json").is_file()
+
+
+def test_its_card_tells_what_happened_and_is_valid(tmp_path: Path) -> None:
+    """Read back as the Hub reads it; names of data cannot become markup."""
+    made = trainer(tmp_path / "out", tube_weight=0.1)
+    made.evaluate()
+    made.create_model_card(data=DataNames(train="<b>pairs</b> | x.jsonl"))
+    text = (tmp_path / "out" / "README.md").read_text()
+    card = ModelCard(text)
+    assert card.data.pipeline_tag == "text-generation"
+    assert "llm-jepa" in card.data.tags
+    assert "<b>" not in text
+    assert "2509.14252" in text
+    assert "2602.22617" in text
+    assert "| next token 1.0, views 1.0 (cosine) |" in text
+    assert str(tmp_path) not in text
 
 
 @pytest.mark.parametrize(

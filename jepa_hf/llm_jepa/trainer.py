@@ -21,12 +21,16 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..base_trainer import RepresentationTrainer, RunningMeans
+from ..base_trainer import RepresentationTrainer, RunningMeans, hardware, hub_name
 from ..ema import match_parameters, update_target
 from ..errors import UsageError
+from ..files import whole_file
 from ..metrics import effective_rank
+from ..model_card import DataNames
+from ..version import __version__
 from .data_collator import DataCollatorForPairedViews
 from .generation import judge
+from .model_card import render_card
 from .objective import PairedViewObjective, PairedViewOutput, check_views, decoder_of
 from .training_args import LlmJepaTrainingArguments
 from .views import MOST_PREDICTOR_TOKENS, PairedViewTokenizer, predictor_tokens
@@ -276,6 +280,49 @@ class LlmJepaTrainer(RepresentationTrainer):
             if not path.is_file():
                 raise UsageError(f"{resume_from_checkpoint} holds no teacher ({TEACHER_FILE}); start over")
             self.objective.teacher.load_state_dict(load_file(path))
+
+    def create_model_card(self, model_name: str | None = None, data: DataNames | None = None, **kwargs: Any) -> None:
+        """Write `README.md`.
+
+        Args:
+            model_name: what users pass to `from_pretrained`; default the Hub repository, or the output directory.
+            data: names of the data.
+            kwargs: `language`, `license` and `dataset` as `Trainer.create_model_card` takes them.
+        """
+        if not self.is_world_process_zero():
+            return
+        args, state = self.args, self.state
+        folder = Path(args.output_dir).absolute().name
+        data, given = data or DataNames(), kwargs.get("dataset") or []
+        data.datasets += [given] if isinstance(given, str) else given
+        evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
+        shown = ("lm_loss", "pair_loss", "view_cosine", "view_rank", *self.generation_metrics)
+        last = evaluations[-1] if evaluations else {}
+        training = {
+            "steps": state.global_step,
+            "rows per step": self.get_total_train_batch_size(args),
+            "learning rate": f"{args.learning_rate:.4g}",
+            "weights": f"next token {args.lm_weight}, views {args.pair_weight} ({args.pair_loss})",
+            "gradient through the predicted view": args.target_gradient,
+            "loss dropout": args.loss_dropout,
+            "STP": f"{args.tube_weight} ({args.tube_form})" if args.tube_weight else None,
+            "hardware": hardware(args.device, args.world_size),
+            "seed": args.seed,
+        }
+        base = self.model.config.name_or_path
+        card = render_card(
+            self.hub_model_id or args.hub_model_id or model_name or folder,
+            __version__,
+            training,
+            {name.replace("_", " "): last[f"eval_{name}"] for name in shown if f"eval_{name}" in last},
+            data,
+            with_paths=bool(args.tube_weight),
+            base_model=hub_name(base),
+            language=kwargs.get("language"),
+            license=kwargs.get("license"),
+        )
+        with whole_file(Path(args.output_dir) / "README.md") as new:
+            card.save(new)
 
     def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """A plain causal language model, or its adapters, with the tokenizer."""
