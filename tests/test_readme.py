@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from paired_views import model, tokenizer
 from tiny import CORPUS, save_tiny_encoder, write_lines
+from transformers import AutoModelForCausalLM
 
 from jepa_hf.cli.arguments import _CLASSES, _names, _Parser
 from jepa_hf.cli.embed import _parser as embed_parser
@@ -30,8 +32,12 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The examples train from the reader's own model and text, by one call and by hand, and load the result."""
     monkeypatch.chdir(tmp_path)
     save_tiny_encoder("bert", "my-bert", head="mlm")
+    words = tokenizer()
+    words.save_pretrained("my-llm")
+    model(len(words)).save_pretrained("my-llm")
     write_lines("data.txt", CORPUS)
-    one_call, by_hand, loading = (block.replace("max_steps=1000", "max_steps=2") for block in blocks("python"))
+    python = [block.replace("max_steps=1000", "max_steps=2") for block in blocks("python")]
+    one_call, by_hand, paired_views, loading = python
     scope: dict[str, object] = {}
     exec(one_call, scope)
     assert scope["trainer"].state.global_step == 2
@@ -40,6 +46,9 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len([line for line in by_hand.splitlines() if line and not line.startswith(("from", "import"))]) <= 10
     exec(by_hand, scope)
     assert scope["trainer"].state.global_step == 2
+    exec(paired_views, scope)
+    assert scope["trainer"].state.global_step == 2
+    assert AutoModelForCausalLM.from_pretrained("my-regex-model").can_generate()
     exec(loading, scope)
     assert scope["sentences"].shape == (2, 32)
     assert len(scope["features"]("A text.")[0][0]) == 32
