@@ -1,24 +1,19 @@
 """Claims about `JepaTrainer`: data, logs, evaluation, optimizer, precision, and what it pushes."""
 
-import concurrent.futures
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
-import transformers.trainer
-from huggingface_hub.utils import filter_repo_objects
+from hub import Hub
 from jepa_batches import rows, tiny_jepa
 from jepa_runs import At, Batch, Recorded, arguments, ema_of, largest_difference, trainer, weights
 from tiny import CORPUS, save_tiny_encoder, tiny_tokenizer
 from transformers import AutoModel
 
-import jepa_hf.base_trainer
 from jepa_hf import (
     DataCollatorForSpanJEPA,
     EmaTargetCallback,
@@ -599,46 +594,24 @@ def test_weight_decay_is_for_matrices_unless_all_is_asked_for(everything: bool, 
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[str, Path]]]:
-    """Instead of the Hub: copies of what would have been uploaded, with the path in the repository."""
-    uploads: list[tuple[str, Path]] = []
-
-    def upload_folder(*args: Any, **kwargs: Any) -> Any:
-        folder = Path(kwargs["folder_path"])
-        copy = tmp_path / f"upload-{len(uploads)}"
-        files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-        for name in filter_repo_objects(files, ignore_patterns=kwargs.get("ignore_patterns")):
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / name, copy / name)
-        uploads.append((kwargs.get("path_in_repo") or "", copy))
-        done: concurrent.futures.Future[str] = concurrent.futures.Future()
-        done.set_result("commit")
-        return done if kwargs.get("run_as_future") else "commit"
-
-    def create_repo(*args: Any, **kwargs: Any) -> Any:
-        return type("Url", (), {"repo_id": "me/tiny"})()
-
-    monkeypatch.setattr(jepa_hf.base_trainer, "upload_folder", upload_folder)
-    for name, function in (("upload_folder", upload_folder), ("create_repo", create_repo)):
-        monkeypatch.setattr(huggingface_hub.HfApi, name, function)
-        monkeypatch.setattr(transformers.trainer, name, function, raising=False)
-    yield uploads
-    assert uploads, "nothing was uploaded"
+def hub() -> Iterator[Hub]:
+    with Hub() as hub, hub.here():
+        yield hub
 
 
 @pytest.mark.parametrize(
-    ("strategy", "expected"),
+    ("strategy", "checkpoints"),
     [
-        ("end", [""]),
-        ("every_save", ["", "", ""]),
-        ("checkpoint", ["", "last-checkpoint", "", "last-checkpoint", ""]),
-        ("all_checkpoints", ["", "checkpoint-1", "", "checkpoint-2", ""]),
+        ("end", [[]]),
+        ("every_save", [[], [], []]),
+        ("checkpoint", [["last-checkpoint"]] * 3),
+        ("all_checkpoints", [["checkpoint-1"], ["checkpoint-1", "checkpoint-2"], ["checkpoint-1", "checkpoint-2"]]),
     ],
 )
 def test_what_is_pushed_has_the_plain_encoder_at_its_root(
-    strategy: str, expected: list[str], hub: list[tuple[str, Path]], tmp_path: Path
+    strategy: str, checkpoints: list[list[str]], hub: Hub, tmp_path: Path
 ) -> None:
-    """In the middle of training as at the end; the full model under jepa/; no pickle at the root."""
+    """In the middle of training as at the end; the full model under jepa/; no pickle but in a checkpoint."""
     after: list[dict[str, torch.Tensor]] = []
     run = trainer(
         tmp_path / "out",
@@ -647,16 +620,21 @@ def test_what_is_pushed_has_the_plain_encoder_at_its_root(
         save_steps=1,
         push_to_hub=True,
         hub_strategy=strategy,
+        hub_always_push=True,
         hub_model_id="me/tiny",
-        hub_token="none",
+        hub_token=hub.token,
         ema_decay=0.5,
         callbacks=[At(on_step_end=lambda model, state: after.append(weights(model)))],
     )
     run.train()
     run.push_to_hub()
-    assert [where for where, _ in hub] == expected
-    roots = [folder for where, folder in hub if not where]
-    for folder, state in zip(roots, ([] if strategy == "end" else after) + [after[-1]], strict=True):
+    pushed = [commit.files for commit in hub.repos["me/tiny"].commits.values() if commit.parent is not None]
+    states = ([] if strategy == "end" else after) + [after[-1]]
+    for number, (files, state, there) in enumerate(zip(pushed, states, checkpoints, strict=True)):
+        folder = tmp_path / f"pushed-{number}"
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
         encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False)
         assert encoder.config.model_type == "bert"
         prefix = "context_encoder."
@@ -666,18 +644,17 @@ def test_what_is_pushed_has_the_plain_encoder_at_its_root(
         assert largest_difference(weights(full), state) == 0
         assert (folder / "tokenizer.json").is_file()
         assert (folder / "modules.json").is_file()
-        pickles = [path.name for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
-        assert pickles == []
-        assert not list(folder.glob("checkpoint-*"))
-    for where, folder in hub:
+        assert sorted(path.name for path in folder.glob("*checkpoint*")) == there
+        for name in there:
+            JepaForRepresentationPrediction.from_pretrained(folder / name)
+            assert (folder / name / "trainer_state.json").is_file()
+        pickles = {path.parent.name for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")}
+        assert pickles == set(there)
         assert not list(folder.rglob("*.bin"))
-        if where:
-            JepaForRepresentationPrediction.from_pretrained(folder)
-            assert (folder / "trainer_state.json").is_file()
-    assert 'from_pretrained("me/tiny")' in (roots[-1] / "README.md").read_text(encoding="utf-8")
+    assert 'from_pretrained("me/tiny")' in (folder / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_push_in_the_middle_leaves_the_run_as_it_was(hub: list[tuple[str, Path]], tmp_path: Path) -> None:
+def test_a_push_in_the_middle_leaves_the_run_as_it_was(hub: Hub, tmp_path: Path) -> None:
     """Dropout after a push is the dropout of a run without one."""
     results = []
     for push in (True, False):
@@ -689,8 +666,8 @@ def test_a_push_in_the_middle_leaves_the_run_as_it_was(hub: list[tuple[str, Path
             save_steps=1,
             push_to_hub=push,
             hub_model_id="me/tiny" if push else None,
-            hub_token="none",
         )
         run.train()
         results.append(weights(run.model))
+    assert hub.repos["me/tiny"].history() != []
     assert largest_difference(*results) == 0
