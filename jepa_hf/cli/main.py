@@ -1,7 +1,7 @@
 """`jepa-hf`: the console command."""
 
 import os
-import subprocess
+import subprocess  # nosec B404
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +87,8 @@ def _train(arguments: list[str]) -> int:
                 return 2
             rest = arguments[:index] + arguments[index + (1 if "=" in argument else 2) :]
             launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", value]
-            return subprocess.call([*launch, "-m", "jepa_hf.cli", "train", *rest])
+            # No shell: this Python, and the user's own flags.
+            return subprocess.call([*launch, "-m", "jepa_hf.cli", "train", *rest])  # nosec B603
     from .train import main as train
 
     return train(arguments, command="jepa-hf train")
