@@ -2,7 +2,7 @@
 
 import argparse
 import os
-import subprocess
+import subprocess  # nosec B404
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,7 +107,8 @@ def _train(arguments: list[str]) -> int:
                 return 2
             launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", value]
             command = [*launch, "-m", "jepa_hf.cli", "train", *rest]
-            return subprocess.call(command, env=os.environ | dict(zip(("HF_TOKEN",), tokens, strict=False)))
+            # No shell: this Python, and the user's own flags.
+            return subprocess.call(command, env=os.environ | dict(zip(("HF_TOKEN",), tokens, strict=False)))  # nosec B603
     from .train import main as train
 
     return train(arguments, command="jepa-hf train")
