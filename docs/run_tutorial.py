@@ -77,7 +77,7 @@ def run(block: Block, scope: dict[str, Any], folder: Path) -> str:
             env=_environment(folder),
             stdout=subprocess.PIPE,
             text=True,
-            timeout=240,
+            timeout=600,
             check=True,
         ).stdout
     return "".join(f"{line.rstrip()}\n" for line in printed.splitlines())
@@ -99,7 +99,7 @@ def _environment(folder: Path) -> dict[str, str]:
 def differences(shown: str, printed: str) -> Iterator[tuple[str, str]]:
     """Pairs of lines, of the page and of this run, that do not say the same.
 
-    Words have to be equal. Fractions may be off by a quarter or by 0.1 (with one decimal: by 15), whole
+    Words have to be equal. Fractions may be off by a quarter or by 0.1 (with one decimal: by 25), whole
     numbers above 1,000 by a twentieth; other whole numbers have to be equal.
 
     >>> list(differences("rank 80.1 of 96", "rank 85.5 of 96"))
@@ -128,7 +128,7 @@ def _close(one: str, other: str) -> bool:
     a, b = (float(number.replace(",", "")) for number in (one, other))
     if "." in one:
         decimals = len(one.partition(".")[2])
-        return math.isclose(a, b, rel_tol=0.25, abs_tol=15 if decimals == 1 else 0.1)
+        return math.isclose(a, b, rel_tol=0.25, abs_tol=25 if decimals == 1 else 0.1)
     return math.isclose(a, b, rel_tol=0.05 if abs(a) > 1000 else 0)
 
 
