@@ -139,7 +139,7 @@ def _is_of_the_disk(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in _DISK_ERRORS
     if isinstance(error, SafetensorError):
-        return "I/O error" in str(error)
+        return "I/O error" in str(error) or "IoError" in str(error)  # before safetensors 0.6
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _TORCH_WRITER)
 
 

@@ -125,7 +125,7 @@ CASES = [
     Case("output_dir is a file", "--output_dir data.txt", ["'data.txt' is a file", "name a directory"]),
     Case("output_dir in a file", "--output_dir data.txt/out", ["'data.txt/out'.*under one", "name a directory"]),
     Case("no checkpoint", "--resume_from_checkpoint bert", ["'bert' is no checkpoint", "checkpoint-N"]),
-    Case("half a checkpoint", "--resume_from_checkpoint half", ["'half' is no checkpoint", r"no config\.json"]),
+    Case("half a checkpoint", "--resume_from_checkpoint half", ["'half' is not whole", r"no manifest\.json"]),
     Case("checkpoint missing", "--resume_from_checkpoint nope", ["'nope' is no checkpoint", "checkpoint-N"]),
     Case(
         "resume and overwrite",
