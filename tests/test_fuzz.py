@@ -185,8 +185,8 @@ def written_table(rows: list[dict[str, Any]], kind: str, newline: str, ascii_onl
             return json.dumps(rows, ensure_ascii=ascii_only, indent=1).encode("utf-8", "surrogatepass")
         case "csv" | "tsv":
             file = io.StringIO()
-            # With \r after each row, the writer would not put quotes around a cell that holds \n.
-            quoting = csv.QUOTE_ALL if newline == "\r" else csv.QUOTE_MINIMAL
+            # The writer puts no quotes around a cell that holds the one newline where the other ends a row.
+            quoting = csv.QUOTE_MINIMAL if newline == "\r\n" else csv.QUOTE_ALL
             writer = csv.writer(
                 file, "excel" if kind == "csv" else "excel-tab", lineterminator=newline, quoting=quoting
             )
@@ -645,6 +645,7 @@ def test_a_file_of_texts(file: tuple[str, bytes], column: str | None, streaming:
 @example(["word " * 2**21], "jsonl", "\n", True, False, b"")
 @example(["word " * 2**21, "\n" * 2**21 + "a"], "csv", "\r\n", False, True, b"")
 @example(["a", "b\nc"], "tsv", "\r", False, False, b"")
+@example(["a", "b\rc"], "tsv", "\n", False, False, b"")
 def test_texts_come_back_as_they_were_written(
     texts: list[str], kind: str, newline: str, ascii_only: bool, packed: bool, mark: bytes
 ) -> None:
