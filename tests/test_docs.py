@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from commands import REPOSITORY
+from paired_views import model, tokenizer
 from PIL import Image
 from tiny import CORPUS, save_tiny_encoder, write_lines
 
@@ -48,6 +49,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def save_what_a_reader_has() -> None:
     """The files that the short examples speak of."""
     save_tiny_encoder("bert", "my-bert", head="mlm")
+    words = tokenizer()
+    words.save_pretrained("my-llm")
+    model(len(words)).save_pretrained("my-llm")
     write_lines("data.txt", CORPUS)
     rows = [f'"{sentence}",{number % 2}' for number, sentence in enumerate(CORPUS[:80])]
     write_lines("topics.csv", ["text,label", *rows])
