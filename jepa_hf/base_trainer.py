@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-import pickle  # nosec B403 (for its error alone)
+import pickle  # nosec B403
 import platform
 import re
 import shutil
