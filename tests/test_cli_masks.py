@@ -73,7 +73,13 @@ def test_a_run_of_one_epoch_leaves_the_same_picture(flags: tuple[str, ...], fold
 def test_what_is_drawn_is_what_the_training_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hidden features in the picture are those of the batch that the first step got."""
     figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
+    savefig = Figure.savefig
+
+    def keep(self: Figure, *args: Any, **kwargs: Any) -> None:
+        figures.append(self)
+        savefig(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
     rows = ("--max_train_samples", "4", *QUIET)
     assert main(["masks", *CASES["vectors"], *rows]) == 0
     (shown, *_) = figures[0].axes
