@@ -19,6 +19,7 @@ from .data import DataArguments, file_kind, find_files, naming_file, open_parque
 from .embedding import Embedder
 from .errors import UsageError
 from .feature_data import load_feature_datasets
+from .files import whole_file
 from .image_data import load_image_datasets
 
 ENDINGS = (".parquet", ".npy")
@@ -281,16 +282,18 @@ def _claim(folder: Path, described: dict[str, Any]) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{str(folder)!r}, where parts are to be kept, holds something else; name another output")
     folder.mkdir(exist_ok=True)
-    _whole(path, lambda new: new.write_text(json.dumps(described, indent=1), encoding="utf-8"))
+    with whole_file(path) as new:
+        new.write_text(json.dumps(described, indent=1), encoding="utf-8")
 
 
 def _write_part(path: Path, table: pa.Table, vectors: np.ndarray) -> None:
-    if path.suffix == ".npy":
-        _whole(path, lambda new: np.save(new, vectors))
-        return
-    ends = np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32)
-    lists = pa.ListArray.from_arrays(ends, pa.array(vectors.reshape(-1)))
-    _whole(path, lambda new: pq.write_table(table.append_column(EMBEDDING_COLUMN, lists), new))
+    with whole_file(path) as new:
+        if path.suffix == ".npy":
+            np.save(new, vectors)
+            return
+        ends = np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32)
+        lists = pa.ListArray.from_arrays(ends, pa.array(vectors.reshape(-1)))
+        pq.write_table(table.append_column(EMBEDDING_COLUMN, lists), new)
 
 
 def _rows_of(path: Path) -> int | None:
@@ -305,11 +308,12 @@ def _rows_of(path: Path) -> int | None:
 
 def _join(paths: list[Path], output: Path, count: int) -> int:
     """One file of all parts, written whole; the width of the embeddings."""
-    if output.suffix == ".npy":
-        width = np.load(paths[0], mmap_mode="r").shape[1]
-        _whole(output, lambda new: _join_arrays(paths, new, (count, width)))
-        return width
-    _whole(output, lambda new: _join_tables(paths, new))
+    with whole_file(output) as new:
+        if output.suffix == ".npy":
+            width = np.load(paths[0], mmap_mode="r").shape[1]
+            _join_arrays(paths, new, (count, width))
+            return width
+        _join_tables(paths, new)
     return len(pq.ParquetFile(paths[0]).read_row_group(0, [EMBEDDING_COLUMN])[EMBEDDING_COLUMN][0])
 
 
@@ -327,13 +331,6 @@ def _join_tables(paths: list[Path], new: Path) -> None:
     with pq.ParquetWriter(new, pq.read_schema(paths[0])) as writer:
         for path in paths:
             writer.write_table(pq.read_table(path))
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a new name and rename it when it is whole."""
-    new = path.with_name(f"{path.stem}.new{path.suffix}")
-    write(new)
-    new.replace(path)
 
 
 def _listed(files: str) -> list[str]:

@@ -25,6 +25,7 @@ from .configuration_jepa import JepaConfig
 from .embedding import Embedder
 from .errors import UsageError
 from .export import JEPA_FOLDER
+from .files import whole_file
 from .image_collator import decode_image
 from .metrics import effective_rank, mean_pairwise_cosine
 from .modeling_jepa import JepaForRepresentationPrediction
@@ -136,10 +137,8 @@ def write_report(
     except UsageError as error:
         represented = str(error)
     page, judged = render(run, represented, evaluated)
-    new = output.with_name(f"{output.name}.new")
-    with _writing(output):
+    with _writing(output), whole_file(output) as new:
         new.write_text(page, encoding="utf-8", errors="replace")
-        new.replace(output)
     return judged
 
 

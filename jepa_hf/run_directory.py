@@ -23,7 +23,7 @@ RUN_FILE = "_run.json"
 # What a run of ours writes into its directory, and so may delete.
 _WRITTEN = (
     *(name.partition("/")[0] for name in (*MODEL_FILES, *RUN_FILES)), JEPA_FOLDER, TARGET_FOLDER, RUN_FILE, "runs",
-    "masks.png", "report.html", "report.html.new", PUSH_FOLDER,
+    "masks.png", "report.html", PUSH_FOLDER,
 )  # fmt: skip
 # What a download of a pushed run brings along, and what no run deletes.
 _FROM_THE_HUB = (".cache", ".gitattributes", LAST_CHECKPOINT)

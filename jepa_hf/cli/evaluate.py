@@ -12,6 +12,7 @@ from typing import Any
 
 from ..embedding import POOLINGS, Embedder
 from ..errors import UsageError
+from ..files import whole_file
 from ..version import __version__
 from .arguments import CommandParser, complain, quiet_libraries
 
@@ -117,9 +118,8 @@ def _write(output_dir: Path, found: Any, options: argparse.Namespace) -> list[st
     else:
         (output_dir / "map.png").unlink(missing_ok=True)  # of an earlier evaluation
     for name, plot in pictures.items():
-        new = _new(output_dir / name)
-        plot(found, new)
-        new.replace(output_dir / name)
+        with whole_file(output_dir / name) as new:
+            plot(found, new)
     shown = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
     _write_text(output_dir / "evaluation.md", f"# Evaluation\n\n{to_markdown(found)}{shown}")
     _write_text(output_dir / "evaluation.json", json.dumps(to_json(found, _settings(options)), indent=1) + "\n")
@@ -163,10 +163,5 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    _new(path).write_text(text, encoding="utf-8", newline="")
-    _new(path).replace(path)
-
-
-def _new(path: Path) -> Path:
-    """Where a file is written, to be renamed when it is whole."""
-    return path.with_name(f"{path.stem}.new{path.suffix}")
+    with whole_file(path) as new:
+        new.write_text(text, encoding="utf-8", newline="")
