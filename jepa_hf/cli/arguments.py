@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -292,6 +293,8 @@ def _takes_list(name: str) -> bool:
 
 # Characters of a sentence on the terminal.
 _LONGEST = 1000
+# Seconds that other ranks wait: a launcher ends all ranks when one leaves, and the one that tells may be slower.
+_PATIENCE = 10
 
 
 def complain(command: str, error: Exception) -> int:
@@ -304,7 +307,9 @@ def complain(command: str, error: Exception) -> int:
         # A loader's worker sends its whole traceback as the message; the sentence is its end.
         sentence = sentence.rpartition("UsageError: ")[2]
     if isinstance(error, RunError) or os.environ.get("RANK", "0") == "0":
-        print(f"{command}: error: {_in_one_line(sentence)}", file=sys.stderr)
+        print(f"{command}: error: {_in_one_line(sentence)}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(_PATIENCE)
     return 2 if isinstance(error, UsageError) else 1
 
 
