@@ -159,14 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     whole, one, show, table = (commands.add_parser(name) for name in ("run", "arm", "show", "table"))
-    whole.add_argument("arms", help="a file with a JSON object in each line")
-    whole.add_argument("--follow", action="store_true", help='go on with lines that are added, until one says "end"')
-    whole.add_argument("--output", default="rows.jsonl")
-    whole.add_argument("--work_dir", default="llm")
-    for command in (one, show):
-        command.add_argument("--folder", required=True)
-        command.add_argument("--arm", required=True)
-        command.add_argument("--seed", type=int, required=True)
+    side_by_side.add_arguments(whole, (one, show), work_dir="llm")
     for command in (whole, one, show):
         command.add_argument("--train_file", required=True)
         command.add_argument("--test_file")

@@ -352,14 +352,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     whole, one, probes, table = (commands.add_parser(name) for name in ("run", "arm", "judge", "table"))
-    whole.add_argument("arms", help="a file with a JSON object in each line")
-    whole.add_argument("--follow", action="store_true", help='go on with lines that are added, until one says "end"')
-    whole.add_argument("--output", default="rows.jsonl")
-    whole.add_argument("--work_dir", default="quality")
-    for command in (one, probes):
-        command.add_argument("--folder", required=True)
-        command.add_argument("--arm", required=True)
-        command.add_argument("--seed", type=int, required=True)
+    side_by_side.add_arguments(whole, (one, probes), work_dir="quality")
     for command in (whole, one, probes):
         command.add_argument("--tasks", nargs="+", required=True)
         command.add_argument("--max_train_samples", type=int, default=4000)

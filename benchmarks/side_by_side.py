@@ -1,12 +1,13 @@
 """Arms of a benchmark, each in a process of its own, one at a time on each GPU of the machine."""
 
+import argparse
 import json
 import os
 import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,18 @@ def run(
     for thread in threads:
         thread.join()
     return read_rows(output)
+
+
+def add_arguments(whole: argparse.ArgumentParser, steps: Sequence[argparse.ArgumentParser], work_dir: str) -> None:
+    """Those of the command that runs all arms, and of the commands that it runs."""
+    whole.add_argument("arms", help="a file with a JSON object in each line")
+    whole.add_argument("--follow", action="store_true", help='go on with lines that are added, until one says "end"')
+    whole.add_argument("--output", default="rows.jsonl")
+    whole.add_argument("--work_dir", default=work_dir)
+    for step in steps:
+        step.add_argument("--folder", required=True)
+        step.add_argument("--arm", required=True)
+        step.add_argument("--seed", type=int, required=True)
 
 
 def read_rows(path: Path) -> list[Row]:

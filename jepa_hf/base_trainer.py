@@ -130,6 +130,10 @@ class RepresentationTrainer(Trainer):
     def count_targets(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Number of targets of one micro-batch, a scalar tensor."""
 
+    def count_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the loss is divided by, over the whole update: the targets; `[n]`, where several things are counted."""
+        return self.count_targets(inputs)
+
     @abstractmethod
     def count_tokens(self, inputs: dict[str, torch.Tensor], padding: bool = False) -> torch.Tensor:
         """Number of tokens, patches or time steps of one micro-batch, with or without padding, a scalar tensor."""
@@ -166,9 +170,9 @@ class RepresentationTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         if not batch_samples:
             return None
-        count = sum(self.count_targets(batch) for batch in batch_samples).to(device)
+        count = sum(self.count_items(batch) for batch in batch_samples).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            count = self.accelerator.gather(count).sum()
+            count = self.accelerator.gather(count[None]).sum(dim=0)
         # An update without any target has a loss of 0, not of 0 / 0.
         return count.clamp_min(1)
 

@@ -195,14 +195,9 @@ class LlmJepaTrainer(RepresentationTrainer):
         draw = torch.Generator().manual_seed((self.args.seed << 32) + self.state.global_step)
         return torch.rand((), generator=draw).item() < alpha
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """`[2]`: labels and rows of the whole update, over its micro-batches and all ranks."""
-        if not batch_samples:
-            return None
-        count = sum(torch.stack([self.count_targets(batch), _rows(batch)]) for batch in batch_samples).to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            count = self.accelerator.gather(count[None]).sum(dim=0)
-        return count.clamp_min(1)
+    def count_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """`[2]`: labels and rows."""
+        return torch.stack([self.count_targets(inputs), inputs["labels"].new_tensor(len(inputs["labels"]))])
 
     def compute_loss(
         self,
@@ -328,10 +323,6 @@ class LlmJepaTrainer(RepresentationTrainer):
         """A plain causal language model, or its adapters, with the tokenizer."""
         model.save_pretrained(output_dir, state_dict=state_dict)
         self.processing_class.save_pretrained(output_dir)
-
-
-def _rows(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    return inputs["labels"].new_tensor(len(inputs["labels"]))
 
 
 def _is_raw(dataset: Any) -> bool:
