@@ -32,7 +32,7 @@ _EMA_DECAY: dict[str, tuple[float, float] | None] = {
 
 _REAL_NUMBERS = (
     "pred_mlp_ratio", "pred_dropout", "smooth_l1_beta", "mlm_weight", "variance_weight", "covariance_weight",
-    "sigreg_weight", "initializer_range",
+    "sigreg_weight", "contrastive_weight", "contrastive_temperature", "initializer_range",
 )  # fmt: skip
 
 
@@ -59,6 +59,9 @@ class JepaConfig(PreTrainedConfig):
         variance_weight: weight of the variance hinge on the context encoder's token representations, default 0.
         covariance_weight: weight of their covariance penalty, default 0.
         sigreg_weight: weight of their SIGReg term, default 0.
+        contrastive_weight: weight of finding each sample among those of the batch, default 0: what the mean of its
+            context predicts is compared with the mean of every sample's target layers (InfoNCE).
+        contrastive_temperature: what the cosines of that comparison are divided by, default 0.1.
         pooled_targets: predict one vector per mask, the mean of its targets' representations, instead of each of them.
         lora: train adapters beside the context encoder's frozen weights: arguments of `peft.LoraConfig`, such as
             `{"r": 16, "lora_alpha": 32}`; default None, all weights are trained. The target encoder is then the same
@@ -96,6 +99,8 @@ class JepaConfig(PreTrainedConfig):
         variance_weight: float = 0.0,
         covariance_weight: float = 0.0,
         sigreg_weight: float = 0.0,
+        contrastive_weight: float = 0.0,
+        contrastive_temperature: float = 0.1,
         pooled_targets: bool = False,
         lora: dict[str, Any] | None = None,
         initializer_range: float = 0.02,
@@ -132,6 +137,8 @@ class JepaConfig(PreTrainedConfig):
         self.variance_weight = variance_weight
         self.covariance_weight = covariance_weight
         self.sigreg_weight = sigreg_weight
+        self.contrastive_weight = contrastive_weight
+        self.contrastive_temperature = contrastive_temperature
         self.pooled_targets = pooled_targets
         self.lora = lora
         self.initializer_range = initializer_range
@@ -299,7 +306,9 @@ class JepaConfig(PreTrainedConfig):
             )
         if self.smooth_l1_beta <= 0:
             raise UsageError(f"smooth_l1_beta must be above 0, not {self.smooth_l1_beta}; use --loss l1 for its limit")
-        for name in ("mlm_weight", "variance_weight", "covariance_weight", "sigreg_weight"):
+        if self.contrastive_temperature <= 0:
+            raise UsageError(f"contrastive_temperature must be above 0, not {self.contrastive_temperature}")
+        for name in ("mlm_weight", "variance_weight", "covariance_weight", "sigreg_weight", "contrastive_weight"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must not be negative, but is {getattr(self, name)}")
 

@@ -181,6 +181,14 @@ CITATIONS = {
   eprint = {2511.08544},
   archivePrefix = {arXiv}
 }""",
+    "cpc": """\
+@misc{oord2018cpc,
+  title = {Representation Learning with Contrastive Predictive Coding},
+  author = {van den Oord, A{\\"a}ron and Li, Yazhe and Vinyals, Oriol},
+  year = {2018},
+  eprint = {1807.03748},
+  archivePrefix = {arXiv}
+}""",
 }
 
 

@@ -32,8 +32,9 @@ from .losses import (
     sigreg,
     variance_hinge,
 )
+from .pair_losses import candidates_of_all_ranks, infonce
 from .positions import gather_positions, sincos_positions
-from .predictors import MLPPredictor, TokenPredictor, TransformerPredictor
+from .predictors import MLPPredictor, PooledPredictor, TokenPredictor, TransformerPredictor
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +47,8 @@ class JepaOutput(ModelOutput):
     Args:
         loss: scalar, the weighted sum of the parts.
         prediction_loss: scalar, mean over the targets.
-        mlm_loss, variance_loss, covariance_loss, sigreg_loss: scalars, unweighted; None where the weight is 0.
+        mlm_loss, variance_loss, covariance_loss, sigreg_loss, contrastive_loss: scalars, unweighted; None where the
+            weight is 0.
         num_targets: scalar, number of valid targets.
         predictions: `[B, M, T, D]`.
         targets: `[B, M, T, D]`, normalised.
@@ -63,6 +65,7 @@ class JepaOutput(ModelOutput):
     variance_loss: torch.Tensor | None = None
     covariance_loss: torch.Tensor | None = None
     sigreg_loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
     num_targets: torch.Tensor | None = None
     predictions: torch.Tensor | None = None
     targets: torch.Tensor | None = None
@@ -138,6 +141,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             grid = self.backbone.grid
             self.predictor = TransformerPredictor(grid=grid, **sizes) if grid else TokenPredictor(**sizes)
         self.mlm_head = MaskedLMHead(self.context_encoder) if config.mlm_weight > 0 else None
+        self.pooled_predictor = PooledPredictor(config.hidden_size) if config.contrastive_weight > 0 else None
         self.main_input_name = self.backbone.input_names[0]
         self.post_init()
         # What FSDP wraps: layers, and not the embeddings that the encoders name too, which accelerate wraps itself.
@@ -377,7 +381,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         batch, masks, _ = target_positions.shape
         positions, valid = target_positions.flatten(0, 1), target_valid.flatten(0, 1)
 
-        targets, target_states = self._targets(clean, positions, masks, output_hidden_states)
+        targets, target_means, target_states = self._targets(clean, positions, masks, output_hidden_states)
         if self.config.context_mode == "kept":
             masked_view = context_input_ids if context_features is None else context_features
             view = self._view_kept(clean, masked_view, positions, valid, masks, output_hidden_states)
@@ -404,7 +408,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             target_valid=valid.unflatten(0, (batch, masks)),
         )
         if return_loss:
-            self._add_losses(output, clean, encoded, seen, positions, valid, num_items_in_batch)
+            self._add_losses(output, clean, encoded, seen, positions, valid, target_means, num_items_in_batch)
         if output_hidden_states:
             output.context_state, output.context_valid = encoded.last_hidden_state, seen
             output.context_hidden_states = encoded.hidden_states
@@ -414,8 +418,13 @@ class JepaForRepresentationPrediction(PreTrainedModel):
     @torch.no_grad()
     def _targets(
         self, clean: dict[str, torch.Tensor], positions: torch.Tensor, masks: int, hidden_states: bool
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """The target encoder reads the clean view once; its *output* is normalised, then gathered at the targets."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...] | None]:
+        """The target encoder reads the clean view once; its *output* is normalised, then gathered at the targets.
+
+        Returns:
+            the targets `[N, T, D]`; with `contrastive_weight` each sample's mean `[B, D]`, averaged over the
+            normalised means of the target layers; and the hidden states on request.
+        """
         several = self.config.target_layers > 1
         encoded = self.backbone.encode(self.target_encoder, clean, hidden_states=several or hidden_states)
         layers = encoded.hidden_states[-self.config.target_layers :] if several else [encoded.last_hidden_state]
@@ -424,7 +433,11 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         total = sum(self._normalize(layer.float(), valid) for layer in layers)
         states = self._normalize(total / len(layers), valid) if several else total
         gathered = gather_positions(states.repeat_interleave(masks, dim=0), positions)
-        return gathered, encoded.hidden_states if hidden_states else None
+        means = None
+        if self.config.contrastive_weight > 0:
+            pooled = [layer_normalize(masked_mean(layer.float(), valid[..., None], dim=1)) for layer in layers]
+            means = sum(pooled) / len(layers)
+        return gathered, means, encoded.hidden_states if hidden_states else None
 
     def _normalize(self, states: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         if self.config.target_norm == "layer":
@@ -487,6 +500,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         seen: torch.Tensor,
         positions: torch.Tensor,
         valid: torch.Tensor,
+        target_means: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> None:
         config = self.config
@@ -514,7 +528,27 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             fixed = None if self.training else torch.Generator(states.device).manual_seed(0)
             output.sigreg_loss = sigreg(states, seen, generator=fixed)
             loss = loss + config.sigreg_weight * share * output.sigreg_loss
+        if config.contrastive_weight > 0:
+            each = self._contrast(states, seen, target_means)
+            # A view counts by its targets, so that micro-batches and ranks add up to the whole.
+            summed = (each * valid.reshape(len(each), -1).sum(dim=1)).sum()
+            output.contrastive_loss = summed / here
+            loss = loss + config.contrastive_weight * summed / total
         output.loss = loss
+
+    def _contrast(self, states: torch.Tensor, seen: torch.Tensor, target_means: torch.Tensor) -> torch.Tensor:
+        """Each view's cross-entropy of finding its own sample's target mean among those of the batch, of all ranks.
+
+        Each feature of the candidates has mean 0 and standard deviation 1 over them: what all samples share would
+        otherwise make all cosines alike. In evaluation the candidates are the rank's own, as batches may differ.
+        """
+        own = torch.arange(len(target_means), device=target_means.device)
+        candidates, own = candidates_of_all_ranks(target_means) if self.training else (target_means, own)
+        deviation = candidates.std(dim=0, correction=0)
+        candidates = (candidates - candidates.mean(dim=0)) / (deviation + 1e-5)
+        guesses = self.pooled_predictor(masked_mean(states.float(), seen[..., None], dim=1).to(states.dtype))
+        own = own.repeat_interleave(len(guesses) // len(own))
+        return infonce(guesses, candidates, own, self.config.contrastive_temperature)
 
     def _mlm_sum(
         self,

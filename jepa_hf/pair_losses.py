@@ -35,16 +35,14 @@ def pair_distance(kind: str, prediction: torch.Tensor, target: torch.Tensor) -> 
     raise ValueError(f"a distance of pairs is cosine, l2 or mse, not {kind!r}")
 
 
-def infonce(
-    prediction: torch.Tensor, target: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor, temperature: float
-) -> torch.Tensor:
+def infonce(prediction: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor, temperature: float) -> torch.Tensor:
     """Cross-entropy of finding each prediction's target among all candidates by cosine (van den Oord et al. 2018).
 
     A statistic of the batch: it changes with the number of candidates.
 
     Args:
-        prediction, target: `[N, D]`; the targets are among the candidates.
-        candidates: `[C, D]`, those of all ranks.
+        prediction: `[N, D]`.
+        candidates: `[C, D]`, the targets of all ranks.
         own: long `[N]`, which candidate is each prediction's target.
         temperature: what the cosines are divided by (official code: 0.07).
 
@@ -53,6 +51,24 @@ def infonce(
     """
     prediction, candidates = (F.normalize(vectors.float(), dim=-1) for vectors in (prediction, candidates))
     return F.cross_entropy(prediction @ candidates.T / temperature, own, reduction="none")
+
+
+@torch.no_grad()
+def candidates_of_all_ranks(targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `infonce` compares with: the targets of all ranks, which must be as many on each, and which are one's own.
+
+    Args:
+        targets: `[N, D]`, without gradient.
+
+    Returns:
+        `[ranks * N, D]`, long `[N]`.
+    """
+    own = torch.arange(len(targets), device=targets.device)
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return targets, own
+    parts = [torch.empty_like(targets) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, targets.contiguous())
+    return torch.cat(parts), own + torch.distributed.get_rank() * len(targets)
 
 
 def draw_triples(first: torch.Tensor, last: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

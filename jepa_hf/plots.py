@@ -97,6 +97,10 @@ PANELS: tuple[Panel, ...] = (
             ("sigreg_loss", "the SIGReg term"),
         ),
     ),
+    Panel(
+        "Contrastive term: which sample of the batch it is",
+        (("contrastive_loss", "the loss in training"), ("eval_contrastive_loss", "the loss in evaluation")),
+    ),
     Panel("Norm of the gradient", (("grad_norm", "the norm of the gradient"),), reached=(0.0,)),
     Panel("EMA decay of the target encoder", (("ema_decay", "the decay"),)),
     Panel("Learning rate", (("learning_rate", "the learning rate"),), reached=(0.0,)),

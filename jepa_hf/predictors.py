@@ -39,6 +39,19 @@ class MLPPredictor(nn.Module):
         return self.fc2(self.dropout(F.gelu(self.fc1(states))))
 
 
+class PooledPredictor(nn.Module):
+    """Linear, GELU, linear: from the mean of a sample's context to a guess at the mean of its targets."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, 2 * hidden_size)
+        self.fc2 = nn.Linear(2 * hidden_size, hidden_size)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """`[N, D]` -> `[N, D]`."""
+        return self.fc2(F.gelu(self.fc1(states)))
+
+
 class PredictorBlock(nn.Module):
     """A pre-norm transformer block; dropout after attention and after the feed-forward part, none inside attention."""
 

@@ -56,6 +56,8 @@ _HEALTH_SAMPLES = 128
 _PREDICTOR_TABLES = ("predictor.mask_token", "predictor.position_embeddings")
 
 
+_LOSSES = ("prediction_loss", "mlm_loss", "variance_loss", "covariance_loss", "sigreg_loss", "contrastive_loss")
+
 # What a position is, for readers.
 _UNITS = {"text": "tokens", "images": "patches", "features": "positions"}
 
@@ -244,7 +246,7 @@ class JepaTrainer(RepresentationTrainer):
     def track(self, outputs: JepaOutput, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
         predictions, targets, valid = outputs.predictions.detach(), outputs.targets, outputs.target_valid
         count = outputs.num_targets
-        for name in ("prediction_loss", "mlm_loss", "variance_loss", "covariance_loss", "sigreg_loss"):
+        for name in _LOSSES:
             value = getattr(outputs, name)
             if value is not None:
                 means.add(name, value, count)
@@ -364,7 +366,7 @@ class JepaTrainer(RepresentationTrainer):
         config, state, args = self.model.config, self.state, self.args
         first, last = self.ema.decay_range(max(state.max_steps, 1))
         objective = f"{config.loss}, targets: mean of the top {config.target_layers} layers, {config.target_norm} norm"
-        weights = ("mlm_weight", "variance_weight", "covariance_weight", "sigreg_weight")
+        weights = ("mlm_weight", "variance_weight", "covariance_weight", "sigreg_weight", "contrastive_weight")
         objective += ", one for all targets of a mask" if config.pooled_targets else ""
         objective += "".join(f", {weight} {getattr(config, weight)}" for weight in weights if getattr(config, weight))
         collator = self.data_collator
@@ -466,6 +468,7 @@ def _citations(config: JepaConfig, modality: str) -> list[str]:
         "data2vec": config.target_layers > 1,
         "vicreg": bool(config.variance_weight or config.covariance_weight),
         "lejepa": bool(config.sigreg_weight),
+        "cpc": bool(config.contrastive_weight),
     }
     return [key for key, is_used in used.items() if is_used]
 

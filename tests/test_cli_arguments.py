@@ -29,7 +29,8 @@ max_seq_length stride line_by_line concat packed pad_to_max_length pad_to_multip
 max_eval_samples preprocessing_num_workers overwrite_cache validation_split_percentage
 do_train do_eval resume_from_checkpoint output_dir overwrite_output_dir
 mask_ratio mean_span_length whole_word num_masks context_mode predictor_type loss target_layers target_norm mlm_weight
-variance_weight covariance_weight sigreg_weight ema_decay ema_decay_end ema_schedule export_encoder
+variance_weight covariance_weight sigreg_weight contrastive_weight contrastive_temperature
+ema_decay ema_decay_end ema_schedule export_encoder
 """,
 )
 

@@ -62,6 +62,8 @@ EXPLICIT: dict[str, Any] = {
     "variance_weight": 0.25,
     "covariance_weight": 0.125,
     "sigreg_weight": 0.0625,
+    "contrastive_weight": 0.3,
+    "contrastive_temperature": 0.2,
     "initializer_range": 0.5,
 }
 
@@ -94,6 +96,8 @@ def test_explicit_values_win_over_every_default() -> None:
         ("variance_weight", -1.0),
         ("covariance_weight", -1.0),
         ("sigreg_weight", -1.0),
+        ("contrastive_weight", -1.0),
+        ("contrastive_temperature", 0.0),
     ],
 )
 def test_a_bad_choice_is_refused_by_its_name(name: str, value: Any) -> None:

@@ -186,6 +186,7 @@ def test_a_card_of_somebody_s_own_is_not_renamed() -> None:
         (lambda: JepaConfig.for_features(3, target_layers=2), {"jepa", "data2vec"}),
         (lambda: JepaConfig.for_features(3, variance_weight=1.0), {"jepa", "vicreg"}),
         (lambda: JepaConfig.for_features(3, sigreg_weight=1.0), {"jepa", "lejepa"}),
+        (lambda: JepaConfig.for_features(3, contrastive_weight=1.0), {"jepa", "cpc"}),
     ],
 )
 def test_only_what_a_run_used_is_cited(config: Any, expected: set[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from jepa_batches import (
     ALLOWED,
     ONE_OF_EACH_FAMILY,
@@ -33,6 +34,7 @@ from jepa_hf.positions import sincos_positions
 Batch = dict[str, torch.Tensor]
 MODES = [("bert", "kept", "mlp"), ("bert", "kept", "transformer"), ("bert", "dropped", "transformer")]
 EVERY_WEIGHT = {"mlm_weight": 0.5, "variance_weight": 0.1, "covariance_weight": 0.1, "sigreg_weight": 0.1}
+EVERY_WEIGHT |= {"contrastive_weight": 0.1}
 
 
 def assert_target_is_frozen(model: JepaForRepresentationPrediction) -> None:
@@ -404,6 +406,7 @@ def test_the_masked_lm_reads_mask_tokens_where_kept_and_guesses_where_dropped(ca
 @pytest.mark.parametrize("case", MODES, ids="-".join)
 def test_the_loss_is_the_weighted_sum_of_its_parts(case: tuple[str, str, str]) -> None:
     weights = {"mlm_weight": 0.5, "variance_weight": 0.25, "covariance_weight": 0.125, "sigreg_weight": 2.0}
+    weights |= {"contrastive_weight": 0.75}
     model, batch = tiny_jepa(*case, **weights), text_batch(case[0], case[1])
     strengthen(model.context_encoder, std=0.1)  # or no standard deviation is below 1
     output = model(**batch)
@@ -414,6 +417,42 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(case: tuple[str, str, str]) -
     # Statistics of the micro-batch count by its share of the update's targets.
     half = model(**batch, num_items_in_batch=2 * output.num_targets)
     assert half.loss.item() == pytest.approx(expected / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("masks", [1, 3])
+@pytest.mark.parametrize("case", MODES, ids="-".join)
+def test_the_contrastive_term_finds_a_sample_s_own_target_mean(case: tuple[str, str, str], masks: int) -> None:
+    """Written out row by row: means over real tokens only, candidates standardised, each view to find its sample."""
+    model = tiny_jepa(*case, contrastive_weight=1.0, contrastive_temperature=0.2)
+    batch = text_batch(case[0], case[1], count=5, masks=masks)
+    output = model(**batch, output_hidden_states=True)
+    real = batch["attention_mask"].bool()
+    layers = output.target_hidden_states[-model.config.target_layers :]
+    candidates = []
+    for row, kept in enumerate(real):
+        means = [F.layer_norm(layer[row][kept].mean(dim=0), layer.shape[-1:]) for layer in layers]
+        candidates.append(torch.stack(means).mean(dim=0))
+    candidates = torch.stack(candidates)
+    candidates = (candidates - candidates.mean(dim=0)) / (candidates.std(dim=0, correction=0) + 1e-5)
+    views = len(output.context_state) // len(real)
+    losses = []
+    for number, (states, kept) in enumerate(zip(output.context_state, output.context_valid, strict=True)):
+        guess = model.pooled_predictor(states[kept].mean(dim=0))
+        cosines = F.cosine_similarity(guess[None], candidates)
+        losses.append(-F.log_softmax(cosines / 0.2, dim=0)[number // views])
+    targets = batch["target_valid"].reshape(len(losses), -1).sum(dim=1)
+    expected = (torch.stack(losses) * targets).sum() / targets.sum()
+    assert output.contrastive_loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_contrastive_term_teaches_the_context_encoder_and_nothing_of_the_target() -> None:
+    """With it alone; and without it there is no predictor for it, so that DDP waits for no gradient."""
+    model = tiny_jepa("bert", contrastive_weight=1.0).train()
+    model(**text_batch("bert", "dropped", count=5)).contrastive_loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.pooled_predictor.parameters())
+    assert model.context_encoder.get_input_embeddings().weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.target_encoder.parameters())
+    assert tiny_jepa("bert").pooled_predictor is None
 
 
 def cut(batch: Batch, rows: slice) -> Batch:
@@ -585,7 +624,7 @@ def test_fields_are_none_unless_asked_for() -> None:
     batch = text_batch("bert", "dropped")
     always = {"loss", "prediction_loss", "num_targets", "predictions", "targets", "target_valid"}
     states = {"context_state", "context_valid", "context_hidden_states", "target_hidden_states"}
-    parts = {"mlm_loss", "variance_loss", "covariance_loss", "sigreg_loss"}
+    parts = {"mlm_loss", "variance_loss", "covariance_loss", "sigreg_loss", "contrastive_loss"}
 
     def given(output: JepaOutput) -> set[str]:
         assert isinstance(output, JepaOutput)

@@ -93,6 +93,12 @@ class ModelArguments:
     variance_weight: float | None = field(default=None, metadata={"help": "Weight of the variance hinge."})
     covariance_weight: float | None = field(default=None, metadata={"help": "Weight of the covariance penalty."})
     sigreg_weight: float | None = field(default=None, metadata={"help": "Weight of the SIGReg term."})
+    contrastive_weight: float | None = field(
+        default=None, metadata={"help": "Weight of finding each sample's own target mean among the batch's."}
+    )
+    contrastive_temperature: float | None = field(
+        default=None, metadata={"help": "What the cosines of that comparison are divided by."}
+    )
     pooled_targets: bool | None = field(
         default=None, metadata={"help": "Predict the mean of a mask's targets instead of each."}
     )

@@ -174,7 +174,7 @@ class PairedViewObjective:
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             candidates = torch.cat(all_gather(targets.contiguous()))
             own = own + torch.distributed.get_rank() * len(targets)
-        return infonce(predictions, targets, candidates, own, self.temperature)
+        return infonce(predictions, candidates, own, self.temperature)
 
     def _tubes(self, states: torch.Tensor, content: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`[B]` each: the turn of a random path, 0 where a row is too short for one, and which rows are long enough."""

@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE))
 import train_two_ranks  # noqa: E402
 
 Results = dict[str, dict[str, Any]]
-TRAINED = ["dropped", "kept", "accumulated", "streaming", "one rank without targets"]
+TRAINED = ["dropped", "kept", "contrastive", "accumulated", "streaming", "one rank without targets"]
 EVALUATED = [name for name in train_two_ranks.RUNS if "evaluation" in name]
 
 
@@ -72,6 +72,7 @@ def test_two_ranks_equal_one_process_with_the_doubled_batch(name: str, ranks: li
     for log, expected in zip(two["logs"], alone[name]["logs"], strict=True):
         for key in ("loss", "prediction_loss", "mlm_loss", "cosine", "masked_fraction", "rows_without_targets"):
             assert log[key] == pytest.approx(expected[key], abs=1e-5), key
+        assert log.get("contrastive_loss", 0.0) == pytest.approx(expected.get("contrastive_loss", 0.0), abs=1e-5)
 
 
 def test_the_comparison_sees_ranks_that_count_for_themselves(ranks: list[Results], alone: Results) -> None:

@@ -26,10 +26,19 @@ LONG = rows("bert", 40, longest=40)
 Result = dict[str, Any]
 
 
-def train(folder: Path, processes: int, data: Any, mode: str, predictor: str, **overrides: Any) -> Result:
+def train(
+    folder: Path,
+    processes: int,
+    data: Any,
+    mode: str,
+    predictor: str,
+    contrastive_weight: float = 0.0,
+    **overrides: Any,
+) -> Result:
     """Five steps of AdamW over batches of 8 samples in all, from weights that only rank 0 has."""
     rank = PartialState().process_index
-    model = tiny_jepa("bert", mode, predictor, strong=False, initializer_range=0.1, mlm_weight=0.5)
+    weight = {"mlm_weight": 0.5, "contrastive_weight": contrastive_weight}
+    model = tiny_jepa("bert", mode, predictor, strong=False, initializer_range=0.1, **weight)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.5 * rank)
@@ -72,6 +81,7 @@ def evaluate(folder: Path, processes: int, data: list[dict[str, list[int]]]) -> 
 RUNS: dict[str, Callable[[Path, int], Result]] = {
     "dropped": lambda folder, processes: train(folder, processes, LONG, "dropped", "transformer"),
     "kept": lambda folder, processes: train(folder, processes, LONG, "kept", "mlp"),
+    "contrastive": lambda folder, processes: train(folder, processes, LONG, "dropped", "transformer", 2.0),
     "accumulated": lambda folder, processes: train(
         folder,
         processes,
