@@ -53,7 +53,7 @@ from jepa_hf.run_directory import RunPlan
 POOLING = ("mean", "layers")
 # Nothing but training is to take time.
 QUIET = ("--do_eval=no", "--eval_strategy=no", "--eval_on_start=no", "--save_strategy=no", "--report_to=none")
-QUIET += ("--disable_tqdm=yes", "--health_steps=0.25", "--include_num_input_tokens_seen=no", "--logging_steps=200")
+QUIET += ("--disable_tqdm=yes", "--health_steps=500", "--include_num_input_tokens_seen=no", "--logging_steps=200")
 UNTIMED, TIMED = 20, 40
 
 
@@ -62,38 +62,60 @@ class PooledTerm(JepaForRepresentationPrediction):
 
     The target is the mean over real positions of the averaged, layer-normalised target layers; `standardize` brings
     each of its features to mean 0 and standard deviation 1 over the batch, so that what all rows share earns nothing.
+    With a `temperature`, what counts is to find the row's own target among those of the batch, by cosine (InfoNCE).
+    `anchor` is the weight of 1 - the cosine between the context's mean and the target encoder's own last mean, which
+    no predictor stands between.
     """
 
-    def add(self, weight: float, standardize: bool = True, variance: float = 0.0, covariance: float = 0.0) -> None:
+    def add(
+        self,
+        weight: float,
+        standardize: bool = True,
+        variance: float = 0.0,
+        covariance: float = 0.0,
+        temperature: float | None = None,
+        anchor: float = 0.0,
+    ) -> None:
         width = self.config.hidden_size
         self.pooled_predictor = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.pooled = {"weight": weight, "standardize": standardize, "variance": variance, "covariance": covariance}
+        self.temperature, self.anchor = temperature, anchor
 
     @torch.no_grad()
     def _targets(self, clean: Any, positions: Any, masks: int, hidden_states: bool) -> Any:
-        gathered, states = super()._targets(clean, positions, masks, True)
+        gathered, means, states = super()._targets(clean, positions, masks, True)
         upper = states[-self.config.target_layers :]
         average = sum(layer_normalize(state.float()) for state in upper) / len(upper)
-        self._row_means = masked_mean(average, self.backbone.valid(clean)[..., None], dim=1)
-        return gathered, states if hidden_states else None
+        valid = self.backbone.valid(clean)[..., None]
+        self._row_means = masked_mean(average, valid, dim=1)
+        self._last_means = masked_mean(states[-1].float(), valid, dim=1)
+        return gathered, means, states if hidden_states else None
 
     def _add_losses(
-        self, output: Any, clean: Any, encoded: Any, seen: Any, positions: Any, valid: Any, total: Any
+        self, output: Any, clean: Any, encoded: Any, seen: Any, positions: Any, valid: Any, means: Any, total: Any
     ) -> None:
-        super()._add_losses(output, clean, encoded, seen, positions, valid, total)
+        super()._add_losses(output, clean, encoded, seen, positions, valid, means, total)
         targets = self._row_means
         if self.pooled["standardize"]:
             targets = (targets - targets.mean(0)) / (targets.std(0) + 1e-5)
         context = masked_mean(encoded.last_hidden_state.float(), seen[..., None], dim=1)
         guess = self.pooled_predictor(context.to(encoded.last_hidden_state.dtype)).float()
-        targets = targets.repeat_interleave(len(guess) // len(targets), dim=0)
-        each = F.smooth_l1_loss(guess, targets)
+        masks = len(guess) // len(targets)
+        if self.temperature is None:
+            each = F.smooth_l1_loss(guess, targets.repeat_interleave(masks, dim=0))
+        else:
+            logits = F.normalize(guess, dim=-1) @ F.normalize(targets, dim=-1).T / self.temperature
+            each = F.cross_entropy(logits, torch.arange(len(targets), device=guess.device).repeat_interleave(masks))
+        each = each * self.pooled["weight"]
+        if self.anchor:
+            last = self._last_means.repeat_interleave(masks, dim=0)
+            each = each + self.anchor * (1 - F.cosine_similarity(context, last, dim=-1)).mean()
         every = torch.ones(len(context), dtype=torch.bool, device=context.device)
         for kind, penalty in (("variance", variance_hinge), ("covariance", covariance_penalty)):
             if self.pooled[kind]:
-                each = each + self.pooled[kind] / self.pooled["weight"] * penalty(context, every)
+                each = each + self.pooled[kind] * penalty(context, every)
         share = output.num_targets / (output.num_targets.clamp_min(1) if total is None else total)
-        output.loss = output.loss + self.pooled["weight"] * share * each
+        output.loss = output.loss + share * each
 
 
 # ---- one arm
@@ -129,7 +151,7 @@ def _mlm_trainer(arm: dict[str, Any], parsed: Parsed, prepared: Prepared, seed: 
     if model_args.model_name_or_path is None:
         model = AutoModelForMaskedLM.from_config(config, attn_implementation=model_args.attn_implementation)
     else:
-        model = AutoModelForMaskedLM.from_pretrained(model_args.model_name_or_path)
+        model = AutoModelForMaskedLM.from_pretrained(model_args.model_name_or_path, dtype=torch.float32)
     tokenizer = prepared.processing_class
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=arm.get("mlm_probability", 0.3))
     return Trainer(

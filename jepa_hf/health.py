@@ -17,6 +17,7 @@ from .metrics import (
     hit_rate,
     mean_pairwise_cosine,
     normalized_spread,
+    position_predictor_loss,
     sample_means,
     within_sample_share,
 )
@@ -63,19 +64,31 @@ def representation_health(vectors: torch.Tensor, samples: torch.Tensor) -> dict[
 
 
 def prediction_health(
-    predictions: torch.Tensor, targets: torch.Tensor, loss: str, smooth_l1_beta: float = 1.0
+    predictions: torch.Tensor, targets: torch.Tensor, positions: torch.Tensor, loss: str, smooth_l1_beta: float = 1.0
 ) -> dict[str, float]:
-    """Health of the guesses: `[N, D]`, `[N, D]` -> losses of the predictor and of the best constant, and hit rates.
+    """Health of the guesses: losses of the predictor, of the best constant and of the position alone, and hit rates.
 
     The hit rate chooses among `MOST_CANDIDATES` targets (fewer, if there are fewer), evenly spread over the batch, so
     that its scale stays the same over a run; `hit_rate_chance` is what guessing gives.
+
+    Args:
+        predictions, targets: `[N, D]`.
+        positions: where each target stands in its sample, long `[N]`.
+        loss, smooth_l1_beta: as in `JepaConfig`.
+
+    Returns:
+        `prediction_loss`, `constant_prediction_loss`, `hit_rate`, `hit_rate_chance`, and where any two targets stand at
+        the same position `position_prediction_loss`.
     """
     step = -(-len(targets) // MOST_CANDIDATES)
     values = {
         "prediction_loss": prediction_loss(loss, predictions, targets, smooth_l1_beta).mean(),
         "constant_prediction_loss": constant_predictor_loss(targets, loss, smooth_l1_beta),
+        "position_prediction_loss": position_predictor_loss(targets, positions, loss, smooth_l1_beta),
         "hit_rate": hit_rate(predictions[::step], targets[::step]),
     }
+    if len(positions.unique()) == len(positions):
+        del values["position_prediction_loss"]
     return {name: value.item() for name, value in values.items()} | {"hit_rate_chance": 1 / len(targets[::step])}
 
 

@@ -95,3 +95,28 @@ def constant_predictor_loss(targets: torch.Tensor, kind: str, smooth_l1_beta: fl
     unit = F.normalize(targets, dim=-1) if kind == "cosine" else targets
     constant = unit.mean(dim=0, keepdim=True).expand_as(targets)
     return prediction_loss(kind, constant, targets, smooth_l1_beta).mean()
+
+
+def position_predictor_loss(
+    targets: torch.Tensor, positions: torch.Tensor, kind: str, smooth_l1_beta: float = 1.0
+) -> torch.Tensor:
+    """Mean loss of predicting each target by the mean of the other targets at its position.
+
+    A model whose loss is no lower has learnt where its targets stand and nothing of what stands around them. Encoders
+    with absolute positions make that easy: at a random start half of what they say of a token is its position.
+
+    Args:
+        targets: `[N, D]`.
+        positions: long `[N]`; a target that is alone at its position is left out.
+
+    Returns:
+        A scalar; NaN where every target is alone.
+    """
+    targets = targets.float()
+    places = positions.unique(return_inverse=True)[1]
+    count = places.bincount()
+    unit = F.normalize(targets, dim=-1) if kind == "cosine" else targets
+    sums = unit.new_zeros(len(count), unit.shape[-1]).index_add_(0, places, unit)
+    others = count[places] - 1
+    guesses = (sums[places] - unit) / others.clamp_min(1)[:, None]
+    return prediction_loss(kind, guesses, targets, smooth_l1_beta)[others > 0].mean()

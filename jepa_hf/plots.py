@@ -58,6 +58,7 @@ PANELS: tuple[Panel, ...] = (
             ("prediction_loss", "training"),
             (f"{MEASURED}prediction_loss", "fixed samples"),
             (f"{MEASURED}constant_prediction_loss", "constant predictor"),
+            (f"{MEASURED}position_prediction_loss", "the position alone"),
         ),
         read_loss,
     ),

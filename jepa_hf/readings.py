@@ -82,7 +82,7 @@ def curve(history: History, name: str) -> list[tuple[int, float]]:
 
 
 def read_loss(history: History, curves: Curves, width: int | None = None) -> Reading:
-    """Whether the guesses beat those of a constant predictor."""
+    """Whether the guesses beat those of a constant predictor, and of one that knows nothing but the position."""
     measured = curve(history, "measured_prediction_loss")
     points = measured or curve(history, "prediction_loss")
     where = "" if measured else " in training"
@@ -100,8 +100,16 @@ def read_loss(history: History, curves: Curves, width: int | None = None) -> Rea
         return Reading(f"{told}, but {ends}: all targets have become alike.", Level.COLLAPSED)
     share = points[-1][1] / constant[-1][1]
     if share < RULES.no_better:
-        ends = f"ends {percent(1 - share)} below that of a constant predictor"
-        return Reading(f"{told} and {ends}: the guesses depend on the sample.", Level.HEALTHY)
+        ends = f"{told} and ends {percent(1 - share)} below that of a constant predictor"
+        position = curve(history, "measured_position_prediction_loss")
+        if not position:
+            return Reading(f"{ends}: the guesses are not always the same.", Level.HEALTHY)
+        share = points[-1][1] / position[-1][1]
+        if share < RULES.no_better:
+            rest = f"{percent(1 - share)} below what the position alone tells"
+            return Reading(f"{ends}, {rest}: the guesses depend on the sample.", Level.HEALTHY)
+        rest = f"but at {percent(share)} of what the position alone tells"
+        return Reading(f"{ends}, {rest}: where a target stands is learnt, what stands around it is not.", Level.WARNING)
     ends = f"ends at {percent(share)} of that of a constant predictor"
     sentence = f"{told} and {ends}: the guesses are no better than always the same one"
     if not _by_chance(history):

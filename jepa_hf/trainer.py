@@ -335,6 +335,9 @@ class JepaTrainer(RepresentationTrainer):
             samples = torch.arange(len(output.target_valid), device=output.target_valid.device) + seen
             seen += len(samples)
             valid, seen_positions = output.target_valid, output.context_valid
+            places = batch["target_positions"].to(valid.device)
+            # The one target that stands for all of a mask has no place of its own.
+            places = torch.zeros_like(valid, dtype=torch.long) if self._unwrapped.config.pooled_targets else places
             views = samples.repeat_interleave(len(seen_positions) // len(samples))
             for name, values, kept, owner in (
                 ("prediction", output.predictions, valid, None),
@@ -344,6 +347,7 @@ class JepaTrainer(RepresentationTrainer):
                 parts[name].append(values[kept].float())
                 if owner is not None:
                     parts[f"{name} of"].append(owner[kept])
+            parts["positions"].append(places[valid])
         model.train(training)
         whole = {name: torch.cat(chunks) for name, chunks in parts.items()}
         if len(whole["target of"].unique()) < 2:
@@ -352,7 +356,9 @@ class JepaTrainer(RepresentationTrainer):
         for encoder in ("target", "context"):
             health = representation_health(whole[encoder], whole[f"{encoder} of"])
             values |= {f"{encoder}_{name}": value for name, value in health.items()}
-        values |= prediction_health(whole["prediction"], whole["target"], config.loss, config.smooth_l1_beta)
+        values |= prediction_health(
+            whole["prediction"], whole["target"], whole["positions"], config.loss, config.smooth_l1_beta
+        )
         encoders = (model.context_encoder.named_parameters(), model.target_encoder.named_parameters())
         values["encoder_distance"] = relative_distance(*(self.ema.pairs or match_parameters(*encoders)))
         return {f"health_{name}": value for name, value in values.items()}

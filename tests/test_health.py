@@ -93,17 +93,25 @@ def test_the_hit_rate_keeps_its_scale() -> None:
     generator = torch.Generator().manual_seed(0)
     for count in (MOST_CANDIDATES, 4 * MOST_CANDIDATES):
         targets = torch.randn(count, 64, generator=generator)
-        health = prediction_health(targets, targets, "l2")
+        health = prediction_health(targets, targets, torch.arange(count) % 10, "l2")
         assert health["hit_rate_chance"] == 1 / MOST_CANDIDATES
         assert health["hit_rate"] == 1
         assert health["prediction_loss"] == 0
         assert health["constant_prediction_loss"] == pytest.approx(1, abs=0.1)
+        assert health["position_prediction_loss"] == pytest.approx(1, abs=0.1)
 
 
 def test_the_hit_rate_chooses_among_the_candidates_alone() -> None:
     """Every target four times: among all of them there is no nearest one, among every fourth there is."""
     targets = torch.randn(MOST_CANDIDATES, 64, generator=torch.Generator().manual_seed(0)).repeat_interleave(4, dim=0)
-    assert prediction_health(targets, targets, "l2")["hit_rate"] == 1
+    assert prediction_health(targets, targets, torch.arange(len(targets)), "l2")["hit_rate"] == 1
+
+
+def test_without_two_targets_at_one_position_the_position_says_nothing() -> None:
+    """No number rather than NaN, which the watchdog would call a divergence."""
+    targets = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    assert "position_prediction_loss" not in prediction_health(targets, targets, torch.arange(5), "l2")
+    assert "position_prediction_loss" in prediction_health(targets, targets, torch.tensor([0, 1, 2, 3, 0]), "l2")
 
 
 def test_each_kind_of_collapse_is_told_apart() -> None:

@@ -15,6 +15,7 @@ from jepa_hf.metrics import (
     hit_rate,
     mean_pairwise_cosine,
     normalized_spread,
+    position_predictor_loss,
 )
 
 few = settings(max_examples=40, deadline=None)
@@ -187,3 +188,32 @@ def test_metrics_accept_bfloat16(metric) -> None:
     assert value.dtype == torch.float32
     assert value.shape == ()
     assert value.item() == pytest.approx(metric(gaussian(100, 16)).item(), abs=0.05)
+
+
+@few
+@given(st.integers(2, 30), st.integers(1, 6), st.sampled_from(["smooth_l1", "l2", "l1", "cosine"]), SEEDS)
+def test_the_position_s_rival_is_the_mean_of_the_others_there(count: int, places: int, kind: str, seed: int) -> None:
+    """Written out target by target; one that is alone at its position is left out, NaN where all are."""
+    targets = gaussian(count, 5, seed)
+    positions = 7 * torch.randint(places, (count,), generator=torch.Generator().manual_seed(seed))
+    unit = F.normalize(targets, dim=-1) if kind == "cosine" else targets
+    losses = []
+    for number, position in enumerate(positions):
+        others = positions == position
+        others[number] = False
+        if others.any():
+            losses.append(prediction_loss(kind, unit[others].mean(dim=0), targets[number]))
+    found = position_predictor_loss(targets, positions, kind)
+    if losses:
+        assert found.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4, abs=1e-5)
+    else:
+        assert found.isnan()
+
+
+def test_targets_that_are_positions_and_targets_that_are_not() -> None:
+    """Nothing is left of the first; of the second no less than what a constant leaves."""
+    positions = torch.arange(8).repeat(50)
+    table = gaussian(8, 16)
+    assert position_predictor_loss(table[positions], positions, "l2").item() == pytest.approx(0, abs=1e-6)
+    anything = gaussian(400, 16, seed=1)
+    assert position_predictor_loss(anything, positions, "l2") > constant_predictor_loss(anything, "l2")

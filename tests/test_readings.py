@@ -16,6 +16,7 @@ def evaluated(steps: int = 300, **last: float) -> History:
     start = {
         "prediction_loss": 0.41,
         "constant_prediction_loss": 0.40,
+        "position_prediction_loss": 0.39,
         "hit_rate": 0.01,
         "hit_rate_chance": 0.01,
         "target_rank": 290.0,
@@ -50,8 +51,8 @@ def test_a_healthy_run() -> None:
     found = readings(evaluated())
     assert {reading.level for reading in found.values()} == {Level.HEALTHY}
     assert found["Prediction"].sentence == (
-        "The prediction loss fell from 0.41 to 0.25 and ends 38 % below that of a constant predictor: the guesses "
-        "depend on the sample."
+        "The prediction loss fell from 0.41 to 0.25 and ends 38 % below that of a constant predictor, 36 % "
+        "below what the position alone tells: the guesses depend on the sample."
     )
     assert "fell from 290 to 250 of 384 directions" in found["Effective"].sentence
     assert "rose from 0.01 to 0.6, 60 times what chance gives" in found["Hit"].sentence
@@ -74,6 +75,18 @@ def test_total_collapse_with_a_rank_that_does_not_show_it() -> None:
     assert found["Effective"].level == Level.HEALTHY
     assert overall(history).level == Level.COLLAPSED
     assert overall(history).sentence.startswith("Collapsed: 3 of 5 readings")
+
+
+def test_guesses_that_know_the_position_alone() -> None:
+    """Far below a constant predictor, and the hit rate is high: still a warning."""
+    found = readings(evaluated(position_prediction_loss=0.24))["Prediction"]
+    assert found.level == Level.WARNING
+    assert found.sentence.endswith(
+        "ends 38 % below that of a constant predictor, but at 104 % of what the position alone tells: where a target "
+        "stands is learnt, what stands around it is not."
+    )
+    history = [{name: value for name, value in entry.items() if "position" not in name} for entry in evaluated()]
+    assert "not always the same" in readings(history)["Prediction"].sentence
 
 
 @pytest.mark.parametrize("whose", ["target", "context"])
