@@ -92,9 +92,9 @@ class PooledTerm(JepaForRepresentationPrediction):
         return gathered, means, states if hidden_states else None
 
     def _add_losses(
-        self, output: Any, clean: Any, encoded: Any, seen: Any, positions: Any, valid: Any, means: Any, total: Any
+        self, output: Any, clean: Any, encoded: Any, seen: Any, positions: Any, valid: Any, total: Any
     ) -> None:
-        super()._add_losses(output, clean, encoded, seen, positions, valid, means, total)
+        super()._add_losses(output, clean, encoded, seen, positions, valid, total)
         targets = self._row_means
         if self.pooled["standardize"]:
             targets = (targets - targets.mean(0)) / (targets.std(0) + 1e-5)

@@ -78,6 +78,12 @@ def instance_normalize(states: torch.Tensor, valid: torch.Tensor, eps: float = 1
     return torch.where(valid, centred * torch.rsqrt(variance + eps), torch.zeros_like(centred))
 
 
+def batch_standardize(vectors: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """Zero mean, unit variance of each feature over the vectors, so that what all share says nothing: `[N, D]`."""
+    centred = vectors - vectors.mean(dim=0)
+    return centred / (centred.square().mean(dim=0).sqrt() + eps)
+
+
 def variance_hinge(states: torch.Tensor, valid: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
     """Mean over D of relu(1 − std of feature d over the valid vectors) (VICReg, Bardes et al. 2022, equation 1).
 

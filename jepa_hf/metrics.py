@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from .losses import prediction_loss
+from .losses import batch_standardize, prediction_loss
 
 
 def effective_rank(vectors: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
@@ -83,6 +83,22 @@ def hit_rate(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     # A tie is no hit: in a collapsed batch every target is as near as the right one.
     best = similarity >= similarity.max(dim=1, keepdim=True).values
     return (best[own, own] & (best.sum(dim=1) == 1)).float().mean()
+
+
+def sample_hit_rate(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Share of views whose own sample's target is the nearest, by cosine, among those of all samples.
+
+    Chance is 1/N. Targets are standardised over the samples first, as in the contrastive term.
+
+    Args:
+        predictions: `[N * views, D]`, a sample's views next to each other.
+        targets: `[N, D]`.
+    """
+    similarity = F.normalize(predictions.float(), dim=-1) @ F.normalize(batch_standardize(targets.float()), dim=-1).T
+    own = torch.arange(len(targets), device=targets.device).repeat_interleave(len(predictions) // len(targets))
+    best = similarity >= similarity.max(dim=1, keepdim=True).values
+    right = best.gather(1, own[:, None])[:, 0]
+    return (right & (best.sum(dim=1) == 1)).float().mean()
 
 
 def constant_predictor_loss(targets: torch.Tensor, kind: str, smooth_l1_beta: float = 1.0) -> torch.Tensor:

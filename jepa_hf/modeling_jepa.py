@@ -24,6 +24,7 @@ from .backbones import (
 from .configuration_jepa import JepaConfig
 from .errors import UsageError
 from .losses import (
+    batch_standardize,
     covariance_penalty,
     instance_normalize,
     layer_normalize,
@@ -53,6 +54,8 @@ class JepaOutput(ModelOutput):
         predictions: `[B, M, T, D]`.
         targets: `[B, M, T, D]`, normalised.
         target_valid: bool `[B, M, T]`.
+        sample_predictions: with `contrastive_weight`, what each view's mean predicts, `[B * views, D]`.
+        sample_targets: with `contrastive_weight`, each sample's mean over the target layers, `[B, D]`.
         context_state: the context encoder's last layer, `[B * M, C, D]`, on request.
         context_valid: bool `[B * M, C]`, which of these are real tokens, on request.
         context_hidden_states: all layers of the context encoder, on request.
@@ -70,6 +73,8 @@ class JepaOutput(ModelOutput):
     predictions: torch.Tensor | None = None
     targets: torch.Tensor | None = None
     target_valid: torch.Tensor | None = None
+    sample_predictions: torch.Tensor | None = None
+    sample_targets: torch.Tensor | None = None
     context_state: torch.Tensor | None = None
     context_valid: torch.Tensor | None = None
     context_hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -381,7 +386,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         batch, masks, _ = target_positions.shape
         positions, valid = target_positions.flatten(0, 1), target_valid.flatten(0, 1)
 
-        targets, target_means, target_states = self._targets(clean, positions, masks, output_hidden_states)
+        targets, sample_targets, target_states = self._targets(clean, positions, masks, output_hidden_states)
         if self.config.context_mode == "kept":
             masked_view = context_input_ids if context_features is None else context_features
             view = self._view_kept(clean, masked_view, positions, valid, masks, output_hidden_states)
@@ -407,8 +412,12 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             targets=targets.unflatten(0, (batch, masks)),
             target_valid=valid.unflatten(0, (batch, masks)),
         )
+        if self.pooled_predictor is not None:
+            states = encoded.last_hidden_state
+            pooled = masked_mean(states.float(), seen[..., None], dim=1).to(states.dtype)
+            output.sample_predictions, output.sample_targets = self.pooled_predictor(pooled), sample_targets
         if return_loss:
-            self._add_losses(output, clean, encoded, seen, positions, valid, target_means, num_items_in_batch)
+            self._add_losses(output, clean, encoded, seen, positions, valid, num_items_in_batch)
         if output_hidden_states:
             output.context_state, output.context_valid = encoded.last_hidden_state, seen
             output.context_hidden_states = encoded.hidden_states
@@ -500,7 +509,6 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         seen: torch.Tensor,
         positions: torch.Tensor,
         valid: torch.Tensor,
-        target_means: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> None:
         config = self.config
@@ -529,26 +537,22 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             output.sigreg_loss = sigreg(states, seen, generator=fixed)
             loss = loss + config.sigreg_weight * share * output.sigreg_loss
         if config.contrastive_weight > 0:
-            each = self._contrast(states, seen, target_means)
+            each = self._contrast(output.sample_predictions, output.sample_targets)
             # A view counts by its targets, so that micro-batches and ranks add up to the whole.
             summed = (each * valid.reshape(len(each), -1).sum(dim=1)).sum()
             output.contrastive_loss = summed / here
             loss = loss + config.contrastive_weight * summed / total
         output.loss = loss
 
-    def _contrast(self, states: torch.Tensor, seen: torch.Tensor, target_means: torch.Tensor) -> torch.Tensor:
-        """Each view's cross-entropy of finding its own sample's target mean among those of the batch, of all ranks.
+    def _contrast(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Each view's cross-entropy of finding its own sample's target among those of the batch, of all ranks.
 
-        Each feature of the candidates has mean 0 and standard deviation 1 over them: what all samples share would
-        otherwise make all cosines alike. In evaluation the candidates are the rank's own, as batches may differ.
+        In evaluation the candidates are the rank's own, as its batch may be of another size than the others'.
         """
-        own = torch.arange(len(target_means), device=target_means.device)
-        candidates, own = candidates_of_all_ranks(target_means) if self.training else (target_means, own)
-        deviation = candidates.std(dim=0, correction=0)
-        candidates = (candidates - candidates.mean(dim=0)) / (deviation + 1e-5)
-        guesses = self.pooled_predictor(masked_mean(states.float(), seen[..., None], dim=1).to(states.dtype))
-        own = own.repeat_interleave(len(guesses) // len(own))
-        return infonce(guesses, candidates, own, self.config.contrastive_temperature)
+        own = torch.arange(len(targets), device=targets.device)
+        candidates, own = candidates_of_all_ranks(targets) if self.training else (targets, own)
+        own = own.repeat_interleave(len(predictions) // len(own))
+        return infonce(predictions, batch_standardize(candidates), own, self.config.contrastive_temperature)
 
     def _mlm_sum(
         self,

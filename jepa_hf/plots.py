@@ -19,6 +19,7 @@ from .readings import (
     read_loss,
     read_pooled_rank,
     read_rank,
+    read_sample_hit_rate,
     read_spread,
     read_within_sample,
 )
@@ -97,6 +98,12 @@ PANELS: tuple[Panel, ...] = (
             ("covariance_loss", "the covariance term"),
             ("sigreg_loss", "the SIGReg term"),
         ),
+    ),
+    Panel(
+        "Samples found by their context",
+        (("health_sample_hit_rate", "fixed samples"), ("health_sample_hit_rate_chance", "chance")),
+        read_sample_hit_rate,
+        (0.0,),
     ),
     Panel(
         "Contrastive term: which sample of the batch it is",

@@ -135,6 +135,20 @@ def read_hit_rate(history: History, curves: Curves, width: int | None = None) ->
     return Reading(f"{sentence}.", Level.WARNING)
 
 
+def read_sample_hit_rate(history: History, curves: Curves, width: int | None = None) -> Reading:
+    """Whether a sample is found by its context among the others."""
+    points, chance = curve(history, "health_sample_hit_rate"), curve(history, "health_sample_hit_rate_chance")
+    told = f"The share of samples that their context finds {_change(points)}"
+    if not points or not chance:
+        return Reading(f"{told}.")
+    end, by_chance = points[-1][1], chance[-1][1]
+    if end >= RULES.chance * by_chance:
+        return Reading(f"{told}, {number(end / by_chance)} times what chance gives.", Level.HEALTHY)
+    return Reading(
+        f"{told}, where chance gives {number(by_chance)}: contexts do not tell samples apart.", Level.WARNING
+    )
+
+
 def read_rank(history: History, curves: Curves, width: int | None = None, left: float = DIMENSIONS_LEFT) -> Reading:
     """How many directions the representations have kept, the worst curve; below `left` of the start is collapse."""
     of = "" if width is None else f" of {width}"

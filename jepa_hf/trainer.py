@@ -36,6 +36,7 @@ from .metrics import (
     hit_rate,
     mean_pairwise_cosine,
     normalized_spread,
+    sample_hit_rate,
 )
 from .model_card import CardFacts
 from .modeling_jepa import JepaForRepresentationPrediction, JepaOutput
@@ -322,7 +323,8 @@ class JepaTrainer(RepresentationTrainer):
 
         Returns:
             As `health_target_...` and `health_context_...` what `representation_health` tells of the targets and of the
-            context encoder's outputs; as `health_...` what `prediction_health` tells of the guesses; and
+            context encoder's outputs; as `health_...` what `prediction_health` tells of the guesses; with
+            `contrastive_weight` `health_sample_hit_rate` and its chance, see `metrics.sample_hit_rate`; and
             `health_encoder_distance`, the relative L2 distance between the two encoders' parameters. Empty where the
             batch has targets of fewer than two samples.
         """
@@ -348,6 +350,9 @@ class JepaTrainer(RepresentationTrainer):
                 if owner is not None:
                     parts[f"{name} of"].append(owner[kept])
             parts["positions"].append(places[valid])
+            if output.sample_targets is not None:
+                parts["sample_predictions"].append(output.sample_predictions)
+                parts["sample_targets"].append(output.sample_targets)
         model.train(training)
         whole = {name: torch.cat(chunks) for name, chunks in parts.items()}
         if len(whole["target of"].unique()) < 2:
@@ -359,6 +364,9 @@ class JepaTrainer(RepresentationTrainer):
         values |= prediction_health(
             whole["prediction"], whole["target"], whole["positions"], config.loss, config.smooth_l1_beta
         )
+        if "sample_targets" in whole:
+            values["sample_hit_rate"] = sample_hit_rate(whole["sample_predictions"], whole["sample_targets"]).item()
+            values["sample_hit_rate_chance"] = 1 / len(whole["sample_targets"])
         encoders = (model.context_encoder.named_parameters(), model.target_encoder.named_parameters())
         values["encoder_distance"] = relative_distance(*(self.ema.pairs or match_parameters(*encoders)))
         return {f"health_{name}": value for name, value in values.items()}

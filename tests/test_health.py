@@ -20,7 +20,7 @@ from jepa_hf.health import (
     prediction_health,
     representation_health,
 )
-from jepa_hf.metrics import effective_rank, sample_means, within_sample_share
+from jepa_hf.metrics import effective_rank, sample_hit_rate, sample_means, within_sample_share
 
 
 def cloud(samples: int = 40, positions: int = 20, width: int = 32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -232,6 +232,32 @@ def test_what_is_measured_is_what_the_model_gives(tmp_path: Path) -> None:
     views, seen = output.context_state.unflatten(0, (12, 2)), output.context_valid.unflatten(0, (12, 2))
     pooled = torch.stack([view[mask].mean(dim=0) for view, mask in zip(views, seen, strict=True)])
     assert health["health_context_pooled_rank"] == pytest.approx(effective_rank(pooled).item(), rel=1e-3)
+
+
+def test_a_run_with_the_contrastive_term_tells_how_many_samples_are_found(tmp_path: Path) -> None:
+    """Among all samples of the fixed batch, however many are in one of its parts; without the term, no number."""
+    model = tiny_jepa("bert", contrastive_weight=1.0)
+    run = watched(tmp_path, model=model, eval_data=rows("bert", 12), per_device_train_batch_size=5)
+    health = run.measure_health()
+    assert health["health_sample_hit_rate_chance"] == 1 / 12
+    with torch.no_grad():
+        output = run.model(**run.data_collator.for_evaluation()(rows("bert", 12)))
+    expected = sample_hit_rate(output.sample_predictions, output.sample_targets)
+    assert health["health_sample_hit_rate"] == pytest.approx(expected.item())
+    assert "health_sample_hit_rate" not in watched(tmp_path / "other").measure_health()
+
+
+@pytest.mark.parametrize(("family", "least", "most"), [("bert", 0.0, 0.8), ("modernbert", 0.95, 1.2)])
+def test_of_absolute_positions_a_random_target_is_in_part_its_place(
+    family: str, least: float, most: float, tmp_path: Path
+) -> None:
+    """Of random words the position alone tells much where there is a position table, nothing where it is rotary."""
+    model = tiny_jepa(family, strong=False, target_norm="instance")
+    words = torch.randint(10, 60, (60, 12), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": [2, *row, 3]} for row in words.tolist()]
+    health = watched(tmp_path, model=model, data=data, eval_data=data).measure_health()
+    share = health["health_position_prediction_loss"] / health["health_constant_prediction_loss"]
+    assert least <= share <= most
 
 
 def test_any_callable_may_collate(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_hf.losses import (
+    batch_standardize,
     cosine_distance,
     covariance_penalty,
     instance_normalize,
@@ -278,3 +279,13 @@ def test_sigreg_is_repeated_by_its_generator() -> None:
     ]
     assert values[0] == values[1] != values[2]
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_batch_standardised_features_have_mean_0_and_deviation_1() -> None:
+    """And a feature that is the same everywhere says nothing."""
+    vectors = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7) + 3
+    vectors[:, 2] = 7.0
+    found = batch_standardize(vectors)
+    assert found.mean(dim=0).abs().max() < 1e-5
+    expected = torch.ones(6).index_fill(0, torch.tensor(2), 0.0)
+    torch.testing.assert_close(found.std(dim=0, correction=0), expected, atol=1e-4, rtol=0)

@@ -16,6 +16,7 @@ from jepa_hf.metrics import (
     mean_pairwise_cosine,
     normalized_spread,
     position_predictor_loss,
+    sample_hit_rate,
 )
 
 few = settings(max_examples=40, deadline=None)
@@ -217,3 +218,21 @@ def test_targets_that_are_positions_and_targets_that_are_not() -> None:
     assert position_predictor_loss(table[positions], positions, "l2").item() == pytest.approx(0, abs=1e-6)
     anything = gaussian(400, 16, seed=1)
     assert position_predictor_loss(anything, positions, "l2") > constant_predictor_loss(anything, "l2")
+
+
+@few
+@given(st.integers(2, 12), st.integers(1, 3), SEEDS)
+def test_the_sample_hit_rate_is_1_for_the_targets_and_0_for_their_neighbours(n: int, views: int, seed: int) -> None:
+    """Whatever all samples share; a tie, as where all predictions and targets are the same, is no hit."""
+    targets = 5 * F.one_hot(torch.arange(n), 16).float() + gaussian(1, 16, seed)
+    own = targets - targets.mean(dim=0)
+    assert sample_hit_rate(own.repeat_interleave(views, dim=0), targets) == 1
+    assert sample_hit_rate(own.roll(1, dims=0).repeat_interleave(views, dim=0), targets) == 0
+    assert sample_hit_rate(torch.ones(n * views, 16), torch.ones(n, 16)) == 0
+
+
+def test_one_of_three_views_that_finds_its_sample() -> None:
+    targets = 5 * F.one_hot(torch.arange(4), 16).float()
+    own = targets - targets.mean(dim=0)
+    predictions = torch.stack([own, own.roll(1, dims=0), own.roll(2, dims=0)], dim=1).flatten(0, 1)
+    assert sample_hit_rate(predictions, targets).item() == pytest.approx(1 / 3)

@@ -634,7 +634,8 @@ def test_fields_are_none_unless_asked_for() -> None:
     assert given(model(**batch)) == always
     assert given(model(**batch, output_hidden_states=True)) == always | states
     assert given(model(**batch, return_loss=False)) == always - {"loss", "prediction_loss"}
-    assert given(tiny_jepa("bert", **EVERY_WEIGHT)(**batch)) == always | parts
+    samples = {"sample_predictions", "sample_targets"}
+    assert given(tiny_jepa("bert", **EVERY_WEIGHT)(**batch)) == always | parts | samples
     # Asking changes no number.
     assert torch.equal(model(**batch).loss, model(**batch, output_hidden_states=True).loss)
 
