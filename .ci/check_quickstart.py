@@ -7,14 +7,20 @@ from pathlib import Path
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
 folder = Path(sys.argv[1])
-evaluations = [entry for entry in json.loads((folder / "metrics.json").read_text())["history"] if "eval_loss" in entry]
+history = json.loads((folder / "metrics.json").read_text())["history"]
+evaluations = [entry for entry in history if "eval_loss" in entry]
 first, last = evaluations[0], evaluations[-1]
+health = [entry for entry in history if "health_sample_hit_rate" in entry][-1]
 checks = {
     "evaluation loss / constant predictor's (below 1)": (
         last["eval_prediction_loss"] / last["eval_constant_prediction_loss"],
         lambda ratio: ratio < 1,
     ),
     "hit rate / chance (at least 5)": (last["eval_hit_rate"] / last["eval_hit_rate_chance"], lambda ratio: ratio >= 5),
+    "texts found by their context / chance (at least 20)": (
+        health["health_sample_hit_rate"] / health["health_sample_hit_rate_chance"],
+        lambda ratio: ratio >= 20,
+    ),
     "target rank, end / start (at least 0.8)": (
         last["eval_target_rank"] / first["eval_target_rank"],
         lambda ratio: ratio >= 0.8,

@@ -116,6 +116,11 @@ def read_loss(history: History, curves: Curves, width: int | None = None) -> Rea
         return Reading(f"{sentence}, though they still find the right target.", Level.WARNING)
     if points[-1][0] < RULES.few_steps:
         return Reading(f"{sentence}; {points[-1][0]} steps are too few to tell why.", Level.WARNING)
+    within = curve(history, "measured_target_within_sample")
+    if within and within[-1][1] >= TOKENS_LEFT * within[0][1]:
+        return Reading(
+            f"{sentence}, nor do they find the right target: of single positions nothing is learnt yet.", Level.WARNING
+        )
     return Reading(f"{sentence}, nor do they find the right target: token collapse.", Level.COLLAPSED)
 
 

@@ -110,6 +110,18 @@ def test_token_collapse() -> None:
     assert overall(history).level == Level.COLLAPSED
 
 
+def test_guesses_without_skill_are_no_collapse_where_positions_still_differ() -> None:
+    """A run that learns of whole samples alone: the targets of a sample are as different as at the start."""
+    history = evaluated(prediction_loss=0.4, hit_rate=0.011)
+    for entry in history:
+        entry["eval_target_within_sample"] = 0.9
+    found = readings(history)["Prediction"]
+    assert found.level == Level.WARNING
+    assert found.sentence.endswith("of single positions nothing is learnt yet.")
+    history[-1]["eval_target_within_sample"] = 0.01
+    assert readings(history)["Prediction"].level == Level.COLLAPSED
+
+
 def test_a_short_run_is_not_called_collapsed_for_having_learnt_nothing() -> None:
     history = evaluated(steps=RULES.few_steps - 1, prediction_loss=0.4, hit_rate=0.011)
     assert overall(history).level == Level.WARNING
