@@ -31,10 +31,8 @@ def lora_config(settings: dict[str, Any]) -> Any:
         config = _peft().LoraConfig(**{"target_modules": "all-linear", **settings})
     except (TypeError, ValueError) as error:
         raise UsageError(f"lora takes the arguments of peft.LoraConfig: {' '.join(str(error).split())}") from None
-    if not isinstance(config.r, int) or config.r < 1:
-        raise UsageError(
-            f"lora_r, the rank of the adapters, must be a whole number of at least 1, not {config.r!r:.80}"
-        )
+    if type(config.r) is not int or config.r < 1:
+        raise UsageError(f"lora_r, the adapters' rank, must be a whole number of at least 1, not {config.r!r:.80}")
     if not isinstance(config.lora_dropout, Real) or not 0.0 <= config.lora_dropout < 1.0:
         raise UsageError(f"lora_dropout must lie in [0, 1), not {config.lora_dropout!r:.80}")
     return config
