@@ -92,6 +92,7 @@ def test_only_what_exists_is_named(page: str) -> None:
     """Flags are a command's, and paths into the repository lead to files."""
     known = {f"--{name}" for name in _names(_Parser(_CLASSES))} | set(re.findall(r"--[a-z_]+", helps()))
     known |= {"--write", "--runs"}  # of the scripts beside the pages
+    known |= {"--config_file"}  # of `accelerate launch`
     assert set(re.findall(r"--[a-z][a-z0-9_]+", text(page))) - known == set()
     for path in re.findall(r"(?:configs|benchmarks|docs|tests)/[\w./-]+\.(?:yaml|md|png|svg|py)", text(page)):
         assert (REPOSITORY / path).is_file(), path
