@@ -1,6 +1,7 @@
 """LoRA: small trainable matrices beside the frozen ones of an encoder (Hu et al. 2021), made by peft."""
 
 import math
+from numbers import Real
 from types import ModuleType
 from typing import Any
 
@@ -27,9 +28,14 @@ def lora_config(settings: dict[str, Any]) -> Any:
         UsageError: peft is not installed, or it does not take these settings.
     """
     try:
-        return _peft().LoraConfig(**{"target_modules": "all-linear", **settings})
+        config = _peft().LoraConfig(**{"target_modules": "all-linear", **settings})
     except (TypeError, ValueError) as error:
         raise UsageError(f"lora takes the arguments of peft.LoraConfig: {' '.join(str(error).split())}") from None
+    if type(config.r) is not int or config.r < 1:
+        raise UsageError(f"lora_r, the adapters' rank, must be a whole number of at least 1, not {config.r!r:.80}")
+    if not isinstance(config.lora_dropout, Real) or not 0.0 <= config.lora_dropout < 1.0:
+        raise UsageError(f"lora_dropout must lie in [0, 1), not {config.lora_dropout!r:.80}")
+    return config
 
 
 def add_adapters(encoder: PreTrainedModel, settings: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import start_process, train
+from commands import QUIET, start_process, train
 from jepa_batches import image_batch, image_config, rows, text_batch
 from jepa_runs import StopAfter, ema_of, largest_difference, trainer, weights
 from tiny import CORPUS, FAMILIES, save_tiny_encoder, tiny_tokenizer, write_lines
@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, ViTModel
 
 from jepa_hf import JepaForRepresentationPrediction, UsageError
 from jepa_hf.adapters import is_adapter
+from jepa_hf.cli.main import main
 from jepa_hf.ema import decay_at
 from jepa_hf.export import export_masked_lm, export_run
 
@@ -189,7 +190,13 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     ("lora", "sentence"),
     [
         ({"rank": 4}, "lora takes the arguments of peft.LoraConfig"),
-        ({"r": 0}, "lora"),
+        ({"r": 0}, "^lora_r, the adapters' rank, must be a whole number of at least 1, not 0$"),
+        ({"r": -3}, "at least 1, not -3$"),
+        ({"r": True}, "at least 1, not True$"),
+        ({"r": 2.5}, "at least 1, not 2.5$"),
+        ({"lora_dropout": 1.0}, r"^lora_dropout must lie in \[0, 1\), not 1.0$"),
+        ({"lora_dropout": -0.5}, r"^lora_dropout must lie in \[0, 1\), not -0.5$"),
+        ({"lora_dropout": float("nan")}, r"^lora_dropout must lie in \[0, 1\), not nan$"),
         ({"target_modules": ["no_such_layer"]}, "lora finds no place in the encoder"),
     ],
 )
@@ -206,8 +213,24 @@ def test_without_peft_one_is_told_what_to_install(tmp_path: Path, monkeypatch: p
         JepaForRepresentationPrediction.from_encoder_pretrained(name, lora=LORA)
 
 
-def test_a_random_start_is_refused(tmp_path: Path) -> None:
-    refused = start_process("-m", "jepa_hf.cli", "train", "--smoke_test", "--use_peft", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "use_peft trains adapters beside pretrained weights" in refused.stderr
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--smoke_test",), "use_peft trains adapters beside pretrained weights"),
+        (("--lora_r", "0"), "lora_r, the adapters' rank, must be a whole number of at least 1, not 0"),
+        (("--lora_dropout", "1.5"), "lora_dropout must lie in [0, 1), not 1.5"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(
+    flags: tuple[str, ...], sentence: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In one sentence that names the flag, before anything is written."""
+    start = ("--model_name_or_path", save_tiny_encoder("bert", tmp_path / "start"))
+    data = ("--train_file", write_lines(tmp_path / "data.txt", CORPUS[:40]))
+    out = ("--output_dir", tmp_path / "out", *QUIET)
+    given = (*flags, *out) if "--smoke_test" in flags else (*start, *data, *flags, *out)
+    assert main(["train", "--use_peft", *map(str, given)]) == 2
+    [line] = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    assert line.startswith("jepa-hf train: error: ")
+    assert sentence in line
     assert not (tmp_path / "out").exists()

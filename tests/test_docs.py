@@ -1,10 +1,12 @@
 """The claim that the documentation is true: its code runs, prints what it shows, and names only what there is."""
 
+import functools
 import importlib.util
 import io
 import re
+import shutil
 import sys
-from contextlib import redirect_stdout, suppress
+from contextlib import chdir, redirect_stdout, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -46,22 +48,26 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def save_what_a_reader_has() -> None:
+@pytest.fixture(scope="module")
+def belongings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the short examples speak of."""
-    save_tiny_encoder("bert", "my-bert", head="mlm")
-    words = tokenizer()
-    words.save_pretrained("my-llm")
-    model(len(words)).save_pretrained("my-llm")
-    write_lines("data.txt", CORPUS)
-    rows = [f'"{sentence}",{number % 2}' for number, sentence in enumerate(CORPUS[:80])]
-    write_lines("topics.csv", ["text,label", *rows])
-    random = np.random.default_rng(0)
-    Path("my-images").mkdir()
-    for number in range(12):
-        Image.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(f"my-images/{number}.png")
-    vectors = [",".join(f"{value:.3f}" for value in row) for row in random.normal(size=(60, 16))]
-    write_lines("table.csv", [",".join([*(f"f{n}" for n in range(16)), "label"]), *(f"{row},0" for row in vectors)])
-    jepa_hf.pretrain(model="my-bert", train_file="data.txt", output_dir="my-encoder", max_steps=1, use_cpu=True)
+    place = tmp_path_factory.mktemp("reader")
+    with chdir(place):
+        save_tiny_encoder("bert", "my-bert", head="mlm")
+        words = tokenizer()
+        words.save_pretrained("my-llm")
+        model(len(words)).save_pretrained("my-llm")
+        write_lines("data.txt", CORPUS)
+        rows = [f'"{sentence}",{number % 2}' for number, sentence in enumerate(CORPUS[:80])]
+        write_lines("topics.csv", ["text,label", *rows])
+        random = np.random.default_rng(0)
+        Path("my-images").mkdir()
+        for number in range(12):
+            Image.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(f"my-images/{number}.png")
+        vectors = [",".join(f"{value:.3f}" for value in row) for row in random.normal(size=(60, 16))]
+        write_lines("table.csv", [",".join([*(f"f{n}" for n in range(16)), "label"]), *(f"{row},0" for row in vectors)])
+        jepa_hf.pretrain(model="my-bert", train_file="data.txt", output_dir="my-encoder", max_steps=1, use_cpu=True)
+    return place
 
 
 def assert_prints_what_it_shows(page: str, folder: Path) -> None:
@@ -79,9 +85,9 @@ def test_the_tutorial_runs_from_top_to_bottom(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "tutorial.md" and "```python\n" in text(page)])
-def test_short_examples_run(page: str, folder: Path) -> None:
+def test_short_examples_run(page: str, folder: Path, belongings: Path) -> None:
     """The examples of a page run in order, with fewer steps, in a directory that holds what a reader has."""
-    save_what_a_reader_has()
+    shutil.copytree(belongings, folder, dirs_exist_ok=True)
     if 'output_dir="my-encoder"' in text(page):
         Path("my-encoder").rename("before")
     assert_prints_what_it_shows(text(page).replace("max_steps=1000", "max_steps=2"), folder)
@@ -92,11 +98,13 @@ def test_only_what_exists_is_named(page: str) -> None:
     """Flags are a command's, and paths into the repository lead to files."""
     known = {f"--{name}" for name in _names(_Parser(_CLASSES))} | set(re.findall(r"--[a-z_]+", helps()))
     known |= {"--write", "--runs"}  # of the scripts beside the pages
+    known |= {"--config_file"}  # of `accelerate launch`
     assert set(re.findall(r"--[a-z][a-z0-9_]+", text(page))) - known == set()
     for path in re.findall(r"(?:configs|benchmarks|docs|tests)/[\w./-]+\.(?:yaml|md|png|svg|py)", text(page)):
         assert (REPOSITORY / path).is_file(), path
 
 
+@functools.cache
 def helps() -> str:
     """What `jepa-hf --help` and each command's `--help` say, but train's, whose flags are known by name."""
     said = io.StringIO()
