@@ -142,6 +142,16 @@ class RepresentationTrainer(Trainer):
     def track(self, outputs: Any, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
         """Add what is logged about one micro-batch to `means`."""
 
+    @property
+    def found(self) -> dict[str, tuple[int, str]]:
+        """What was found to be wrong with the run: by kind the first step and a sentence."""
+        return {}
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the run ended before its last step because of what was found."""
+        return False
+
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader:

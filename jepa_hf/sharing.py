@@ -24,7 +24,8 @@ from .model_card import rename_card
 # What makes a directory loadable: weights, configuration, tokenizer or image processor, code of our own encoder.
 MODEL_FILES = (
     "config.json", "generation_config.json", "model.safetensors", "model-?????-of-?????.safetensors",
-    "model.safetensors.index.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json",
+    "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors", "modules.json",
+    "1_Pooling/config.json", "sentence_bert_config.json",
     "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentencepiece.bpe.model",
     "chat_template.jinja", "configuration_feature_encoder.py", "modeling_feature_encoder.py", "errors.py",

@@ -218,9 +218,14 @@ def check_views(model: PreTrainedModel, batch: dict[str, torch.Tensor], second: 
 
 def decoder_of(model: nn.Module) -> nn.Module:
     """The part of a causal language model before its head, inside what PEFT puts around it."""
-    if hasattr(model, "get_base_model"):  # PeftModel, which passes unknown attributes on to what it wraps
+    if has_adapters(model):
         model = model.get_base_model()
     return model.get_decoder()
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether it is a `PeftModel` around a language model. Asked so, peft need not be there."""
+    return hasattr(model, "get_base_model")
 
 
 def _at_ends(decoder: nn.Module, ids: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
