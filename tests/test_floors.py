@@ -40,6 +40,7 @@ FLOORS: dict[str, int] = {
             "cli.push",
             "cli.running",
             "cli.llm",
+            "cli.generate",
             "cli.language_models",
         ),
         4,

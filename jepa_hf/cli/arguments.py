@@ -201,6 +201,21 @@ class CommandParser(argparse.ArgumentParser):
         raise UsageError(message.removeprefix("argument "))
 
 
+def output_folder(output_dir: str) -> Path:
+    """A directory that results can be written to; it is not made here.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    folder = Path(output_dir)
+    places = (folder, *folder.parents)
+    if any(place.exists() and not place.is_dir() for place in places):
+        raise UsageError(f"output_dir {output_dir!r} is a file, or lies under one; name a directory")
+    if not os.access(next(place for place in places if place.exists()), os.W_OK):
+        raise UsageError(f"output_dir {output_dir!r} cannot be written to; name another directory")
+    return folder
+
+
 class _Parser(HfArgumentParser):
     """A parser whose error is one sentence, not two hundred flags and a sentence; every yes-or-no flag stands alone."""
 

@@ -17,7 +17,7 @@ from ..llm_jepa import (
     add_adapters,
     add_predictor_tokens,
 )
-from ..llm_jepa.generation import scorer
+from ..llm_jepa.generation import check_room, scorer
 from ..llm_jepa.trainer import tell_of_cuts
 from ..llm_jepa.views import IGNORED, MOST_PREDICTOR_TOKENS
 from ..paired_data import PairedDataArguments, PairedRow, load_paired_rows, row_texts, train_bpe_tokenizer
@@ -230,6 +230,8 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
     if lora is not None:
         model = add_adapters(model, tokenizer, lora, count)
     asked = [row.content for row in (eval_rows or ())[: answer_args.generation_samples]]
+    prompts = [tokenizer(views.prompt(row)[0], add_special_tokens=False)["input_ids"] for row in asked]
+    check_room(config, map(len, prompts), answer_args.max_new_tokens if asked else 0)
     return LlmJepaTrainer(
         model,
         args,

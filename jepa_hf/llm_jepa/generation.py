@@ -1,16 +1,18 @@
 """What a causal language model answers, and whether that is right."""
 
+import math
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UsageError
 from .views import PairedViewTokenizer
@@ -45,8 +47,12 @@ def generate_answers(
 
     Returns:
         The answers without special tokens and without blanks around them, in the order of the prompts.
+
+    Raises:
+        UsageError: a prompt and its answer have no room in the model, see `check_room`.
     """
     encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    check_room(model.config, map(len, encoded), max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda at: -len(encoded[at]))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     stops = _stop_tokens(model, tokenizer)
@@ -76,6 +82,20 @@ def generate_answers(
     bar.close()
     model.train(training)
     return answers
+
+
+def check_room(config: PreTrainedConfig, lengths: Iterable[int], max_new_tokens: int) -> None:
+    """Refuse prompts that with an answer have more tokens than the model has positions.
+
+    Args:
+        lengths: of the prompts, in tokens.
+    """
+    longest, room = max(lengths, default=0), getattr(config, "max_position_embeddings", None)
+    if room is not None and longest + max_new_tokens > room:
+        raise UsageError(
+            f"the longest prompt has {longest} tokens, and {max_new_tokens} more (--max_new_tokens) are beyond the "
+            f"model's {room} positions; lower it, or leave the longest rows out"
+        )
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -115,6 +135,18 @@ def scorer(metric: str, database: str | Path | None = None) -> Scorer:
             raise UsageError("the metric sql runs queries: give --database, an SQLite file or a folder of them")
         return lambda answer, right, row: same_result(answer, right, _database(Path(database), row))
     raise UsageError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+
+
+def share_interval(share: float, count: int) -> dict[str, float]:
+    """A share of `count` rows and its 95 % interval (Wilson 1927), which says how far other rows might lead.
+
+    >>> {name: round(value, 3) for name, value in share_interval(0.5, 100).items()}
+    {'share': 0.5, 'low': 0.404, 'high': 0.596}
+    """
+    z2 = NormalDist().inv_cdf(0.975) ** 2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    return {"share": share, "low": max(middle - half, 0.0), "high": min(middle + half, 1.0)}
 
 
 def _number(answer: str) -> float | None:
