@@ -303,9 +303,11 @@ class LlmJepaTrainer(RepresentationTrainer):
         last = evaluations[-1] if evaluations else {}
         training = {
             "steps": state.global_step,
+            "adapters": "LoRA" if has_adapters(self.model) else None,
             "rows per step": self.get_total_train_batch_size(args),
             "learning rate": f"{args.learning_rate:.4g}",
             "weights": f"next token {args.lm_weight}, views {args.pair_weight} ({args.pair_loss})",
+            **self._views_told(),
             "gradient through the predicted view": args.target_gradient,
             "loss dropout": args.loss_dropout,
             "STP": f"{args.tube_weight} ({args.tube_form})" if args.tube_weight else None,
@@ -320,12 +322,34 @@ class LlmJepaTrainer(RepresentationTrainer):
             {name.replace("_", " "): last[f"eval_{name}"] for name in shown if f"eval_{name}" in last},
             data,
             with_paths=bool(args.tube_weight),
+            with_template=self.processing_class.chat_template is not None,
             base_model=hub_name(base),
             language=kwargs.get("language"),
             license=kwargs.get("license"),
         )
         with whole_file(Path(args.output_dir) / "README.md") as new:
             card.save(new)
+
+    def _views_told(self) -> dict[str, Any]:
+        """Rows of the card's table about the views."""
+        views = self.view_tokenizer
+        if views is None:
+            return {}
+        count, where = len(views.predictors), views.predictor_position
+        return {
+            "next-token loss on": "prompts and answers, no stop token" if views.train_on_prompt else "answers",
+            "predictor tokens": f"{count}, at the {where} of the first view" if count else "none",
+            "which view predicts": "the second" if views.reverse else "the first",
+            "most tokens of a row": views.max_length,
+        }
+
+    def load_weights(self, checkpoint: str) -> nn.Module:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if not has_adapters(model):
+            return super().load_weights(checkpoint)
+        from peft import AutoPeftModelForCausalLM  # only adapters need it
+
+        return AutoPeftModelForCausalLM.from_pretrained(checkpoint)
 
     def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """A plain causal language model, or its adapters, with the tokenizer."""
