@@ -165,8 +165,8 @@ def load_run(run_dir: str | Path) -> Run:
     noted = read_run(folder) if (folder / RUN_FILE).is_file() else {"settings": {}, "finished": True, "versions": {}}
     if noted["settings"].get("objective") == "llm":
         raise UsageError(
-            f"{str(run_dir)!r} holds a run of a language model, and the report is about encoders: look at its README.md, "
-            "metrics.json and training.png"
+            f"{str(run_dir)!r} holds a run of a language model, and the report is about encoders: look at its "
+            "README.md, metrics.json and training.png"
         )
     metrics, (checkpoint, _) = folder / "metrics.json", newest_whole(folder, contents=False)
     if not (folder / RUN_FILE).is_file() and not metrics.is_file() and checkpoint is None:

@@ -37,6 +37,11 @@ def load_language_config(model_args: StartArguments, kwargs: dict[str, Any]) -> 
     name = model_args.model_name_or_path or model_args.config_name
     if name is not None:
         argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
+        if _holds_adapters(name):
+            raise UsageError(
+                f"{argument} {name!r} holds adapters, beside which no others are trained: start from the model they "
+                "belong to, or merge them into it with peft's merge_and_unload"
+            )
         config = load_pretrained(name, AutoConfig.from_pretrained, kwargs, argument)
     elif model_args.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         config = AutoConfig.for_model(model_args.model_type)
@@ -108,17 +113,15 @@ def build_language_model(
             reason = " ".join(str(error).split())[:300]
             raise UsageError(f"no {config.model_type} model can be built like that: {reason}") from None
     name = model_args.model_name_or_path
-    model = load_pretrained(name, AutoModelForCausalLM.from_pretrained, {**kwargs, **given}, "model_name_or_path")
-    if model._hf_peft_config_loaded:
-        raise UsageError(
-            f"model_name_or_path {name!r} holds adapters, beside which no others are trained: start from the model "
-            "they belong to, or merge them into it with peft's merge_and_unload"
-        )
-    return model
+    return load_pretrained(name, AutoModelForCausalLM.from_pretrained, {**kwargs, **given}, "model_name_or_path")
 
 
 def load_answering_model(name: str, kwargs: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
     """A language model, or adapters with the model that they belong to, to generate with."""
-    if not (Path(name) / _ADAPTER_CONFIG).is_file():
+    if not _holds_adapters(name):
         check_causal(load_pretrained(name, AutoConfig.from_pretrained, kwargs, "MODEL"))
     return load_pretrained(name, AutoModelForCausalLM.from_pretrained, {**kwargs, "dtype": dtype}, "MODEL")
+
+
+def _holds_adapters(name: str) -> bool:
+    return (Path(name) / _ADAPTER_CONFIG).is_file()

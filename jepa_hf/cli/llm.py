@@ -11,13 +11,15 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from ..errors import UsageError
 from ..interruption import InterruptionCallback
 from ..llm_jepa import (
+    DataCollatorForPairedViews,
     LlmJepaTrainer,
     LlmJepaTrainingArguments,
     PairedViewTokenizer,
     add_adapters,
     add_predictor_tokens,
 )
-from ..llm_jepa.generation import check_room, scorer
+from ..llm_jepa.generation import room_for, scorer
+from ..llm_jepa.objective import check_views
 from ..llm_jepa.trainer import tell_of_cuts
 from ..llm_jepa.views import IGNORED, MOST_PREDICTOR_TOKENS
 from ..paired_data import PairedDataArguments, PairedRow, load_paired_rows, row_texts, train_bpe_tokenizer
@@ -129,7 +131,6 @@ def run(parsed: LlmParsed, interruption: InterruptionCallback | None = None) -> 
         return None
     set_seed(args.seed)
     trainer = _prepare(parsed, planned)
-    trainer.check_model()
 
     def begin() -> None:
         _announce(trainer, parsed)
@@ -155,7 +156,7 @@ def _complete(parsed: LlmParsed) -> None:
         data_args.train_file = data_args.dataset_name = None
         if args.max_steps < 0:
             args.max_steps = 20
-    elif data_args.train_file is None and data_args.dataset_name is None:
+    elif not data_args.train_file and not data_args.dataset_name:
         raise UsageError("name the rows to train on with --train_file or --dataset_name")
     given = [name for name in ("model_name_or_path", "model_type", "config_name") if getattr(model_args, name)]
     if not given:
@@ -225,13 +226,16 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
     train_dataset, eval_dataset = (
         None if rows is None else _tokenized(rows, views) for rows in (train_rows, eval_rows)
     )
+    if args.pair_weight and not (model_args.attn_implementation or "").startswith("flash"):  # which is for GPUs alone
+        check_views(model, DataCollatorForPairedViews(tokenizer, args.view_passes), train_dataset[0])
     _learn_stop(model, tokenizer, train_dataset[0]["labels"])
     lora = model_args.lora_settings()
     if lora is not None:
         model = add_adapters(model, tokenizer, lora, count)
     asked = [row.content for row in (eval_rows or ())[: answer_args.generation_samples]]
-    prompts = [tokenizer(views.prompt(row)[0], add_special_tokens=False)["input_ids"] for row in asked]
-    check_room(config, map(len, prompts), answer_args.max_new_tokens if asked else 0)
+    for row in asked:
+        prompt, _ = views.prompt(row)
+        room_for(config, len(tokenizer(prompt, add_special_tokens=False)["input_ids"]), answer_args.max_new_tokens)
     return LlmJepaTrainer(
         model,
         args,

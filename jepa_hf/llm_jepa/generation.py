@@ -4,7 +4,7 @@ import math
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import NormalDist
@@ -41,7 +41,7 @@ def generate_answers(
         model: a causal language model, or a `PeftModel` around one.
         tokenizer: its tokenizer, whichever side it pads on.
         prompts: what the model is to go on from, special tokens written out (see `PairedViewTokenizer.prompt`).
-        max_new_tokens: most tokens of an answer.
+        max_new_tokens: most tokens of an answer; fewer where the model has not so many positions.
         batch_size: prompts that are answered together.
         show_progress: show a bar.
 
@@ -49,10 +49,10 @@ def generate_answers(
         The answers without special tokens and without blanks around them, in the order of the prompts.
 
     Raises:
-        UsageError: a prompt and its answer have no room in the model, see `check_room`.
+        UsageError: a prompt leaves no room for an answer, see `room_for`.
     """
     encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    check_room(model.config, map(len, encoded), max_new_tokens)
+    room_for(model.config, max(map(len, encoded), default=0), max_new_tokens)  # before the first is answered
     order = sorted(range(len(prompts)), key=lambda at: -len(encoded[at]))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     stops = _stop_tokens(model, tokenizer)
@@ -67,7 +67,7 @@ def generate_answers(
         found = model.generate(
             input_ids=ids,
             attention_mask=real.to(model.device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=room_for(model.config, width, max_new_tokens),
             do_sample=False,
             num_beams=1,
             temperature=None,
@@ -84,18 +84,21 @@ def generate_answers(
     return answers
 
 
-def check_room(config: PreTrainedConfig, lengths: Iterable[int], max_new_tokens: int) -> None:
-    """Refuse prompts that with an answer have more tokens than the model has positions.
+def room_for(config: PreTrainedConfig, length: int, max_new_tokens: int) -> int:
+    """How many tokens an answer to a prompt of `length` tokens may have: `max_new_tokens`, or what positions are left.
 
-    Args:
-        lengths: of the prompts, in tokens.
+    Raises:
+        UsageError: none are left.
     """
-    longest, room = max(lengths, default=0), getattr(config, "max_position_embeddings", None)
-    if room is not None and longest + max_new_tokens > room:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return max_new_tokens
+    if length >= positions:
         raise UsageError(
-            f"the longest prompt has {longest} tokens, and {max_new_tokens} more (--max_new_tokens) are beyond the "
-            f"model's {room} positions; lower it, or leave the longest rows out"
+            f"a prompt has {length} tokens, and the model {positions} positions, which leaves none for an answer; "
+            "leave the row out"
         )
+    return min(max_new_tokens, positions - length)
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

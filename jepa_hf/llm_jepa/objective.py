@@ -79,10 +79,7 @@ class PairedViewObjective:
             UsageError: a model that takes no positions, so that views cannot share a row.
         """
         plain = model.forward
-        if "position_ids" not in inspect.signature(decoder_of(model).forward).parameters:
-            raise UsageError(
-                f"{type(model).__name__} takes no position_ids, by which views are kept apart; use another model"
-            )
+        check_positions(model)
 
         @functools.wraps(plain)  # generate() and the Trainer look at its signature
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -191,28 +188,41 @@ class PairedViewObjective:
 
 
 @torch.no_grad()
-def check_views(model: PreTrainedModel, batch: dict[str, torch.Tensor], second: tuple[list[int], int]) -> None:
+def check_views(model: PreTrainedModel, collator: Callable[..., dict[str, torch.Tensor]], row: dict[str, Any]) -> None:
     """Refuse a model that lets views in one row, or padding, change each other.
 
     Args:
-        batch: of `DataCollatorForPairedViews`, on the model's device.
-        second: the first row's second view, which comes after the first, by itself: its token ids, and the token that
-            stands for it.
+        collator: `DataCollatorForPairedViews`; the batches of one that makes no views are not looked at.
+        row: of `PairedViewTokenizer`.
 
     Raises:
-        UsageError: its representation is another one by itself.
+        UsageError: its second view, which comes after the first, has another representation by itself; or the model
+            takes no positions, so that views cannot share a row.
     """
+    check_positions(model)
+    device = model.get_input_embeddings().weight.device
+    batch = {name: value.to(device) for name, value in collator([row]).items()}
+    if "view_ends" not in batch:
+        return
     training, decoder = model.training, decoder_of(model)
     model.eval()
     among = _at_ends(decoder, batch["view_input_ids"], batch["view_position_ids"], batch["view_ends"])[0, 1]
-    ids = torch.tensor([second[0]], device=among.device)
-    alone = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, second[1]]
+    ids = torch.tensor([row["code_input_ids"]], device=device)
+    alone = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, row["code_end"]]
     model.train(training)
     if (among - alone).float().norm() > 0.02 * alone.float().norm():
         remedy = "another model" if batch["view_input_ids"].dim() == 3 else "--view_passes separate, or another model"
         raise UsageError(
             f"{type(model).__name__} does not keep the views apart by their positions: what it makes of a view changes "
             f"beside others; use {remedy}"
+        )
+
+
+def check_positions(model: PreTrainedModel) -> None:
+    """Refuse a model that takes no positions, so that views cannot share a row."""
+    if "position_ids" not in inspect.signature(decoder_of(model).forward).parameters:
+        raise UsageError(
+            f"{type(model).__name__} takes no position_ids, by which views are kept apart; use another model"
         )
 
 

@@ -173,16 +173,10 @@ class LlmJepaTrainer(RepresentationTrainer):
             teacher.to(args.device)
             self._teacher_callback.pair(decoder_of(self.model), teacher)
 
-    def check_model(self) -> None:
-        """Refuse a model that cannot tell the views of a row apart, see `check_views`."""
-        row = next(iter(self.train_dataset))
-        if self.args.pair_weight and "view_ends" in (batch := self.data_collator([row])):
-            batch = {name: value.to(self.args.device) for name, value in batch.items()}
-            check_views(self.model, batch, (row["code_input_ids"], row["code_end"]))
-
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and resume, as `Trainer` does, if the model can tell the views apart."""
-        self.check_model()
+        """Train, and resume, as `Trainer` does, if the model can tell the views apart (see `check_views`)."""
+        if self.args.pair_weight:
+            check_views(self.model, self.data_collator, next(iter(self.train_dataset)))
         return super().train(*args, **kwargs)
 
     # ---- data
