@@ -169,8 +169,8 @@ class PairedViewObjective:
             return pair_distance(self.pair_loss, predictions, targets)
         candidates, own = targets, torch.arange(len(targets), device=targets.device)
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            candidates = torch.cat(all_gather(targets.contiguous()))
-            own = own + torch.distributed.get_rank() * len(targets)
+            candidates, first = _of_all_ranks(targets)
+            own = own + first
         return infonce(predictions, targets, candidates, own, self.temperature)
 
     def _tubes(self, states: torch.Tensor, content: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,6 +224,24 @@ def check_positions(model: PreTrainedModel) -> None:
         raise UsageError(
             f"{type(model).__name__} takes no position_ids, by which views are kept apart; use another model"
         )
+
+
+def _of_all_ranks(vectors: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The vectors of all ranks, with gradients, and the index of this rank's first one.
+
+    Batches that are trained on are of one size. The last one of an evaluation may not be: there the ranks tell each
+    other, for which they wait for their devices. (A rank that has no row left repeats one.)
+    """
+    ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    if torch.is_grad_enabled():
+        return torch.cat(all_gather(vectors.contiguous())), rank * len(vectors)
+    counts = torch.zeros(ranks, dtype=torch.long, device=vectors.device)
+    counts[rank] = len(vectors)
+    torch.distributed.all_reduce(counts)
+    sizes = counts.tolist()
+    padded = torch.nn.functional.pad(vectors, (0, 0, 0, max(sizes) - len(vectors)))
+    parts = all_gather(padded.contiguous())
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sum(sizes[:rank])
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
