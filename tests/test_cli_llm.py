@@ -616,3 +616,15 @@ def test_generate_refuses_in_one_sentence_and_writes_nothing(
     assert err.count("\n") == 1
     assert sentence in err
     assert snapshot(material) == before
+
+
+@pytest.mark.parametrize("name", ["llm_jepa", "llm_jepa_paper", "llm_jepa_random"])
+def test_every_recipe_trains(name: str, folder: Path, tmp_path: Path) -> None:
+    """Two steps each, of a small model, on these rows; nothing in a recipe contradicts itself."""
+    recipe, small = REPOSITORY / "configs" / f"{name}.yaml", "--max_steps 2 --num_train_epochs 1 --eval_steps 2"
+    own = ("--model_name_or_path", folder / "llm", "--max_seq_length", "128")
+    if name == "llm_jepa_random":
+        own = ("--config_overrides", f"{RANDOM},max_position_embeddings=256")
+    rows = write_rows(tmp_path / "many.jsonl", conversations(160) if "paper" in name else conversations(40))
+    train(recipe, *own, *small.split(), "--train_file", rows, "--max_new_tokens", "2", "--output_dir", tmp_path / "out")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").can_generate()
