@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from commands import QUIET, REPOSITORY, assert_same_weights, snapshot, start_process, train, weights
+from hub import Hub
 from huggingface_hub import ModelCard
 from matplotlib.image import imread
 from paired_views import CHATML, conversations, model, tokenizer
@@ -332,6 +333,29 @@ def test_a_checkpoint_of_adapters_can_be_pushed_as_what_the_end_would_be(folder:
     one, other = (load_file(place / "adapter_model.safetensors") for place in (tmp_path / "aside", tmp_path / "out"))
     assert one.keys() == other.keys()
     assert all(value.equal(other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_a_run_pushes_on_its_way_and_at_its_end_what_lies_in_its_directory(
+    adapters: bool, folder: Path, tmp_path: Path
+) -> None:
+    """A model, or adapters, with tokenizer, template, card, metrics and picture; no settings, no checkpoint."""
+    flags = "--push_to_hub --hub_always_push true --max_steps 2 --save_steps 1 --num_predictor_tokens 2"
+    with Hub() as hub, hub.here():
+        own = ("--hub_token", hub.token, *(["--use_peft"] if adapters else []))
+        said = train(*command(folder, tmp_path / "out", *flags.split(), *own))
+        repo = hub.repos["me/out"]
+        steps = [f"Training in progress, step {step}" for step in (1, 2)]
+        assert repo.history() == [*steps, "End of training"]
+        files = repo.files()
+    weights_file = "adapter_model.safetensors" if adapters else "model.safetensors"
+    configs = {"adapter_config.json"} if adapters else {"config.json", "generation_config.json"}
+    told = {"README.md", "metrics.json", "training.png", "chat_template.jinja", "tokenizer.json"}
+    assert told | configs | {weights_file} <= set(files)
+    assert not {"_run.json", "checkpoint-1"} & {name.partition("/")[0] for name in files}
+    assert files[weights_file] == (tmp_path / "out" / weights_file).read_bytes()
+    assert 'AutoModelForCausalLM.from_pretrained("me/out")' in files["README.md"].decode()
+    assert "pushed to me/out" in said
 
 
 # ---- going on

@@ -397,4 +397,5 @@ def quiet_libraries() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")  # which is as it should be
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft's, of a name of transformers'
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if os.environ.get("WORLD_SIZE") else "true")

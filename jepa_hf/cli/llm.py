@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
@@ -19,7 +20,7 @@ from ..llm_jepa import (
     add_predictor_tokens,
 )
 from ..llm_jepa.generation import room_for, scorer
-from ..llm_jepa.objective import check_views
+from ..llm_jepa.objective import check_views, has_adapters
 from ..llm_jepa.trainer import tell_of_cuts
 from ..llm_jepa.views import IGNORED, MOST_PREDICTOR_TOKENS
 from ..paired_data import PairedDataArguments, PairedRow, load_paired_rows, row_texts, train_bpe_tokenizer
@@ -73,6 +74,7 @@ class ViewArguments:
         default="end", metadata={"help": "Where they stand in the first view: end, or start."}
     )
     reverse: bool = field(default=False, metadata={"help": "The second view predicts the first."})
+    pad_to_multiple_of: int | None = field(default=None, metadata={"help": "Pad to a multiple of this many tokens."})
     train_on_prompt: bool = field(
         default=False,
         metadata={"help": "Next-token loss on prompts too, and on no stop token: what the paper's script does."},
@@ -183,6 +185,8 @@ def _complete(parsed: LlmParsed) -> None:
             f"num_predictor_tokens must lie between 0 and {MOST_PREDICTOR_TOKENS}, not {view_args.num_predictor_tokens}"
         )
     check_run(data_args, args)
+    if view_args.pad_to_multiple_of is not None:
+        refuse_below("pad_to_multiple_of", view_args.pad_to_multiple_of, 1)
     refuse_below("tokenizer_vocab_size", model_args.tokenizer_vocab_size, 1)
     refuse_below("generation_samples", answer_args.generation_samples, 0)
     refuse_below("max_new_tokens", answer_args.max_new_tokens, 1)
@@ -226,9 +230,10 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
     train_dataset, eval_dataset = (
         None if rows is None else _tokenized(rows, views) for rows in (train_rows, eval_rows)
     )
+    collator = DataCollatorForPairedViews(tokenizer, args.view_passes, view_args.pad_to_multiple_of)
     if args.pair_weight and not (model_args.attn_implementation or "").startswith("flash"):  # which is for GPUs alone
-        check_views(model, DataCollatorForPairedViews(tokenizer, args.view_passes), train_dataset[0])
-    _learn_stop(model, tokenizer, train_dataset[0]["labels"])
+        check_views(model, collator, train_dataset[0])
+    _learn_stop(model, tokenizer, train_dataset)
     lora = model_args.lora_settings()
     if lora is not None:
         model = add_adapters(model, tokenizer, lora, count)
@@ -239,6 +244,7 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
     return LlmJepaTrainer(
         model,
         args,
+        data_collator=collator,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
@@ -258,7 +264,10 @@ def _tokenizer(model_args: LlmModelArguments, kwargs: dict[str, Any], plan: RunP
             return load_words(argument, getattr(model_args, argument), kwargs, template)
     if plan.checkpoint is not None:  # this run's own, perhaps trained when it began
         return load_words("checkpoint", str(plan.checkpoint), {}, template)
-    return None
+    name = model_args.config_name
+    if name is None or (Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file()):
+        return None
+    return load_words("config_name", name, kwargs, template)
 
 
 def _length(config: PreTrainedConfig, tokenizer: Tokenizer | None, view_args: ViewArguments) -> int:
@@ -299,11 +308,12 @@ def _tokenized(rows: Sequence[PairedRow], views: PairedViewTokenizer) -> list[di
     return made
 
 
-def _learn_stop(model: PreTrainedModel, tokenizer: Tokenizer, labels: Sequence[int]) -> None:
+def _learn_stop(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[dict[str, Any]]) -> None:
     """Have `generate` end where the answers of the rows end: at the tokenizer's, and at the template's own stop."""
     own = model.generation_config.eos_token_id
     stops = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    last = [label for label in labels if label != IGNORED][-1]
+    whole = next((row for row in rows if not row["truncated"]), rows[0])
+    last = [label for label in whole["labels"] if label != IGNORED][-1]
     stops += [last] if last in tokenizer.all_special_ids else []
     model.generation_config.eos_token_id = sorted({stop for stop in stops if stop is not None}) or None
     if model.generation_config.pad_token_id is None:
@@ -333,8 +343,9 @@ def _announce(trainer: LlmJepaTrainer, parsed: LlmParsed) -> None:
 def _loading(trainer: LlmJepaTrainer) -> str:
     """What a training leaves, and how to load it."""
     folder = trainer.args.output_dir
+    what = "adapters of the language model" if has_adapters(trainer.model) else "the language model"
     return (
-        "the language model, its tokenizer, README.md (card), metrics.json, training.png\n\n"
+        f"{what}, its tokenizer, README.md (card), metrics.json, training.png\n\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f'model, tokenizer = AutoModelForCausalLM.from_pretrained("{folder}"), '
         f'AutoTokenizer.from_pretrained("{folder}")'
