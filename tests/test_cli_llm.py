@@ -283,6 +283,17 @@ def test_a_random_start_trains_a_tokenizer_that_writes_every_text_as_it_was(fold
     assert made.generation_config.eos_token_id == [words.convert_tokens_to_ids("<|im_end|>")]
 
 
+def test_a_stop_token_that_also_pads_is_learnt(folder: Path, tmp_path: Path) -> None:
+    """Of random weights: a padding token's embedding would stay at zero."""
+    words = tokenizer()
+    words.pad_token = words.eos_token
+    words.save_pretrained(tmp_path / "words")
+    flags = f"--objective llm --model_type llama --config_overrides {RANDOM} --train_file {folder / 'rows.jsonl'}"
+    flags += f" --tokenizer_name {tmp_path / 'words'} --max_steps 1 --save_strategy no --output_dir {tmp_path / 'out'}"
+    train(*flags.split())
+    assert weights(tmp_path / "out")["model.embed_tokens.weight"][words.eos_token_id].abs().max() > 0
+
+
 def test_rows_that_are_cut_are_counted(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     long = conversations(8)
     long[3]["messages"][2]["content"] = "name " * 80
@@ -395,13 +406,15 @@ def test_a_run_that_sigterm_ended_goes_on_exactly(
 
 
 def test_a_random_start_goes_on_with_the_tokenizer_that_it_trained(
-    folder: Path, tmp_path: Path, happening: Any
+    folder: Path, tmp_path: Path, happening: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It is read from the checkpoint, and not trained again."""
     flags = f"{FAST} --model_type llama --config_overrides {RANDOM} --tokenizer_vocab_size 300 --train_file"
     argv = [*flags.split(), str(folder / "rows.jsonl"), "--output_dir"]
     train(*argv, tmp_path / "whole")
     with happening(3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert main([*argv, str(tmp_path / "out"), *QUIET]) == 143
+    monkeypatch.delattr(llm_module, "train_bpe_tokenizer")
     train(*argv, tmp_path / "out")
     assert_same_weights(tmp_path / "out", tmp_path / "whole")
 
@@ -427,6 +440,9 @@ def test_other_settings_need_another_directory_and_overwriting_starts_over(
     before = snapshot(out)
     assert main([*command(folder, out, "--pair_weight", "2"), *QUIET]) == 2
     assert "a run with other settings (pair_weight 1.0 -> 2.0)" in capsys.readouterr().err
+    assert "is finished" in train(
+        *command(folder, out, "--max_new_tokens", "5")
+    )  # which changes nothing that is learnt
     assert snapshot(out) == before
     train(*command(folder, out, "--pair_weight", "2", "--overwrite_output_dir", "--max_steps", "2"))
     assert not (out / "checkpoint-6").exists()

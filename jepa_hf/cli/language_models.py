@@ -107,6 +107,8 @@ def build_language_model(
         config.vocab_size = len(tokenizer)
         for name in ("pad", "bos", "eos"):
             setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+        if config.pad_token_id == config.eos_token_id:  # the embedding of a padding token stays at 0
+            config.pad_token_id = None
         try:
             return AutoModelForCausalLM.from_config(config, **given)
         except (ValueError, ImportError, RuntimeError, TypeError, ZeroDivisionError) as error:

@@ -1,5 +1,6 @@
 """`--objective llm`: LLM-JEPA, a language model fine-tuned with two views of its rows, from flags to files."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,7 +209,8 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
     config = load_language_config(model_args, kwargs)
     tokenizer = _tokenizer(model_args, kwargs, plan)
     length = _length(config, tokenizer, view_args)
-    train_rows, eval_rows = load_paired_rows(data_args, seed=args.seed, need_validation=args.do_eval)
+    with args.main_process_first(desc="loading data"):
+        train_rows, eval_rows = load_paired_rows(data_args, seed=args.seed, need_validation=args.do_eval)
     if tokenizer is None:
         tokenizer = _trained_tokenizer(parsed, train_rows, length)
     if tokenizer.pad_token is None:
@@ -272,7 +274,7 @@ def _tokenizer(model_args: LlmModelArguments, kwargs: dict[str, Any], plan: RunP
 
 def _length(config: PreTrainedConfig, tokenizer: Tokenizer | None, view_args: ViewArguments) -> int:
     """The longest row and view, in tokens: `max_seq_length`, or what model and tokenizer allow, 512 at most."""
-    possible = getattr(config, "max_position_embeddings", None) or 512
+    possible = getattr(config, "max_position_embeddings", None) or math.inf  # there are models without positions
     if view_args.max_seq_length is None:
         return min(possible, 512, tokenizer.model_max_length if tokenizer is not None else 512)
     if view_args.max_seq_length > possible:
