@@ -223,7 +223,7 @@ def test_flags_of_the_views_reach_them(folder: Path, tmp_path: Path, monkeypatch
     named = ("--train_file", str(rows), "--text_column_name", "ask", "--code_column_name", "sql", "--max_steps", "1")
     train(*command(folder, tmp_path / "b", *named))
     words = made[-1].view_tokenizer.tokenizer
-    assert "Turn words around" not in words.decode(made[-1].train_dataset[0]["input_ids"])  # the system's message
+    assert "turn words around" not in words.decode(made[-1].train_dataset[0]["input_ids"])  # the system's message
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet", "jsonl.gz"])
