@@ -396,7 +396,8 @@ def test_a_run_that_sigterm_ended_goes_on_exactly(
     assert f"go on from {out / 'checkpoint-3'}" in capsys.readouterr().out
     assert damage(out / "checkpoint-3") is None
     assert not (out / name).exists()
-    assert "resuming the unfinished run" in train(*argv)
+    with happening(2, lambda: pytest.fail("it began anew")):
+        assert "resuming the unfinished run" in train(*argv)
     ours, theirs = load_file(out / name), load_file(whole / name)
     assert ours.keys() == theirs.keys()
     assert [key for key, value in ours.items() if not value.equal(theirs[key])] == []
@@ -425,7 +426,8 @@ def test_a_torn_checkpoint_is_passed_over(folder: Path, tmp_path: Path, happenin
     with happening(5, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert main([*command(folder, out), *QUIET]) == 143
     (out / "checkpoint-5" / "optimizer.pt").write_bytes(b"torn")
-    said = train(*command(folder, out))
+    with happening(3, lambda: pytest.fail("it began anew")):
+        said = train(*command(folder, out))
     assert f"passing over {out / 'checkpoint-5'}, which is not whole" in said
     assert "resuming the unfinished run" in said
     assert "checkpoint-4" in said
