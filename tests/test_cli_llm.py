@@ -271,6 +271,36 @@ def test_without_a_template_two_columns_are_enough(folder: Path, tmp_path: Path)
     assert AutoTokenizer.from_pretrained(tmp_path / "told").chat_template.strip() == CHATML
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_generate_ends_where_the_templates_answers_end(named: bool, folder: Path, tmp_path: Path) -> None:
+    """At its own stop token, where that is not the tokenizer's, and at the tokenizer's; nothing after it is learnt."""
+    words = tokenizer(CHATML.replace("<|im_end|>", "<|turn_end|>"))
+    if named:
+        words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|turn_end|>"]})
+    else:
+        words.add_tokens(["<|turn_end|>"], special_tokens=True)
+    words.save_pretrained(tmp_path / "words")
+    train(*command(folder, tmp_path / "out", "--tokenizer_name", str(tmp_path / "words"), "--max_steps", "1"))
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
+    assert {*made.eos_token_id} == {*words.convert_tokens_to_ids(["<|im_end|>", "<|turn_end|>"])}
+
+
+def test_of_named_templates_the_nameless_one_is_taken(folder: Path, tmp_path: Path) -> None:
+    """The others' names, which become names of files, write nowhere."""
+    work = tmp_path / "a" / "b"
+    shutil.copytree(folder / "untold", work / "named")
+    path = work / "named" / "tokenizer_config.json"
+    names = {"default": CHATML, "../../evil": "x", "rag": "x"}
+    templates = [{"name": name, "template": template} for name, template in names.items()]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": templates}))
+    before = {place.relative_to(tmp_path) for place in tmp_path.rglob("*")}
+    train(*command(folder, work / "out", "--model_name_or_path", str(work / "named"), "--max_steps", "2"))
+    made = {place.relative_to(tmp_path) for place in tmp_path.rglob("*")} - before
+    assert not [place for place in made if not place.is_relative_to("a/b/out")]
+    assert not [place for place in made if "evil" in place.name or "rag" in place.name]
+    assert (work / "out" / "chat_template.jinja").read_text() == CHATML
+
+
 def test_a_random_start_trains_a_tokenizer_that_writes_every_text_as_it_was(folder: Path, tmp_path: Path) -> None:
     """Byte-level BPE with a template; the model has its vocabulary and ends where it ends."""
     flags = f"--objective llm --model_type gpt2 --train_file {folder / 'rows.jsonl'} --max_steps 1 --save_strategy no"

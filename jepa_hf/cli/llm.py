@@ -23,7 +23,7 @@ from ..llm_jepa import (
 from ..llm_jepa.generation import room_for, scorer
 from ..llm_jepa.objective import check_views, has_adapters
 from ..llm_jepa.trainer import tell_of_cuts
-from ..llm_jepa.views import IGNORED, MOST_PREDICTOR_TOKENS
+from ..llm_jepa.views import IGNORED, MOST_PREDICTOR_TOKENS, special_ids
 from ..paired_data import PairedDataArguments, PairedRow, load_paired_rows, row_texts, train_bpe_tokenizer
 from ..plots import plot_language_model
 from ..run_directory import RunPlan
@@ -316,7 +316,7 @@ def _learn_stop(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[dic
     stops = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
     whole = next((row for row in rows if not row["truncated"]), rows[0])
     last = [label for label in whole["labels"] if label != IGNORED][-1]
-    stops += [last] if last in tokenizer.all_special_ids else []
+    stops += [last] if last in special_ids(tokenizer) else []
     model.generation_config.eos_token_id = sorted({stop for stop in stops if stop is not None}) or None
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -25,6 +25,12 @@ def predictor_tokens(count: int) -> list[str]:
     return [PREDICTOR_TOKEN.format(number) for number in range(count, 0, -1)]
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of all special tokens: those with a name, such as `eos_token`, and those that were added as special ones."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {*tokenizer.all_special_ids, *added}
+
+
 @dataclass(frozen=True)
 class View:
     """One view of a row: its token ids, and the index of the token whose representation stands for it."""
@@ -224,7 +230,7 @@ class PairedViewTokenizer:
         """Token ids and labels of the conversation, its first and last token of content, and whether it was cut."""
         encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        special = set(self.tokenizer.all_special_ids)
+        special = special_ids(self.tokenizer)
         text, *spans = spans
         ends = spans[-1][1]
         inside = [index for index, (start, end) in enumerate(offsets) if end > text[0] and start < ends]
