@@ -15,8 +15,10 @@ from transformers import TrainingArguments
 
 from jepa_hf import JepaTrainingArguments
 from jepa_hf.cli.arguments import MaskArguments, ModelArguments, RunArguments
+from jepa_hf.cli.llm import AnswerArguments, LlmModelArguments, LlmRunArguments, ViewArguments
 from jepa_hf.cli.main import main
 from jepa_hf.data import DataArguments
+from jepa_hf.paired_data import PairedDataArguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -47,18 +49,26 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def train_flags() -> str:
-    """The flags of `jepa-hf train` by group, without those that are as in `TrainingArguments`."""
+    """The flags of `jepa-hf train` by group, those of `--objective llm` last, without those of `TrainingArguments`."""
     usual = {item.name: item for item in fields(TrainingArguments)}
     own = [item for item in fields(RunArguments) if item.name not in usual]
     ours = [item for item in fields(JepaTrainingArguments) if item.name in usual]
     changed = [item for item in ours if _default(item) != _default(usual[item.name])]
-    groups = (
+    groups = [
         ("Model and objective", fields(ModelArguments)),
         ("Data", fields(DataArguments)),
         ("What is hidden", fields(MaskArguments)),
         ("EMA, health and export", own),
         ("Other defaults than those of TrainingArguments", changed),
-    )
+    ]
+    for title, kind in (
+        ("--objective llm: the model", LlmModelArguments),
+        ("--objective llm: data", PairedDataArguments),
+        ("--objective llm: views", ViewArguments),
+        ("--objective llm: objective", LlmRunArguments),
+        ("--objective llm: answers", AnswerArguments),
+    ):
+        groups.append((title, [item for item in fields(kind) if item.name not in usual]))
     return "\n\n".join(f"### {title}\n\n{_list(items)}" for title, items in groups)
 
 

@@ -142,6 +142,16 @@ class RepresentationTrainer(Trainer):
     def track(self, outputs: Any, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
         """Add what is logged about one micro-batch to `means`."""
 
+    @property
+    def found(self) -> dict[str, tuple[int, str]]:
+        """What was found to be wrong with the run: by kind the first step and a sentence."""
+        return {}
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the run ended before its last step because of what was found."""
+        return False
+
     # ---- data
 
     def get_train_dataloader(self) -> DataLoader:
@@ -498,6 +508,11 @@ class RepresentationTrainer(Trainer):
         with whole_files(folder) as new:
             self.write_final(model, str(new), state_dict)
 
+    def load_weights(self, checkpoint: str) -> nn.Module:
+        """The model that a checkpoint holds, beside the one that is trained."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return type(model).from_pretrained(checkpoint)
+
     @abstractmethod
     def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write what others load.
@@ -602,10 +617,9 @@ class RepresentationTrainer(Trainer):
         self.callback_handler.on_push_begin(args, self.state, self.control)
         aside = Path(args.output_dir, PUSH_FOLDER, f"{PREFIX_CHECKPOINT_DIR}-{step}")
         last = LAST_CHECKPOINT if args.hub_strategy == HubStrategy.CHECKPOINT else None
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         try:
             shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-            self.write_final(type(model).from_pretrained(checkpoint_folder), str(aside), None)
+            self.write_final(self.load_weights(checkpoint_folder), str(aside), None)
             if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
                 shutil.copytree(checkpoint_folder, aside / (last or aside.name))
         except OSError as error:

@@ -545,12 +545,8 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         output.loss = loss
 
     def _contrast(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Each view's cross-entropy of finding its own sample's target among those of the batch, of all ranks.
-
-        In evaluation the candidates are the rank's own, as its batch may be of another size than the others'.
-        """
-        own = torch.arange(len(targets), device=targets.device)
-        candidates, own = candidates_of_all_ranks(targets) if self.training else (targets, own)
+        """Each view's cross-entropy of finding its own sample's target among those of the batch, of all ranks."""
+        candidates, own = candidates_of_all_ranks(targets)
         own = own.repeat_interleave(len(predictions) // len(own))
         return infonce(predictions, batch_standardize(candidates), own, self.config.contrastive_temperature)
 

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch.distributed.nn.functional import all_gather
 
 from .losses import cosine_distance
 
@@ -53,22 +54,30 @@ def infonce(prediction: torch.Tensor, candidates: torch.Tensor, own: torch.Tenso
     return F.cross_entropy(prediction @ candidates.T / temperature, own, reduction="none")
 
 
-@torch.no_grad()
-def candidates_of_all_ranks(targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `infonce` compares with: the targets of all ranks, which must be as many on each, and which are one's own.
+def candidates_of_all_ranks(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `infonce` compares with: the vectors of all ranks, with their gradients, and which are one's own.
+
+    Batches that are trained on are of one size. The last one of an evaluation may not be: there the ranks tell each
+    other, for which they wait for their devices. (A rank that has no row left repeats one.)
 
     Args:
-        targets: `[N, D]`, without gradient.
+        vectors: `[N, D]`.
 
     Returns:
-        `[ranks * N, D]`, long `[N]`.
+        `[of all ranks, D]`, long `[N]`.
     """
-    own = torch.arange(len(targets), device=targets.device)
+    own = torch.arange(len(vectors), device=vectors.device)
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-        return targets, own
-    parts = [torch.empty_like(targets) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, targets.contiguous())
-    return torch.cat(parts), own + torch.distributed.get_rank() * len(targets)
+        return vectors, own
+    ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    if torch.is_grad_enabled():
+        return torch.cat(all_gather(vectors.contiguous())), own + rank * len(vectors)
+    counts = torch.zeros(ranks, dtype=torch.long, device=vectors.device)
+    counts[rank] = len(vectors)
+    torch.distributed.all_reduce(counts)
+    sizes = counts.tolist()
+    parts = all_gather(F.pad(vectors, (0, 0, 0, max(sizes) - len(vectors))).contiguous())
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), own + sum(sizes[:rank])
 
 
 def draw_triples(first: torch.Tensor, last: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

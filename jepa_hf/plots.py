@@ -1,5 +1,6 @@
 """The curves of a run: loss and health over its steps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,27 @@ PANELS: tuple[Panel, ...] = (
     Panel("Learning rate", (("learning_rate", "the learning rate"),), reached=(0.0,)),
 )
 
+# Of a language model with paired views.
+LLM_PANELS: tuple[Panel, ...] = (
+    Panel("Next-token loss", (("lm_loss", "training"), ("eval_lm_loss", "evaluation"))),
+    Panel("Distance between the views", (("pair_loss", "training"), ("eval_pair_loss", "evaluation"))),
+    Panel(
+        "Right answers",
+        (
+            ("eval_exact_match", "exactly the same"),
+            ("eval_prefix_match", "it begins with the right one"),
+            ("eval_gsm8k", "the same final number"),
+            ("eval_sql", "the same rows of the database"),
+        ),
+        reached=(0.0, 1.0),
+    ),
+    Panel("Effective rank of the second views (1: collapsed)", (("eval_view_rank", "evaluation"),), reached=(0.0,)),
+    Panel("Cosine of the two views", (("view_cosine", "training"), ("eval_view_cosine", "evaluation")), reached=(1.0,)),
+    Panel("Turns of the paths (STP)", (("tube_loss", "training"), ("eval_tube_loss", "evaluation"))),
+    Panel("Norm of the gradient", (("grad_norm", "the norm of the gradient"),), reached=(0.0,)),
+    Panel("Learning rate", (("learning_rate", "the learning rate"),), reached=(0.0,)),
+)
+
 # Points of a curve that are drawn at most: more are finer than a screen, and make a page heavy.
 _MOST_POINTS = 1000
 
@@ -144,9 +166,22 @@ def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
         log_history: `trainer.state.log_history`.
         path: the file to write.
     """
+    _plot(PANELS[:4], log_history, path)
+
+
+def plot_language_model(log_history: list[dict[str, Any]], path: str | Path) -> None:
+    """The same of a language model's log: the first four panels of `LLM_PANELS` that it has curves for."""
+    there = [panel for panel in LLM_PANELS if any(curve(log_history, name) for name, _ in panel.curves)]
+    _plot(there[:4], log_history, path)
+
+
+def _plot(panels: Sequence[Panel], log_history: list[dict[str, Any]], path: str | Path) -> None:
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, panel in zip(figure.subplots(2, 2).flat, PANELS[:4], strict=True):
+    axes = list(figure.subplots(2, 2).flat)
+    for axis, panel in zip(axes, panels, strict=False):
         draw_panel(axis, panel, log_history)
         axis.set_title(panel.title, fontsize=10)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
     figure.savefig(path, dpi=110)

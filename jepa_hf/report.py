@@ -163,6 +163,11 @@ def load_run(run_dir: str | Path) -> Run:
     if not folder.is_dir():
         raise UsageError(f"run directory {str(run_dir)!r} does not exist; name the output_dir of a run")
     noted = read_run(folder) if (folder / RUN_FILE).is_file() else {"settings": {}, "finished": True, "versions": {}}
+    if noted["settings"].get("objective") == "llm":
+        raise UsageError(
+            f"{str(run_dir)!r} holds a run of a language model, and the report is about encoders: look at its "
+            "README.md, metrics.json and training.png"
+        )
     metrics, (checkpoint, _) = folder / "metrics.json", newest_whole(folder, contents=False)
     if not (folder / RUN_FILE).is_file() and not metrics.is_file() and checkpoint is None:
         raise UsageError(

@@ -34,7 +34,8 @@ _FREE = (
     "project", "trackio_*", "push_to_hub*", "hub_*", "disable_tqdm", "save_*", "eval_*", "do_predict",
     "do_train", "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_p*", "token", "cache_dir",
     "preprocessing_num_workers", "overwrite_cache", "use_cpu", "ddp_*", "export_encoder", "smoke_test", "_n_gpu",
-    "probe_task", "health_steps", "stop_on_collapse",
+    "probe_task", "health_steps", "stop_on_collapse", "generation_samples", "generation_metrics", "max_new_tokens",
+    "database",
     "local_rank", "debug", "objective", "skip_memory_metrics", "restore_callback_states_from_checkpoint",
 )  # fmt: skip
 # The run's length: another one is allowed, with a warning, because schedules stretch with it.

@@ -24,7 +24,8 @@ from .model_card import rename_card
 # What makes a directory loadable: weights, configuration, tokenizer or image processor, code of our own encoder.
 MODEL_FILES = (
     "config.json", "generation_config.json", "model.safetensors", "model-?????-of-?????.safetensors",
-    "model.safetensors.index.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json",
+    "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors", "modules.json",
+    "1_Pooling/config.json", "sentence_bert_config.json",
     "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentencepiece.bpe.model",
     "chat_template.jinja", "configuration_feature_encoder.py", "modeling_feature_encoder.py", "errors.py",
@@ -87,12 +88,13 @@ class Destination:
 def files_to_push(run_dir: str | Path) -> dict[str, Path]:
     """The files of a run's directory that are shared, by their place in the repository.
 
-    They are the encoder, the full model under `jepa/`, tokenizer or image processor, card, metrics and pictures. By
+    They are the encoder, language model or adapters, the full model under `jepa/`, tokenizer or image processor, card,
+    metrics and pictures. By
     name, so that nothing else that lies there goes along: no checkpoint, no pickle, no settings with paths
     (`_run.json`), no samples of the data (`masks.png`, `report.html`).
 
     Raises:
-        UsageError: there is no plain encoder at its root.
+        UsageError: there is no plain encoder, language model or adapter at its root.
     """
     folder = Path(run_dir)
     found = {
@@ -102,12 +104,14 @@ def files_to_push(run_dir: str | Path) -> dict[str, Path]:
         for path in sorted((folder / below).glob(pattern))
         if path.is_file()
     }
-    if "config.json" not in found or not any(re.fullmatch(r"model.*\.safetensors", name) for name in found):
+    adapters = "adapter_config.json" in found and "adapter_model.safetensors" in found
+    plain = "config.json" in found and any(re.fullmatch(r"model.*\.safetensors", name) for name in found)
+    if not plain and not adapters:
         raise UsageError(
             f"{str(run_dir)!r} holds no trained encoder (config.json and model.safetensors); give the output_dir of a "
             "finished run, or what `jepa-hf export` made of a checkpoint"
         )
-    if JepaConfig.get_config_dict(folder)[0].get("model_type") == JepaConfig.model_type:
+    if plain and JepaConfig.get_config_dict(folder)[0].get("model_type") == JepaConfig.model_type:
         raise UsageError(
             f"{str(run_dir)!r} is a checkpoint or a full model, which AutoModel would not load as an encoder; give the "
             "output_dir of a finished run, or what `jepa-hf export` made of it"

@@ -159,6 +159,11 @@ class JepaTrainer(RepresentationTrainer):
         """What the watchdog found: by kind the first step and a sentence, see `health.findings`."""
         return findings(self.state.log_history)
 
+    @property
+    def gave_up(self) -> bool:
+        unfinished = self.state.global_step < self.state.max_steps
+        return self.args.stop_on_collapse and unfinished and bool(self.found)
+
     # ---- data
 
     def _set_signature_columns_if_needed(self) -> None:

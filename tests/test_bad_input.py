@@ -274,7 +274,11 @@ def test_the_console_command_exits_with_2(material: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "command", "expected"),
     [
-        (["trian"], "jepa-hf", ["unknown command 'trian'", "train, masks, evaluate, export, report, embed and push"]),
+        (
+            ["trian"],
+            "jepa-hf",
+            ["unknown command 'trian'", "train, masks, evaluate, generate, export, report, embed and push"],
+        ),
         (["train", "--accelerate_config", "nope.yaml"], "jepa-hf train", ["accelerate_config 'nope.yaml'"]),
         (["train", "--accelerate_config"], "jepa-hf train", ["accelerate_config ''"]),
         (["train", "--mask_ration", "1"], "jepa-hf train", ["did you mean --mask_ratio"]),

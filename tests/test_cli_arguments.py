@@ -12,7 +12,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from jepa_hf import JepaConfig, UsageError
-from jepa_hf.cli.arguments import ModelArguments, complain, parse_command, parse_flags
+from jepa_hf.cli.arguments import ModelArguments, complain, objective_of, parse_command, parse_flags
+from jepa_hf.cli.llm import LLM_CLASSES
 from jepa_hf.cli.main import main as jepa_hf_main
 from jepa_hf.version import __version__
 
@@ -37,7 +38,8 @@ ema_decay ema_decay_end ema_schedule export_encoder
 
 def values(*argv: str) -> dict[str, Any]:
     """What a command parses to."""
-    return {name: value for part in parse_command(argv) for name, value in vars(part).items()}
+    parsed = parse_command(argv, LLM_CLASSES) if objective_of(argv) == "llm" else parse_command(argv)
+    return {name: value for part in parsed for name, value in vars(part).items()}
 
 
 def recipe(folder: Path, **keys: Any) -> str:
@@ -51,7 +53,8 @@ def test_every_promised_flag_exists() -> None:
 
 
 def test_everything_training_arguments_offers_is_a_flag() -> None:
-    assert {item.name for item in fields(TrainingArguments) if item.init} - set(values()) == set()
+    for found in (values(), values("--objective", "llm")):
+        assert {item.name for item in fields(TrainingArguments) if item.init} - set(found) == set()
 
 
 def test_every_argument_of_the_configuration_that_is_no_detail_is_a_flag() -> None:
@@ -124,7 +127,7 @@ def test_python_takes_the_same_names() -> None:
 
 
 def test_recipes_exist() -> None:
-    assert "quickstart.yaml" in {path.name for path in RECIPES}
+    assert {"quickstart.yaml", "llm_jepa.yaml", "llm_jepa_paper.yaml"} <= {path.name for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

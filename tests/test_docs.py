@@ -19,6 +19,7 @@ from tiny import CORPUS, save_tiny_encoder, write_lines
 
 import jepa_hf
 from jepa_hf.cli.arguments import _CLASSES, _names, _Parser
+from jepa_hf.cli.llm import LLM_CLASSES
 from jepa_hf.cli.main import main
 
 DOCS = REPOSITORY / "docs"
@@ -96,7 +97,8 @@ def test_short_examples_run(page: str, folder: Path, belongings: Path) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_only_what_exists_is_named(page: str) -> None:
     """Flags are a command's, and paths into the repository lead to files."""
-    known = {f"--{name}" for name in _names(_Parser(_CLASSES))} | set(re.findall(r"--[a-z_]+", helps()))
+    known = {f"--{name}" for name in (*_names(_Parser(_CLASSES)), *_names(_Parser(LLM_CLASSES)))}
+    known |= set(re.findall(r"--[a-z_]+", helps()))
     known |= {"--write", "--runs"}  # of the scripts beside the pages
     known |= {"--config_file"}  # of `accelerate launch`
     assert set(re.findall(r"--[a-z][a-z0-9_]+", text(page))) - known == set()

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from paired_views import conversations, model, tokenizer
+from scipy.stats import binomtest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from jepa_hf import UsageError
 from jepa_hf.llm_jepa import PairedViewTokenizer
-from jepa_hf.llm_jepa.generation import generate_answers, judge, same_result, scorer
+from jepa_hf.llm_jepa.generation import generate_answers, judge, same_result, scorer, share_interval
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -42,6 +44,27 @@ def test_an_answer_ends_at_its_stop_token() -> None:
         with torch.no_grad():
             made.lm_head.weight[words.eos_token_id] *= -1
     assert generate_answers(made, words, ["class"], max_new_tokens=4) == [""]
+
+
+def test_an_answer_ends_with_the_models_positions() -> None:
+    """Learned ones, beyond which there is nothing to look up; a prompt that takes them all is refused."""
+    words = tokenizer()
+    made = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=32, n_layer=1, n_head=2, n_positions=12))
+    with torch.no_grad():
+        made.lm_head.weight[words.eos_token_id] = 0.0
+    (answer,) = generate_answers(made, words, ["class " * 9], max_new_tokens=50)
+    assert len(words(answer, add_special_tokens=False)["input_ids"]) == 3
+    with pytest.raises(UsageError, match="a prompt has 12 tokens, and the model 12 positions"):
+        generate_answers(made, words, ["class", "class " * 12], max_new_tokens=50)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 1), (0.3, 10), (1.0, 2000), (0.5, 7)])
+def test_a_shares_interval_is_wilsons(share: float, count: int) -> None:
+    """As scipy computes it, where the share is a whole number of rows."""
+    right = round(share * count)
+    expected = binomtest(right, count).proportion_ci(method="wilson")
+    found = share_interval(right / count, count)
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 ROW: dict[str, Any] = {}

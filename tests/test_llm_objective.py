@@ -170,13 +170,13 @@ def test_a_model_that_does_not_keep_views_apart_is_refused() -> None:
         vocab_size=len(words()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64, dropout=0.0,
         max_position_embeddings=128, word_embed_proj_dim=32,
     )  # fmt: skip
-    given = rows(1)
-    second = (given[0]["code_input_ids"], given[0]["code_end"])
+    (given,) = rows(1)
     made = OPTForCausalLM(config)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(std=0.3)
     with pytest.raises(UsageError, match="use --view_passes separate"):
-        check_views(made, DataCollatorForPairedViews(words())(given), second)
+        check_views(made, DataCollatorForPairedViews(words()), given)
+    check_views(made, DataCollatorForPairedViews(words(), "separate"), given)
     for family in FAMILIES:
-        check_views(strong(family, "sdpa"), DataCollatorForPairedViews(words())(given), second)
+        check_views(strong(family, "sdpa"), DataCollatorForPairedViews(words()), given)

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 from jepa_hf.cli.arguments import _CLASSES, _names, _Parser
 from jepa_hf.cli.embed import _parser as embed_parser
 from jepa_hf.cli.evaluate import _parser as evaluate_parser
+from jepa_hf.cli.generate import _parser as generate_parser
+from jepa_hf.cli.llm import LLM_CLASSES
 from jepa_hf.cli.push import _parser as push_parser
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -56,9 +58,9 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_every_flag_exists() -> None:
     """Each `--flag` of the README is one of run_jepa.py, jepa-hf, accelerate, or the article's script."""
-    known = {f"--{name}" for name in _names(_Parser(_CLASSES))}
+    known = {f"--{name}" for name in (*_names(_Parser(_CLASSES)), *_names(_Parser(LLM_CLASSES)))}
     known |= {"--help", "--accelerate_config", "--config_file", "--encoder", "--head", "--custom_code", "--picture"}
-    for parser in (evaluate_parser(), embed_parser(), push_parser()):
+    for parser in (evaluate_parser(), embed_parser(), push_parser(), generate_parser()):
         known |= {flag for action in parser._actions for flag in action.option_strings}
     table = README.split("## From the article's script")[1].split("## Results")[0]
     script = {flag for line in table.splitlines() if line.startswith("| `") for flag in flags(line.split("|")[1])}

@@ -26,12 +26,15 @@ from ..training_args import JepaTrainingArguments
 
 
 @dataclass
-class ModelArguments:
-    """Which encoder, and what is built around it."""
+class StartArguments:
+    """Which model a run starts from; what every objective asks alike."""
 
     objective: str | None = field(
         default=None,
-        metadata={"help": "span (text), images or features; default: what the model, or the data, is for."},
+        metadata={
+            "help": "span (text), images, features or llm (a language model and two views of its rows, which has "
+            "flags of its own: --objective llm --help); default: what the model, or the data, is for."
+        },
     )
     model_name_or_path: str | None = field(
         default=None,
@@ -45,35 +48,50 @@ class ModelArguments:
         },
     )
     config_name: str | None = field(
-        default=None, metadata={"help": "For a random start: directory or Hub name of an encoder's configuration."}
+        default=None, metadata={"help": "For a random start: directory or Hub name of a model's configuration."}
     )
     config_overrides: str | None = field(
         default=None,
         metadata={"help": "For a random start: changes to that configuration, hidden_size=128,num_hidden_layers=4."},
     )
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, where it is not the model's."})
-    image_processor_name: str | None = field(
-        default=None, metadata={"help": "Image processor, where it is not the model's."}
-    )
     tokenizer_vocab_size: int = field(
         default=8192, metadata={"help": "Vocabulary of the tokenizer that a random start without one trains."}
-    )
-    add_tokens: str | None = field(
-        default=None, metadata={"help": "A text file of tokens, one a line, to add to the tokenizer."}
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})
     dtype: str = field(default="float32", metadata={"help": "Type of the weights; --bf16 computes in bfloat16 anyway."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention: sdpa, eager, ..."})
     smoke_test: bool = field(
-        default=False, metadata={"help": "Train a tiny encoder from a random start on the embedded corpus, 20 steps."}
+        default=False, metadata={"help": "Train a tiny model from a random start on the embedded corpus, 20 steps."}
     )
-    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters; the encoder's own weights stay."})
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters; the model's own weights stay."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=32, metadata={"help": "Their scale, times the rank."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout of what they read."})
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Ends of the names of the layers that get one; default every linear layer."}
+    )
+
+    def lora_settings(self) -> dict[str, Any] | None:
+        """The arguments of peft's `LoraConfig` that were given; None without --use_peft."""
+        if not self.use_peft:
+            return None
+        settings = {"r": self.lora_r, "lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout}
+        if self.lora_target_modules is not None:
+            settings["target_modules"] = self.lora_target_modules
+        return settings
+
+
+@dataclass
+class ModelArguments(StartArguments):
+    """Which encoder, and what is built around it."""
+
+    image_processor_name: str | None = field(
+        default=None, metadata={"help": "Image processor, where it is not the model's."}
+    )
+    add_tokens: str | None = field(
+        default=None, metadata={"help": "A text file of tokens, one a line, to add to the tokenizer."}
     )
     # JepaConfig; None leaves its default.
     context_mode: str | None = field(
@@ -107,10 +125,7 @@ class ModelArguments:
         """The arguments of `JepaConfig` that were given."""
         names = [item.name for item in fields(self)]
         values = {name: getattr(self, name) for name in names[names.index("context_mode") :]}
-        if self.use_peft:
-            values["lora"] = {"r": self.lora_r, "lora_alpha": self.lora_alpha, "lora_dropout": self.lora_dropout}
-            if self.lora_target_modules is not None:
-                values["lora"]["target_modules"] = self.lora_target_modules
+        values["lora"] = self.lora_settings()
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -181,6 +196,7 @@ class RunArguments(JepaTrainingArguments):
 
 
 Parsed = tuple[ModelArguments, DataArguments, MaskArguments, RunArguments]
+# Whose fields the flags of an encoder's run are.
 _CLASSES = (ModelArguments, DataArguments, MaskArguments, RunArguments)
 
 
@@ -189,6 +205,21 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.removeprefix("argument "))
+
+
+def output_folder(output_dir: str) -> Path:
+    """A directory that results can be written to; it is not made here.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    folder = Path(output_dir)
+    places = (folder, *folder.parents)
+    if any(place.exists() and not place.is_dir() for place in places):
+        raise UsageError(f"output_dir {output_dir!r} is a file, or lies under one; name a directory")
+    if not os.access(next(place for place in places if place.exists()), os.W_OK):
+        raise UsageError(f"output_dir {output_dir!r} cannot be written to; name another directory")
+    return folder
 
 
 class _Parser(HfArgumentParser):
@@ -205,13 +236,41 @@ class _Parser(HfArgumentParser):
         raise UsageError(re.sub(r"^argument (--\w+)(/--?[\w-]+)*", r"\1", message))
 
 
-def parse_command(argv: Sequence[str]) -> Parsed:
+def objective_of(argv: Sequence[str]) -> str | None:
+    """The objective that a command, or the recipe that it begins with, names: it decides which flags there are.
+
+    >>> objective_of(["--objective", "llm", "--seed", "1"]), objective_of(["--seed", "1"])
+    ('llm', None)
+
+    Raises:
+        UsageError: a recipe that cannot be read.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--objective", nargs="?")
+    found = parser.parse_known_args(list(argv))[0].objective
+    if found is None and argv and not argv[0].startswith("-"):
+        found = _yaml_content(argv[0]).get("objective")
+    return found
+
+
+def parse_command(
+    argv: Sequence[str],
+    classes: Sequence[type] = _CLASSES,
+    description: str = "Pretrain an encoder with JEPA.",
+) -> tuple[Any, ...]:
     """Parse `[CONFIG.yaml] [--flag value ...]`; flags override the file.
+
+    Args:
+        classes: dataclasses whose fields are the flags; default those of an encoder's run.
+        description: what --help says first.
+
+    Returns:
+        An instance of each class.
 
     Raises:
         UsageError: an unknown flag or key (naming the nearest valid one), or a value of the wrong kind.
     """
-    parser = _Parser(_CLASSES, prog="run_jepa.py", description="Pretrain an encoder with JEPA.", allow_abbrev=False)
+    parser = _Parser(classes, prog="run_jepa.py", description=description, allow_abbrev=False)
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         # A pretrained start on the command line takes the place of a recipe's random one.
@@ -230,21 +289,21 @@ def parse_command(argv: Sequence[str]) -> Parsed:
         if not flag.startswith("-"):
             raise UsageError(f"{flag!r} follows no flag; a config file comes first, and a flag takes one value")
         raise UsageError(f"unknown {_unknown(flag, [f'--{name}' for name in _names(parser)], 'flag')}")
-    return tuple(parsed)  # type: ignore[return-value]
+    return tuple(parsed)
 
 
-def parse_flags(flags: dict[str, Any]) -> Parsed:
+def parse_flags(flags: dict[str, Any], classes: Sequence[type] = _CLASSES) -> tuple[Any, ...]:
     """The same from Python: names and values as they are.
 
     Raises:
         UsageError: an unknown name.
     """
-    parser = _Parser(_CLASSES)
+    parser = _Parser(classes)
     valid = _names(parser)
     for name in flags:
         if name not in valid:
             raise UsageError(f"unknown {_unknown(name, valid, 'argument')}")
-    return tuple(parser.parse_dict(flags))  # type: ignore[return-value]
+    return tuple(parser.parse_dict(flags))
 
 
 def _names(parser: HfArgumentParser) -> list[str]:
@@ -261,8 +320,7 @@ def _unknown(name: str, valid: Sequence[str], what: str) -> str:
 _RANDOM_START = ("model_type", "config_name", "config_overrides")
 
 
-def _read_yaml(path: str, parser: HfArgumentParser, leave_out: Sequence[str] = ()) -> list[str]:
-    """The file as flags, so that its values are converted and checked as on the command line."""
+def _yaml_content(path: str) -> dict[Any, Any]:
     if not Path(path).is_file():
         raise UsageError(f"config file {path!r} does not exist")
     try:
@@ -270,9 +328,15 @@ def _read_yaml(path: str, parser: HfArgumentParser, leave_out: Sequence[str] = (
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"config file {path!r} is not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
-        return []
+        return {}
     if not isinstance(content, dict):
         raise UsageError(f"config file {path!r} must hold lines of the form `key: value`")
+    return content
+
+
+def _read_yaml(path: str, parser: HfArgumentParser, leave_out: Sequence[str] = ()) -> list[str]:
+    """The file as flags, so that its values are converted and checked as on the command line."""
+    content = _yaml_content(path)
     valid = _names(parser)
     for key in content:
         if key not in valid:
@@ -282,7 +346,7 @@ def _read_yaml(path: str, parser: HfArgumentParser, leave_out: Sequence[str] = (
         if key in leave_out:
             continue
         if isinstance(value, list):
-            if not _takes_list(key):
+            if not _takes_list(key, parser.dataclass_types):
                 raise UsageError(f"config file {path!r}: {key} takes one value, not the list {value}")
             argv += [f"--{key}", *map(str, value)]
         elif isinstance(value, bool):  # as YAML reads `save_strategy: no` too
@@ -292,8 +356,8 @@ def _read_yaml(path: str, parser: HfArgumentParser, leave_out: Sequence[str] = (
     return argv
 
 
-def _takes_list(name: str) -> bool:
-    hint = next(hints[name] for hints in map(get_type_hints, _CLASSES) if name in hints)
+def _takes_list(name: str, classes: Sequence[type]) -> bool:
+    hint = next(hints[name] for hints in map(get_type_hints, classes) if name in hints)
     return any(part is list or get_origin(part) is list for part in (hint, *get_args(hint)))
 
 
@@ -338,4 +402,6 @@ def quiet_libraries() -> None:
     datasets.logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")  # which is as it should be
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft's, of a name of transformers'
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if os.environ.get("WORLD_SIZE") else "true")

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from ..embedding import POOLINGS, Embedder
 from ..errors import UsageError
 from ..files import whole_file
 from ..version import __version__
-from .arguments import CommandParser, complain, quiet_libraries
+from .arguments import CommandParser, complain, output_folder, quiet_libraries
 
 _LIBRARIES = ("torch", "transformers", "scikit-learn", "sentence-transformers")
 
@@ -135,13 +134,7 @@ def _checked(options: argparse.Namespace) -> Path:
         raise UsageError(f"pooling names one twice: {' '.join(options.pooling)}")
     if options.seed < 0:
         raise UsageError(f"seed must be at least 0, not {options.seed}")
-    folder = Path(options.output_dir)
-    places = (folder, *folder.parents)
-    if any(place.exists() and not place.is_dir() for place in places):
-        raise UsageError(f"output_dir {options.output_dir!r} is a file, or lies under one; name a directory")
-    if not os.access(next(place for place in places if place.exists()), os.W_OK):
-        raise UsageError(f"output_dir {options.output_dir!r} cannot be written to; name another directory")
-    return folder
+    return output_folder(options.output_dir)
 
 
 def _models_with_cards(options: argparse.Namespace) -> list[str]:

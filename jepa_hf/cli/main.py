@@ -15,10 +15,12 @@ from ..version import __version__
 _HELP = """\
 usage: jepa-hf COMMAND ...
 
-  train    pretrain an encoder: jepa-hf train [CONFIG.yaml] [--flag value ...]; with --accelerate_config FILE it is
+  train    pretrain an encoder, or with --objective llm fine-tune a language model with two views of its rows: jepa-hf
+           train [CONFIG.yaml] [--flag value ...]; with --accelerate_config FILE it is
            started by `accelerate launch` with that configuration
   masks    draw what train with the same flags would hide: jepa-hf masks [CONFIG.yaml] [--flag value ...]
   evaluate how good are frozen encoders: probes, similarity, retrieval: jepa-hf evaluate MODEL ... --tasks FILE ...
+  generate what language models answer to rows, and how much is right: jepa-hf generate MODEL ... --data_file FILE
   export   from a checkpoint to a plain encoder, a masked language model, or a model that brings its code
   report   one HTML page about a run, its curves read in sentences: jepa-hf report RUN_DIR
   embed    one vector per row of files: jepa-hf embed MODEL FILES --output x.parquet
@@ -61,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .evaluate import main as evaluate
 
         return evaluate(rest)
+    if command == "generate":
+        from .generate import main as generate
+
+        return generate(rest)
     if command == "export":
         from .export import main as export
 
@@ -78,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return push(rest)
     print(
-        f"jepa-hf: error: unknown command {command!r}; the commands are train, masks, evaluate, export, report, embed "
-        "and push",
+        f"jepa-hf: error: unknown command {command!r}; the commands are train, masks, evaluate, generate, export, "
+        "report, embed and push",
         file=sys.stderr,
     )
     return 2

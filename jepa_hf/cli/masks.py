@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..mask_plots import write_masks
 from ..run_directory import RunPlan
-from .arguments import complain, parse_command, quiet_libraries
+from .arguments import complain, objective_of, parse_command, quiet_libraries
 from .prepare import prepare
 from .train import complete
 
@@ -30,6 +30,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         picture, flags = _picture(argv)
+        if objective_of(flags) == "llm":
+            raise UsageError("masks draws what is hidden, and the objective llm hides nothing: just train")
         parsed = parse_command(flags)
         model_args, data_args, _, args = parsed
         complete(model_args, data_args, args)

@@ -1,5 +1,6 @@
 """LLM-JEPA: fine-tuning causal language models with two views of the same knowledge (arXiv 2509.14252)."""
 
+from .adapters import add_adapters
 from .data_collator import DataCollatorForPairedViews
 from .objective import PairedViewObjective, PairedViewOutput
 from .trainer import LlmJepaTrainer, add_predictor_tokens
@@ -13,5 +14,6 @@ __all__ = [
     "PairedViewObjective",
     "PairedViewOutput",
     "PairedViewTokenizer",
+    "add_adapters",
     "add_predictor_tokens",
 ]

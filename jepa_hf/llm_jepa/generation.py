@@ -1,16 +1,18 @@
 """What a causal language model answers, and whether that is right."""
 
+import math
 import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UsageError
 from .views import PairedViewTokenizer
@@ -39,14 +41,18 @@ def generate_answers(
         model: a causal language model, or a `PeftModel` around one.
         tokenizer: its tokenizer, whichever side it pads on.
         prompts: what the model is to go on from, special tokens written out (see `PairedViewTokenizer.prompt`).
-        max_new_tokens: most tokens of an answer.
+        max_new_tokens: most tokens of an answer; fewer where the model has not so many positions.
         batch_size: prompts that are answered together.
         show_progress: show a bar.
 
     Returns:
         The answers without special tokens and without blanks around them, in the order of the prompts.
+
+    Raises:
+        UsageError: a prompt leaves no room for an answer, see `room_for`.
     """
     encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    room_for(model.config, max(map(len, encoded), default=0), max_new_tokens)  # before the first is answered
     order = sorted(range(len(prompts)), key=lambda at: -len(encoded[at]))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     stops = _stop_tokens(model, tokenizer)
@@ -61,7 +67,7 @@ def generate_answers(
         found = model.generate(
             input_ids=ids,
             attention_mask=real.to(model.device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=room_for(model.config, width, max_new_tokens),
             do_sample=False,
             num_beams=1,
             temperature=None,
@@ -76,6 +82,23 @@ def generate_answers(
     bar.close()
     model.train(training)
     return answers
+
+
+def room_for(config: PreTrainedConfig, length: int, max_new_tokens: int) -> int:
+    """How many tokens an answer to a prompt of `length` tokens may have: `max_new_tokens`, or what positions are left.
+
+    Raises:
+        UsageError: none are left.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return max_new_tokens
+    if length >= positions:
+        raise UsageError(
+            f"a prompt has {length} tokens, and the model {positions} positions, which leaves none for an answer; "
+            "leave the row out"
+        )
+    return min(max_new_tokens, positions - length)
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -115,6 +138,18 @@ def scorer(metric: str, database: str | Path | None = None) -> Scorer:
             raise UsageError("the metric sql runs queries: give --database, an SQLite file or a folder of them")
         return lambda answer, right, row: same_result(answer, right, _database(Path(database), row))
     raise UsageError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+
+
+def share_interval(share: float, count: int) -> dict[str, float]:
+    """A share of `count` rows and its 95 % interval (Wilson 1927), which says how far other rows might lead.
+
+    >>> {name: round(value, 3) for name, value in share_interval(0.5, 100).items()}
+    {'share': 0.5, 'low': 0.404, 'high': 0.596}
+    """
+    z2 = NormalDist().inv_cdf(0.975) ** 2
+    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    return {"share": share, "low": max(middle - half, 0.0), "high": min(middle + half, 1.0)}
 
 
 def _number(answer: str) -> float | None:

@@ -15,7 +15,7 @@ _TEMPLATE = """\
 # {title}
 
 A causal language model fine-tuned with LLM-JEPA: beside the next-token loss on its answers, the representation of one
-view of a row predicts that of the other (a question and its answer, a text and its code). {start} Trained with
+view of a row predicts that of the other (a question and its answer, a text and its code). {start}Trained with
 `jepa_hf` {version}.
 
 ## Use it
@@ -25,6 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}")
+{asking}
+answer = model.generate(**asked, max_new_tokens=128)[0, asked["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))
 ```
 
 ## How it was trained
@@ -58,6 +61,15 @@ LLM_JEPA = """\
   eprint = {2509.14252},
   archivePrefix = {arXiv}
 }"""
+# How a conversation, or a text alone, is asked.
+_ASKING = {
+    True: """\
+messages = [{"role": "user", "content": "..."}]
+asked = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)""",
+    False: 'asked = tokenizer("...\\n", return_tensors="pt")',
+}
 STP = """\
 @misc{stp2026,
   title = {Semantic Tube Prediction: Beating LLM Data Efficiency with JEPA},
@@ -75,6 +87,7 @@ def render_card(
     data: DataNames,
     *,
     with_paths: bool = False,
+    with_template: bool = True,
     base_model: str | None = None,
     language: str | None = None,
     license: str | None = None,
@@ -88,6 +101,7 @@ def render_card(
         metrics: rows of the result table, of the last evaluation.
         data: names of the data.
         with_paths: whether STP's paths were part of the loss, and its paper is to be cited.
+        with_template: whether it is asked by a chat template, or by text alone.
         base_model: the model on the Hub that it started from, where there is one.
         language, license: where known.
     """
@@ -108,8 +122,9 @@ def render_card(
     text = _TEMPLATE.format(
         metadata=metadata.to_yaml(),
         title=escaped(title),
-        start=f"It started from {escaped(base_model)}." if base_model else "",
+        start=f"It started from {escaped(base_model)}. " if base_model else "",
         name=in_code(name),
+        asking=_ASKING[with_template],
         version=version,
         training=table(("setting", "value"), shown),
         results=table(("evaluation", "at the end"), results) if results else "No evaluation was run.",

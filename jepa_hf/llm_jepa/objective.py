@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..errors import UsageError
-from ..pair_losses import draw_triples, infonce, pair_distance, patch_distance, tube_distance
+from ..pair_losses import candidates_of_all_ranks, draw_triples, infonce, pair_distance, patch_distance, tube_distance
 
 
 @dataclass
@@ -79,10 +78,7 @@ class PairedViewObjective:
             UsageError: a model that takes no positions, so that views cannot share a row.
         """
         plain = model.forward
-        if "position_ids" not in inspect.signature(decoder_of(model).forward).parameters:
-            raise UsageError(
-                f"{type(model).__name__} takes no position_ids, by which views are kept apart; use another model"
-            )
+        check_positions(model)
 
         @functools.wraps(plain)  # generate() and the Trainer look at its signature
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -170,10 +166,7 @@ class PairedViewObjective:
     def _distance(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if self.pair_loss != "infonce":
             return pair_distance(self.pair_loss, predictions, targets)
-        candidates, own = targets, torch.arange(len(targets), device=targets.device)
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            candidates = torch.cat(all_gather(targets.contiguous()))
-            own = own + torch.distributed.get_rank() * len(targets)
+        candidates, own = candidates_of_all_ranks(targets)
         return infonce(predictions, candidates, own, self.temperature)
 
     def _tubes(self, states: torch.Tensor, content: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -191,22 +184,27 @@ class PairedViewObjective:
 
 
 @torch.no_grad()
-def check_views(model: PreTrainedModel, batch: dict[str, torch.Tensor], second: tuple[list[int], int]) -> None:
+def check_views(model: PreTrainedModel, collator: Callable[..., dict[str, torch.Tensor]], row: dict[str, Any]) -> None:
     """Refuse a model that lets views in one row, or padding, change each other.
 
     Args:
-        batch: of `DataCollatorForPairedViews`, on the model's device.
-        second: the first row's second view, which comes after the first, by itself: its token ids, and the token that
-            stands for it.
+        collator: `DataCollatorForPairedViews`; the batches of one that makes no views are not looked at.
+        row: of `PairedViewTokenizer`.
 
     Raises:
-        UsageError: its representation is another one by itself.
+        UsageError: its second view, which comes after the first, has another representation by itself; or the model
+            takes no positions, so that views cannot share a row.
     """
+    check_positions(model)
+    device = model.get_input_embeddings().weight.device
+    batch = {name: value.to(device) for name, value in collator([row]).items()}
+    if "view_ends" not in batch:
+        return
     training, decoder = model.training, decoder_of(model)
     model.eval()
     among = _at_ends(decoder, batch["view_input_ids"], batch["view_position_ids"], batch["view_ends"])[0, 1]
-    ids = torch.tensor([second[0]], device=among.device)
-    alone = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, second[1]]
+    ids = torch.tensor([row["code_input_ids"]], device=device)
+    alone = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, row["code_end"]]
     model.train(training)
     if (among - alone).float().norm() > 0.02 * alone.float().norm():
         remedy = "another model" if batch["view_input_ids"].dim() == 3 else "--view_passes separate, or another model"
@@ -216,11 +214,24 @@ def check_views(model: PreTrainedModel, batch: dict[str, torch.Tensor], second: 
         )
 
 
+def check_positions(model: PreTrainedModel) -> None:
+    """Refuse a model that takes no positions, so that views cannot share a row."""
+    if "position_ids" not in inspect.signature(decoder_of(model).forward).parameters:
+        raise UsageError(
+            f"{type(model).__name__} takes no position_ids, by which views are kept apart; use another model"
+        )
+
+
 def decoder_of(model: nn.Module) -> nn.Module:
     """The part of a causal language model before its head, inside what PEFT puts around it."""
-    if hasattr(model, "get_base_model"):  # PeftModel, which passes unknown attributes on to what it wraps
+    if has_adapters(model):
         model = model.get_base_model()
     return model.get_decoder()
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether it is a `PeftModel` around a language model. Asked so, peft need not be there."""
+    return hasattr(model, "get_base_model")
 
 
 def _at_ends(decoder: nn.Module, ids: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

@@ -28,10 +28,11 @@ from ..files import whole_file
 from ..metrics import effective_rank
 from ..model_card import DataNames
 from ..version import __version__
+from .adapters import save_adapters
 from .data_collator import DataCollatorForPairedViews
 from .generation import judge
 from .model_card import render_card
-from .objective import PairedViewObjective, PairedViewOutput, check_views, decoder_of
+from .objective import PairedViewObjective, PairedViewOutput, check_views, decoder_of, has_adapters
 from .training_args import LlmJepaTrainingArguments
 from .views import MOST_PREDICTOR_TOKENS, PairedViewTokenizer, predictor_tokens
 
@@ -91,6 +92,7 @@ class LlmJepaTrainer(RepresentationTrainer):
         generation_rows: rows with messages or columns whose prompts the model answers at each evaluation; the shares
             that are right become `eval_exact_match` and so on, fit for `metric_for_best_model`.
         generation_metrics: see `generation.scorer`.
+        database: of the metric "sql", see `generation.scorer`.
         max_new_tokens: most tokens of such an answer.
         callbacks: more callbacks.
         kwargs: as `Trainer` takes them.
@@ -112,6 +114,7 @@ class LlmJepaTrainer(RepresentationTrainer):
         view_tokenizer: PairedViewTokenizer | None = None,
         generation_rows: Sequence[dict[str, Any]] | None = None,
         generation_metrics: Sequence[str] = ("exact_match", "prefix_match"),
+        database: str | Path | None = None,
         max_new_tokens: int = 128,
         callbacks: Sequence[TrainerCallback] | None = None,
         **kwargs: Any,
@@ -154,7 +157,7 @@ class LlmJepaTrainer(RepresentationTrainer):
         )
         self._embeddings: list[torch.Tensor] = []
         self.view_tokenizer, self.generation_rows = view_tokenizer, generation_rows
-        self.generation_metrics, self.max_new_tokens = generation_metrics, max_new_tokens
+        self.generation_metrics, self.database, self.max_new_tokens = generation_metrics, database, max_new_tokens
         super().__init__(
             model=model,
             args=args,
@@ -172,10 +175,8 @@ class LlmJepaTrainer(RepresentationTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and resume, as `Trainer` does, if the model can tell the views apart (see `check_views`)."""
-        row = next(iter(self.train_dataset))
-        if self.args.pair_weight and "view_ends" in (batch := self.data_collator([row])):
-            batch = {name: value.to(self.args.device) for name, value in batch.items()}
-            check_views(self.model, batch, (row["code_input_ids"], row["code_end"]))
+        if self.args.pair_weight:
+            check_views(self.model, self.data_collator, next(iter(self.train_dataset)))
         return super().train(*args, **kwargs)
 
     # ---- data
@@ -250,6 +251,7 @@ class LlmJepaTrainer(RepresentationTrainer):
                 self.view_tokenizer,
                 mine,
                 self.generation_metrics,
+                self.database,
                 max_new_tokens=self.max_new_tokens,
                 batch_size=self.args.per_device_eval_batch_size,
             )
@@ -295,9 +297,11 @@ class LlmJepaTrainer(RepresentationTrainer):
         last = evaluations[-1] if evaluations else {}
         training = {
             "steps": state.global_step,
+            "adapters": "LoRA" if has_adapters(self.model) else None,
             "rows per step": self.get_total_train_batch_size(args),
             "learning rate": f"{args.learning_rate:.4g}",
             "weights": f"next token {args.lm_weight}, views {args.pair_weight} ({args.pair_loss})",
+            **self._views_told(),
             "gradient through the predicted view": args.target_gradient,
             "loss dropout": args.loss_dropout,
             "STP": f"{args.tube_weight} ({args.tube_form})" if args.tube_weight else None,
@@ -312,6 +316,7 @@ class LlmJepaTrainer(RepresentationTrainer):
             {name.replace("_", " "): last[f"eval_{name}"] for name in shown if f"eval_{name}" in last},
             data,
             with_paths=bool(args.tube_weight),
+            with_template=self.processing_class.chat_template is not None,
             base_model=hub_name(base),
             language=kwargs.get("language"),
             license=kwargs.get("license"),
@@ -319,9 +324,33 @@ class LlmJepaTrainer(RepresentationTrainer):
         with whole_file(Path(args.output_dir) / "README.md") as new:
             card.save(new)
 
+    def _views_told(self) -> dict[str, Any]:
+        """Rows of the card's table about the views."""
+        views = self.view_tokenizer
+        if views is None:
+            return {}
+        count, where = len(views.predictors), views.predictor_position
+        return {
+            "next-token loss on": "prompts and answers, no stop token" if views.train_on_prompt else "answers",
+            "predictor tokens": f"{count}, at the {where} of the first view" if count else "none",
+            "which view predicts": "the second" if views.reverse else "the first",
+            "most tokens of a row": views.max_length,
+        }
+
+    def load_weights(self, checkpoint: str) -> nn.Module:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if not has_adapters(model):
+            return super().load_weights(checkpoint)
+        from peft import AutoPeftModelForCausalLM  # only adapters need it
+
+        return AutoPeftModelForCausalLM.from_pretrained(checkpoint)
+
     def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """A plain causal language model, or its adapters, with the tokenizer."""
-        model.save_pretrained(output_dir, state_dict=state_dict)
+        if has_adapters(model):
+            save_adapters(model, self.processing_class, output_dir, state_dict)
+        else:
+            model.save_pretrained(output_dir, state_dict=state_dict)
         self.processing_class.save_pretrained(output_dir)
 
 
@@ -336,7 +365,12 @@ def read_rows(dataset: Any, view_tokenizer: PairedViewTokenizer | None) -> Any:
     if dataset is None or not _is_raw(dataset):
         return dataset
     rows = [view_tokenizer(row, number) for number, row in enumerate(dataset)]
+    tell_of_cuts(rows, view_tokenizer.max_length)
+    return rows
+
+
+def tell_of_cuts(rows: Sequence[dict[str, Any]], max_length: int) -> None:
+    """Count in the log the rows of `PairedViewTokenizer` that were cut, where there are any."""
     cut = sum(row["truncated"] for row in rows)
     if cut:
-        logger.warning("%d of %d rows were cut at %d tokens", cut, len(rows), view_tokenizer.max_length)
-    return rows
+        logger.warning("%d of %d rows were cut at %d tokens", cut, len(rows), max_length)

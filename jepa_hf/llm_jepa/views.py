@@ -25,6 +25,12 @@ def predictor_tokens(count: int) -> list[str]:
     return [PREDICTOR_TOKEN.format(number) for number in range(count, 0, -1)]
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of all special tokens: those with a name, such as `eos_token`, and those that were added as special ones."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {*tokenizer.all_special_ids, *added}
+
+
 @dataclass(frozen=True)
 class View:
     """One view of a row: its token ids, and the index of the token whose representation stands for it."""
@@ -84,7 +90,8 @@ class PairedViewTokenizer:
             raise UsageError(f"predictor_position must be end or start, not {predictor_position!r}")
         if max_length < num_predictor_tokens + 2:
             raise UsageError(
-                f"max_length {max_length} leaves no room for text beside {num_predictor_tokens} predictor tokens"
+                f"max_length (--max_seq_length) {max_length} leaves no room for text beside {num_predictor_tokens} "
+                "predictor tokens; make it larger"
             )
         self.predictors = predictor_tokens(num_predictor_tokens)
         unknown = [token for token in self.predictors if token not in tokenizer.get_added_vocab()]
@@ -153,8 +160,8 @@ class PairedViewTokenizer:
             messages = row["messages"]
             if self.tokenizer.chat_template is None:
                 raise UsageError(
-                    "the tokenizer has no chat template, which rows of messages need: give a model that has one, or "
-                    "data with two columns"
+                    "the tokenizer has no chat template, which rows of messages need: give --chat_template_path, a "
+                    "model that has one, or data with two columns"
                 )
             good = isinstance(messages, Sequence) and all(
                 isinstance(message, Mapping)
@@ -173,7 +180,8 @@ class PairedViewTokenizer:
         for name in self.columns:
             if not isinstance(row.get(name), str) or not row[name].strip():
                 raise UsageError(
-                    f"{place} has neither messages nor a text in column {name!r}; its columns are: {', '.join(row)}"
+                    f"{place} has neither messages nor a text in column {name!r}; name the columns by "
+                    f"--text_column_name and --code_column_name, out of: {', '.join(map(str, row))}"
                 )
         text, code = (row[name] for name in self.columns)
         return [{"role": "user", "content": text}, {"role": "assistant", "content": code}]
@@ -222,7 +230,7 @@ class PairedViewTokenizer:
         """Token ids and labels of the conversation, its first and last token of content, and whether it was cut."""
         encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        special = set(self.tokenizer.all_special_ids)
+        special = special_ids(self.tokenizer)
         text, *spans = spans
         ends = spans[-1][1]
         inside = [index for index, (start, end) in enumerate(offsets) if end > text[0] and start < ends]
@@ -241,8 +249,8 @@ class PairedViewTokenizer:
         ids, labels = ids[: self.max_length], labels[: self.max_length]
         if all(label == IGNORED for label in labels):
             raise UsageError(
-                f"{place} has no answer within its first {self.max_length} tokens; make max_length larger, or leave "
-                "the row out"
+                f"{place} has no answer within its first {self.max_length} tokens; make max_length (--max_seq_length) "
+                "larger, or leave the row out"
             )
         return ids, labels, [inside[0], min(inside[-1], len(ids) - 1)], cut
 
@@ -270,7 +278,7 @@ class PairedViewTokenizer:
             if last - excess < begin + (0 if self.predictor_position == "end" else len(predictors)):
                 raise UsageError(
                     f"{place} has nothing left of message {turn} within {self.max_length} tokens; make max_length "
-                    "larger"
+                    "(--max_seq_length) larger"
                 )
             ids = ids[: last - excess + 1] + ids[last + 1 :]
             end -= excess

@@ -1,0 +1,80 @@
+"""Claims about a language model on two ranks: what one process learns with the doubled batch, two learn together."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+CONFIG = REPOSITORY / "configs" / "accelerate" / "cpu2.yaml"
+
+sys.path.insert(0, str(HERE.parent))
+
+from paired_views import conversations, model, tokenizer  # noqa: E402
+
+# Of the last batch that is evaluated, one rank has four rows and the other one.
+FLAGS = (
+    "--objective llm --model_name_or_path llm --train_file rows.jsonl --validation_file held_out.jsonl --max_steps 5 "
+    "--pair_loss infonce --pair_weight 2 --learning_rate 3e-4 --adam_epsilon 1e-6 --logging_steps 1 --save_strategy no "
+    "--do_train --do_eval --generation_samples 5 --max_new_tokens 3 --use_cpu --report_to none --disable_tqdm"
+)
+
+
+def run(folder: Path, out: str, batch: int, *launch: str) -> dict[str, Any]:
+    """Run the command in processes of its own; returns its metrics."""
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    sizes = ["--per_device_train_batch_size", str(batch), "--per_device_eval_batch_size", str(batch)]
+    command = [sys.executable, *launch, str(REPOSITORY / "run_jepa.py"), *FLAGS.split(), *sizes, "--output_dir", out]
+    done = subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert done.stdout.count("llama language model") == 1
+    return json.loads((folder / out / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """The folder, and the metrics of two ranks and of one process."""
+    folder = tmp_path_factory.mktemp("llm")
+    words = tokenizer()
+    words.save_pretrained(folder / "llm")
+    model(len(words)).save_pretrained(folder / "llm")
+    for name, rows in (("rows", conversations(24)), ("held_out", conversations(13))):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    two = run(folder, "two", 4, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG))
+    return folder, two, run(folder, "one", 8)
+
+
+def test_two_ranks_learn_what_one_process_does_with_the_doubled_batch(
+    runs: tuple[Path, dict[str, Any], dict[str, Any]],
+) -> None:
+    """InfoNCE against the second views of both ranks: weights to 1e-5, and every logged loss."""
+    folder, two, one = runs
+    ours, theirs = (load_file(folder / name / "model.safetensors") for name in ("two", "one"))
+    assert ours.keys() == theirs.keys()
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in ours) < 1e-5
+    start = load_file(folder / "llm" / "model.safetensors")
+    rows = len(start["lm_head.weight"])
+    assert not torch.allclose(ours["lm_head.weight"][:rows], start["lm_head.weight"], atol=1e-4)
+    assert "| rows per step | 8 |" in (folder / "two" / "README.md").read_text()
+    for log, expected in zip(two["history"], one["history"], strict=True):
+        for key in ("loss", "lm_loss", "pair_loss", "view_cosine"):
+            assert log.get(key) == pytest.approx(expected.get(key), abs=1e-4), key
+
+
+def test_an_evaluation_with_uneven_batches_counts_every_row_and_answer_once(
+    runs: tuple[Path, dict[str, Any], dict[str, Any]],
+) -> None:
+    """Also where a rank has fewer views to tell apart than the other."""
+    _, two, one = runs
+    for key in ("eval_lm_loss", "eval_view_cosine", "eval_pair_loss", "eval_exact_match", "eval_prefix_match"):
+        assert two["eval"][key] == pytest.approx(one["eval"][key], abs=1e-4), key
