@@ -190,16 +190,21 @@ ACCELERATE = REPOSITORY / "configs" / "accelerate" / "cpu2.yaml"
 
 
 @pytest.mark.skipif(not ACCELERATE.exists(), reason="configs/accelerate/cpu2.yaml is not there")
-def test_an_accelerate_config_starts_two_ranks_which_complain_once(start: list[str], tmp_path: Path) -> None:
-    command = ["-m", "jepa_hf.cli", "train", "--accelerate_config", ACCELERATE, *start, *QUIET, "--output_dir", "out"]
-    result = start_process(*command, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+def test_an_accelerate_config_starts_two_ranks_which_complain_once(
+    start: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=os.pathsep)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    command = ["train", "--accelerate_config", str(ACCELERATE), *start, *QUIET, "--output_dir", str(tmp_path / "out")]
+    capfd.readouterr()
+    code, said = jepa_hf_main(command), capfd.readouterr()
+    assert code == 0, said.err
     # Four samples on each of two ranks.
     assert "| samples per step | 8 |" in (tmp_path / "out" / "README.md").read_text()
-    assert result.stdout.count("bert encoder") == 1
-    result = start_process(*command, "--mask_ratio", "2", "--overwrite_output_dir", cwd=tmp_path)
-    assert result.returncode != 0
-    assert (result.stdout + result.stderr).count("mask_ratio must lie strictly between 0 and 1") == 1
+    assert said.out.count("bert encoder") == 1
+    code, said = jepa_hf_main([*command, "--mask_ratio", "2", "--overwrite_output_dir"]), capfd.readouterr()
+    assert code != 0
+    assert (said.out + said.err).count("mask_ratio must lie strictly between 0 and 1") == 1
 
 
 # ---- starts

@@ -1,7 +1,5 @@
 """Every family with every context mode, predictor, MLM weight and precision: trains, saves, loads; or is refused."""
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,17 +23,6 @@ EVERYTHING = [
     for mode in ("kept", "dropped")
     for predictor in ("mlp", "transformer")
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_garbage_collection() -> Iterator[None]:
-    """Trainer collects garbage at the end of each run: half a second over all that was imported, unless set aside."""
-    import sentence_transformers  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.parametrize("case", [case for case in EVERYTHING if case not in ALLOWED], ids="-".join)
