@@ -62,9 +62,8 @@ class PooledTerm(JepaForRepresentationPrediction):
 
     The target is the mean over real positions of the averaged, layer-normalised target layers; `standardize` brings
     each of its features to mean 0 and standard deviation 1 over the batch, so that what all rows share earns nothing.
-    With a `temperature`, what counts is to find the row's own target among those of the batch, by cosine (InfoNCE).
-    `anchor` is the weight of 1 - the cosine between the context's mean and the target encoder's own last mean, which
-    no predictor stands between.
+    (To find it among those of the batch is `contrastive_weight`, a flag.) `anchor` is the weight of 1 - the cosine
+    between the context's mean and the target encoder's own last mean, which no predictor stands between.
     """
 
     def add(
@@ -73,13 +72,12 @@ class PooledTerm(JepaForRepresentationPrediction):
         standardize: bool = True,
         variance: float = 0.0,
         covariance: float = 0.0,
-        temperature: float | None = None,
         anchor: float = 0.0,
     ) -> None:
         width = self.config.hidden_size
-        self.pooled_predictor = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.row_predictor = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.pooled = {"weight": weight, "standardize": standardize, "variance": variance, "covariance": covariance}
-        self.temperature, self.anchor = temperature, anchor
+        self.anchor = anchor
 
     @torch.no_grad()
     def _targets(self, clean: Any, positions: Any, masks: int, hidden_states: bool) -> Any:
@@ -99,14 +97,9 @@ class PooledTerm(JepaForRepresentationPrediction):
         if self.pooled["standardize"]:
             targets = (targets - targets.mean(0)) / (targets.std(0) + 1e-5)
         context = masked_mean(encoded.last_hidden_state.float(), seen[..., None], dim=1)
-        guess = self.pooled_predictor(context.to(encoded.last_hidden_state.dtype)).float()
+        guess = self.row_predictor(context.to(encoded.last_hidden_state.dtype)).float()
         masks = len(guess) // len(targets)
-        if self.temperature is None:
-            each = F.smooth_l1_loss(guess, targets.repeat_interleave(masks, dim=0))
-        else:
-            logits = F.normalize(guess, dim=-1) @ F.normalize(targets, dim=-1).T / self.temperature
-            each = F.cross_entropy(logits, torch.arange(len(targets), device=guess.device).repeat_interleave(masks))
-        each = each * self.pooled["weight"]
+        each = self.pooled["weight"] * F.smooth_l1_loss(guess, targets.repeat_interleave(masks, dim=0))
         if self.anchor:
             last = self._last_means.repeat_interleave(masks, dim=0)
             each = each + self.anchor * (1 - F.cosine_similarity(context, last, dim=-1)).mean()
