@@ -82,7 +82,7 @@ class JepaTrainer(RepresentationTrainer):
         kwargs: as `Trainer` takes them.
 
     Raises:
-        UsageError: a second EMA callback, or data that the model does not read.
+        UsageError: a second EMA callback, data that the model does not read, or a contrastive term over batches of one.
     """
 
     args: JepaTrainingArguments
@@ -111,6 +111,12 @@ class JepaTrainer(RepresentationTrainer):
             longest = min(model.backbone.max_length, processing_class.model_max_length, max_seq_length or 512)
             train_dataset = _tokenized(train_dataset, processing_class, longest, data_collator.whole_word)
             eval_dataset = _tokenized(eval_dataset, processing_class, longest, data_collator.whole_word)
+
+        if model.config.contrastive_weight > 0 and args.train_batch_size * args.world_size < 2:
+            raise UsageError(
+                "contrastive_weight compares the samples of a batch with each other, and a batch here has one: raise "
+                "--per_device_train_batch_size, or give --contrastive_weight 0"
+            )
 
         callbacks = list(callbacks or ())
         _refuse_second_ema(callbacks)

@@ -409,6 +409,14 @@ def test_a_second_ema_is_refused_and_not_kept(tmp_path: Path) -> None:
     assert sum(isinstance(item, EmaTargetCallback) for item in alone.callback_handler.callbacks) == 1
 
 
+def test_a_contrastive_term_over_batches_of_one_is_refused(tmp_path: Path) -> None:
+    """There is no other sample to tell it from; two are enough."""
+    model = tiny_jepa("bert", contrastive_weight=1.0)
+    with pytest.raises(UsageError, match=r"a batch here has one.*--per_device_train_batch_size"):
+        trainer(tmp_path, model, per_device_train_batch_size=1)
+    trainer(tmp_path, model, per_device_train_batch_size=2)
+
+
 def test_ones_own_ema_replaces_the_default(tmp_path: Path) -> None:
     class Frozen(EmaTargetCallback):
         """A target that never moves."""
