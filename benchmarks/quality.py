@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -343,7 +343,7 @@ def tables(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
                 (similarity, "mean"),
             ):
                 differences = [of(mine, pooling) - of(theirs, pooling) for mine, theirs in pairs]
-                cells.append(f"{mean(differences):+.2f} ± {stdev(differences) / len(differences) ** 0.5:.2f}")
+                cells.append(f"{mean(differences):+.2f} ± {_deviation(differences) / len(differences) ** 0.5:.2f}")
             lines.append(f"| {name} | {len(pairs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -354,7 +354,12 @@ def _in_domain(options: argparse.Namespace) -> Callable[[dict[str, Any], str], f
 
 def _mean(rows: list[dict[str, Any]], of: Callable[..., float], pooling: str) -> tuple[float, float]:
     values = [of(row, pooling) for row in rows]
-    return mean(values), stdev(values) if len(values) > 1 else float("nan")
+    return mean(values), _deviation(values)
+
+
+def _deviation(values: list[float]) -> float:
+    """Of a sample; NaN of one value, and where there was no such task."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
 
 def _shown(value: float, deviation: float) -> str:
