@@ -104,11 +104,11 @@ def read_loss(history: History, curves: Curves, width: int | None = None) -> Rea
         position = curve(history, "measured_position_prediction_loss")
         if not position:
             return Reading(f"{ends}: the guesses are not always the same.", Level.HEALTHY)
-        share = points[-1][1] / position[-1][1]
-        if share < RULES.no_better:
-            rest = f"{percent(1 - share)} below what the position alone tells"
+        rival = position[-1][1]
+        if points[-1][1] < RULES.no_better * rival:
+            rest = f"{percent(1 - points[-1][1] / rival)} below what the position alone tells"
             return Reading(f"{ends}, {rest}: the guesses depend on the sample.", Level.HEALTHY)
-        rest = f"but at {percent(share)} of what the position alone tells"
+        rest = f"but not below the {number(rival)} that the position alone gives"
         return Reading(f"{ends}, {rest}: where a target stands is learnt, what stands around it is not.", Level.WARNING)
     ends = f"ends at {percent(share)} of that of a constant predictor"
     sentence = f"{told} and {ends}: the guesses are no better than always the same one"
