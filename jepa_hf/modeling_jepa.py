@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import DTensor, Partial
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -564,11 +565,21 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             states = gather_positions(encoded.last_hidden_state, positions)
         else:
             states = predictions
-        logits = self.mlm_head(states, self.get_input_embeddings().weight)
+        logits = self.mlm_head(states, _whole(self.get_input_embeddings().weight))
         masks = positions.shape[0] // clean["input_ids"].shape[0]
         labels = clean["input_ids"].repeat_interleave(masks, dim=0).gather(1, positions)
         labels = torch.where(valid, labels, -100)
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum", ignore_index=-100)
+
+
+def _whole(weight: torch.Tensor) -> torch.Tensor:
+    """A weight that is read outside its module, where FSDP2 leaves each rank its shard of it.
+
+    The ranks' gradients are averaged, as FSDP2 averages those that come through the module.
+    """
+    if not isinstance(weight, DTensor):
+        return weight
+    return weight.full_tensor(grad_placements=[Partial("avg")] * weight.device_mesh.ndim)
 
 
 def _head_state(masked_lm: PreTrainedModel, layout: Any) -> dict[str, torch.Tensor]:

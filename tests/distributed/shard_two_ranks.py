@@ -20,20 +20,27 @@ from jepa_hf.ema import match_parameters, relative_distance, update_target
 
 
 def steps(sharded: bool) -> list[dict[str, Any]]:
-    """Evaluate, then twice: a step of SGD, the EMA, an evaluation. What each evaluation saw."""
-    model, batch = tiny_jepa("bert", "dropped"), text_batch("bert", "dropped", count=4)
+    """Evaluate, then twice: a step of SGD, the EMA, an evaluation. What each evaluation saw.
+
+    The steps are on four rows, of which each rank has two of its own: FSDP2 averages the gradients of both.
+    """
+    model, batch = tiny_jepa("bert", "dropped", mlm_weight=0.5), text_batch("bert", "dropped", count=4)
+    own, total = batch, batch["target_valid"].sum()
     if sharded:
+        own = {name: value[dist.get_rank() :: dist.get_world_size()] for name, value in batch.items()}
+        total = total / dist.get_world_size()
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
         for encoder in (model.context_encoder, model.target_encoder):
             for layer in encoder.encoder.layer:
                 fully_shard(layer, mesh=mesh)
+        fully_shard(model.get_input_embeddings(), mesh=mesh)  # as accelerate does
         fully_shard(model, mesh=mesh)
     pairs = match_parameters(model.context_encoder.named_parameters(), model.target_encoder.named_parameters())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     seen = []
     for step in range(3):
         if step:
-            model.train()(**batch).loss.backward()
+            model.train()(**own, num_items_in_batch=total).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             update_target(*pairs, 0.9)
