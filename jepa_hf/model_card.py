@@ -45,7 +45,8 @@ model = JepaForRepresentationPrediction.from_pretrained("{name}", subfolder="jep
 
 {health}The loss alone says little: it is lowest when a model has collapsed. *Hit rate* is how often the right target
 is the nearest among those of the batch; *rank* is the effective number of directions the representations use; the
-*constant predictor* always guesses the mean target.
+*constant predictor* always guesses the mean target, and the *position prediction loss*, on a fixed batch, is that of
+guessing the mean target of the same position: what is not below it has learnt places, not content.
 
 ![loss and health over the run](training.png)
 

@@ -425,6 +425,10 @@ class JepaTrainer(RepresentationTrainer):
             if values:
                 started = evaluations[0]["step"] < evaluations[-1]["step"]
                 metrics[metric.replace("_", " ")] = (values[0] if started else None, values[-1])
+        for metric in ("position_prediction_loss", "sample_hit_rate", "sample_hit_rate_chance") if evaluations else ():
+            values = [entry[f"health_{metric}"] for entry in state.log_history if f"health_{metric}" in entry]
+            if values:
+                metrics[metric.replace("_", " ")] = (values[0], values[-1])
         return CardFacts(
             name=name,
             modality=self.model.backbone.modality,

@@ -247,6 +247,7 @@ def test_the_card_of_a_run_is_filled_with_its_values(tmp_path: Path, monkeypatch
     assert found.keys() == expected.keys()
     assert [name for name, pattern in expected.items() if not re.fullmatch(pattern, found[name])] == [], found
     assert {"loss", "prediction loss", "constant prediction loss", "hit rate", "target rank"} <= {r[0] for r in results}
+    assert "position prediction loss" in {r[0] for r in results}
     for name, start, end in results[2:]:
         assert re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", start), name
         assert re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", end), name
