@@ -72,7 +72,10 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
         except (PushError, UsageError) as error:
             complain(command, error)
             code = 1
-    trainer.accelerator.end_training()  # closes trackers and the process group
+    # Ranks on CPUs leave without (see `leave`): freed with the trainer, gloo's process group waits, holding the
+    # interpreter's lock, for a thread of its own that now and then waits for that lock.
+    if trainer.args.device.type != "cpu":
+        trainer.accelerator.end_training()  # closes the process group
     return interruption.exit_code if interruption.stopped else code
 
 
