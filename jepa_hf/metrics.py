@@ -79,10 +79,7 @@ def hit_rate(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     centre = targets.float().mean(dim=0)
     similarity = F.normalize(predictions.float() - centre, dim=-1) @ F.normalize(targets.float() - centre, dim=-1).T
-    own = torch.arange(targets.shape[0], device=targets.device)
-    # A tie is no hit: in a collapsed batch every target is as near as the right one.
-    best = similarity >= similarity.max(dim=1, keepdim=True).values
-    return (best[own, own] & (best.sum(dim=1) == 1)).float().mean()
+    return _hits(similarity, torch.arange(targets.shape[0], device=targets.device))
 
 
 def sample_hit_rate(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -96,9 +93,16 @@ def sample_hit_rate(predictions: torch.Tensor, targets: torch.Tensor) -> torch.T
     """
     similarity = F.normalize(predictions.float(), dim=-1) @ F.normalize(batch_standardize(targets.float()), dim=-1).T
     own = torch.arange(len(targets), device=targets.device).repeat_interleave(len(predictions) // len(targets))
+    return _hits(similarity, own)
+
+
+def _hits(similarity: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Share of rows whose `own` column is the largest: `[N, C]`, long `[N]` -> scalar.
+
+    A tie is no hit: in a collapsed batch every target is as near as the right one.
+    """
     best = similarity >= similarity.max(dim=1, keepdim=True).values
-    right = best.gather(1, own[:, None])[:, 0]
-    return (right & (best.sum(dim=1) == 1)).float().mean()
+    return (best.gather(1, own[:, None])[:, 0] & (best.sum(dim=1) == 1)).float().mean()
 
 
 def constant_predictor_loss(targets: torch.Tensor, kind: str, smooth_l1_beta: float = 1.0) -> torch.Tensor:

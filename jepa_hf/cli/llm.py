@@ -29,7 +29,8 @@ from ..plots import plot_language_model
 from ..run_directory import RunPlan
 from .arguments import StartArguments
 from .language_models import build_language_model, dtype_of, load_language_config, load_words, read_template
-from .running import carry_out, check_run, data_names, plan, refuse_below, say, settings_of, settle
+from .loading import longest_row
+from .running import carry_out, check_run, check_start, data_names, plan, refuse_below, say, settings_of, settle
 
 LLM_DESCRIPTION = "Fine-tune a causal language model with LLM-JEPA: next-token loss, and two views of each row."
 
@@ -161,20 +162,12 @@ def _complete(parsed: LlmParsed) -> None:
             args.max_steps = 20
     elif not data_args.train_file and not data_args.dataset_name:
         raise UsageError("name the rows to train on with --train_file or --dataset_name")
-    given = [name for name in ("model_name_or_path", "model_type", "config_name") if getattr(model_args, name)]
-    if not given:
+    if not (model_args.model_name_or_path or model_args.model_type or model_args.config_name):
         raise UsageError(
             "name the language model to start from with --model_name_or_path, or for a random start --model_type or "
             "--config_name"
         )
-    if len(given) > 1:
-        raise UsageError(
-            f"{given[0]} and {given[1]} exclude each other: the one is a pretrained start, or names another"
-        )
-    if model_args.config_overrides and model_args.model_name_or_path:
-        raise UsageError("config_overrides is for a random start: with model_name_or_path the weights fix the sizes")
-    if model_args.use_peft and not model_args.model_name_or_path:
-        raise UsageError("use_peft trains adapters beside pretrained weights: name them with model_name_or_path")
+    check_start(model_args)
     dtype_of(model_args.dtype)
     if model_args.dtype != "float32" and args.target_gradient == "ema":
         raise UsageError(
@@ -275,14 +268,7 @@ def _tokenizer(model_args: LlmModelArguments, kwargs: dict[str, Any], plan: RunP
 def _length(config: PreTrainedConfig, tokenizer: Tokenizer | None, view_args: ViewArguments) -> int:
     """The longest row and view, in tokens: `max_seq_length`, or what model and tokenizer allow, 512 at most."""
     possible = getattr(config, "max_position_embeddings", None) or math.inf  # there are models without positions
-    if view_args.max_seq_length is None:
-        return min(possible, 512, tokenizer.model_max_length if tokenizer is not None else 512)
-    if view_args.max_seq_length > possible:
-        raise UsageError(
-            f"max_seq_length {view_args.max_seq_length} is more than the {possible} positions of the model; use at "
-            f"most {possible}"
-        )
-    return view_args.max_seq_length
+    return longest_row(possible, tokenizer, view_args.max_seq_length)
 
 
 def _trained_tokenizer(parsed: LlmParsed, rows: Sequence[PairedRow], length: int) -> Tokenizer:

@@ -71,6 +71,26 @@ def load_tokenizer(argument: str, name: str, kwargs: dict[str, Any]) -> PreTrain
     return tokenizer
 
 
+def longest_row(possible: float, tokenizer: PreTrainedTokenizerBase | None, asked: int | None) -> int:
+    """The longest row, in tokens: what is asked for, or what model and tokenizer allow, 512 at most.
+
+    Args:
+        possible: positions of the model.
+        tokenizer: None where one is trained for the length.
+        asked: `max_seq_length`.
+
+    Raises:
+        UsageError: more than the model has positions.
+    """
+    if asked is None:
+        return min(possible, 512, tokenizer.model_max_length if tokenizer is not None else 512)
+    if asked > possible:
+        raise UsageError(
+            f"max_seq_length {asked} is more than the {possible} positions of the model; use at most {possible}"
+        )
+    return asked
+
+
 def build_model(
     model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig
 ) -> JepaForRepresentationPrediction:

@@ -19,6 +19,7 @@ from ..model_card import DataNames
 from ..plots import plot_training
 from ..run_directory import RunPlan, finish_run, plan_run, start_run
 from ..sharing import Destination, PushError, push_run
+from .arguments import StartArguments
 
 # ---- before the run
 
@@ -42,6 +43,19 @@ def settle(parts: Sequence[Any], args: TrainingArguments) -> None:
         raise UsageError("push_to_hub pushes what a run trains, and --do_eval alone trains nothing: use jepa-hf push")
     if args.push_to_hub:
         Destination(args.hub_model_id or Path(args.output_dir).absolute().name)  # refuses an impossible name
+
+
+def check_start(model_args: StartArguments) -> None:
+    """Refuse a start that contradicts itself."""
+    given = [name for name in ("model_name_or_path", "model_type", "config_name") if getattr(model_args, name)]
+    if len(given) > 1:
+        raise UsageError(
+            f"{given[0]} and {given[1]} exclude each other: the one is a pretrained start, or names another"
+        )
+    if model_args.config_overrides and model_args.model_name_or_path:
+        raise UsageError("config_overrides is for a random start: with model_name_or_path the weights fix the sizes")
+    if model_args.use_peft and not model_args.model_name_or_path:
+        raise UsageError("use_peft trains adapters beside pretrained weights: name them with model_name_or_path")
 
 
 def check_run(data_args: Any, args: TrainingArguments) -> None:

@@ -18,7 +18,7 @@ from ..modeling_jepa import JepaForRepresentationPrediction
 from ..run_directory import RunPlan
 from ..tokenization import tokenize_dataset
 from .arguments import ModelArguments, Parsed, RunArguments
-from .loading import FAMILIES, VISION_FAMILIES, build_model, hub_kwargs, load_tokenizer
+from .loading import FAMILIES, VISION_FAMILIES, build_model, hub_kwargs, load_tokenizer, longest_row
 from .prepared import Prepared
 
 # Texts that a random start's tokenizer is trained on, at most: they are held in memory.
@@ -85,15 +85,7 @@ def _tokenizer(model_args: ModelArguments, data_args: DataArguments, plan: RunPl
 
 def _check_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None, data_args: DataArguments) -> int:
     """The longest row, in tokens: `max_seq_length`, or what model and tokenizer allow, 512 at most."""
-    possible = backbone_for(config).max_length
-    if data_args.max_seq_length is None:
-        return min(possible, 512, tokenizer.model_max_length if tokenizer is not None else 512)
-    if data_args.max_seq_length > possible:
-        raise UsageError(
-            f"max_seq_length {data_args.max_seq_length} is more than the {possible} positions of the model; "
-            f"use at most {possible}"
-        )
-    return data_args.max_seq_length
+    return longest_row(backbone_for(config).max_length, tokenizer, data_args.max_seq_length)
 
 
 def _model_and_collator(

@@ -31,7 +31,19 @@ from .llm import LLM_CLASSES, LLM_DESCRIPTION
 from .llm import run as run_llm
 from .prepare import prepare
 from .prepared import Prepared
-from .running import carry_out, check_run, data_names, last_parts, plan, push, refuse_below, say, settings_of, settle
+from .running import (
+    carry_out,
+    check_run,
+    check_start,
+    data_names,
+    last_parts,
+    plan,
+    push,
+    refuse_below,
+    say,
+    settings_of,
+    settle,
+)
 
 _SMOKE = {
     "model_type": "bert",
@@ -178,14 +190,7 @@ def complete(model_args: ModelArguments, data_args: DataArguments, args: RunArgu
             "name the encoder to start from with --model_name_or_path, or for a random start --model_type or "
             "--config_name; configs/quickstart.yaml needs neither a model nor data"
         )
-    if len(given) > 1:
-        raise UsageError(
-            f"{given[0]} and {given[1]} exclude each other: the one is a pretrained start, or names another"
-        )
-    if model_args.config_overrides and model_args.model_name_or_path:
-        raise UsageError("config_overrides is for a random start: with model_name_or_path the weights fix the sizes")
-    if model_args.use_peft and not model_args.model_name_or_path:
-        raise UsageError("use_peft trains adapters beside pretrained weights: name them with model_name_or_path")
+    check_start(model_args)
     if data_args.probe_task and not args.do_eval:
         raise UsageError("probe_task is looked at in evaluations: give --do_eval, or --eval_strategy steps")
     if data_args.streaming and args.do_train and args.max_steps <= 0:
