@@ -48,7 +48,7 @@ def load_language_config(model_args: StartArguments, kwargs: dict[str, Any]) -> 
     else:
         raise UsageError(f"model_type {model_args.model_type!r} is no causal language model's; use llama, gpt2, qwen3")
     check_causal(config)
-    return overridden(config, model_args.config_overrides)
+    return overridden(config, model_args.config_overrides, is_default=name is None)
 
 
 def check_causal(config: PreTrainedConfig) -> None:

@@ -44,17 +44,23 @@ def load_encoder_config(model_args: ModelArguments, data_args: DataArguments) ->
         config = load_pretrained(name, AutoConfig.from_pretrained, hub_kwargs(model_args, data_args), argument)
     if isinstance(config, JepaConfig):
         config = config.encoder_config
-    return overridden(config, model_args.config_overrides)
+    return overridden(config, model_args.config_overrides, is_default=name is None)
 
 
-def overridden(config: PreTrainedConfig, overrides: str | None) -> PreTrainedConfig:
-    """The configuration with `name=value,name=value` changed, and what follows from them."""
+def overridden(config: PreTrainedConfig, overrides: str | None, is_default: bool = False) -> PreTrainedConfig:
+    """The configuration with `name=value,name=value` changed, and what follows from them.
+
+    Args:
+        is_default: it is its class's own, so that all the rest (a Llama's `head_dim`) follows from what is given.
+    """
     if not overrides:
         return config
     try:
         config.update_from_string(overrides)
         values = config.to_dict()
-        if len(values.get("layer_types") or ()) != config.num_hidden_layers:
+        if is_default:
+            values = {name: values[name] for name in dict(part.split("=") for part in overrides.split(","))}
+        elif len(values.get("layer_types") or ()) != config.num_hidden_layers:
             values.pop("layer_types", None)  # ModernBERT's follow from the number of layers
         return type(config).from_dict(values)
     except (ValueError, IndexError, TypeError, StrictDataclassError) as error:
