@@ -194,7 +194,7 @@ def run_arm(options: argparse.Namespace, common: list[str]) -> None:
     trainer, prepared = make(max_steps)
     result = trainer.train() if trainer.args.max_steps else None  # --max_steps 0: the start itself
     row["steps"] = trainer.state.global_step
-    row["train_s"] = round(result.metrics["train_runtime"], 1)
+    row["train_s"] = round(result.metrics["train_runtime"], 1) if result else 0.0
     if torch.cuda.is_available():
         row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
     if isinstance(trainer, JepaTrainer):

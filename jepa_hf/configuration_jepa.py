@@ -59,8 +59,9 @@ class JepaConfig(PreTrainedConfig):
         variance_weight: weight of the variance hinge on the context encoder's token representations, default 0.
         covariance_weight: weight of their covariance penalty, default 0.
         sigreg_weight: weight of their SIGReg term, default 0.
-        contrastive_weight: weight of finding each sample among those of the batch, default 0: what the mean of its
-            context predicts is compared with the mean of every sample's target layers (InfoNCE).
+        contrastive_weight: weight of finding each sample among those of the batch: what the mean of its context
+            predicts is compared with the mean of every sample's target layers (InfoNCE). Default 1 for text, where
+            less is learnt without it on every start that was measured (benchmarks/RESULTS.md, section 14), else 0.
         contrastive_temperature: what the cosines of that comparison are divided by, default 0.1.
         pooled_targets: predict one vector per mask, the mean of its targets' representations, instead of each of them.
         lora: train adapters beside the context encoder's frozen weights: arguments of `peft.LoraConfig`, such as
@@ -99,7 +100,7 @@ class JepaConfig(PreTrainedConfig):
         variance_weight: float = 0.0,
         covariance_weight: float = 0.0,
         sigreg_weight: float = 0.0,
-        contrastive_weight: float = 0.0,
+        contrastive_weight: float | None = None,
         contrastive_temperature: float = 0.1,
         pooled_targets: bool = False,
         lora: dict[str, Any] | None = None,
@@ -120,6 +121,8 @@ class JepaConfig(PreTrainedConfig):
             pred_num_attention_heads = math.gcd(encoder_config.num_attention_heads, pred_hidden_size)
         if target_layers is None:
             target_layers = math.ceil(depth / 2)
+        if contrastive_weight is None:
+            contrastive_weight = 1.0 if backbone.modality == "text" else 0.0
 
         self.encoder_config = encoder_config
         self.context_mode = context_mode

@@ -72,14 +72,19 @@ def tiny_jepa(
     predictor_type: str = "transformer",
     strong: bool = True,
     encoder: dict[str, Any] | None = None,
+    contrastive_weight: float = 0.0,
     **kwargs: Any,
 ) -> JepaForRepresentationPrediction:
-    """A tiny model in eval mode. If `strong`, its two encoders differ from each other, as in the middle of a run."""
+    """A tiny model in eval mode. If `strong`, its two encoders differ from each other, as in the middle of a run.
+
+    Without the contrastive term, unless it is asked for: most claims are about single positions.
+    """
     config = JepaConfig(
         tiny_config(family, **(encoder or {})),
         context_mode=context_mode,
         predictor_type=predictor_type,
         pred_num_hidden_layers=2,
+        contrastive_weight=contrastive_weight,
         **kwargs,
     )
     with torch.random.fork_rng(devices=[]):

@@ -19,6 +19,7 @@ from jepa_hf.ema import decay_at
 from jepa_hf.export import export_masked_lm, export_run
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}
+PREDICTORS = ("predictor.", "pooled_predictor.")
 
 
 def adapted(family: str, folder: Path, **kwargs: Any) -> tuple[JepaForRepresentationPrediction, str]:
@@ -48,6 +49,7 @@ def test_the_start_computes_what_the_pretrained_encoder_does(family: str, tmp_pa
     model, name = adapted(family, tmp_path)
     plain = JepaForRepresentationPrediction.from_encoder_pretrained(name)
     plain.predictor.load_state_dict(model.predictor.state_dict())
+    plain.pooled_predictor.load_state_dict(model.pooled_predictor.state_dict())
     for which in ("context", "target"):
         assert torch.equal(states(model.get_encoder(which), family), states(plain.get_encoder(which), family))
     batch = text_batch(family, model.config.context_mode)
@@ -99,8 +101,8 @@ def test_only_adapters_and_predictor_are_trained_and_the_target_is_their_average
     after = weights(model)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     still = {name for name in before if name not in changed}
-    assert all(is_adapter(name) or name.startswith("predictor.") for name in changed)
-    assert not [name for name in still if is_adapter(name) or name.startswith("predictor.")]
+    assert all(is_adapter(name) or name.startswith(PREDICTORS) for name in changed)
+    assert not [name for name in still if is_adapter(name) or name.startswith(PREDICTORS)]
     expected = {name: value.clone() for name, value in seen[0].items() if is_adapter(name)}
     for step in (1, 2, 3):
         decay = decay_at(step, 3, 0.5, 0.9)

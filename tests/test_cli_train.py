@@ -332,10 +332,10 @@ def test_every_way_to_make_rows_trains(flags: str, folder: Path, start: list[str
 
 def test_sample_limits_count_texts(folder: Path, start: list[str], tmp_path: Path) -> None:
     flags = ["--max_train_samples", "6", "--max_eval_samples", "3", "--validation_file", folder / "data.txt"]
-    one_epoch = ["--num_train_epochs", "1", "--max_steps", "-1", "--per_device_train_batch_size", "1"]
+    one_epoch = ["--num_train_epochs", "1", "--max_steps", "-1", "--per_device_train_batch_size", "2"]
     train(*start, *flags, *one_epoch, "--output_dir", tmp_path, "--do_train", "--do_eval")
     found = metrics(tmp_path)
-    assert found["history"][-1]["step"] == 6
+    assert found["history"][-1]["step"] == 3
     seconds = found["eval"]["eval_runtime"]
     assert round(found["eval"]["eval_samples_per_second"] * seconds, 1) == pytest.approx(3, abs=0.1)
 
@@ -417,7 +417,7 @@ def test_a_collapse_ends_the_run_on_request_and_is_told(tmp_path: Path, capfd: p
     """A target that follows at once, without normalisation: exit code 1, the sentence last, the metrics tell."""
     out = tmp_path / "out"
     flags = "--smoke_test --loss cosine --target_norm none --ema_decay 0 --learning_rate 5e-3 --health_steps 15"
-    flags += " --max_steps 60 --stop_on_collapse --use_cpu --report_to none --disable_tqdm --save_strategy no"
+    flags += " --contrastive_weight 0 --max_steps 60 --stop_on_collapse --use_cpu --report_to none --disable_tqdm --save_strategy no"
     assert main([*flags.split(), "--output_dir", str(out)]) == 1
     step = int(re.search(r"at step (\d+): total collapse: .*; the run was stopped", capfd.readouterr().out)[1])
     metrics = json.loads((out / "metrics.json").read_text())

@@ -68,6 +68,13 @@ EXPLICIT: dict[str, Any] = {
 }
 
 
+def test_the_contrastive_term_is_a_default_of_text() -> None:
+    """A JEPA of text finds its samples too unless told otherwise; one of images or features does not."""
+    assert JepaConfig(tiny_config("bert")).contrastive_weight == 1.0
+    assert JepaConfig(tiny_config("bert"), contrastive_weight=0).contrastive_weight == 0
+    assert JepaConfig.for_images().contrastive_weight == JepaConfig.for_features(3).contrastive_weight == 0.0
+
+
 def test_explicit_values_win_over_every_default() -> None:
     default, config = JepaConfig(tiny_config("bert")), JepaConfig(tiny_config("bert"), **EXPLICIT)
     for name, value in EXPLICIT.items():

@@ -112,7 +112,7 @@ class ModelArguments(StartArguments):
     covariance_weight: float | None = field(default=None, metadata={"help": "Weight of the covariance penalty."})
     sigreg_weight: float | None = field(default=None, metadata={"help": "Weight of the SIGReg term."})
     contrastive_weight: float | None = field(
-        default=None, metadata={"help": "Weight of finding each sample's own target mean among the batch's."}
+        default=None, metadata={"help": "Weight of finding each sample's own target among the batch's; of text 1."}
     )
     contrastive_temperature: float | None = field(
         default=None, metadata={"help": "What the cosines of that comparison are divided by."}
