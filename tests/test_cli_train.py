@@ -417,7 +417,8 @@ def test_a_collapse_ends_the_run_on_request_and_is_told(tmp_path: Path, capfd: p
     """A target that follows at once, without normalisation: exit code 1, the sentence last, the metrics tell."""
     out = tmp_path / "out"
     flags = "--smoke_test --loss cosine --target_norm none --ema_decay 0 --learning_rate 5e-3 --health_steps 15"
-    flags += " --contrastive_weight 0 --max_steps 60 --stop_on_collapse --use_cpu --report_to none --disable_tqdm --save_strategy no"
+    flags += " --max_steps 60 --stop_on_collapse --use_cpu --report_to none --disable_tqdm --save_strategy no"
+    flags += " --contrastive_weight 0"
     assert main([*flags.split(), "--output_dir", str(out)]) == 1
     step = int(re.search(r"at step (\d+): total collapse: .*; the run was stopped", capfd.readouterr().out)[1])
     metrics = json.loads((out / "metrics.json").read_text())
