@@ -49,6 +49,7 @@ from .errors import RunError, UsageError
 from .files import whole_file, whole_files
 from .interruption import outlast_signals
 from .model_card import CardFacts, DataNames, render_card
+from .pretrained import whole_weights
 from .sharing import LAST_CHECKPOINT, Destination, PushError, open_repo, push_files, push_run
 from .update_guard import NotFinite, UpdateGuard
 
@@ -222,7 +223,12 @@ class RepresentationTrainer(Trainer):
         return loss
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
+        try:
+            prepared = super()._prepare_for_training(*args, **kwargs)
+        except ValueError as error:
+            if "DeepSpeed config values" not in str(error):
+                raise
+            raise UsageError(" ".join(str(error).split())) from None  # numbers that contradict the flags
         trained = [(name, each) for name, each in self.model.named_parameters() if each.requires_grad]
         # A gradient scaler (fp16) leaves such updates out as a matter of course, and goes on with a smaller scale.
         # DeepSpeed keeps its gradients to itself.
@@ -511,7 +517,8 @@ class RepresentationTrainer(Trainer):
     def load_weights(self, checkpoint: str) -> nn.Module:
         """The model that a checkpoint holds, beside the one that is trained."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return type(model).from_pretrained(checkpoint)
+        with whole_weights():
+            return type(model).from_pretrained(checkpoint)
 
     @abstractmethod
     def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:

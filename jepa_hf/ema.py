@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch.distributed.tensor import DTensor
 
+from .errors import UsageError
+
 MIN_DECAY, MAX_DECAY = 0.9, 0.99999
 
 _WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -87,8 +89,9 @@ def match_parameters(
         Two lists of equal length and order: context parameters, target parameters.
 
     Raises:
-        ValueError: names, shapes or shards that differ, or a target in less than float32, which a small 1 − decay
-            cannot move.
+        ValueError: names, shapes or shards that differ.
+        UsageError: a target in less than float32, which a small 1 − decay cannot move, or parameters of which DeepSpeed
+            keeps a whole copy beside the shards, which would not follow them.
     """
     ours = {plain_name(name): parameter for name, parameter in context}
     theirs = {plain_name(name): parameter for name, parameter in target}
@@ -96,15 +99,21 @@ def match_parameters(
         odd = sorted(ours.keys() ^ theirs.keys())
         raise ValueError(f"context and target encoder do not have the same parameters: {', '.join(odd[:3])}")
     for name, parameter in theirs.items():
-        if parameter.shape != ours[name].shape:
+        if _shape(parameter) != _shape(ours[name]):
             raise ValueError(
-                f"parameter {name} has shape {tuple(ours[name].shape)} in the context encoder and "
-                f"{tuple(parameter.shape)} in the target encoder"
+                f"parameter {name} has shape {tuple(_shape(ours[name]))} in the context encoder and "
+                f"{tuple(_shape(parameter))} in the target encoder"
             )
         if parameter.is_floating_point() and torch.finfo(parameter.dtype).bits < 32:
-            raise ValueError(
+            raise UsageError(
                 f"parameter {name} of the target encoder is kept in {parameter.dtype}, in which an average with a "
-                "decay of 0.999 does not move; load the model in float32 and use --bf16 for the computation"
+                "decay of 0.999 does not move; load the model in float32 and use --bf16 for the computation, or with "
+                "DeepSpeed, whose bf16 engine changes the weights, torch_autocast as in configs/accelerate/zero3.json"
+            )
+        if getattr(parameter, "ds_persist", False):
+            raise UsageError(
+                f"DeepSpeed keeps the whole of parameter {name} on every rank, where a moving average of shards does "
+                'not reach it; set "stage3_param_persistence_threshold": 0, as in configs/accelerate/zero3.json'
             )
         if _placement(parameter) != _placement(ours[name]):
             raise ValueError(f"parameter {name} is sharded differently in the context and in the target encoder")
@@ -112,7 +121,21 @@ def match_parameters(
 
 
 def _placement(parameter: torch.Tensor) -> object:
-    return (parameter.device_mesh, parameter.placements) if isinstance(parameter, DTensor) else None
+    """How a parameter is divided among the ranks; None where it is not."""
+    if isinstance(parameter, DTensor):
+        return parameter.device_mesh, parameter.placements
+    part = _zero_part(parameter)
+    return None if part is None else part.numel()
+
+
+def _shape(parameter: torch.Tensor) -> torch.Size:
+    """The whole parameter's, whatever this rank has of it."""
+    return parameter.shape if _zero_part(parameter) is None else parameter.ds_shape
+
+
+def _zero_part(parameter: torch.Tensor) -> torch.Tensor | None:
+    """What DeepSpeed's ZeRO-3 left of a parameter on this rank; None where it did not divide it."""
+    return getattr(parameter, "ds_tensor", None)
 
 
 @torch.no_grad()
@@ -124,19 +147,27 @@ def update_target(context: Sequence[torch.Tensor], target: Sequence[torch.Tensor
         target: parameters of the target encoder in the same order (see `match_parameters`).
         decay: 0 copies, 1 keeps.
     """
-    # Under FSDP each rank averages its own shards: an average of elements needs no communication.
+    # Each rank averages its own shards: an average of elements needs no communication.
     torch._foreach_lerp_([_shard(each) for each in target], [_shard(each) for each in context], 1.0 - decay)
 
 
 def _shard(parameter: torch.Tensor) -> torch.Tensor:
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
+    """The elements of a parameter that this rank has: all, or a shard of FSDP2's or ZeRO-3's."""
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    part = _zero_part(parameter)
+    if part is None:
+        return parameter.detach()
+    # The last ranks' parts are filled up.
+    before = part.numel() * torch.distributed.get_rank(parameter.ds_process_group)
+    return part.detach().view(-1)[: min(max(parameter.ds_numel - before, 0), part.numel())]
 
 
 @torch.no_grad()
 def relative_distance(context: Sequence[torch.Tensor], target: Sequence[torch.Tensor]) -> float:
     """‖context − target‖ / ‖context‖ over all parameters; 0 where the two encoders are the same.
 
-    Under FSDP every rank sums over its own shards, and the sums are added up over the ranks.
+    Where parameters are sharded every rank sums over its own shards, and the sums are added up over the ranks.
 
     Args:
         context: parameters of the context encoder.
@@ -145,6 +176,6 @@ def relative_distance(context: Sequence[torch.Tensor], target: Sequence[torch.Te
     ours, theirs = [_shard(each) for each in context], [_shard(each) for each in target]
     norms = [torch.stack(torch._foreach_norm(parts)) for parts in (torch._foreach_sub(ours, theirs), ours)]
     squares = torch.stack(norms).square().sum(dim=1)
-    if isinstance(context[0], DTensor):
+    if _placement(context[0]) is not None:
         torch.distributed.all_reduce(squares)
     return (squares[0] / squares[1]).sqrt().item()

@@ -40,6 +40,7 @@ from .metrics import (
 )
 from .model_card import CardFacts
 from .modeling_jepa import JepaForRepresentationPrediction, JepaOutput
+from .pretrained import whole_weights
 from .tokenization import tokenize_dataset
 from .training_args import JepaTrainingArguments
 from .version import __version__
@@ -102,7 +103,8 @@ class JepaTrainer(RepresentationTrainer):
     ):
         args = args if args is not None else JepaTrainingArguments()
         if isinstance(model, (str, Path)):
-            name, model = str(model), JepaForRepresentationPrediction.from_any_pretrained(str(model))
+            with whole_weights():
+                name, model = str(model), JepaForRepresentationPrediction.from_any_pretrained(str(model))
             if processing_class is None:
                 processing_class = _processing_class(name, model.backbone.modality)
         if data_collator is None:

@@ -17,6 +17,7 @@ from jepa_hf.ema import (
     start_share,
     update_target,
 )
+from jepa_hf.errors import UsageError
 
 few = settings(max_examples=60, deadline=None)
 
@@ -176,6 +177,14 @@ def test_a_target_in_half_precision_is_refused(dtype: torch.dtype) -> None:
         match_parameters([("layer.weight", torch.ones(2))], [("layer.weight", torch.ones(2, dtype=dtype))])
     for accepted in (torch.float32, torch.float64):
         match_parameters([("w", torch.ones(2))], [("w", torch.ones(2, dtype=accepted))])
+
+
+def test_a_whole_copy_beside_the_shards_is_refused() -> None:
+    """DeepSpeed keeps small parameters whole on every rank (`ds_persist`): the sentence names one and the remedy."""
+    kept = torch.ones(2)
+    kept.ds_persist = True
+    with pytest.raises(UsageError, match=r"layer\.weight.*stage3_param_persistence_threshold"):
+        match_parameters([("layer.weight", torch.ones(2))], [("layer.weight", kept)])
 
 
 def test_a_bfloat16_target_does_not_move_at_a_decay_of_0_999() -> None:

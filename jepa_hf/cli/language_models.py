@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..errors import UsageError
-from ..pretrained import load_pretrained
+from ..pretrained import load_pretrained, whole_weights
 from .arguments import StartArguments
 from .loading import overridden
 
@@ -110,7 +110,8 @@ def build_language_model(
         if config.pad_token_id == config.eos_token_id:  # the embedding of a padding token stays at 0
             config.pad_token_id = None
         try:
-            return AutoModelForCausalLM.from_config(config, **given)
+            with whole_weights():
+                return AutoModelForCausalLM.from_config(config, **given)
         except (ValueError, ImportError, RuntimeError, TypeError, ZeroDivisionError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UsageError(f"no {config.model_type} model can be built like that: {reason}") from None

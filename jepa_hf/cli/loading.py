@@ -9,7 +9,7 @@ from ..configuration_jepa import JepaConfig
 from ..data import DataArguments
 from ..errors import UsageError
 from ..modeling_jepa import JepaForRepresentationPrediction
-from ..pretrained import load_pretrained
+from ..pretrained import load_pretrained, whole_weights
 from .arguments import ModelArguments
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
@@ -107,7 +107,8 @@ def build_model(
     if model_args.model_name_or_path is None:
         try:
             jepa_config = JepaConfig.for_encoder(config, **model_args.jepa_kwargs())
-            return JepaForRepresentationPrediction._from_config(jepa_config, **attention)
+            with whole_weights():
+                return JepaForRepresentationPrediction._from_config(jepa_config, **attention)
         except UsageError:
             raise
         except ValueError as error:

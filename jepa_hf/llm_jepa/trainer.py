@@ -27,6 +27,7 @@ from ..errors import UsageError
 from ..files import whole_file
 from ..metrics import effective_rank
 from ..model_card import DataNames
+from ..pretrained import whole_weights
 from ..version import __version__
 from .adapters import save_adapters
 from .data_collator import DataCollatorForPairedViews
@@ -122,7 +123,8 @@ class LlmJepaTrainer(RepresentationTrainer):
         args = args if args is not None else LlmJepaTrainingArguments()
         if isinstance(model, (str, Path)):
             processing_class = processing_class or AutoTokenizer.from_pretrained(model)
-            model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+            with whole_weights():
+                model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         if processing_class is None and view_tokenizer is not None:
             processing_class = view_tokenizer.tokenizer
         if processing_class is None:
