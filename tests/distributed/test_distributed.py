@@ -1,8 +1,9 @@
-"""Claims about two real processes: accelerate starts them on the CPU, and they talk through gloo."""
+"""Claims about two and four real processes: accelerate starts them on the CPU, and they talk through gloo."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +12,48 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-SCRIPT = HERE / "train_two_ranks.py"
+SCRIPT = HERE / "train_ranks.py"
 CONFIG = REPOSITORY / "configs" / "accelerate" / "cpu2.yaml"
 
 sys.path.insert(0, str(HERE))
 
-import train_two_ranks  # noqa: E402
+import train_ranks  # noqa: E402
 
 Results = dict[str, dict[str, Any]]
 TRAINED = ["dropped", "kept", "contrastive", "accumulated", "streaming", "one rank without targets"]
-EVALUATED = [name for name in train_two_ranks.RUNS if "evaluation" in name]
+EVALUATED = [name for name in train_ranks.RUNS if "evaluation" in name]
+ON_FOUR_RANKS = ["dropped", "contrastive", "streaming", "uneven evaluation"]
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
-    """What each of the two ranks ended with."""
-    folder = tmp_path_factory.mktemp("two")
+def launch(processes: int, folder: Path, names: Sequence[str]) -> list[Results]:
+    """What each rank ended with."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), str(SCRIPT)]
-    done = subprocess.run(
-        [*command, str(folder)], env=environment, cwd=folder, capture_output=True, text=True, timeout=240
-    )
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+    command += ["--num_processes", str(processes), str(SCRIPT), str(processes), str(folder), *names]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     files = sorted(folder.glob("rank-*.pt"))
-    assert len(files) == 2
+    assert len(files) == processes
     return [torch.load(file, weights_only=False) for file in files]
 
 
 @pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    """What each of two ranks ended with."""
+    return launch(2, tmp_path_factory.mktemp("two"), list(train_ranks.RUNS))
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    """What each of four ranks ended with."""
+    return launch(4, tmp_path_factory.mktemp("four"), ON_FOUR_RANKS)
+
+
+@pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What one process ends with, its batches twice as large."""
-    return train_two_ranks.run_all(tmp_path_factory.mktemp("one"), processes=1)
+    """What one process ends with, its batches as large as those of all ranks."""
+    return train_ranks.run_all(tmp_path_factory.mktemp("one"), 1, list(train_ranks.RUNS))
 
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -75,6 +86,29 @@ def test_two_ranks_equal_one_process_with_the_doubled_batch(name: str, ranks: li
         assert log.get("contrastive_loss", 0.0) == pytest.approx(expected.get("contrastive_loss", 0.0), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ON_FOUR_RANKS[:3])
+def test_four_ranks_equal_one_process_with_the_fourfold_batch(
+    name: str, four_ranks: list[Results], alone: Results
+) -> None:
+    """All weights to 1e-5, on every rank the same bits; every log."""
+    first, *others = (rank[name]["weights"] for rank in four_ranks)
+    assert largest_difference(first, alone[name]["weights"]) < 1e-5
+    assert all(torch.equal(first[key], other[key]) for other in others for key in first)
+    for log, expected in zip(four_ranks[0][name]["logs"], alone[name]["logs"], strict=True):
+        assert log["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["dropped", "streaming"])
+def test_no_rank_reads_what_another_read(
+    name: str, ranks: list[Results], four_ranks: list[Results], alone: Results
+) -> None:
+    """Of one epoch every sample is read once, by one of them; also of a stream."""
+    expected = sorted(alone[name]["rows"])
+    assert len(set(expected)) == len(expected) == 40
+    for group in (ranks, four_ranks):
+        assert sorted(row for rank in group for row in rank[name]["rows"]) == expected
+
+
 def test_the_comparison_sees_ranks_that_count_for_themselves(ranks: list[Results], alone: Results) -> None:
     """Were each rank's loss divided by its own targets, the weights would differ by far more than 1e-5."""
     assert largest_difference(ranks[0]["wrong"]["weights"], alone["dropped"]["weights"]) > 1e-4
@@ -92,7 +126,9 @@ def test_a_rank_may_have_no_targets_at_all(ranks: list[Results]) -> None:
 
 
 @pytest.mark.parametrize("name", EVALUATED)
-def test_evaluation_agrees_with_one_process(name: str, ranks: list[Results], alone: Results) -> None:
+def test_evaluation_agrees_with_one_process(
+    name: str, ranks: list[Results], four_ranks: list[Results], alone: Results
+) -> None:
     """Every mean over targets; also where the last batches are filled up with repeated rows, or a rank has nothing."""
     expected = alone[name]["metrics"]
     means = [
@@ -102,7 +138,7 @@ def test_evaluation_agrees_with_one_process(name: str, ranks: list[Results], alo
     ]
     assert {"eval_loss", "eval_prediction_loss", "eval_mlm_loss", "eval_constant_prediction_loss"} <= set(means)
     assert {"eval_hit_rate", "eval_hit_rate_chance", "eval_masked_fraction"} <= set(means)
-    for rank in ranks:
+    for rank in [*ranks, *(rank for rank in four_ranks if name in rank)]:
         metrics = rank[name]["metrics"]
         assert metrics.keys() - {"eval_model_preparation_time"} == expected.keys() - {"eval_model_preparation_time"}
         for key in [*means, "eval_cosine"]:

@@ -1,12 +1,12 @@
-"""The runs that `test_distributed.py` compares: on two ranks, started by accelerate, and in its own process, on one.
+"""The runs that `test_distributed.py` compares: on several ranks, started by accelerate, and on one, in its process.
 
-    accelerate launch --config_file configs/accelerate/cpu2.yaml train_two_ranks.py FOLDER
+    accelerate launch --config_file configs/accelerate/cpu2.yaml train_ranks.py RANKS FOLDER NAME ...
 
 Each rank writes what it ends with to FOLDER/rank-N.pt.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def train(
         "weights": weights(run.model),
         "targets": [batch["target_valid"].sum().item() for batch in run.batches],
         "lengths": [batch["input_ids"].shape[1] for batch in run.batches],
+        "rows": [tuple(row[row > 0].tolist()) for batch in run.batches for row in batch["input_ids"]],
         "logs": [entry for entry in run.state.log_history if "loss" in entry],
         "tokens": run.state.num_input_tokens_seen,
         "steps": len(moved),
@@ -94,7 +95,7 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
     "streaming": lambda folder, processes: train(
         folder, processes, datasets.Dataset.from_list(LONG).to_iterable_dataset(), "dropped", "transformer"
     ),
-    # Of each batch of 8 the second half, which is rank 1's, has no targets.
+    # Of each batch of 8 the second half has no targets: of two ranks that is the last one's.
     "one rank without targets": lambda folder, processes: train(
         folder, processes, [*LONG[20:24], *[SHORT] * 4] * 5, "dropped", "transformer"
     ),
@@ -111,15 +112,16 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
 }
 
 
-def run_all(folder: Path, processes: int) -> dict[str, Result]:
-    """Every run, on this rank."""
+def run_all(folder: Path, processes: int, names: Sequence[str]) -> dict[str, Result]:
+    """The runs of these names, on this rank."""
     assert PartialState(cpu=True).num_processes == processes
-    return {name: run(folder, processes) for name, run in RUNS.items()}
+    return {name: RUNS[name](folder, processes) for name in names}
 
 
 if __name__ == "__main__":
-    output = Path(sys.argv[1])
-    results = run_all(output, processes=2)
+    processes, output, *names = sys.argv[1:]
+    output = Path(output)
+    results = run_all(output, int(processes), names)
     torch.save(results, output / f"rank-{PartialState().process_index}.pt")
     PartialState().destroy_process_group()
     leave(0)
