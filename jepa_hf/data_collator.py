@@ -185,8 +185,11 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             word_ids, _ = self._pad(words, fill=-1)
 
         maskable = attention & ~np.isin(input_ids, self._special_ids)
-        units, _ = maskable_units(maskable, word_ids)
-        short = np.flatnonzero(units.max(axis=1, initial=-1) < 1)
+        if word_ids is None:
+            units = np.count_nonzero(maskable, axis=1)
+        else:
+            units = maskable_units(maskable, word_ids)[0].max(axis=1, initial=-1) + 1
+        short = np.flatnonzero(units < 2)
         if short.size and self.on_short == "error":
             row = int(short[0])
             text = self.tokenizer.decode(input_ids[row][attention[row]])
