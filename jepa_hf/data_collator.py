@@ -51,6 +51,10 @@ class MaskingCollator:
         fixed._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         return fixed
 
+    def for_training(self) -> Self:
+        """The collator as a trainer uses it, which may leave out of a batch what tells its model nothing."""
+        return self
+
     @property
     def summary(self) -> dict[str, Any]:
         """How views are made, for the model card: name and value."""
@@ -161,6 +165,17 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         self.pad_to_multiple_of = pad_to_multiple_of
         self.max_length = max_length
         self._special_ids = np.array(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
+        self._leaves_out: tuple[str, ...] = ()
+
+    def for_training(self) -> Self:
+        """A copy that leaves `attention_mask` and `context_valid` out of a batch in which they are True throughout.
+
+        Attention without a mask has faster kernels, and it is here, not on the device, that one can look without
+        waiting. Under static shapes `context_valid` stays: a batch now and then without it would be compiled anew.
+        """
+        training = copy.copy(self)
+        training._leaves_out = ("attention_mask", *(["context_valid"] if self.max_length is None else []))
+        return training
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -221,6 +236,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             positions, valid = chosen_positions(visible, visible_capacities)
             batch["context_positions"] = positions.reshape(*shape, -1)
             batch["context_valid"] = valid.reshape(*shape, -1)
+        batch = {name: array for name, array in batch.items() if not (name in self._leaves_out and array.all())}
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
     def _pad(self, rows: Sequence[np.ndarray], fill: int | None = None) -> tuple[np.ndarray, np.ndarray]:
