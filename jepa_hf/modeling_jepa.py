@@ -284,9 +284,10 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         self.target_encoder.requires_grad_(False)
         # A parameter that takes no part in the loss would make DDP wait for its gradient.
         adapted = self.config.lora is not None
-        for name, parameter in self.context_encoder.named_parameters():
-            if name in self.backbone.unused_parameters or (adapted and not is_adapter(name)):
-                parameter.requires_grad_(False)
+        if adapted or self.backbone.unused_parameters:  # to name all parameters takes time, on each micro-step
+            for name, parameter in self.context_encoder.named_parameters():
+                if name in self.backbone.unused_parameters or (adapted and not is_adapter(name)):
+                    parameter.requires_grad_(False)
         return self
 
     def get_encoder(self, which: str = "context") -> PreTrainedModel:
