@@ -284,8 +284,8 @@ class Windows:
         ema = self.ema.read()
         row = {"kind": self._kind, "step_s": seconds / steps, "ema_s": ema / steps, "data_s": self.data / steps}
         if self._kind == "warm":
-            row = {"kind": "warm", "seconds": seconds}
             self._graphs = graphs()
+            row = {"kind": "warm", "seconds": seconds, "graphs": self._graphs}
         elif self._kind == "profile":
             self._profile.stop()
             row["profile"], self._profile = (self._profile, steps), None
@@ -692,7 +692,8 @@ def run(cells: list[Cell], options: argparse.Namespace) -> list[Row]:
             trained, averaged = parameters(cell)
             facts = {"flops": flops(cell), "bytes": moved_bytes(cell, trained, averaged), "parameters": trained}
             seconds = time.perf_counter() - begin
-            write({"kind": "started", "cell": asdict(cell), "place": place, "seconds": round(seconds, 1), **facts})
+            facts |= {"place": place, "seconds": round(seconds, 1), "graphs": warm["graphs"]}
+            write({"kind": "started", "cell": asdict(cell), **facts})
             print(f"{place}: {cell.name} is warm after {seconds:.0f} s", flush=True)
             processes.append(process)
         for number in range(options.repeats):
@@ -826,7 +827,7 @@ def table(rows: Sequence[Row]) -> str:
     lines += [
         "",
         "| size | length | batch | loop | tokens/s | of the article's | of MLM's | matrix rate used | of the floor's "
-        "speed | outside the device | fetching data | EMA | memory, GiB | recompiled |",
+        "speed | outside the device | fetching data | EMA | memory, GiB | graphs + recompiled |",
         "|" + " --- |" * 14,
     ]
     for entry in cells.values():
@@ -850,14 +851,22 @@ def table(rows: Sequence[Row]) -> str:
             100 * statistics.median(row[name] / row["step_s"] for row in windows.values())
             for name in ("data_s", "ema_s")
         )
-        last = max(windows)
         lines.append(
             f"{head} {spread(list(speeds.values()), ',.0f')} | {_beside(cells, cell, speeds, 'article')} | "
             f"{_beside(cells, cell, speeds, 'mlm')} | {statistics.median(used):.1f} % | {statistics.median(floor):.1f} "
             f"% | {outside} | {data:.1f} % | {'' if cell.loop == 'mlm' else f'{ema:.2f} %'} | "
-            f"{windows[last]['memory_gib']:.2f} | {windows[last]['recompiled'] if cell.compiled else ''} |"
+            f"{_last(entry)['memory_gib']:.2f} | {_graphs_of(entry) if cell.compiled else ''} |"
         )
     return "\n".join(lines)
+
+
+def _last(entry: dict[str, Any]) -> Row:
+    return entry["windows"][max(entry["windows"])]
+
+
+def _graphs_of(entry: dict[str, Any]) -> str:
+    """Graphs of the warm-up, and those made since."""
+    return f"{entry['started']['graphs']} + {_last(entry)['recompiled']}"
 
 
 def _beside(cells: dict[str, dict[str, Any]], cell: Cell, speeds: dict[int, float], loop: str) -> str:
