@@ -33,11 +33,11 @@ def row_keys(input_ids: np.ndarray, valid: np.ndarray, seed: int, epoch: int) ->
     Returns:
         uint64 `[B]`.
     """
-    tokens = np.cumsum(valid, axis=1, dtype=np.uint64)
-    tokens *= _GOLDEN
-    tokens += input_ids.astype(np.int64, copy=False).view(np.uint64)
-    tokens = _mix(tokens)
-    tokens *= valid
+    full = valid.all()
+    order = np.arange(1, valid.shape[1] + 1, dtype=np.uint64) if full else np.cumsum(valid, axis=1, dtype=np.uint64)
+    tokens = _mix(order * _GOLDEN + input_ids.astype(np.int64, copy=False).view(np.uint64))
+    if not full:
+        tokens *= valid
     return content_keys(tokens.sum(axis=1, dtype=np.uint64), seed, epoch)
 
 
@@ -147,8 +147,8 @@ def sample_span_mask(
     starts = _run_starts(maskable, sequence_ids)
     ends = maskable.copy()
     ends[:, :-1] &= starts[:, 1:] | ~maskable[:, 1:]
-    row, first_token = np.nonzero(starts)
-    last_token = np.nonzero(ends)[1]
+    row, first_token = np.divmod(np.flatnonzero(starts), max(length, 1))
+    last_token = np.flatnonzero(ends) - row * length
     num_runs = np.bincount(row, minlength=batch)
 
     # Units lie in cells, with so many tokens each. A run of units lies in cells next to each other.
@@ -247,7 +247,7 @@ def _first_units_within_budget(
     """
     batch, width = first.shape
     seen = first < drawn
-    cell, count = np.flatnonzero(seen), np.count_nonzero(seen, axis=1)
+    cell, count = _by_row(seen)
     number = first.reshape(-1)[cell] + np.repeat(np.arange(batch) * drawn, count)
     tokens = None if exact else weight.reshape(-1)[cell]
     per_span = np.bincount(number, weights=tokens, minlength=batch * drawn).reshape(batch, drawn)
@@ -258,7 +258,7 @@ def _first_units_within_budget(
     missing = budget - reached[rows, cut] + per_span[rows, cut]
     chosen = first < cut[:, None]
     in_cut = first == cut[:, None]
-    cell, count = np.flatnonzero(in_cut), np.count_nonzero(in_cut, axis=1)
+    cell, count = _by_row(in_cut)
     tokens = np.ones_like(cell) if exact else weight.reshape(-1)[cell]
     within = np.cumsum(tokens)
     last = np.cumsum(count)
@@ -283,6 +283,12 @@ def _first_units_within_budget(
         rows = np.flatnonzero(full)
         chosen[rows, np.argmax(np.where(chosen[rows], order[rows], -1), axis=1)] = False
     return chosen
+
+
+def _by_row(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of what is True in a bool `[B, C]`, counted over all rows, and how many there are in each row."""
+    place = np.flatnonzero(chosen)
+    return place, np.diff(np.searchsorted(place, np.arange(chosen.shape[0] + 1) * chosen.shape[1]))
 
 
 def _table(values: np.ndarray, place: tuple[np.ndarray, np.ndarray], shape: tuple[int, int], fill: int) -> np.ndarray:
