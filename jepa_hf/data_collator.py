@@ -171,7 +171,8 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         """A copy that leaves `attention_mask` and `context_valid` out of a batch in which they are True throughout.
 
         Attention without a mask has faster kernels, and it is here, not on the device, that one can look without
-        waiting. Under static shapes `context_valid` stays: a batch now and then without it would be compiled anew.
+        waiting. Under static shapes `context_valid` stays, which is seldom True throughout; a model that is compiled is
+        so once more for batches in which no row is padded.
         """
         training = copy.copy(self)
         training._leaves_out = ("attention_mask", *(["context_valid"] if self.max_length is None else []))
