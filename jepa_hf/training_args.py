@@ -23,6 +23,8 @@ class JepaTrainingArguments(TrainingArguments):
             of the run, but 25 steps at least; 0 for none.
         stop_on_collapse: end the run where these measurements show a collapse; otherwise it is a warning.
 
+    Where `accelerator_config` is not given, batches are copied from pinned memory without waiting (`non_blocking`).
+
     Raises:
         UsageError: a number out of range, an unknown choice, or `load_best_model_at_end` judged by the loss.
     """
