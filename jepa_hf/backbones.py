@@ -53,11 +53,7 @@ class TextBackbone:
 
     def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
         """Of the model's arguments, those that the encoder reads; without a mask, every token is real."""
-        mask = given["attention_mask"]
-        return {
-            "input_ids": given["input_ids"],
-            "attention_mask": torch.ones_like(given["input_ids"]) if mask is None else mask,
-        }
+        return {name: given[name] for name in self.input_names if given[name] is not None}
 
     def length(self, inputs: dict[str, torch.Tensor]) -> int:
         """Number of positions of the inputs."""
@@ -65,18 +61,26 @@ class TextBackbone:
 
     def valid(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """bool `[B, L]`, False on padding."""
+        if "attention_mask" not in inputs:
+            return torch.ones_like(inputs["input_ids"], dtype=torch.bool)
         return inputs["attention_mask"].bool()
 
     def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], hidden_states: bool = False) -> Any:
         """Run the encoder over all positions; `last_hidden_state` is `[B, L, D]`."""
-        return encoder(**inputs, output_hidden_states=hidden_states, return_dict=True)
+        mask = inputs.get("attention_mask")
+        return encoder(
+            input_ids=inputs["input_ids"],
+            attention_mask=None if mask is None else self.attention(encoder, mask.bool()),
+            output_hidden_states=hidden_states,
+            return_dict=True,
+        )
 
     def encode_visible(
         self,
         encoder: PreTrainedModel,
         inputs: dict[str, torch.Tensor],
         positions: torch.Tensor,
-        valid: torch.Tensor,
+        valid: torch.Tensor | None,
         hidden_states: bool = False,
     ) -> Any:
         """Run the encoder over a subset of positions, as if the others were hidden from attention.
@@ -84,7 +88,7 @@ class TextBackbone:
         Args:
             inputs: clean inputs, `[N, L]` each.
             positions: long `[N, C]`.
-            valid: bool `[N, C]`, False where `positions` is only filled up.
+            valid: bool `[N, C]`, False where `positions` is only filled up; None where it is nowhere.
 
         Returns:
             The encoder's output; `last_hidden_state` is `[N, C, D]`.
@@ -102,9 +106,17 @@ class TextBackbone:
         length = inputs["input_ids"].shape[1]
         return torch.arange(length, device=inputs["input_ids"].device).expand_as(inputs["input_ids"])
 
-    def visible_attention(self, encoder: PreTrainedModel, positions: torch.Tensor, valid: torch.Tensor) -> Any:
+    def attention(self, encoder: PreTrainedModel, valid: torch.Tensor) -> torch.Tensor:
+        """The attention mask of tokens of which `valid`, bool `[N, L]`, are real, in the form the encoder takes.
+
+        In a mask `[N, L]` transformers looks whether all is real, for which the host waits for the device. SDPA takes
+        one by query and key, which it does not look into.
+        """
+        return valid[:, None, None, :] if encoder.config._attn_implementation == "sdpa" else valid.long()
+
+    def visible_attention(self, encoder: PreTrainedModel, positions: torch.Tensor, valid: torch.Tensor | None) -> Any:
         """The attention mask of the visible tokens, in the form the encoder takes."""
-        return valid.long()
+        return None if valid is None else self.attention(encoder, valid)
 
 
 class RobertaBackbone(TextBackbone):
@@ -122,7 +134,13 @@ class RobertaBackbone(TextBackbone):
 class ModernBertBackbone(TextBackbone):
     """ModernBERT's local layers see a window of true positions, not of neighbours in the shortened sequence."""
 
-    def visible_attention(self, encoder: PreTrainedModel, positions: torch.Tensor, valid: torch.Tensor) -> Any:
+    def attention(self, encoder: PreTrainedModel, valid: torch.Tensor) -> torch.Tensor:
+        """Its layers' masks differ, which transformers makes of the one by token."""
+        return valid.long()
+
+    def visible_attention(self, encoder: PreTrainedModel, positions: torch.Tensor, valid: torch.Tensor | None) -> Any:
+        if valid is None:
+            valid = torch.ones_like(positions, dtype=torch.bool)
         implementation = encoder.config._attn_implementation
         if implementation not in ("sdpa", "eager"):
             raise UsageError(
@@ -148,6 +166,15 @@ class FullLengthTextBackbone(TextBackbone):
     """Text encoders whose tokens cannot be left out exactly: relative positions of what is left, or unknown to us."""
 
     context_modes = ("kept",)
+
+    def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+        """With a mask always: some warn without one."""
+        clean = super().clean_inputs(given)
+        return {"attention_mask": torch.ones_like(clean["input_ids"])} | clean
+
+    def attention(self, encoder: PreTrainedModel, valid: torch.Tensor) -> torch.Tensor:
+        """By token, which every encoder knows."""
+        return valid.long()
 
 
 class VisionBackbone:

@@ -51,6 +51,10 @@ class MaskingCollator:
         fixed._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         return fixed
 
+    def for_training(self) -> Self:
+        """The collator as a trainer uses it, which may leave out of a batch what tells its model nothing."""
+        return self
+
     @property
     def summary(self) -> dict[str, Any]:
         """How views are made, for the model card: name and value."""
@@ -161,6 +165,18 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         self.pad_to_multiple_of = pad_to_multiple_of
         self.max_length = max_length
         self._special_ids = np.array(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
+        self._leaves_out: tuple[str, ...] = ()
+
+    def for_training(self) -> Self:
+        """A copy that leaves `attention_mask` and `context_valid` out of a batch in which they are True throughout.
+
+        Attention without a mask has faster kernels, and it is here, not on the device, that one can look without
+        waiting. Under static shapes `context_valid` stays, which is seldom True throughout; a model that is compiled is
+        so once more for batches in which no row is padded.
+        """
+        training = copy.copy(self)
+        training._leaves_out = ("attention_mask", *(["context_valid"] if self.max_length is None else []))
+        return training
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -185,8 +201,11 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             word_ids, _ = self._pad(words, fill=-1)
 
         maskable = attention & ~np.isin(input_ids, self._special_ids)
-        units, _ = maskable_units(maskable, word_ids)
-        short = np.flatnonzero(units.max(axis=1, initial=-1) < 1)
+        if word_ids is None:
+            units = np.count_nonzero(maskable, axis=1)
+        else:
+            units = maskable_units(maskable, word_ids)[0].max(axis=1, initial=-1) + 1
+        short = np.flatnonzero(units < 2)
         if short.size and self.on_short == "error":
             row = int(short[0])
             text = self.tokenizer.decode(input_ids[row][attention[row]])
@@ -218,6 +237,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             positions, valid = chosen_positions(visible, visible_capacities)
             batch["context_positions"] = positions.reshape(*shape, -1)
             batch["context_valid"] = valid.reshape(*shape, -1)
+        batch = {name: array for name, array in batch.items() if not (name in self._leaves_out and array.all())}
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
     def _pad(self, rows: Sequence[np.ndarray], fill: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,8 @@ Every draw is a pure function of a 64-bit key per row (a counter-based generator
 on the other rows of its batch, nor on the padded width, nor on the process or worker that made it.
 """
 
+import math
+
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -11,9 +13,12 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def _mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))  # a new array, in which the rest is done
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def row_keys(input_ids: np.ndarray, valid: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -28,9 +33,12 @@ def row_keys(input_ids: np.ndarray, valid: np.ndarray, seed: int, epoch: int) ->
     Returns:
         uint64 `[B]`.
     """
-    order = np.cumsum(valid, axis=1, dtype=np.uint64)
-    tokens = _mix(input_ids.astype(np.int64).view(np.uint64) + order * _GOLDEN)
-    return content_keys(np.where(valid, tokens, np.uint64(0)).sum(axis=1, dtype=np.uint64), seed, epoch)
+    full = valid.all()
+    order = np.arange(1, valid.shape[1] + 1, dtype=np.uint64) if full else np.cumsum(valid, axis=1, dtype=np.uint64)
+    tokens = _mix(order * _GOLDEN + input_ids.astype(np.int64, copy=False).view(np.uint64))
+    if not full:
+        tokens *= valid
+    return content_keys(tokens.sum(axis=1, dtype=np.uint64), seed, epoch)
 
 
 def content_keys(content: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -79,12 +87,7 @@ def maskable_units(
         `unit` `[B, L]`, each token's unit number in its row (−1 where not maskable), and `run` `[B, L]`, its run's
         number.
     """
-    before = np.zeros_like(maskable)
-    before[:, 1:] = maskable[:, :-1]
-    same_document = np.ones_like(maskable)
-    if sequence_ids is not None:
-        same_document[:, 1:] = sequence_ids[:, 1:] == sequence_ids[:, :-1]
-    run_start = maskable & ~(before & same_document)
+    run_start = _run_starts(maskable, sequence_ids)
     unit_start = maskable.copy()
     if word_ids is not None:
         same_word = np.zeros_like(maskable)
@@ -92,6 +95,16 @@ def maskable_units(
         unit_start &= ~same_word | run_start
     unit = np.where(maskable, np.cumsum(unit_start, axis=1) - 1, -1)
     return unit, np.cumsum(run_start, axis=1)
+
+
+def _run_starts(maskable: np.ndarray, sequence_ids: np.ndarray | None) -> np.ndarray:
+    """The first token of each run of maskable tokens of one document, bool `[B, L]`."""
+    joined = maskable[:, :-1]
+    if sequence_ids is not None:
+        joined = joined & (sequence_ids[:, 1:] == sequence_ids[:, :-1])
+    starts = maskable.copy()
+    starts[:, 1:] &= ~joined
+    return starts
 
 
 def sample_span_mask(
@@ -130,36 +143,48 @@ def sample_span_mask(
     if not mean_span_length >= 1:
         raise ValueError(f"mean_span_length must be at least 1, not {mean_span_length}")
     batch, length = maskable.shape
-    unit, run = maskable_units(maskable, word_ids, sequence_ids)
-    num_units = unit.max(axis=1, initial=-1) + 1
+    total = np.count_nonzero(maskable, axis=1)
+    starts = _run_starts(maskable, sequence_ids)
+    ends = maskable.copy()
+    ends[:, :-1] &= starts[:, 1:] | ~maskable[:, 1:]
+    row, first_token = np.divmod(np.flatnonzero(starts), max(length, 1))
+    last_token = np.flatnonzero(ends) - row * length
+    num_runs = np.bincount(row, minlength=batch)
+
+    # Units lie in cells, with so many tokens each. A run of units lies in cells next to each other.
+    if word_ids is None:  # a token is a unit, and its position its cell
+        weight, num_units = maskable, total
+        size = last_token + 1 - first_token
+        begin = np.cumsum(size) - size - np.repeat(np.cumsum(total) - total, num_runs)
+        end, shift = begin + size, first_token - begin
+    else:
+        unit, _ = maskable_units(maskable, word_ids, sequence_ids)
+        num_units = unit.max(axis=1, initial=-1) + 1
+        width = int(num_units.max(initial=0))
+        token = np.flatnonzero(maskable)
+        cell = np.repeat(np.arange(batch) * width, total) + unit.reshape(-1)[token]
+        weight = np.bincount(cell, minlength=batch * width).reshape(batch, width)
+        begin, end, shift = unit[row, first_token], unit[row, last_token] + 1, np.zeros_like(row)
     possible = num_units >= 2
-    width = int(num_units.max(initial=0))
     if not possible.any():
         return np.zeros_like(maskable)
-
-    # Per unit, how many tokens it has; per run, its first unit and the one after its last.
-    token = np.flatnonzero(maskable)
-    row, unit = token // length, unit.reshape(-1)[token]
-    cell = row * width + unit
-    weight = np.bincount(cell, minlength=batch * width).reshape(batch, width)
-    run = run.reshape(-1)[token] - 1
-    change = np.flatnonzero(np.diff(row * length + run))
-    first_token, last_token = np.append(0, change + 1), np.append(change, token.size - 1)
-    num_runs = np.bincount(row[first_token], minlength=batch)
-    begin = np.full((batch, num_runs.max()), np.iinfo(np.int32).max, dtype=np.int64)
-    end = np.zeros_like(begin)
-    begin[row[first_token], run[first_token]] = unit[first_token]
-    end[row[last_token], run[last_token]] = unit[last_token] + 1
-
-    total = weight.sum(axis=1)
     budget = np.where(possible, np.maximum(np.rint(total * mask_ratio).astype(np.int64), 1), 0)
 
-    # `first[b, u]` is the number of the first span that covers unit u. Spans are drawn in blocks until every row has
+    # The same by row and number of the run: its first unit, the one after its last, and from units to cells.
+    place = row, np.arange(row.size) - np.repeat(np.cumsum(num_runs) - num_runs, num_runs)
+    run_begin, run_end, run_shift = (
+        _table(values, place, (batch, num_runs.max()), fill)
+        for values, fill in ((begin, np.iinfo(np.int32).max), (end, 0), (shift, 0))
+    )
+
+    # `first[b, c]` is the number of the first span that covers cell c. Spans are drawn in blocks until every row has
     # enough; a row that has enough ignores later blocks, so its mask does not depend on the others.
     never = np.iinfo(np.int32).max
-    first = np.full((batch, width), never, dtype=np.int32)
+    first = np.full(weight.shape, never, dtype=np.int32)
     covered = np.zeros(batch, dtype=np.int64)
-    block = max(4, int(1.5 * width * mask_ratio / mean_span_length) + 4)
+    # So many spans that hardly a row needs a second block: they overlap, and their number varies like a Poisson count.
+    expected = -math.log1p(-mask_ratio) * num_units.max() / mean_span_length
+    block = int(expected + 3 * math.sqrt(expected)) + 4
     drawn = 0
     while True:
         short = np.flatnonzero(possible & (covered < budget))
@@ -171,21 +196,26 @@ def sample_span_mask(
         # A span may begin before its run and is clipped: otherwise the first units of a run would seldom be covered.
         places = (draws[:, :, 0] * (units + num_runs[short, None] * (lengths - 1))).astype(np.int64)
         which = np.zeros_like(places)
-        for number in range(1, begin.shape[1]):
-            which += places >= begin[short, number, None] + number * (lengths - 1)
+        for number in range(1, run_begin.shape[1]):
+            which += places >= run_begin[short, number, None] + number * (lengths - 1)
         starts = places - (which + 1) * (lengths - 1)
-        ends = np.minimum(starts + lengths, np.take_along_axis(end[short], which, axis=1))
-        starts = np.maximum(starts, np.take_along_axis(begin[short], which, axis=1))
+        ends = np.minimum(starts + lengths, np.take_along_axis(run_end[short], which, axis=1))
+        starts = np.maximum(starts, np.take_along_axis(run_begin[short], which, axis=1))
         sizes = (ends - starts).ravel()
-        spans = np.repeat(np.arange(sizes.size), sizes)
-        offset = np.arange(spans.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        flat = short[spans // block] * width + starts.ravel()[spans] + offset
-        np.minimum.at(first.reshape(-1), flat, (drawn + spans % block).astype(np.int32))
+        cells = starts + np.take_along_axis(run_shift[short], which, axis=1) + short[:, None] * weight.shape[1]
+        numbers = np.broadcast_to(np.arange(drawn, drawn + block, dtype=np.int32), starts.shape).ravel()
+        # All cells of all spans: from each span's first on.
+        offset = cells.ravel() - (np.cumsum(sizes) - sizes)
+        flat = np.repeat(offset, sizes) + np.arange(sizes.sum())
+        np.minimum.at(first.reshape(-1), flat, np.repeat(numbers, sizes))
         drawn += block
-        covered = np.where(first != never, weight, 0).sum(axis=1)
+        seen = first != never
+        covered = np.count_nonzero(seen, axis=1) if word_ids is None else np.where(seen, weight, 0).sum(axis=1)
 
     from_right = (keys >> np.uint64(63)).astype(bool)
     masked = _first_units_within_budget(first, weight, budget, num_units, drawn, from_right, exact=word_ids is None)
+    if word_ids is None:
+        return masked
     mask = np.zeros(batch * length, dtype=bool)
     mask[token] = masked.reshape(-1)[cell]
     return mask.reshape(batch, length)
@@ -216,25 +246,34 @@ def _first_units_within_budget(
         bool `[B, U]`.
     """
     batch, width = first.shape
-    span = np.minimum(first, drawn)
-    row = np.repeat(np.arange(batch), width)
-    per_span = np.bincount(row * (drawn + 1) + span.ravel(), weights=weight.ravel(), minlength=batch * (drawn + 1))
-    before_span = np.cumsum(per_span.reshape(batch, drawn + 1), axis=1) - per_span.reshape(batch, drawn + 1)
-    # The span in which the budget is reached: the last that starts below it.
-    cut = (before_span < budget[:, None]).sum(axis=1) - 1
-    whole = span < cut[:, None]
-    in_cut = span == cut[:, None]
-    cut_weight = np.where(in_cut, weight, 0)
-    within = np.cumsum(cut_weight, axis=1)
-    within = np.where(from_right[:, None], within[:, -1:] - within + cut_weight, within)
-    overshoot = within + np.take_along_axis(before_span, cut[:, None], axis=1) - budget[:, None]
+    seen = first < drawn
+    cell, count = _by_row(seen)
+    number = first.reshape(-1)[cell] + np.repeat(np.arange(batch) * drawn, count)
+    tokens = None if exact else weight.reshape(-1)[cell]
+    per_span = np.bincount(number, weights=tokens, minlength=batch * drawn).reshape(batch, drawn)
+    reached = np.cumsum(per_span, axis=1)
+    # The span in which the budget is reached, and what is missing before it.
+    cut = (reached < budget[:, None]).sum(axis=1)
+    rows = np.arange(batch)
+    missing = budget - reached[rows, cut] + per_span[rows, cut]
+    chosen = first < cut[:, None]
+    in_cut = first == cut[:, None]
+    cell, count = _by_row(in_cut)
+    tokens = np.ones_like(cell) if exact else weight.reshape(-1)[cell]
+    within = np.cumsum(tokens)
+    last = np.cumsum(count)
+    sums = np.append(0, within)
+    before, whole = sums[last - count], sums[last] - sums[last - count]
+    within -= np.repeat(before, count)
+    within = np.where(np.repeat(from_right, count), np.repeat(whole, count) - within + tokens, within)
     # A word that crosses the budget is taken where that comes nearer to it than leaving it.
-    slack = 0 if exact else weight // 2
-    chosen = (whole | (in_cut & (overshoot <= slack))) & (weight > 0) & (budget[:, None] > 0)
+    slack = 0 if exact else tokens // 2
+    chosen.reshape(-1)[cell[within - np.repeat(missing, count) <= slack]] = True
 
-    none = (budget > 0) & ~chosen.any(axis=1)
-    full = (chosen.sum(axis=1) >= num_units) & (budget > 0)
+    taken = budget if exact else np.count_nonzero(chosen, axis=1)
+    none, full = (budget > 0) & (taken == 0), (budget > 0) & (taken >= num_units)
     if none.any() or full.any():
+        span = np.minimum(first, drawn)
         # Units in the order they are taken in.
         column = np.where(from_right[:, None], width - 1 - np.arange(width), np.arange(width))
         order = np.where(weight > 0, span.astype(np.int64) * width + column, np.iinfo(np.int64).max)
@@ -244,3 +283,16 @@ def _first_units_within_budget(
         rows = np.flatnonzero(full)
         chosen[rows, np.argmax(np.where(chosen[rows], order[rows], -1), axis=1)] = False
     return chosen
+
+
+def _by_row(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of what is True in a bool `[B, C]`, counted over all rows, and how many there are in each row."""
+    place = np.flatnonzero(chosen)
+    return place, np.diff(np.searchsorted(place, np.arange(chosen.shape[0] + 1) * chosen.shape[1]))
+
+
+def _table(values: np.ndarray, place: tuple[np.ndarray, np.ndarray], shape: tuple[int, int], fill: int) -> np.ndarray:
+    """Values at their places, and `fill` elsewhere."""
+    table = np.full(shape, fill, dtype=np.int64)
+    table[place] = values
+    return table

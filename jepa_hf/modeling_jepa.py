@@ -35,7 +35,7 @@ from .losses import (
     variance_hinge,
 )
 from .pair_losses import candidates_of_all_ranks, infonce
-from .positions import gather_positions, sincos_positions
+from .positions import gather_positions, repeat_samples, sincos_positions
 from .predictors import MLPPredictor, PooledPredictor, TokenPredictor, TransformerPredictor
 
 logger = logging.get_logger(__name__)
@@ -284,9 +284,10 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         self.target_encoder.requires_grad_(False)
         # A parameter that takes no part in the loss would make DDP wait for its gradient.
         adapted = self.config.lora is not None
-        for name, parameter in self.context_encoder.named_parameters():
-            if name in self.backbone.unused_parameters or (adapted and not is_adapter(name)):
-                parameter.requires_grad_(False)
+        if adapted or self.backbone.unused_parameters:  # to name all parameters takes time, on each micro-step
+            for name, parameter in self.context_encoder.named_parameters():
+                if name in self.backbone.unused_parameters or (adapted and not is_adapter(name)):
+                    parameter.requires_grad_(False)
         return self
 
     def get_encoder(self, which: str = "context") -> PreTrainedModel:
@@ -368,7 +369,8 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             context_features: the same of feature vectors, `[B, ...]` or `[B, M, ...]`.
             context_positions: visible positions, long `[B, M, C]`, where masked ones are dropped; `[B, 1, C]` serves
                 all M masks.
-            context_valid: bool, same shape, False where `context_positions` is only filled up.
+            context_valid: bool, same shape, False where `context_positions` is only filled up; of text it may be left
+                out where nothing is.
             target_positions: long `[B, M, T]`, M masks per sample.
             target_valid: bool `[B, M, T]`.
             num_items_in_batch: number of targets of the whole update; default that of this batch. The loss is the sum
@@ -395,7 +397,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             view = self._view_dropped(clean, context_positions, context_valid, masks, output_hidden_states)
         encoded, seen, seen_positions, readable = view
         predictions = self.predictor(
-            encoded.last_hidden_state.repeat_interleave(positions.shape[0] // seen.shape[0], dim=0),
+            repeat_samples(encoded.last_hidden_state, positions.shape[0] // seen.shape[0]),
             seen_positions,
             readable,
             positions,
@@ -429,7 +431,10 @@ class JepaForRepresentationPrediction(PreTrainedModel):
     def _targets(
         self, clean: dict[str, torch.Tensor], positions: torch.Tensor, masks: int, hidden_states: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...] | None]:
-        """The target encoder reads the clean view once; its *output* is normalised, then gathered at the targets.
+        """The target encoder reads the clean view once; its *output* at the targets is what is normalised.
+
+        Over an instance's positions it is normalised before it is gathered; where each position stands for itself,
+        afterwards, so that nothing is computed of positions that are no target.
 
         Returns:
             the targets `[N, T, D]`; with `contrastive_weight` each sample's mean `[B, D]`, averaged over the
@@ -439,10 +444,13 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         encoded = self.backbone.encode(self.target_encoder, clean, hidden_states=several or hidden_states)
         layers = encoded.hidden_states[-self.config.target_layers :] if several else [encoded.last_hidden_state]
         valid = self.backbone.valid(clean)
+        by_sample, over_positions = positions.reshape(len(valid), -1), self.config.target_norm == "instance"
+        read = layers if over_positions else [gather_positions(layer, by_sample) for layer in layers]
         # Layer by layer, so that only the running sum and one layer are held in float32.
-        total = sum(self._normalize(layer.float(), valid) for layer in layers)
+        total = sum(self._normalize(layer.float(), valid) for layer in read)
         states = self._normalize(total / len(layers), valid) if several else total
-        gathered = gather_positions(states.repeat_interleave(masks, dim=0), positions)
+        gathered = gather_positions(states, by_sample) if over_positions else states
+        gathered = gathered.reshape(*positions.shape, -1)
         means = None
         if self.config.contrastive_weight > 0:
             pooled = [layer_normalize(masked_mean(layer.float(), valid[..., None], dim=1)) for layer in layers]
@@ -473,7 +481,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         name = self.backbone.input_names[0]
         if masked_view is None:
             raise ValueError(f"context_mode 'kept' needs context_{name}; make the collator with context_mode='kept'")
-        inputs = {other: value.repeat_interleave(masks, dim=0) for other, value in clean.items()}
+        inputs = {other: repeat_samples(value, masks) for other, value in clean.items()}
         inputs[name] = masked_view.reshape(-1, *clean[name].shape[1:])
         seen = self.backbone.valid(inputs)
         encoded = self.backbone.encode(self.context_encoder, inputs, hidden_states)
@@ -496,11 +504,14 @@ class JepaForRepresentationPrediction(PreTrainedModel):
                 "context_mode 'dropped' needs context_positions; make the collator with context_mode='dropped'"
             )
         contexts = context_positions.shape[1]
-        inputs = {name: value.repeat_interleave(contexts, dim=0) for name, value in clean.items()}
-        numbers, seen = context_positions.flatten(0, 1), context_valid.flatten(0, 1)
+        inputs = {name: repeat_samples(value, contexts) for name, value in clean.items()}
+        numbers = context_positions.flatten(0, 1)
+        seen = None if context_valid is None else context_valid.flatten(0, 1)
         encoded = self.backbone.encode_visible(self.context_encoder, inputs, numbers, seen, hidden_states)
+        if seen is None:
+            seen = torch.ones_like(numbers, dtype=torch.bool)
         repeat = masks // contexts
-        return encoded, seen, numbers.repeat_interleave(repeat, dim=0), seen.repeat_interleave(repeat, dim=0)
+        return encoded, seen, repeat_samples(numbers, repeat), repeat_samples(seen, repeat)
 
     def _add_losses(
         self,
@@ -567,7 +578,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             states = predictions
         logits = self.mlm_head(states, _whole(self.get_input_embeddings().weight))
         masks = positions.shape[0] // clean["input_ids"].shape[0]
-        labels = clean["input_ids"].repeat_interleave(masks, dim=0).gather(1, positions)
+        labels = repeat_samples(clean["input_ids"], masks).gather(1, positions)
         labels = torch.where(valid, labels, -100)
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum", ignore_index=-100)
 

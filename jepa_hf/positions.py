@@ -10,6 +10,11 @@ def gather_positions(states: torch.Tensor, positions: torch.Tensor) -> torch.Ten
     return states.gather(1, index)
 
 
+def repeat_samples(states: torch.Tensor, times: int) -> torch.Tensor:
+    """Each sample so many times: `[N, ...]` -> `[N * times, ...]`. Of one time torch would make a copy."""
+    return states if times == 1 else states.repeat_interleave(times, dim=0)
+
+
 def sincos_positions(grid: tuple[int, ...], width: int) -> torch.Tensor:
     """Fixed 2-D sine-cosine position table: half of the features for the row, half for the column.
 

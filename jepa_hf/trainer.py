@@ -2,7 +2,8 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from .base_trainer import RepresentationTrainer, RunningMeans, hardware, hub_name
-from .callbacks import EmaTargetCallback, HealthCallback, MaskEpochCallback, WeightDecayCallback
+from .callbacks import EmaTargetCallback, HealthCallback, MaskEpochCallback, WeightDecayCallback, unwrapped
 from .configuration_jepa import JepaConfig
 from .data_collator import DataCollatorForSpanJEPA, MaskingCollator
 from .ema import match_parameters, relative_distance
@@ -179,15 +180,26 @@ class JepaTrainer(RepresentationTrainer):
         if isinstance(self.data_collator, MaskingCollator):
             self._signature_columns = list(dict.fromkeys((*self._signature_columns, *self.data_collator.columns)))
 
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """As `Trainer`'s, with batches for training alone, see `MaskingCollator.for_training`."""
+        with self._collating(lambda collator: collator.for_training()):
+            return super().get_train_dataloader()
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As `Trainer`'s, with masks that are the same on every evaluation."""
-        training_collator = self.data_collator
-        if isinstance(training_collator, MaskingCollator):
-            self.data_collator = training_collator.for_evaluation()
-        try:
+        with self._collating(lambda collator: collator.for_evaluation()):
             return super().get_eval_dataloader(eval_dataset)
+
+    @contextmanager
+    def _collating(self, change: Callable[[MaskingCollator], MaskingCollator]) -> Iterator[None]:
+        """Have loaders that are made meanwhile collate by a changed copy of the collator."""
+        given = self.data_collator
+        if isinstance(given, MaskingCollator):
+            self.data_collator = change(given)
+        try:
+            yield
         finally:
-            self.data_collator = training_collator
+            self.data_collator = given
 
     # ---- optimizer
 
@@ -251,11 +263,12 @@ class JepaTrainer(RepresentationTrainer):
         if "attention_mask" in inputs and not padding:
             return inputs["attention_mask"].sum()
         samples = len(inputs["target_valid"])
-        return inputs["target_valid"].new_tensor(samples * self._unwrapped.backbone.length(inputs), dtype=torch.long)
+        return inputs["target_valid"].new_full((), samples * self._unwrapped.backbone.length(inputs), dtype=torch.long)
 
     @property
     def _unwrapped(self) -> JepaForRepresentationPrediction:
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        # Not by accelerate, which walks over all modules, and this is asked several times a step.
+        return unwrapped(self.model)
 
     def track(self, outputs: JepaOutput, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
         predictions, targets, valid = outputs.predictions.detach(), outputs.targets, outputs.target_valid

@@ -23,6 +23,8 @@ class JepaTrainingArguments(TrainingArguments):
             of the run, but 25 steps at least; 0 for none.
         stop_on_collapse: end the run where these measurements show a collapse; otherwise it is a warning.
 
+    Where `accelerator_config` is not given, batches are copied from pinned memory without waiting (`non_blocking`).
+
     Raises:
         UsageError: a number out of range, an unknown choice, or `load_best_model_at_end` judged by the loss.
     """
@@ -87,7 +89,11 @@ class JepaTrainingArguments(TrainingArguments):
                 "load_best_model_at_end needs --metric_for_best_model, because a JEPA's loss is lowest when it has "
                 "collapsed; good ones are hit_rate and context_rank (with --greater_is_better true)"
             )
+        untold = self.accelerator_config is None
         super().__post_init__()
+        # From pinned memory a batch is copied while the device works; otherwise the host waits for both.
+        if untold:
+            self.accelerator_config.non_blocking = self.dataloader_pin_memory
         # The dispatcher, which None stands for while streaming, fails on batches of differing lengths.
         if self.accelerator_config.dispatch_batches is None:
             self.accelerator_config.dispatch_batches = False

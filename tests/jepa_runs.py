@@ -42,6 +42,12 @@ def arguments(folder: str | Path, **overrides: Any) -> JepaTrainingArguments:
     return JepaTrainingArguments(**(settings | overrides))
 
 
+def with_mask(batch: Batch) -> Batch:
+    """A copy of a training batch, with the mask of tokens that it goes without where none is padding."""
+    full = {"attention_mask": torch.ones_like(batch["input_ids"])} if "input_ids" in batch else {}
+    return full | {name: value.clone() for name, value in batch.items()}
+
+
 class Recorded(JepaTrainer):
     """A `JepaTrainer` that keeps its batches and, for each update, the sum of its micro-batches' losses."""
 
@@ -51,7 +57,7 @@ class Recorded(JepaTrainer):
         super().__init__(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
-        self.batches.append({name: value.clone() for name, value in inputs.items()})
+        self.batches.append(with_mask(inputs))
         loss = super().training_step(model, inputs, num_items_in_batch)
         while len(self.losses) <= self.state.global_step:
             self.losses.append(0.0)

@@ -97,6 +97,28 @@ def test_batch_keeps_the_contract(context_mode: str, num_masks: int) -> None:
         assert (ids[attention == 0] == PAD).all()
 
 
+def test_training_batches_go_without_masks_in_which_all_is_true() -> None:
+    """Only there, and otherwise they are the same; under static shapes the context's mask always stays."""
+    rows, length = rows_of(CORPUS), 8
+    alike = [{"input_ids": [*row["input_ids"][:7], BERT.sep_token_id]} for row in rows[20:23]]
+    spared = {"attention_mask", "context_valid"}
+    for batch, static, gone in (
+        (alike, None, spared),
+        (rows[:6], None, set()),
+        (alike, length, {"attention_mask"}),
+        (alike, length + 1, set()),
+    ):
+        collator = DataCollatorForSpanJEPA(BERT, context_mode="dropped", max_length=static)
+        collator.epoch = 3
+        whole, training = collator(batch), collator.for_training()(batch)
+        assert whole.keys() - training.keys() == gone
+        assert all(whole[name].all() for name in gone)
+        assert all(torch.equal(value, whole[name]) for name, value in training.items())
+        collator.epoch = 4
+        later = {name: value for name, value in collator(batch).items() if name not in gone}
+        assert all(torch.equal(value, later[name]) for name, value in collator.for_training()(batch).items())
+
+
 COLLATORS = st.fixed_dictionaries(
     {
         "mask_ratio": st.floats(0.05, 0.95),

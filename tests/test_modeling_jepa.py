@@ -22,12 +22,14 @@ from jepa_batches import (
     text_batch,
     tiny_jepa,
 )
+from jepa_batches import rows as corpus_rows
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, save_tiny_encoder, tiny_config, tiny_tokenizer
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
 
-from jepa_hf import JepaConfig, JepaForRepresentationPrediction, JepaOutput, UsageError
+from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction, JepaOutput, UsageError
 from jepa_hf.export import export_run
 from jepa_hf.positions import sincos_positions
 
@@ -755,6 +757,26 @@ def test_an_image_model_compiles_into_one_graph(family: str) -> None:
     settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 2}
     model = JepaForRepresentationPrediction(JepaConfig(AutoConfig.for_model(family, **settings)))
     assert_compiles_into_one_graph(model, image_batch())
+
+
+@pytest.mark.parametrize("context_mode", ["dropped", "kept"])
+def test_batches_of_static_shapes_are_compiled_once(context_mode: str) -> None:
+    """Four training batches of rows of differing lengths, with different masks: one graph. One more, once, for batches
+    in which no row is padded."""
+    collator = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), context_mode=context_mode, max_length=24)
+    padded, full = (
+        [row for row in corpus_rows("bert", 200) if (len(row["input_ids"]) < 24) is short] for short in (True, False)
+    )
+    torch.compiler.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(tiny_jepa("bert", context_mode).train(), backend=counter)
+    for kind, graphs in ((padded, 1), (full, 2)):
+        for number in range(4):
+            collator.epoch = number
+            batch = collator.for_training()(kind[4 * number : 4 * number + 4])
+            compiled(**batch, num_items_in_batch=batch["target_valid"].sum()).loss.backward()
+        assert counter.frame_count == graphs
+    torch.compiler.reset()
 
 
 def assert_compiles_into_one_graph(model: JepaForRepresentationPrediction, batch: dict[str, torch.Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Claims about `JepaTrainer`: data, logs, evaluation, optimizer, precision, and what it pushes."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hub import Hub
 from jepa_batches import rows, tiny_jepa
 from jepa_runs import At, Batch, Recorded, arguments, ema_of, largest_difference, trainer, weights
 from tiny import CORPUS, save_tiny_encoder, tiny_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
 
 from jepa_hf import (
@@ -120,6 +122,68 @@ def test_tokens_are_counted_as_asked(counted: str, tmp_path: Path) -> None:
     real = sum(batch["attention_mask"].sum().item() for batch in run.batches)
     assert real < everything
     assert run.state.num_input_tokens_seen == {"no": 0, "all": everything, "non_padding": real}[counted]
+
+
+# ---- what a step waits for
+
+
+class HostReads(TorchDispatchMode):
+    """Names the operators for which the host would wait for a GPU: a value or a shape is read back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        reads = (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2)
+        by_mask = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if func.overloadpacket in reads or by_mask:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class Watched(JepaTrainer):
+    """A trainer whose later steps are watched, from the first look at the batch to the EMA and without the log."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.watch = HostReads()
+        self.watching = ExitStack()
+
+    def get_batch_samples(self, epoch_iterator: Any, *args: Any, **kwargs: Any) -> Any:
+        batches = [next(epoch_iterator)]
+        if self.state.global_step:  # the first step builds the optimizer's state
+            self.watching.enter_context(self.watch)
+        return super().get_batch_samples(iter(batches), *args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.watching.close()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [
+        ("dropped", {}),
+        ("dropped", {"mlm_weight": 0.5, "contrastive_weight": 1.0, "variance_weight": 1.0, "covariance_weight": 1.0}),
+        ("kept", {"predictor_type": "mlp", "loss": "cosine", "target_norm": "instance"}),
+    ],
+)
+def test_a_step_between_logs_reads_nothing_back(
+    mode: str, settings: dict[str, Any], padded: bool, tmp_path: Path
+) -> None:
+    """From batch to EMA no value and no shape comes back from the device: on a GPU the host never waits for it."""
+    data = rows("bert", 40)
+    data = data if padded else [row for row in data if len(row["input_ids"]) == 24] * 4
+    run = trainer(
+        tmp_path, tiny_jepa("bert", mode, **settings), data, cls=Watched, logging_steps=4, health_steps=0, max_steps=4
+    )
+    run.train()
+    assert run.watch.found == []
 
 
 # ---- floating-point operations

@@ -49,6 +49,16 @@ def test_the_best_model_is_not_judged_by_the_loss(metric: str | None, tmp_path: 
     assert args.greater_is_better is True
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+def test_batches_from_pinned_memory_are_copied_without_waiting(pinned: bool, tmp_path: Path) -> None:
+    """Where the accelerator's settings are left alone; where they are given, they say."""
+    settings = {"use_cpu": False, "dataloader_pin_memory": pinned}  # use_cpu itself turns pinning off
+    assert arguments(tmp_path, **settings).accelerator_config.non_blocking is pinned
+    for told in (True, False):
+        args = arguments(tmp_path, **settings, accelerator_config={"non_blocking": told})
+        assert args.accelerator_config.non_blocking is told
+
+
 @pytest.mark.parametrize("form", ["nothing", "dictionary", "object", "json", "file"])
 def test_batches_are_never_dispatched_unless_asked_for(form: str, tmp_path: Path) -> None:
     """However the accelerator's settings are given: streamed batches of differing lengths cannot be dispatched."""

@@ -1,0 +1,85 @@
+"""Claims about `benchmarks/throughput.py`, the measure of speed."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from commands import REPOSITORY, start_process
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+SCRIPT = REPOSITORY / "benchmarks" / "throughput.py"
+
+
+@pytest.fixture(scope="module")
+def throughput() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(SCRIPT.parent))
+    yield importlib.import_module("throughput")
+    sys.path.remove(str(SCRIPT.parent))
+
+
+@pytest.mark.parametrize("loop", ["jepa-dropped", "jepa-kept", "article", "mlm"])
+def test_a_step_is_counted_as_torch_counts_it(loop: str, throughput: ModuleType) -> None:
+    """The floating-point operations of a cell are those of its loop's matrix products, forward and backward."""
+    cell = throughput.Cell(loop, "tiny", length=32, batch_size=4)
+    counter = FlopCounterMode(display=False)
+    counted = []
+
+    class Counting:
+        """In the place of `Windows`: counts the second step."""
+
+        ema = throughput.Stopwatch(torch.device("cpu"))
+
+        def step_begin(self) -> None:
+            if not counted:
+                counter.__enter__()
+
+        def step_end(self) -> bool:
+            counter.__exit__(None, None, None)
+            counted.append(counter.get_total_flops())
+            return True
+
+    with sdpa_kernel(SDPBackend.MATH):  # whose products are seen one by one
+        throughput.train(cell, torch.device("cpu"), Counting(), workers=0, seed=0)
+    assert counted == [pytest.approx(throughput.flops(cell), rel=1e-3)]
+
+
+def test_one_command_gives_rows_and_the_table(tmp_path: Path) -> None:
+    """Two loops in turns: as many windows each as asked for, beside each other and beside the floor."""
+    output = tmp_path / "rows.jsonl"
+    flags = ["--sizes", "tiny", "--lengths", "16", "--batch_sizes", "2", "--repeats", "2", "--seconds", "0"]
+    flags += ["--loops", "jepa-dropped", "article", "--warmup", "1", "--threads", "1", "--device", "cpu"]
+    done = start_process(SCRIPT, "run", *flags, "--output", output, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    windows = [(row["cell"]["loop"], row["round"]) for row in rows if row["kind"] == "window"]
+    assert windows == [("jepa-dropped", 0), ("article", 0), ("article", 1), ("jepa-dropped", 1)]
+    assert [row["kind"] for row in rows].count("rates") == 2
+    for row in rows:
+        if row["kind"] == "window":
+            assert 0 < row["ema_s"] + row["data_s"] < row["step_s"]
+            assert 0.1 < row["memory_gib"] < 10
+    ours, theirs = (
+        {row["round"]: row["step_s"] for row in rows if row["kind"] == "window" and row["cell"]["loop"] == loop}
+        for loop in ("jepa-dropped", "article")
+    )
+    ratios = sorted(theirs[number] / ours[number] for number in (0, 1))
+    line = next(line for line in done.stdout.splitlines() if "| jepa-dropped fp32 |" in line)
+    assert f"| {sum(ratios) / 2:.2f} [{ratios[0]:.2f}, {ratios[1]:.2f}] |" in line
+    assert start_process(SCRIPT, "table", output, cwd=tmp_path).stdout in done.stdout
+
+
+def test_masks_are_compared(tmp_path: Path) -> None:
+    """Both ways of masking, at each length, with a ratio; ours is the faster even in a hundredth of a second."""
+    flags = ["--lengths", "128", "--repeats", "2", "--seconds", "0.01"]
+    done = start_process(SCRIPT, "masks", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [line[0].strip("| ") for line in lines] == ["from ids to the masked view", "spans alone"]
+    for line in lines:
+        assert float(line[5].split(" ")[0]) > 3
