@@ -16,6 +16,7 @@ from transformers import initialization as init
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .errors import UsageError
 from .modeling_feature_encoder import FeatureEncoderModel
+from .packing import positions_in_documents, same_document
 from .positions import gather_positions, sincos_positions
 
 _TEXT_BY_POSITION_IDS = ("bert", "distilbert", "electra")
@@ -51,13 +52,22 @@ class TextBackbone:
     def prepare(self, encoder: PreTrainedModel) -> None:
         """Nothing: these encoders take positions as an argument."""
 
+    def check_packing(self, encoder: PreTrainedModel) -> None:
+        """Refuse packed rows where the encoder's attention cannot be kept within documents.
+
+        Raises:
+            UsageError: an attention implementation that takes no dense masks.
+        """
+        _check_dense_masks(encoder, "packed rows need", "leave out --packed")
+
     def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
         """Of the model's arguments, those that the encoder reads; without a mask, every token is real."""
-        mask = given["attention_mask"]
-        return {
+        mask, documents = given["attention_mask"], given["sequence_ids"]
+        clean = {
             "input_ids": given["input_ids"],
             "attention_mask": torch.ones_like(given["input_ids"]) if mask is None else mask,
         }
+        return clean if documents is None else clean | {"sequence_ids": documents}
 
     def length(self, inputs: dict[str, torch.Tensor]) -> int:
         """Number of positions of the inputs."""
@@ -69,6 +79,10 @@ class TextBackbone:
 
     def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], hidden_states: bool = False) -> Any:
         """Run the encoder over all positions; `last_hidden_state` is `[B, L, D]`."""
+        if "sequence_ids" in inputs:
+            valid = self.valid(inputs)
+            every = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+            return self.encode_visible(encoder, inputs, every, valid, hidden_states)
         return encoder(**inputs, output_hidden_states=hidden_states, return_dict=True)
 
     def encode_visible(
@@ -81,6 +95,8 @@ class TextBackbone:
     ) -> Any:
         """Run the encoder over a subset of positions, as if the others were hidden from attention.
 
+        Of packed rows each document is read as in a row of its own.
+
         Args:
             inputs: clean inputs, `[N, L]` each.
             positions: long `[N, C]`.
@@ -89,9 +105,12 @@ class TextBackbone:
         Returns:
             The encoder's output; `last_hidden_state` is `[N, C, D]`.
         """
+        documents = None
+        if "sequence_ids" in inputs:
+            documents = inputs["sequence_ids"].gather(1, positions).masked_fill(~valid, -1)
         return encoder(
             input_ids=inputs["input_ids"].gather(1, positions),
-            attention_mask=self.visible_attention(encoder, positions, valid),
+            attention_mask=self.visible_attention(encoder, positions, valid, documents),
             position_ids=self.position_ids(inputs).gather(1, positions),
             output_hidden_states=hidden_states,
             return_dict=True,
@@ -99,12 +118,28 @@ class TextBackbone:
 
     def position_ids(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The position ids of the full pass, long `[N, L]`."""
+        if "sequence_ids" in inputs:
+            return positions_in_documents(inputs["sequence_ids"])
         length = inputs["input_ids"].shape[1]
         return torch.arange(length, device=inputs["input_ids"].device).expand_as(inputs["input_ids"])
 
-    def visible_attention(self, encoder: PreTrainedModel, positions: torch.Tensor, valid: torch.Tensor) -> Any:
-        """The attention mask of the visible tokens, in the form the encoder takes."""
-        return valid.long()
+    def visible_attention(
+        self,
+        encoder: PreTrainedModel,
+        positions: torch.Tensor,
+        valid: torch.Tensor,
+        documents: torch.Tensor | None = None,
+    ) -> Any:
+        """The attention mask of the visible tokens, in the form the encoder takes.
+
+        Args:
+            positions, valid: as in `encode_visible`.
+            documents: the document of each, long `[N, C]`, of packed rows.
+        """
+        if documents is None:
+            return valid.long()
+        self.check_packing(encoder)
+        return _dense_mask(encoder, same_document(documents))
 
 
 class RobertaBackbone(TextBackbone):
@@ -115,39 +150,68 @@ class RobertaBackbone(TextBackbone):
         return self.config.max_position_embeddings - self.config.pad_token_id - 1
 
     def position_ids(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        real = inputs["input_ids"].ne(self.config.pad_token_id).long()
-        return real.cumsum(dim=1) * real + self.config.pad_token_id
+        real = inputs["input_ids"].ne(self.config.pad_token_id)
+        if "sequence_ids" in inputs:
+            count = positions_in_documents(inputs["sequence_ids"], real) + 1
+        else:
+            count = real.long().cumsum(dim=1)
+        return count * real + self.config.pad_token_id
 
 
 class ModernBertBackbone(TextBackbone):
     """ModernBERT's local layers see a window of true positions, not of neighbours in the shortened sequence."""
 
-    def visible_attention(self, encoder: PreTrainedModel, positions: torch.Tensor, valid: torch.Tensor) -> Any:
-        implementation = encoder.config._attn_implementation
-        if implementation not in ("sdpa", "eager"):
-            raise UsageError(
-                f"context_mode 'dropped' gives ModernBERT a mask of true distances, which attn_implementation "
-                f"{implementation!r} does not take; use sdpa, or --context_mode kept"
-            )
-        full = valid[:, None, None, :].expand(-1, 1, valid.shape[1], -1)
+    def visible_attention(
+        self,
+        encoder: PreTrainedModel,
+        positions: torch.Tensor,
+        valid: torch.Tensor,
+        documents: torch.Tensor | None = None,
+    ) -> Any:
+        if documents is None:
+            _check_dense_masks(encoder, "context_mode 'dropped' gives ModernBERT", "--context_mode kept")
+            full = valid[:, None, None, :].expand(-1, 1, valid.shape[1], -1)
+        else:
+            self.check_packing(encoder)
+            full = same_document(documents)
         distance = (positions[:, :, None] - positions[:, None, :]).abs()
         # A padding query may have no key in its window: it sees itself, or sdpa gives NaN.
         itself = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
         local = (full & (distance <= self.config.local_attention // 2)[:, None]) | itself
-        masks = {"full_attention": full, "sliding_attention": local}
-        if implementation == "eager":
-            lowest = torch.finfo(encoder.dtype).min
-            masks = {
-                name: torch.zeros(mask.shape, dtype=encoder.dtype, device=mask.device).masked_fill(~mask, lowest)
-                for name, mask in masks.items()
-            }
-        return masks
+        return {
+            "full_attention": _dense_mask(encoder, full),
+            "sliding_attention": _dense_mask(encoder, local),
+        }
 
 
 class FullLengthTextBackbone(TextBackbone):
     """Text encoders whose tokens cannot be left out exactly: relative positions of what is left, or unknown to us."""
 
     context_modes = ("kept",)
+
+    def check_packing(self, encoder: PreTrainedModel) -> None:
+        """Refuse packed rows."""
+        raise UsageError(
+            f"packed rows are not exact for {self.config.model_type} encoders, whose attention depends on every "
+            "position of the row; leave out --packed"
+        )
+
+
+def _check_dense_masks(encoder: PreTrainedModel, what: str, otherwise: str) -> None:
+    implementation = encoder.config._attn_implementation
+    if implementation not in ("sdpa", "eager"):
+        raise UsageError(
+            f"{what} a mask of who attends to whom, which attn_implementation {implementation!r} does not take; use "
+            f"sdpa, or {otherwise}"
+        )
+
+
+def _dense_mask(encoder: PreTrainedModel, allowed: torch.Tensor) -> torch.Tensor:
+    """Who may attend to whom, bool `[N, 1, C, C]`, as the encoder's attention takes it: eager adds it."""
+    if encoder.config._attn_implementation == "sdpa":
+        return allowed
+    lowest = torch.finfo(encoder.dtype).min
+    return torch.zeros(allowed.shape, dtype=encoder.dtype, device=allowed.device).masked_fill(~allowed, lowest)
 
 
 class VisionBackbone:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jepa_batches import ALLOWED, tiny_jepa
 from tiny import tiny_tokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from jepa_hf import DataCollatorForSpanJEPA, UsageError
+from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction, UsageError
+from jepa_hf.packing import document_counts, document_means, instance_normalize, positions_in_documents, same_document
 
 Batch = dict[str, torch.Tensor]
 Row = dict[str, list[int]]
@@ -51,8 +53,9 @@ def pack(texts: Sequence[Row], max_length: int = MAX_LENGTH) -> tuple[list[Row],
     return rows, places
 
 
-def on_side(side: str) -> PreTrainedTokenizerBase:
-    tokenizer = copy.deepcopy(tiny_tokenizer("bert"))
+def on_side(side: str, family: str = "bert") -> PreTrainedTokenizerBase:
+    """The family's tokenizer, padding on that side."""
+    tokenizer = copy.deepcopy(tiny_tokenizer(family))
     tokenizer.padding_side = side
     return tokenizer
 
@@ -72,6 +75,60 @@ def views(batch: Batch) -> dict[str, torch.Tensor]:
     else:
         found["view"] = batch["context_input_ids"].reshape(found["hidden"].shape)
     return found
+
+
+# ---- numbers of documents
+
+NUMBERS = torch.tensor([[-1, 0, 0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 1, -1, -1, -1]])
+
+
+def test_positions_are_counted_in_each_document() -> None:
+    """From 0, on either side of padding; where only some tokens count, as many of these as precede."""
+    found = positions_in_documents(NUMBERS)
+    assert torch.where(NUMBERS >= 0, found, -1).tolist() == [[-1, 0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, -1, -1, -1]]
+    counted = torch.tensor([[0, 1, 0, 1, 0, 1, 1, 1], [1, 1, 0, 1, 1, 0, 0, 0]], dtype=torch.bool)
+    found = positions_in_documents(NUMBERS, counted)
+    assert torch.where(NUMBERS >= 0, found, -1).tolist() == [[-1, 0, 1, 1, 0, 0, 0, 1], [0, 0, 1, 1, 2, -1, -1, -1]]
+
+
+def test_attention_is_a_block_for_each_document_and_one_for_padding() -> None:
+    allowed = same_document(NUMBERS[1:])[0, 0]
+    assert torch.equal(allowed, torch.block_diag(torch.ones(1, 1), torch.ones(4, 4), torch.ones(3, 3)).bool())
+
+
+@pytest.mark.parametrize("spoiled", [0.0, float("inf"), float("nan")])
+def test_means_and_counts_are_of_each_document(spoiled: float) -> None:
+    """0 where there is none, whatever stands on padding; in float32 under autocast too."""
+    values = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0))
+    values[NUMBERS < 0] = spoiled
+    expected = torch.zeros(2, 4, 5)
+    for row, number in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1)):
+        expected[row, number] = values[row][NUMBERS[row] == number].mean(dim=0)
+    torch.testing.assert_close(document_means(values, NUMBERS, 4), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(document_means(values, NUMBERS, 4), expected)
+    assert document_counts(NUMBERS, 4).tolist() == [[3, 2, 2, 0], [1, 4, 0, 0]]
+    rows = torch.where(NUMBERS >= 0, 0, -1)
+    expected = torch.stack([value[number >= 0].mean(dim=0) for value, number in zip(values, NUMBERS, strict=True)])
+    torch.testing.assert_close(document_means(values, rows, 1)[:, 0], expected)
+
+
+@pytest.mark.parametrize("spoiled", [0.0, 1e30, float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("several", [False, True])
+def test_instance_normalize_gives_each_feature_mean_0_and_variance_1_over_a_document(
+    several: bool, spoiled: float
+) -> None:
+    """Whatever stands on padding, which gets 0."""
+    numbers = NUMBERS if several else torch.where(NUMBERS >= 0, 0, -1)
+    states = 3 * torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0)) + 7
+    states[numbers < 0] = spoiled
+    normal = instance_normalize(states, numbers, 3 if several else 1)
+    assert (normal[numbers < 0] == 0).all()
+    for row in range(2):
+        for number in range(int(numbers[row].max()) + 1):
+            kept = states[row][numbers[row] == number]
+            expected = (kept - kept.mean(dim=0)) / (kept.var(dim=0, correction=0) + 1e-5).sqrt()
+            torch.testing.assert_close(normal[row][numbers[row] == number], expected, rtol=1e-4, atol=1e-5)
 
 
 # ---- the collator
@@ -148,3 +205,150 @@ def test_a_document_that_is_too_short_is_refused_or_has_no_target() -> None:
     hidden = views(batch)["hidden"][0, 0]
     assert not hidden[batch["sequence_ids"][0] == 0].any()
     assert hidden[batch["sequence_ids"][0] == 1].any()
+
+
+# ---- the model
+
+
+FAMILIES = ("bert", "distilbert", "roberta", "electra", "modernbert")
+# Everything that a loss can have, beside the guesses themselves.
+TERMS: dict[str, dict[str, Any]] = {
+    "layer": {},
+    "instance": {"target_norm": "instance"},
+    "mlm": {"mlm_weight": 0.5},
+    "contrastive": {"contrastive_weight": 0.5},
+    "statistics": {"variance_weight": 0.2, "covariance_weight": 0.1, "sigreg_weight": 0.1},
+    "pooled": {"pooled_targets": True, "target_norm": "instance", "contrastive_weight": 0.5},
+}
+
+
+def found(model: JepaForRepresentationPrediction, batch: Batch) -> dict[str, Any]:
+    """The loss and its parts, each document's guesses and targets, and the gradients."""
+    model.zero_grad()
+    output = model(**batch)
+    output.loss.backward()
+    valid = output.target_valid
+    # Which document each target is of: `[B, M, T]`.
+    if "sequence_ids" not in batch:
+        owners, there = torch.zeros_like(valid, dtype=torch.long), torch.ones(len(valid), 1, dtype=torch.bool)
+    else:
+        there = batch["sequence_valid"]
+        numbers = batch["sequence_ids"][:, None].expand(-1, valid.shape[1], -1)
+        owners = numbers.gather(2, batch["target_positions"])
+        if model.config.pooled_targets:
+            owners = torch.arange(there.shape[1]).expand_as(valid)
+    result: dict[str, Any] = {
+        "parts": {name: value for name, value in output.items() if name.endswith("loss")} | {"n": output.num_targets},
+        "gradients": {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+    }
+    for name in ("predictions", "targets"):
+        result[name] = [
+            output[name][row][(owners[row] == number) & valid[row]].detach() for row, number in there.nonzero().tolist()
+        ]
+    return result
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-5) -> None:
+    """Relative to the largest entry of each kind."""
+    for name, value in one["parts"].items():
+        assert abs(value - other["parts"][name]) <= tolerance * abs(value).clamp_min(1), name
+    for name in ("predictions", "targets"):
+        largest = max(values.abs().max() for values in one[name] if values.numel())
+        for values, others in zip(one[name], other[name], strict=True):
+            torch.testing.assert_close(values, others, rtol=0, atol=tolerance * largest.item())
+    assert one["gradients"].keys() == other["gradients"].keys()
+    largest = max(gradient.abs().max() for gradient in one["gradients"].values())
+    for name, gradient in one["gradients"].items():
+        assert (gradient - other["gradients"][name]).abs().max() <= tolerance * largest, name
+
+
+def both(
+    model: JepaForRepresentationPrediction, family: str, lengths: Sequence[int], side: str = "right", **settings: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a model gives for packed documents, and for the same ones in rows of their own, masked alike."""
+    settings = {"mask_ratio": 0.4, "mean_span_length": 2} | settings
+    mode = model.config.context_mode
+    texts = documents(lengths, family)
+    rows, _ = pack(texts)
+    packed = DataCollatorForSpanJEPA(on_side(side, family), context_mode=mode, **settings)(rows)
+    alone = DataCollatorForSpanJEPA(tiny_tokenizer(family), context_mode=mode, **settings)(texts)
+    return found(model, packed), found(model, alone)
+
+
+PACKED = [case for case in ALLOWED if case[0] != "deberta-v2"]
+SOME = [9, 5, 12, 7, 14, 4, 11, 6]
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize(("family", "context_mode", "predictor"), PACKED)
+def test_packed_documents_give_what_they_give_in_rows_of_their_own(
+    family: str, context_mode: str, predictor: str, terms: str
+) -> None:
+    """Loss, each part of it, guesses, targets and gradients, with weights wide enough to tell positions apart."""
+    model = tiny_jepa(family, context_mode, predictor, **TERMS[terms])
+    assert_same(*both(model, family, SOME))
+
+
+@pytest.mark.parametrize(("family", "context_mode", "predictor"), PACKED)
+def test_they_do_under_eager_attention_too(family: str, context_mode: str, predictor: str) -> None:
+    """Which adds its mask instead of choosing by it; with every term at once."""
+    model = tiny_jepa(family, context_mode, predictor, **TERMS["instance"], **TERMS["mlm"], **TERMS["contrastive"])
+    model.set_attn_implementation("eager")
+    assert model.context_encoder.config._attn_implementation == "eager"
+    assert_same(*both(model, family, SOME))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(PACKED),
+    LENGTHS,
+    st.integers(1, 3),
+    st.sampled_from(("left", "right")),
+    st.sampled_from((None, 40)),
+    st.sampled_from(tuple(TERMS)),
+)
+def test_they_do_for_any_lengths_masks_and_padding(
+    case: tuple[str, str, str], lengths: list[int], masks: int, side: str, max_length: int | None, terms: str
+) -> None:
+    """With several masks, padding on either side, and the fixed shapes that torch.compile wants."""
+    model = tiny_jepa(*case, **TERMS[terms])
+    one, other = both(model, case[0], lengths, side, num_masks=masks, max_length=max_length)
+
+    assert_same(one, other)
+
+
+@pytest.mark.parametrize(("family", "context_mode", "predictor"), PACKED)
+@torch.no_grad()
+def test_rows_whose_documents_see_each_other_are_far_from_that(family: str, context_mode: str, predictor: str) -> None:
+    # The proof that the tests above can fail: the same batch, as one text per row.
+    model = tiny_jepa(family, context_mode, predictor)
+    collator = DataCollatorForSpanJEPA(tiny_tokenizer(family), context_mode=context_mode, mask_ratio=0.4)
+    batch = collator(pack(documents(SOME, family))[0])
+    exact = model(**batch)
+    mixed = model(**{name: value for name, value in batch.items() if not name.startswith("sequence")})
+    for name in ("predictions", "targets"):
+        apart = (exact[name] - mixed[name])[batch["target_valid"]].abs().max()
+        assert apart > 0.1 * exact[name][batch["target_valid"]].abs().max(), name
+
+
+@pytest.mark.parametrize("family", ["deberta-v2", "mpnet"])
+def test_other_encoders_refuse_packed_rows(family: str) -> None:
+    """Those whose attention or positions we cannot confine to a document, with the remedy."""
+    config = AutoConfig.for_model(
+        family, vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    model = JepaForRepresentationPrediction(JepaConfig(config))
+    batch = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), context_mode="kept")(pack(documents(SOME))[0])
+    with pytest.raises(UsageError, match=rf"packed rows are not exact for {family} encoders.*leave out --packed"):
+        model(**batch)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_attention_that_takes_no_dense_mask_is_refused(family: str) -> None:
+    """In a sentence that names it and what to use."""
+    model = tiny_jepa(family)
+    for encoder in (model.context_encoder, model.target_encoder):
+        encoder.config._attn_implementation = "flash_attention_2"
+    batch = DataCollatorForSpanJEPA(tiny_tokenizer(family))(pack(documents(SOME, family))[0])
+    with pytest.raises(UsageError, match=r"packed rows need a mask .*flash_attention_2.*; use sdpa, or leave out"):
+        model(**batch)
