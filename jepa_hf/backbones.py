@@ -16,7 +16,7 @@ from transformers import initialization as init
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .errors import UsageError
 from .modeling_feature_encoder import FeatureEncoderModel
-from .packing import positions_in_documents, same_document
+from .packing import documents_at, positions_in_documents, same_document
 from .positions import gather_positions, sincos_positions
 
 _TEXT_BY_POSITION_IDS = ("bert", "distilbert", "electra")
@@ -107,7 +107,7 @@ class TextBackbone:
         """
         documents = None
         if "sequence_ids" in inputs:
-            documents = inputs["sequence_ids"].gather(1, positions).masked_fill(~valid, -1)
+            documents = documents_at(inputs["sequence_ids"], positions, valid)
         return encoder(
             input_ids=inputs["input_ids"].gather(1, positions),
             attention_mask=self.visible_attention(encoder, positions, valid, documents),

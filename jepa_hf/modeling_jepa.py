@@ -32,7 +32,7 @@ from .losses import (
     sigreg,
     variance_hinge,
 )
-from .packing import document_counts, document_means, instance_normalize
+from .packing import document_counts, document_means, documents_at, instance_normalize
 from .pair_losses import candidates_of_all_ranks, infonce
 from .positions import gather_positions, sincos_positions
 from .predictors import MLPPredictor, PooledPredictor, TokenPredictor, TransformerPredictor
@@ -54,10 +54,13 @@ class JepaOutput(ModelOutput):
         predictions: `[B, M, T, D]`.
         targets: `[B, M, T, D]`, normalised.
         target_valid: bool `[B, M, T]`.
+        target_samples: long `[B, M, T]`, which sample of its row each is of; 0 where rows are not packed, -1 where not
+            valid.
         sample_predictions: with `contrastive_weight`, what each view's mean predicts, `[B * S * views, D]`.
         sample_targets: with `contrastive_weight`, each sample's mean over the target layers, `[B * S, D]`.
         context_state: the context encoder's last layer, `[B * M, C, D]`, on request.
         context_valid: bool `[B * M, C]`, which of these are real tokens, on request.
+        context_samples: long `[B * M, C]`, as `target_samples`, on request.
         context_hidden_states: all layers of the context encoder, on request.
         target_hidden_states: all layers of the target encoder, `[B, L, D]` each, on request.
     """
@@ -73,10 +76,12 @@ class JepaOutput(ModelOutput):
     predictions: torch.Tensor | None = None
     targets: torch.Tensor | None = None
     target_valid: torch.Tensor | None = None
+    target_samples: torch.Tensor | None = None
     sample_predictions: torch.Tensor | None = None
     sample_targets: torch.Tensor | None = None
     context_state: torch.Tensor | None = None
     context_valid: torch.Tensor | None = None
+    context_samples: torch.Tensor | None = None
     context_hidden_states: tuple[torch.Tensor, ...] | None = None
     target_hidden_states: tuple[torch.Tensor, ...] | None = None
 
@@ -413,22 +418,24 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             valid,
             None if sequence_ids is None else sequence_ids.repeat_interleave(masks, dim=0),
         )
-        target_samples = _samples_at(samples, positions, valid)
+        target_samples = documents_at(samples, positions, valid)
         per_sample = document_counts(target_samples, most)
         if self.config.pooled_targets:
             predictions, targets = (document_means(x, target_samples, most) for x in (predictions, targets))
             valid = per_sample > 0
             per_sample = valid.long()
+            target_samples = torch.arange(most, device=valid.device).expand_as(valid).masked_fill(~valid, -1)
 
         output = JepaOutput(
             num_targets=valid.sum(),
             predictions=predictions.unflatten(0, (batch, masks)),
             targets=targets.unflatten(0, (batch, masks)),
             target_valid=valid.unflatten(0, (batch, masks)),
+            target_samples=target_samples.unflatten(0, (batch, masks)),
         )
+        read = documents_at(samples, seen_positions[:: len(seen_positions) // len(seen)], seen)
         if self.pooled_predictor is not None:
             states = encoded.last_hidden_state
-            read = _samples_at(samples, seen_positions[:: len(seen_positions) // len(seen)], seen)
             pooled = _by_sample(document_means(states.float(), read, most).to(states.dtype), batch)
             output.sample_predictions, output.sample_targets = self.pooled_predictor(pooled), sample_targets
         if return_loss:
@@ -439,6 +446,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
                 self._add_contrast(output, _by_sample(per_view[..., None], batch), sequence_valid, total)
         if output_hidden_states:
             output.context_state, output.context_valid = encoded.last_hidden_state, seen
+            output.context_samples = read
             output.context_hidden_states = encoded.hidden_states
             output.target_hidden_states = target_states
         return output
@@ -613,12 +621,6 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         labels = clean["input_ids"].repeat_interleave(masks, dim=0).gather(1, positions)
         labels = torch.where(valid, labels, -100)
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum", ignore_index=-100)
-
-
-def _samples_at(samples: torch.Tensor, positions: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Which sample in its row each of some positions is of, -1 where not valid: `[B, L]`, `[N, K]` -> `[N, K]`."""
-    repeated = samples.repeat_interleave(len(positions) // len(samples), dim=0)
-    return repeated.gather(1, positions).masked_fill(~valid, -1)
 
 
 def _by_sample(values: torch.Tensor, batch: int) -> torch.Tensor:

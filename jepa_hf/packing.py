@@ -27,6 +27,20 @@ def positions_in_documents(sequence_ids: torch.Tensor, counted: torch.Tensor | N
     return preceding - torch.where(begins, preceding, 0).cummax(dim=1).values
 
 
+def documents_at(documents: torch.Tensor, positions: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """The document that each of some positions is of, -1 where not valid.
+
+    Args:
+        documents: long `[B, L]`.
+        positions, valid: long and bool `[B * R, K]`, R rows of them to a row of `documents`.
+
+    Returns:
+        long `[B * R, K]`.
+    """
+    repeated = documents.repeat_interleave(len(positions) // len(documents), dim=0)
+    return repeated.gather(1, positions).masked_fill(~valid, -1)
+
+
 def same_document(documents: torch.Tensor) -> torch.Tensor:
     """Who may attend to whom: long `[N, K]`, the document of each token -> bool `[N, 1, K, K]`.
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .packing import positions_in_documents, same_document
+from .packing import documents_at, positions_in_documents, same_document
 from .positions import gather_positions, sincos_positions
 
 
@@ -161,8 +161,8 @@ class TransformerPredictor(_NarrowTransformer):
             # A row without a single valid position would attend to nothing and give NaN: let it attend to itself.
             attention_mask = attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
         else:
-            documents = sequence_ids.gather(1, torch.cat([context_positions, target_positions], dim=1))
-            attention_mask = same_document(documents.masked_fill(~valid, -1))
+            positions = torch.cat([context_positions, target_positions], dim=1)
+            attention_mask = same_document(documents_at(sequence_ids, positions, valid))
             places = positions_in_documents(sequence_ids)
             context_positions, target_positions = (
                 places.gather(1, positions) for positions in (context_positions, target_positions)

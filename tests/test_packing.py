@@ -314,7 +314,8 @@ def test_they_do_for_any_lengths_masks_and_padding(
     model = tiny_jepa(*case, **TERMS[terms])
     one, other = both(model, case[0], lengths, side, num_masks=masks, max_length=max_length)
 
-    assert_same(one, other)
+    # Over four tokens instance normalisation makes much of rounding.
+    assert_same(one, other, tolerance=1e-4)
 
 
 @pytest.mark.parametrize(("family", "context_mode", "predictor"), PACKED)
