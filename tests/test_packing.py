@@ -1,20 +1,26 @@
 """Claims about packed rows: each document is masked, read and predicted as in a row of its own."""
 
 import copy
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jepa_batches import ALLOWED, tiny_jepa
-from tiny import tiny_tokenizer
+from jepa_batches import ALLOWED, rows, tiny_jepa
+from jepa_runs import largest_difference, trainer, weights
+from tiny import CORPUS, tiny_tokenizer
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction, UsageError
 from jepa_hf.packing import document_counts, document_means, instance_normalize, positions_in_documents, same_document
+from jepa_hf.tokenization import PACKING_WINDOW, best_fit_decreasing, pack_dataset, tokenize_dataset
 
 Batch = dict[str, torch.Tensor]
 Row = dict[str, list[int]]
@@ -353,3 +359,124 @@ def test_an_attention_that_takes_no_dense_mask_is_refused(family: str) -> None:
     batch = DataCollatorForSpanJEPA(tiny_tokenizer(family))(pack(documents(SOME, family))[0])
     with pytest.raises(UsageError, match=r"packed rows need a mask .*flash_attention_2.*; use sdpa, or leave out"):
         model(**batch)
+
+
+# ---- the data
+
+
+def texts_of(texts: Sequence[str | None], streaming: bool = False) -> Dataset | IterableDataset:
+    dataset = Dataset.from_dict({"text": list(texts)})
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+def split(rows: Iterable[Row], column: str = "input_ids") -> list[list[int]]:
+    """The documents of packed rows, each with what `column` has of it."""
+    return [
+        [value for value, number in zip(row[column], row["sequence_ids"], strict=True) if number == wanted]
+        for row in rows
+        for wanted in range(row["sequence_ids"][-1] + 1)
+    ]
+
+
+@few
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(20, 60))
+def test_every_item_is_in_one_bin_and_no_bin_overflows(sizes: list[int], capacity: int) -> None:
+    """And bins are filled: no two of them could be one, as best fit leaves none that would take another's items."""
+    bins = best_fit_decreasing(sizes, capacity)
+    assert sorted(item for items in bins for item in items) == list(range(len(sizes)))
+    filled = sorted(sum(sizes[item] for item in items) for items in bins)
+    assert filled[-1] <= capacity
+    assert all(one + other > capacity for one, other in pairwise(filled))
+    assert all(items == sorted(items) for items in bins)
+    assert [items[0] for items in bins] == sorted(items[0] for items in bins)
+
+
+@pytest.mark.parametrize("word_ids", [False, True])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_packing_loses_no_text_and_cuts_none_more_than_without(streaming: bool, word_ids: bool) -> None:
+    """The documents of all rows are the rows without packing, special tokens included, short texts too."""
+    texts = [*CORPUS, "a", "", None, "b"]
+    tokenizer, settings = tiny_tokenizer("bert"), {"max_seq_length": 96, "word_ids": word_ids}
+    alone = list(tokenize_dataset(texts_of(texts), tokenizer, **settings))
+    rows = list(tokenize_dataset(texts_of(texts, streaming), tokenizer, packed=True, **settings))
+    assert len(rows) < len(alone) / 1.5
+    assert all(len(row["input_ids"]) <= 96 for row in rows)
+    for column in ("input_ids", "word_ids")[: 1 + word_ids]:
+        assert sorted(split(rows, column)) == sorted(row[column] for row in alone)
+    assert rows == list(tokenize_dataset(texts_of(texts), tokenizer, packed=True, **settings))
+
+
+def test_a_stream_is_packed_in_windows() -> None:
+    """The first row is there before the second window is read; no text crosses from one window to the next."""
+    read = 0
+
+    def endless() -> Iterator[dict[str, str]]:
+        nonlocal read
+        while True:
+            read += 1
+            yield {"text": "the old dog sleeps"}
+
+    stream = tokenize_dataset(
+        IterableDataset.from_generator(endless), tiny_tokenizer("bert"), max_seq_length=64, packed=True
+    )
+    row = next(iter(stream))
+    assert len(split([row])) > 1
+    assert read < 2 * PACKING_WINDOW
+
+
+def test_what_packing_did_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Rows before and after, and the share of padding."""
+    caplog.set_level(logging.INFO, logger="jepa_hf")
+    rows = Dataset.from_dict({"input_ids": [[1] * 6, [2] * 5, [3] * 4, [4] * 3]})
+    assert len(pack_dataset(rows, 10)) == 2
+    assert caplog.messages == ["packed 4 texts into 2 rows of at most 10 tokens; 10.0 % of their places are padding"]
+
+
+def test_a_row_that_fits_nowhere_is_refused() -> None:
+    with pytest.raises(UsageError, match="a row of 6 tokens does not fit into max_seq_length 5"):
+        pack_dataset(Dataset.from_dict({"input_ids": [[1] * 6]}), 5)
+
+
+@pytest.mark.parametrize("other", [{"concat": True}, {"stride": 2}])
+def test_other_modes_do_not_go_with_packing(other: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"packed keeps each text in one row and does not go with {next(iter(other))}"):
+        tokenize_dataset(texts_of(["a"]), tiny_tokenizer("bert"), max_seq_length=8, packed=True, **other)
+
+
+# ---- training
+
+
+def packed_rows(count: int, max_length: int = 48) -> list[Row]:
+    """The first texts of the corpus, packed in their order."""
+    return [
+        {name: row[name] for name in ("input_ids", "sequence_ids")}
+        for row in pack([{**row, "word_ids": row["input_ids"]} for row in rows("bert", count)], max_length)[0]
+    ]
+
+
+@pytest.mark.parametrize("terms", ["layer", "contrastive", "pooled"])
+def test_a_run_on_packed_rows_is_the_run_on_their_texts(terms: str, tmp_path: Path) -> None:
+    """All texts in each update: weights, losses, health, counts of targets and of tokens are those without packing."""
+    common = {"learning_rate": 1e-3, "health_steps": 1, "max_steps": 3, "weight_decay": 0.01}
+    mask = {"mask_ratio": 0.4, "num_masks": 2, "on_short": "skip"}
+    texts, packed = rows("bert", 30), packed_rows(30)
+    texts.append({"input_ids": texts[0]["input_ids"][:1] + texts[0]["input_ids"][-1:]})  # too short to be masked
+    packed.append({**texts[-1], "sequence_ids": [0, 0]})
+    runs = []
+    for data in (texts, packed):
+        model = tiny_jepa(strong=False, **TERMS[terms])
+        size = {"per_device_train_batch_size": len(data), "per_device_eval_batch_size": len(data)}
+        run = trainer(tmp_path / str(len(data)), model, data, data, mask=mask, **size, **common)
+        assert run.train_dataset is data
+        run.train()
+        runs.append((run, run.evaluate()))
+    (one, measured), (other, remeasured) = runs
+    assert largest_difference(weights(one.model), weights(other.model)) < 1e-5
+    timed = ("runtime", "per_second", "total_flos")
+    for ours, theirs in [*zip(one.state.log_history, other.state.log_history, strict=True), (measured, remeasured)]:
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            if not name.endswith(timed):
+                assert theirs[name] == pytest.approx(value, rel=2e-3, abs=1e-5), name
+    assert one.state.num_input_tokens_seen == other.state.num_input_tokens_seen > 0
+    assert [log["rows_without_targets"] for log in other.state.log_history if "rows_without_targets" in log] == [1] * 3
