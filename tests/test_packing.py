@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jepa_batches import ALLOWED, rows, tiny_jepa
+from jepa_batches import ALLOWED, Row, pack, rows, tiny_jepa
 from jepa_runs import largest_difference, trainer, weights
 from tiny import CORPUS, tiny_tokenizer
 from transformers import AutoConfig, PreTrainedTokenizerBase
@@ -23,11 +23,9 @@ from jepa_hf.packing import document_counts, document_means, instance_normalize,
 from jepa_hf.tokenization import PACKING_WINDOW, best_fit_decreasing, pack_dataset, tokenize_dataset
 
 Batch = dict[str, torch.Tensor]
-Row = dict[str, list[int]]
 
 few = settings(max_examples=25, deadline=None)
 LENGTHS = st.lists(st.integers(4, 14), min_size=1, max_size=8)
-MAX_LENGTH = 32
 
 
 def documents(lengths: Sequence[int], family: str = "bert", seed: int = 0) -> list[Row]:
@@ -42,21 +40,6 @@ def documents(lengths: Sequence[int], family: str = "bert", seed: int = 0) -> li
         ids = [wrapped[0], *random.choice(ordinary, length - 2).tolist(), wrapped[-1]]
         rows.append({"input_ids": ids, "word_ids": [-1, *words.tolist(), -1]})
     return rows
-
-
-def pack(texts: Sequence[Row], max_length: int = MAX_LENGTH) -> tuple[list[Row], list[tuple[int, int]]]:
-    """Rows of as many documents as fit, in order, and each document's row and number there."""
-    rows: list[Row] = []
-    places = []
-    for text in texts:
-        if not rows or len(rows[-1]["input_ids"]) + len(text["input_ids"]) > max_length:
-            rows.append({"input_ids": [], "word_ids": [], "sequence_ids": []})
-        number = (rows[-1]["sequence_ids"] or [-1])[-1] + 1
-        for name in ("input_ids", "word_ids"):
-            rows[-1][name] = rows[-1][name] + text[name]
-        rows[-1]["sequence_ids"] += [number] * len(text["input_ids"])
-        places.append((len(rows) - 1, number))
-    return rows, places
 
 
 def on_side(side: str, family: str = "bert") -> PreTrainedTokenizerBase:
@@ -446,20 +429,12 @@ def test_other_modes_do_not_go_with_packing(other: dict[str, Any]) -> None:
 # ---- training
 
 
-def packed_rows(count: int, max_length: int = 48) -> list[Row]:
-    """The first texts of the corpus, packed in their order."""
-    return [
-        {name: row[name] for name in ("input_ids", "sequence_ids")}
-        for row in pack([{**row, "word_ids": row["input_ids"]} for row in rows("bert", count)], max_length)[0]
-    ]
-
-
 @pytest.mark.parametrize("terms", ["layer", "contrastive", "pooled"])
 def test_a_run_on_packed_rows_is_the_run_on_their_texts(terms: str, tmp_path: Path) -> None:
     """All texts in each update: weights, losses, health, counts of targets and of tokens are those without packing."""
     common = {"learning_rate": 1e-3, "health_steps": 1, "max_steps": 3, "weight_decay": 0.01}
     mask = {"mask_ratio": 0.4, "num_masks": 2, "on_short": "skip"}
-    texts, packed = rows("bert", 30), packed_rows(30)
+    texts, packed = rows("bert", 30), pack(rows("bert", 30), 48)[0]
     texts.append({"input_ids": texts[0]["input_ids"][:1] + texts[0]["input_ids"][-1:]})  # too short to be masked
     packed.append({**texts[-1], "sequence_ids": [0, 0]})
     runs = []
