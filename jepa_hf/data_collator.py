@@ -128,7 +128,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             without anything to mask, one that is no list of whole numbers, or documents that are not numbered in order.
     """
 
-    columns = ("word_ids", "sequence_ids")
+    columns = ("word_ids",)
 
     def __init__(
         self,
