@@ -4,7 +4,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence, Sized
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -324,15 +323,21 @@ class JepaTrainer(RepresentationTrainer):
 
     @cached_property
     def _health_batches(self) -> list[dict[str, torch.Tensor]]:
-        """The first `_HEALTH_SAMPLES` samples to evaluate on (else to train on), masked the same way every time."""
+        """The first `_HEALTH_SAMPLES` samples to evaluate on (else to train on), masked the same way every time.
+
+        A packed row holds several.
+        """
         rows = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
         if isinstance(rows, dict):
             rows = next(iter(rows.values()))
         self._set_signature_columns_if_needed()
-        first = [
-            {name: row[name] for name in self._signature_columns if name in row}
-            for row in islice(rows, _HEALTH_SAMPLES)
-        ]
+        first: list[dict[str, Any]] = []
+        samples = 0
+        for row in rows:
+            first.append({name: row[name] for name in self._signature_columns if name in row})
+            samples += row["sequence_ids"][-1] + 1 if "sequence_ids" in row else 1
+            if samples >= _HEALTH_SAMPLES:
+                break
         collator, size = self.data_collator, self.args.per_device_train_batch_size
         if isinstance(collator, MaskingCollator):
             collator = collator.for_evaluation()
