@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from jepa_batches import ALLOWED, Row, pack, rows, tiny_jepa
 from jepa_runs import largest_difference, trainer, weights
 from tiny import CORPUS, tiny_tokenizer
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction, UsageError
@@ -319,6 +320,25 @@ def test_rows_whose_documents_see_each_other_are_far_from_that(family: str, cont
     for name in ("predictions", "targets"):
         apart = (exact[name] - mixed[name])[batch["target_valid"]].abs().max()
         assert apart > 0.1 * exact[name][batch["target_valid"]].abs().max(), name
+
+
+def test_compiled_it_is_the_same_and_compiled_once() -> None:
+    """Under static shapes, whatever the number of documents in a row."""
+    model = tiny_jepa(**TERMS["instance"], **TERMS["contrastive"])
+    collator = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), max_length=32)
+    few_documents, more_documents = [14, 14, 12, 13], [14, 7, 7, 12, 5, 8]
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter)
+    graphs = []
+    for lengths in (few_documents, more_documents):
+        batch = collator(pack(documents(lengths))[0])
+        assert {name: value.shape[-1] for name, value in batch.items()} == {
+            "input_ids": 32, "attention_mask": 32, "target_positions": 10, "target_valid": 10, "sequence_ids": 32,
+            "sequence_valid": 4, "context_positions": 24, "context_valid": 24,
+        }  # fmt: skip
+        torch.testing.assert_close(compiled(**batch).loss, model(**batch).loss)
+        graphs.append(counter.frame_count)
+    assert graphs[0] == graphs[1] > 0
 
 
 @pytest.mark.parametrize("family", ["deberta-v2", "mpnet"])
