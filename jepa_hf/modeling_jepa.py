@@ -394,11 +394,12 @@ class JepaForRepresentationPrediction(PreTrainedModel):
                 "sequence_ids": sequence_ids,
             }
         )
+        if (sequence_ids is None) != (sequence_valid is None):
+            raise ValueError("packed rows need both sequence_ids and sequence_valid; make the batch with the collator")
         batch, masks, _ = target_positions.shape
         positions, valid = target_positions.flatten(0, 1), target_valid.flatten(0, 1)
         # Of each position the sample in its row, -1 on padding; a row that is not packed is one sample.
-        real = self.backbone.valid(clean)
-        samples = real.long() - 1 if sequence_ids is None else sequence_ids
+        samples = self.backbone.valid(clean).long() - 1 if sequence_ids is None else sequence_ids
         most = 1 if sequence_valid is None else sequence_valid.shape[1]
 
         targets, sample_targets, target_states = self._targets(

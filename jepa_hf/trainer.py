@@ -112,7 +112,8 @@ class JepaTrainer(RepresentationTrainer):
             train_dataset = _tokenized(train_dataset, processing_class, longest, data_collator.whole_word)
             eval_dataset = _tokenized(eval_dataset, processing_class, longest, data_collator.whole_word)
 
-        if model.config.contrastive_weight > 0 and args.train_batch_size * args.world_size < 2:
+        alone = args.train_batch_size * args.world_size < 2 and not _is_packed(train_dataset)
+        if model.config.contrastive_weight > 0 and alone:
             raise UsageError(
                 "contrastive_weight compares the samples of a batch with each other, and a batch here has one: raise "
                 "--per_device_train_batch_size, or give --contrastive_weight 0"
@@ -418,13 +419,13 @@ class JepaTrainer(RepresentationTrainer):
         weights = ("mlm_weight", "variance_weight", "covariance_weight", "sigreg_weight", "contrastive_weight")
         objective += ", one for all targets of a mask" if config.pooled_targets else ""
         objective += "".join(f", {weight} {getattr(config, weight)}" for weight in weights if getattr(config, weight))
-        collator = self.data_collator
+        collator, packed = self.data_collator, _is_packed(self.train_dataset)
         views = f"masked positions {config.context_mode}"
         if isinstance(collator, MaskingCollator):
             views += "".join(f", {what} {value}" for what, value in collator.summary.items())
         training = {
             "steps": state.global_step,
-            "samples per step": self.get_total_train_batch_size(args),
+            "packed rows per step" if packed else "samples per step": self.get_total_train_batch_size(args),
             "learning rate": f"{args.learning_rate:.4g}, {SchedulerType(args.lr_scheduler_type).value}",
             "weight decay": args.weight_decay,
             "objective": objective,
@@ -480,6 +481,13 @@ def _processing_class(name: str, modality: str) -> PreTrainedTokenizerBase | Bas
     if modality == "features":
         return None
     return (AutoTokenizer if modality == "text" else AutoImageProcessor).from_pretrained(name)
+
+
+def _is_packed(dataset: Any) -> bool:
+    """Whether a row may hold several documents. What is streamed may not know its columns."""
+    if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        return "sequence_ids" in (dataset.column_names or ())
+    return isinstance(dataset, Sequence) and len(dataset) > 0 and "sequence_ids" in dataset[0]
 
 
 def _default_collator(

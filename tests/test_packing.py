@@ -341,6 +341,14 @@ def test_compiled_it_is_the_same_and_compiled_once() -> None:
     assert graphs[0] == graphs[1] > 0
 
 
+@pytest.mark.parametrize("name", ["sequence_ids", "sequence_valid"])
+def test_one_of_the_two_tensors_alone_is_refused(name: str) -> None:
+    batch = DataCollatorForSpanJEPA(tiny_tokenizer("bert"))(pack(documents(SOME))[0])
+    del batch[name]
+    with pytest.raises(ValueError, match="packed rows need both sequence_ids and sequence_valid"):
+        tiny_jepa()(**batch)
+
+
 @pytest.mark.parametrize("family", ["deberta-v2", "mpnet"])
 def test_other_encoders_refuse_packed_rows(family: str) -> None:
     """Those whose attention or positions we cannot confine to a document, with the remedy."""
@@ -475,3 +483,15 @@ def test_a_run_on_packed_rows_is_the_run_on_their_texts(terms: str, tmp_path: Pa
                 assert theirs[name] == pytest.approx(value, rel=2e-3, abs=1e-5), name
     assert one.state.num_input_tokens_seen == other.state.num_input_tokens_seen > 0
     assert [log["rows_without_targets"] for log in other.state.log_history if "rows_without_targets" in log] == [1] * 3
+
+
+def test_a_batch_of_one_row_is_enough_for_the_contrastive_term(tmp_path: Path) -> None:
+    """Its texts are compared with each other; and the card counts rows, not samples."""
+    model = tiny_jepa(contrastive_weight=0.5)
+    data = pack(rows("bert", 12), 48)[0]
+    run = trainer(tmp_path, model, data, per_device_train_batch_size=1, max_steps=1)
+    run.train()
+    assert run.state.log_history[-2]["contrastive_loss"] > 0
+    assert run.card_facts("me/x").training["packed rows per step"] == 1
+    with pytest.raises(UsageError, match="a batch here has one"):
+        trainer(tmp_path, model, rows("bert", 12), per_device_train_batch_size=1)
