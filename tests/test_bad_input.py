@@ -85,6 +85,7 @@ CASES = [
     Case(
         "packed DeBERTa", "--packed --model_name_or_path deberta-v2", ["not exact for deberta-v2", "leave out --packed"]
     ),
+    Case("packed attention", "--packed --attn_implementation flex_attention", ["'flex_attention'", "use sdpa"]),
     Case("stride too large", "--stride 126", ["stride 126", "from 0 to 125"], late=True),
     Case("too long for bert", "--max_seq_length 129", ["max_seq_length 129", "128 positions", "at most 128"]),
     Case(
