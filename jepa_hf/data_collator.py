@@ -187,7 +187,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         else:
             hidden = self._hidden(input_ids, attention, words)
             packed = {}
-        hidden = hidden.reshape(-1, attention.shape[1])
+        hidden = hidden.reshape(len(features) * self.num_masks, -1)
 
         target_capacities, visible_capacities = self._capacities
         targets, target_valid = chosen_positions(hidden, target_capacities)
