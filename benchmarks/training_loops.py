@@ -51,6 +51,7 @@ ARTICLE_OBJECTIVE = {
     "context_mode": "kept", "predictor_type": "mlp", "loss": "cosine", "target_layers": 1, "target_norm": "none",
 }  # fmt: skip
 OBJECTIVES: dict[str, Row] = {"jepa-dropped": {}, "jepa-kept": ARTICLE_OBJECTIVE}
+TOKENS_ALONE = {"contrastive_weight": 0.0}  # as the article's loop
 LOOPS = (*OBJECTIVES, "article", "mlm")
 PAD, CLS, SEP, MASK = 0, 101, 102, 103
 SPECIAL = {PAD: "[PAD]", 100: "[UNK]", CLS: "[CLS]", SEP: "[SEP]", MASK: "[MASK]"}
@@ -103,7 +104,9 @@ class Cell:
 
     @property
     def jepa(self) -> JepaConfig:
-        return JepaConfig(self.encoder, **{**OBJECTIVES.get(self.loop, ARTICLE_OBJECTIVE), **self.model})
+        return JepaConfig(
+            self.encoder, **{**TOKENS_ALONE, **OBJECTIVES.get(self.loop, ARTICLE_OBJECTIVE), **self.model}
+        )
 
 
 class RandomTokens(torch.utils.data.Dataset):

@@ -16,6 +16,7 @@ from transformers import initialization as init
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .errors import UsageError
 from .modeling_feature_encoder import FeatureEncoderModel
+from .packing import documents_at, positions_in_documents, same_document
 from .positions import gather_positions, sincos_positions
 
 _TEXT_BY_POSITION_IDS = ("bert", "distilbert", "electra")
@@ -51,9 +52,18 @@ class TextBackbone:
     def prepare(self, encoder: PreTrainedModel) -> None:
         """Nothing: these encoders take positions as an argument."""
 
+    def check_packing(self, encoder: PreTrainedModel) -> None:
+        """Refuse packed rows where the encoder's attention cannot be kept within documents.
+
+        Raises:
+            UsageError: an attention implementation that takes no dense masks.
+        """
+        _check_dense_masks(encoder, "packed rows need", "leave out --packed")
+
     def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
         """Of the model's arguments, those that the encoder reads; without a mask, every token is real."""
-        return {name: given[name] for name in self.input_names if given[name] is not None}
+        names = (*self.input_names, "sequence_ids")
+        return {name: given[name] for name in names if given[name] is not None}
 
     def length(self, inputs: dict[str, torch.Tensor]) -> int:
         """Number of positions of the inputs."""
@@ -67,6 +77,10 @@ class TextBackbone:
 
     def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], hidden_states: bool = False) -> Any:
         """Run the encoder over all positions; `last_hidden_state` is `[B, L, D]`."""
+        if "sequence_ids" in inputs:
+            valid = self.valid(inputs)
+            every = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+            return self.encode_visible(encoder, inputs, every, valid, hidden_states)
         mask = inputs.get("attention_mask")
         return encoder(
             input_ids=inputs["input_ids"],
@@ -85,6 +99,8 @@ class TextBackbone:
     ) -> Any:
         """Run the encoder over a subset of positions, as if the others were hidden from attention.
 
+        Of packed rows each document is read as in a row of its own.
+
         Args:
             inputs: clean inputs, `[N, L]` each.
             positions: long `[N, C]`.
@@ -93,9 +109,12 @@ class TextBackbone:
         Returns:
             The encoder's output; `last_hidden_state` is `[N, C, D]`.
         """
+        documents = None
+        if "sequence_ids" in inputs:
+            documents = documents_at(inputs["sequence_ids"], positions, valid)
         return encoder(
             input_ids=inputs["input_ids"].gather(1, positions),
-            attention_mask=self.visible_attention(encoder, positions, valid),
+            attention_mask=self.visible_attention(encoder, positions, valid, documents),
             position_ids=self.position_ids(inputs).gather(1, positions),
             output_hidden_states=hidden_states,
             return_dict=True,
@@ -103,6 +122,8 @@ class TextBackbone:
 
     def position_ids(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The position ids of the full pass, long `[N, L]`."""
+        if "sequence_ids" in inputs:
+            return positions_in_documents(inputs["sequence_ids"])
         length = inputs["input_ids"].shape[1]
         return torch.arange(length, device=inputs["input_ids"].device).expand_as(inputs["input_ids"])
 
@@ -114,9 +135,23 @@ class TextBackbone:
         """
         return valid[:, None, None, :] if encoder.config._attn_implementation == "sdpa" else valid.long()
 
-    def visible_attention(self, encoder: PreTrainedModel, positions: torch.Tensor, valid: torch.Tensor | None) -> Any:
-        """The attention mask of the visible tokens, in the form the encoder takes."""
-        return None if valid is None else self.attention(encoder, valid)
+    def visible_attention(
+        self,
+        encoder: PreTrainedModel,
+        positions: torch.Tensor,
+        valid: torch.Tensor | None,
+        documents: torch.Tensor | None = None,
+    ) -> Any:
+        """The attention mask of the visible tokens, in the form the encoder takes.
+
+        Args:
+            positions, valid: as in `encode_visible`.
+            documents: the document of each, long `[N, C]`, of packed rows.
+        """
+        if documents is None:
+            return None if valid is None else self.attention(encoder, valid)
+        self.check_packing(encoder)
+        return _dense_mask(encoder, same_document(documents))
 
 
 class RobertaBackbone(TextBackbone):
@@ -127,8 +162,12 @@ class RobertaBackbone(TextBackbone):
         return self.config.max_position_embeddings - self.config.pad_token_id - 1
 
     def position_ids(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        real = inputs["input_ids"].ne(self.config.pad_token_id).long()
-        return real.cumsum(dim=1) * real + self.config.pad_token_id
+        real = inputs["input_ids"].ne(self.config.pad_token_id)
+        if "sequence_ids" in inputs:
+            count = positions_in_documents(inputs["sequence_ids"], real) + 1
+        else:
+            count = real.long().cumsum(dim=1)
+        return count * real + self.config.pad_token_id
 
 
 class ModernBertBackbone(TextBackbone):
@@ -138,28 +177,29 @@ class ModernBertBackbone(TextBackbone):
         """Its layers' masks differ, which transformers makes of the one by token."""
         return valid.long()
 
-    def visible_attention(self, encoder: PreTrainedModel, positions: torch.Tensor, valid: torch.Tensor | None) -> Any:
+    def visible_attention(
+        self,
+        encoder: PreTrainedModel,
+        positions: torch.Tensor,
+        valid: torch.Tensor | None,
+        documents: torch.Tensor | None = None,
+    ) -> Any:
         if valid is None:
             valid = torch.ones_like(positions, dtype=torch.bool)
-        implementation = encoder.config._attn_implementation
-        if implementation not in ("sdpa", "eager"):
-            raise UsageError(
-                f"context_mode 'dropped' gives ModernBERT a mask of true distances, which attn_implementation "
-                f"{implementation!r} does not take; use sdpa, or --context_mode kept"
-            )
-        full = valid[:, None, None, :].expand(-1, 1, valid.shape[1], -1)
+        if documents is None:
+            _check_dense_masks(encoder, "context_mode 'dropped' gives ModernBERT", "--context_mode kept")
+            full = valid[:, None, None, :].expand(-1, 1, valid.shape[1], -1)
+        else:
+            self.check_packing(encoder)
+            full = same_document(documents)
         distance = (positions[:, :, None] - positions[:, None, :]).abs()
         # A padding query may have no key in its window: it sees itself, or sdpa gives NaN.
         itself = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
         local = (full & (distance <= self.config.local_attention // 2)[:, None]) | itself
-        masks = {"full_attention": full, "sliding_attention": local}
-        if implementation == "eager":
-            lowest = torch.finfo(encoder.dtype).min
-            masks = {
-                name: torch.zeros(mask.shape, dtype=encoder.dtype, device=mask.device).masked_fill(~mask, lowest)
-                for name, mask in masks.items()
-            }
-        return masks
+        return {
+            "full_attention": _dense_mask(encoder, full),
+            "sliding_attention": _dense_mask(encoder, local),
+        }
 
 
 class FullLengthTextBackbone(TextBackbone):
@@ -175,6 +215,30 @@ class FullLengthTextBackbone(TextBackbone):
     def attention(self, encoder: PreTrainedModel, valid: torch.Tensor) -> torch.Tensor:
         """By token, which every encoder knows."""
         return valid.long()
+
+    def check_packing(self, encoder: PreTrainedModel) -> None:
+        """Refuse packed rows."""
+        raise UsageError(
+            f"packed rows are not exact for {self.config.model_type} encoders, whose attention depends on every "
+            "position of the row; leave out --packed"
+        )
+
+
+def _check_dense_masks(encoder: PreTrainedModel, what: str, otherwise: str) -> None:
+    implementation = encoder.config._attn_implementation
+    if implementation not in ("sdpa", "eager"):
+        raise UsageError(
+            f"{what} a mask of who attends to whom, which attn_implementation {implementation!r} does not take; use "
+            f"sdpa, or {otherwise}"
+        )
+
+
+def _dense_mask(encoder: PreTrainedModel, allowed: torch.Tensor) -> torch.Tensor:
+    """Who may attend to whom, bool `[N, 1, C, C]`, as the encoder's attention takes it: eager adds it."""
+    if encoder.config._attn_implementation == "sdpa":
+        return allowed
+    lowest = torch.finfo(encoder.dtype).min
+    return torch.zeros(allowed.shape, dtype=encoder.dtype, device=allowed.device).masked_fill(~allowed, lowest)
 
 
 class VisionBackbone:

@@ -50,8 +50,7 @@ class DataArguments:
     """What to train on and how texts become rows of tokens.
 
     Raises:
-        UsageError: `packed` is asked for, more or less than one of the three modes is chosen, or a number is out of
-            range.
+        UsageError: More or less than one of the three modes is chosen, or a number is out of range.
     """
 
     dataset_name: str | None = field(
@@ -105,7 +104,13 @@ class DataArguments:
     concat: bool = field(
         default=False, metadata={"help": "Join all texts and divide them into rows of max_seq_length."}
     )
-    packed: bool = field(default=False, metadata={"help": "Reserved for exact packing, which is not there yet."})
+    packed: bool = field(
+        default=False,
+        metadata={
+            "help": "Put several texts, each whole, into a row of max_seq_length; each is masked, read and predicted "
+            "as in a row of its own."
+        },
+    )
     pad_to_max_length: bool = field(
         default=False, metadata={"help": "Pad to max_seq_length instead of to the longest row of a batch."}
     )
@@ -121,12 +126,13 @@ class DataArguments:
     token: str | None = field(default=None, metadata={"help": "Token for private datasets on the Hub."})
 
     def __post_init__(self) -> None:
-        if self.packed:
-            raise UsageError("packed is reserved for exact packing, which this version does not have; use --concat")
-        if self.line_by_line and self.concat:
-            raise UsageError("line_by_line and concat exclude each other; give only one of them")
-        if self.line_by_line is False and not self.concat:
-            raise UsageError("line_by_line is switched off and no other mode chosen; give --concat")
+        modes = [name for name in ("line_by_line", "concat", "packed") if getattr(self, name)]
+        if len(modes) > 1:
+            raise UsageError(f"{modes[0]} and {modes[1]} exclude each other; give only one of them")
+        if self.line_by_line is False and not modes:
+            raise UsageError("line_by_line is switched off and no other mode chosen; give --concat or --packed")
+        if self.packed and self.stride is not None:
+            raise UsageError("packed keeps each text in one row and does not go with stride; give only one of them")
         if not 1 <= self.validation_split_percentage <= 99:
             raise UsageError(
                 f"validation_split_percentage must be from 1 to 99, and {self.validation_split_percentage} is not"

@@ -62,26 +62,16 @@ def layer_normalize(states: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     return F.layer_norm(states, states.shape[-1:], eps=eps)
 
 
-def instance_normalize(states: torch.Tensor, valid: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """Zero mean, unit variance of each feature over the positions of its sequence (data2vec 2.0's text targets).
+def batch_standardize(vectors: torch.Tensor, valid: torch.Tensor | None = None, eps: float = 1e-5) -> torch.Tensor:
+    """Zero mean, unit variance of each feature over the vectors, so that what all share says nothing: `[N, D]`.
 
     Args:
-        states: `[B, L, D]`.
-        valid: `[B, L]` bool; padding counts in no statistic.
-
-    Returns:
-        `[B, L, D]`; zeros on padding.
+        valid: bool `[N]`, the vectors that count; default all.
     """
-    valid = valid.unsqueeze(-1)
-    centred = states - masked_mean(states, valid, dim=1).unsqueeze(1)
-    variance = masked_mean(centred**2, valid, dim=1).unsqueeze(1)
-    return torch.where(valid, centred * torch.rsqrt(variance + eps), torch.zeros_like(centred))
-
-
-def batch_standardize(vectors: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """Zero mean, unit variance of each feature over the vectors, so that what all share says nothing: `[N, D]`."""
-    centred = vectors - vectors.mean(dim=0)
-    return centred / (centred.square().mean(dim=0).sqrt() + eps)
+    if valid is None:
+        valid = torch.ones_like(vectors[:, 0], dtype=torch.bool)
+    centred = vectors - masked_mean(vectors, valid[:, None], dim=0)
+    return centred / (masked_mean(centred.square(), valid[:, None], dim=0).sqrt() + eps)
 
 
 def variance_hinge(states: torch.Tensor, valid: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:

@@ -74,7 +74,8 @@ def plot_masks(
     """Draw the masks of a collated batch to a PNG: of each sample at most four masks.
 
     Images: the image, its context, and each target block alone. Texts: their tokens, targets marked, and where masked
-    tokens are kept also the view with them. Features: a heat map of the standardised values, hidden ones shaded.
+    tokens are kept also the view with them; of packed rows each text by itself. Features: a heat map of the
+    standardised values, hidden ones shaded.
     Characters that matplotlib's font lacks are drawn as boxes.
 
     Args:
@@ -82,7 +83,7 @@ def plot_masks(
         batch: what a collator gives for this model.
         path: the file to write.
         processing_class: tokenizer or image processor; not read for features.
-        rows: of the batch, the first so many are drawn.
+        rows: of the batch, the first so many samples are drawn.
 
     Raises:
         UsageError: no tokenizer for texts, or no image processor for images.
@@ -107,7 +108,7 @@ def _draw(
     if modality == "text":
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise UsageError("a picture of masked texts needs their tokenizer: give it as processing_class")
-        return _draw_texts(shown, processing_class)
+        return _draw_texts(shown, processing_class, rows)
     encoder = model.context_encoder
     mean, std = encoder.feature_mean.numpy(force=True), encoder.feature_std.numpy(force=True)
     values = (shown["features"] - mean) / std
@@ -198,7 +199,7 @@ def _frame(block: np.ndarray, height: int, width: int) -> Rectangle:
 # ---- texts
 
 
-def _draw_texts(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Figure:
+def _draw_texts(batch: Batch, tokenizer: PreTrainedTokenizerBase, most: int) -> Figure:
     """A block per text, mask and view: a heading and lines of words."""
     figure = _figure(_WIDTH, 1, layout=None)
     renderer = figure.canvas.get_renderer()
@@ -206,25 +207,25 @@ def _draw_texts(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Figure:
     def measure(text: str) -> float:
         return renderer.get_text_width_height_descent(text, _FONT, False)[0]
 
-    real = batch["attention_mask"].astype(bool)
-    targets = _flags(batch["target_positions"], batch["target_valid"], real.shape[1])
-    samples, masks, length = targets.shape
-    kept = batch["context_input_ids"].reshape(samples, masks, length) if "context_input_ids" in batch else None
+    length = batch["input_ids"].shape[1]
+    targets = _flags(batch["target_positions"], batch["target_valid"], length)
+    masks = targets.shape[1]
+    kept = batch["context_input_ids"].reshape(-1, masks, length) if "context_input_ids" in batch else None
     shown_masks = min(masks, _MOST_MASKS)
     most_lines = max(_MOST_LINES // (shown_masks * (1 if kept is None else 2)), 2)
 
     blocks: list[list[tuple[str, list[list[_Piece]]]]] = []
-    for sample in range(samples):
+    for name, row, real in islice(_texts(batch), most):
         for mask in range(shown_masks):
-            marked = targets[sample, mask] & real[sample]
-            count = f"{marked.sum()} of {real[sample].sum()} tokens hidden" if marked.any() else _NO_TARGETS
-            parts = (f"text {sample + 1}", _mask_title(mask, masks), count)
+            marked = targets[row, mask] & real
+            count = f"{marked.sum()} of {real.sum()} tokens hidden" if marked.any() else _NO_TARGETS
+            parts = (name, _mask_title(mask, masks), count)
             views = {", ".join(filter(None, parts)): batch["input_ids"]}
             if kept is not None and marked.any():
                 views["what the context encoder reads"] = kept[:, mask]
             blocks.append([])
             for heading, ids in views.items():
-                pieces = _pieces(ids[sample][real[sample]], marked[real[sample]], tokenizer, measure)
+                pieces = _pieces(ids[row][real], marked[real], tokenizer, measure)
                 blocks[-1].append((heading, _wrapped(pieces, _WIDTH * _DPI - 2 * _MARGIN, most_lines, measure)))
 
     height = _TOP + _LINE * sum(0.6 + sum(1 + len(lines) for _, lines in block) for block in blocks)
@@ -256,6 +257,17 @@ def _draw_texts(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Figure:
                 top += _LINE
         top += 0.6 * _LINE
     return figure
+
+
+def _texts(batch: Batch) -> Iterator[tuple[str, int, np.ndarray]]:
+    """The texts of a batch: what to call each, its row, and which places there are its own, bool `[L]`."""
+    for row, real in enumerate(batch["attention_mask"].astype(bool)):
+        if "sequence_ids" not in batch:
+            yield f"text {row + 1}", row, real
+            continue
+        numbers = batch["sequence_ids"][row]
+        for number in range(numbers.max() + 1):
+            yield f"row {row + 1}, text {number + 1} of {numbers.max() + 1}", row, numbers == number
 
 
 # Text of a token, or of several that only together make a character; its width in pixels; whether it is a target.

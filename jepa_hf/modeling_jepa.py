@@ -27,13 +27,12 @@ from .errors import UsageError
 from .losses import (
     batch_standardize,
     covariance_penalty,
-    instance_normalize,
     layer_normalize,
-    masked_mean,
     prediction_loss,
     sigreg,
     variance_hinge,
 )
+from .packing import document_counts, document_means, documents_at, instance_normalize
 from .pair_losses import candidates_of_all_ranks, infonce
 from .positions import gather_positions, repeat_samples, sincos_positions
 from .predictors import MLPPredictor, PooledPredictor, TokenPredictor, TransformerPredictor
@@ -43,8 +42,8 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class JepaOutput(ModelOutput):
-    """What `JepaForRepresentationPrediction` returns. B samples, M masks each, T targets per mask (one, where the
-    configuration has `pooled_targets`), width D.
+    """What `JepaForRepresentationPrediction` returns. B rows, M masks each, T targets per mask (one per sample, where
+    the configuration has `pooled_targets`), width D. A row is a sample, or S of them at most where rows are packed.
 
     Args:
         loss: scalar, the weighted sum of the parts.
@@ -55,10 +54,13 @@ class JepaOutput(ModelOutput):
         predictions: `[B, M, T, D]`.
         targets: `[B, M, T, D]`, normalised.
         target_valid: bool `[B, M, T]`.
-        sample_predictions: with `contrastive_weight`, what each view's mean predicts, `[B * views, D]`.
-        sample_targets: with `contrastive_weight`, each sample's mean over the target layers, `[B, D]`.
+        target_samples: long `[B, M, T]`, which sample of its row each is of; 0 where rows are not packed, -1 where not
+            valid.
+        sample_predictions: with `contrastive_weight`, what each view's mean predicts, `[B * S * views, D]`.
+        sample_targets: with `contrastive_weight`, each sample's mean over the target layers, `[B * S, D]`.
         context_state: the context encoder's last layer, `[B * M, C, D]`, on request.
         context_valid: bool `[B * M, C]`, which of these are real tokens, on request.
+        context_samples: long `[B * M, C]`, as `target_samples`, on request.
         context_hidden_states: all layers of the context encoder, on request.
         target_hidden_states: all layers of the target encoder, `[B, L, D]` each, on request.
     """
@@ -74,10 +76,12 @@ class JepaOutput(ModelOutput):
     predictions: torch.Tensor | None = None
     targets: torch.Tensor | None = None
     target_valid: torch.Tensor | None = None
+    target_samples: torch.Tensor | None = None
     sample_predictions: torch.Tensor | None = None
     sample_targets: torch.Tensor | None = None
     context_state: torch.Tensor | None = None
     context_valid: torch.Tensor | None = None
+    context_samples: torch.Tensor | None = None
     context_hidden_states: tuple[torch.Tensor, ...] | None = None
     target_hidden_states: tuple[torch.Tensor, ...] | None = None
 
@@ -354,6 +358,8 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         context_valid: torch.Tensor | None = None,
         target_positions: torch.Tensor | None = None,
         target_valid: torch.Tensor | None = None,
+        sequence_ids: torch.Tensor | None = None,
+        sequence_valid: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         output_hidden_states: bool = False,
         return_loss: bool = True,
@@ -373,6 +379,9 @@ class JepaForRepresentationPrediction(PreTrainedModel):
                 out where nothing is.
             target_positions: long `[B, M, T]`, M masks per sample.
             target_valid: bool `[B, M, T]`.
+            sequence_ids: of packed rows, the document of each token, long `[B, L]`, -1 on padding. Each document is
+                then a sample: what it gives is what it would give in a row of its own.
+            sequence_valid: of packed rows, which numbers stand for a document, bool `[B, S]`.
             num_items_in_batch: number of targets of the whole update; default that of this batch. The loss is the sum
                 over this batch's targets divided by it, so that accumulated losses add up.
             output_hidden_states: also return the encoders' states.
@@ -384,12 +393,20 @@ class JepaForRepresentationPrediction(PreTrainedModel):
                 "attention_mask": attention_mask,
                 "pixel_values": pixel_values,
                 "features": features,
+                "sequence_ids": sequence_ids,
             }
         )
+        if (sequence_ids is None) != (sequence_valid is None):
+            raise ValueError("packed rows need both sequence_ids and sequence_valid; make the batch with the collator")
         batch, masks, _ = target_positions.shape
         positions, valid = target_positions.flatten(0, 1), target_valid.flatten(0, 1)
+        # Of each position the sample in its row, -1 on padding; a row that is not packed is one sample.
+        samples = self.backbone.valid(clean).long() - 1 if sequence_ids is None else sequence_ids
+        most = 1 if sequence_valid is None else sequence_valid.shape[1]
 
-        targets, sample_targets, target_states = self._targets(clean, positions, masks, output_hidden_states)
+        targets, sample_targets, target_states = self._targets(
+            clean, samples, most, positions, masks, output_hidden_states
+        )
         if self.config.context_mode == "kept":
             masked_view = context_input_ids if context_features is None else context_features
             view = self._view_kept(clean, masked_view, positions, valid, masks, output_hidden_states)
@@ -402,66 +419,85 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             readable,
             positions,
             valid,
+            None if sequence_ids is None else repeat_samples(sequence_ids, masks),
         )
+        target_samples = documents_at(samples, positions, valid)
+        per_sample = document_counts(target_samples, most)
         if self.config.pooled_targets:
-            predictions, targets = (
-                masked_mean(states, valid[..., None], dim=1)[:, None] for states in (predictions, targets)
-            )
-            valid = valid.any(dim=1, keepdim=True)
+            predictions, targets = (document_means(x, target_samples, most) for x in (predictions, targets))
+            valid = per_sample > 0
+            per_sample = valid.long()
+            target_samples = torch.arange(most, device=valid.device).expand_as(valid).masked_fill(~valid, -1)
 
         output = JepaOutput(
             num_targets=valid.sum(),
             predictions=predictions.unflatten(0, (batch, masks)),
             targets=targets.unflatten(0, (batch, masks)),
             target_valid=valid.unflatten(0, (batch, masks)),
+            target_samples=target_samples.unflatten(0, (batch, masks)),
         )
+        read = documents_at(samples, seen_positions[:: len(seen_positions) // len(seen)], seen)
         if self.pooled_predictor is not None:
             states = encoded.last_hidden_state
-            pooled = masked_mean(states.float(), seen[..., None], dim=1).to(states.dtype)
+            pooled = _by_sample(document_means(states.float(), read, most).to(states.dtype), batch)
             output.sample_predictions, output.sample_targets = self.pooled_predictor(pooled), sample_targets
         if return_loss:
-            self._add_losses(output, clean, encoded, seen, positions, valid, num_items_in_batch)
+            total = output.num_targets.clamp_min(1) if num_items_in_batch is None else num_items_in_batch
+            self._add_losses(output, clean, encoded, seen, positions, valid, total)
+            if self.config.contrastive_weight > 0:
+                per_view = per_sample.unflatten(0, (len(seen), -1)).sum(dim=1)
+                self._add_contrast(output, _by_sample(per_view[..., None], batch), sequence_valid, total)
         if output_hidden_states:
             output.context_state, output.context_valid = encoded.last_hidden_state, seen
+            output.context_samples = read
             output.context_hidden_states = encoded.hidden_states
             output.target_hidden_states = target_states
         return output
 
     @torch.no_grad()
     def _targets(
-        self, clean: dict[str, torch.Tensor], positions: torch.Tensor, masks: int, hidden_states: bool
+        self,
+        clean: dict[str, torch.Tensor],
+        samples: torch.Tensor,
+        most: int,
+        positions: torch.Tensor,
+        masks: int,
+        hidden_states: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...] | None]:
         """The target encoder reads the clean view once; its *output* at the targets is what is normalised.
 
         Over an instance's positions it is normalised before it is gathered; where each position stands for itself,
         afterwards, so that nothing is computed of positions that are no target.
 
+        Args:
+            samples: the sample in its row that each position is of, long `[B, L]`.
+            most: samples in a row, at most.
+
         Returns:
-            the targets `[N, T, D]`; with `contrastive_weight` each sample's mean `[B, D]`, averaged over the
+            the targets `[N, T, D]`; with `contrastive_weight` each sample's mean `[B * most, D]`, averaged over the
             normalised means of the target layers; and the hidden states on request.
         """
         several = self.config.target_layers > 1
         encoded = self.backbone.encode(self.target_encoder, clean, hidden_states=several or hidden_states)
         layers = encoded.hidden_states[-self.config.target_layers :] if several else [encoded.last_hidden_state]
-        valid = self.backbone.valid(clean)
-        by_sample, over_positions = positions.reshape(len(valid), -1), self.config.target_norm == "instance"
+        by_sample, over_positions = positions.reshape(len(samples), -1), self.config.target_norm == "instance"
         read = layers if over_positions else [gather_positions(layer, by_sample) for layer in layers]
         # Layer by layer, so that only the running sum and one layer are held in float32.
-        total = sum(self._normalize(layer.float(), valid) for layer in read)
-        states = self._normalize(total / len(layers), valid) if several else total
+        total = sum(self._normalize(layer.float(), samples, most) for layer in read)
+        states = self._normalize(total / len(layers), samples, most) if several else total
         gathered = gather_positions(states, by_sample) if over_positions else states
         gathered = gathered.reshape(*positions.shape, -1)
         means = None
         if self.config.contrastive_weight > 0:
-            pooled = [layer_normalize(masked_mean(layer.float(), valid[..., None], dim=1)) for layer in layers]
-            means = sum(pooled) / len(layers)
+            pooled = [layer_normalize(document_means(layer.float(), samples, most)) for layer in layers]
+            means = (sum(pooled) / len(layers)).flatten(0, 1)
         return gathered, means, encoded.hidden_states if hidden_states else None
 
-    def _normalize(self, states: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    def _normalize(self, states: torch.Tensor, samples: torch.Tensor, most: int) -> torch.Tensor:
         if self.config.target_norm == "layer":
             return layer_normalize(states)
         if self.config.target_norm == "instance":
-            return instance_normalize(states, valid)
+            return instance_normalize(states, samples, most)
         return states
 
     def _view_kept(
@@ -521,11 +557,10 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         seen: torch.Tensor,
         positions: torch.Tensor,
         valid: torch.Tensor,
-        num_items_in_batch: torch.Tensor | int | None,
+        total: torch.Tensor | int,
     ) -> None:
         config = self.config
         here = output.num_targets.clamp_min(1)
-        total = here if num_items_in_batch is None else num_items_in_batch
         predictions, targets = output.predictions.flatten(0, 1), output.targets.flatten(0, 1)
         each = prediction_loss(config.loss, predictions, targets, config.smooth_l1_beta)
         summed = torch.where(valid, each, torch.zeros_like(each)).sum()
@@ -548,19 +583,36 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             fixed = None if self.training else torch.Generator(states.device).manual_seed(0)
             output.sigreg_loss = sigreg(states, seen, generator=fixed)
             loss = loss + config.sigreg_weight * share * output.sigreg_loss
-        if config.contrastive_weight > 0:
-            each = self._contrast(output.sample_predictions, output.sample_targets)
-            # A view counts by its targets, so that micro-batches and ranks add up to the whole.
-            summed = (each * valid.reshape(len(each), -1).sum(dim=1)).sum()
-            output.contrastive_loss = summed / here
-            loss = loss + config.contrastive_weight * summed / total
         output.loss = loss
 
-    def _contrast(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Each view's cross-entropy of finding its own sample's target among those of the batch, of all ranks."""
-        candidates, own = candidates_of_all_ranks(targets)
+    def _add_contrast(
+        self,
+        output: JepaOutput,
+        counts: torch.Tensor,
+        sequence_valid: torch.Tensor | None,
+        total: torch.Tensor | int,
+    ) -> None:
+        """Add each view's cross-entropy of finding its own sample's target among those of the batch, of all ranks.
+
+        Args:
+            counts: targets of each view, long `[B * S * views, 1]`: a view counts by them, so that micro-batches and
+                ranks add up to the whole.
+        """
+        config, predictions, targets = self.config, output.sample_predictions, output.sample_targets
+        there = None
+        if sequence_valid is None:
+            candidates, own = candidates_of_all_ranks(targets)
+        else:
+            marked = torch.cat([targets, sequence_valid.reshape(-1, 1).to(targets.dtype)], dim=1)
+            marked, own = candidates_of_all_ranks(marked, same_size=False)
+            candidates, there = marked[:, :-1], marked[:, -1] > 0
         own = own.repeat_interleave(len(predictions) // len(own))
-        return infonce(predictions, batch_standardize(candidates), own, self.config.contrastive_temperature)
+        candidates = batch_standardize(candidates, there)
+        each = infonce(predictions, candidates, own, config.contrastive_temperature, there)
+        each = torch.where(counts[:, 0] > 0, each, torch.zeros_like(each))
+        summed = (each * counts[:, 0]).sum()
+        output.contrastive_loss = summed / output.num_targets.clamp_min(1)
+        output.loss = output.loss + config.contrastive_weight * summed / total
 
     def _mlm_sum(
         self,
@@ -581,6 +633,11 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         labels = repeat_samples(clean["input_ids"], masks).gather(1, positions)
         labels = torch.where(valid, labels, -100)
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum", ignore_index=-100)
+
+
+def _by_sample(values: torch.Tensor, batch: int) -> torch.Tensor:
+    """`[B * views, S, D]` -> `[B * S * views, D]`: a sample's views next to each other."""
+    return values.unflatten(0, (batch, -1)).transpose(1, 2).flatten(0, 2)
 
 
 def _whole(weight: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,13 @@ def pair_distance(kind: str, prediction: torch.Tensor, target: torch.Tensor) -> 
     raise ValueError(f"a distance of pairs is cosine, l2 or mse, not {kind!r}")
 
 
-def infonce(prediction: torch.Tensor, candidates: torch.Tensor, own: torch.Tensor, temperature: float) -> torch.Tensor:
+def infonce(
+    prediction: torch.Tensor,
+    candidates: torch.Tensor,
+    own: torch.Tensor,
+    temperature: float,
+    valid: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Cross-entropy of finding each prediction's target among all candidates by cosine (van den Oord et al. 2018).
 
     A statistic of the batch: it changes with the number of candidates.
@@ -46,15 +52,19 @@ def infonce(prediction: torch.Tensor, candidates: torch.Tensor, own: torch.Tenso
         candidates: `[C, D]`, the targets of all ranks.
         own: long `[N]`, which candidate is each prediction's target.
         temperature: what the cosines are divided by (official code: 0.07).
+        valid: bool `[C]`, False for candidates that are only filled up; default all are.
 
     Returns:
-        `[N]`, at least 0.
+        `[N]`, at least 0; of a prediction whose own target is none it means nothing.
     """
     prediction, candidates = (F.normalize(vectors.float(), dim=-1) for vectors in (prediction, candidates))
-    return F.cross_entropy(prediction @ candidates.T / temperature, own, reduction="none")
+    logits = prediction @ candidates.T / temperature
+    if valid is not None:
+        logits = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
+    return F.cross_entropy(logits, own, reduction="none")
 
 
-def candidates_of_all_ranks(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def candidates_of_all_ranks(vectors: torch.Tensor, same_size: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """What `infonce` compares with: the vectors of all ranks, with their gradients, and which are one's own.
 
     Batches that are trained on are of one size. The last one of an evaluation may not be: there the ranks tell each
@@ -62,6 +72,7 @@ def candidates_of_all_ranks(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.
 
     Args:
         vectors: `[N, D]`.
+        same_size: False where the ranks' N may differ in training too.
 
     Returns:
         `[of all ranks, D]`, long `[N]`.
@@ -70,7 +81,7 @@ def candidates_of_all_ranks(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return vectors, own
     ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    if torch.is_grad_enabled():
+    if same_size and torch.is_grad_enabled():
         return torch.cat(all_gather(vectors.contiguous())), own + rank * len(vectors)
     counts = torch.zeros(ranks, dtype=torch.long, device=vectors.device)
     counts[rank] = len(vectors)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .packing import documents_at, positions_in_documents, same_document
 from .positions import gather_positions, sincos_positions
 
 
@@ -24,12 +25,13 @@ class MLPPredictor(nn.Module):
         context_valid: torch.Tensor,
         target_positions: torch.Tensor,
         target_valid: torch.Tensor,
+        sequence_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Guess each target from the context encoder's output at its own [MASK] position.
 
         Args:
             context: `[N, L, D]`, all positions.
-            context_positions, context_valid, target_valid: not read.
+            context_positions, context_valid, target_valid, sequence_ids: not read.
             target_positions: long `[N, T]`.
 
         Returns:
@@ -68,7 +70,7 @@ class PredictorBlock(nn.Module):
         self.fc2 = nn.Linear(inner, hidden_size)
 
     def forward(self, states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`[N, S, H]`, bool `[N, 1, 1, S]` (True: may be attended to) -> `[N, S, H]`."""
+        """`[N, S, H]`, bool `[N, 1, 1 or S, S]` (True: may be attended to) -> `[N, S, H]`."""
         n, length, width = states.shape
         heads = self.num_attention_heads
         qkv = self.qkv(self.norm1(states)).view(n, length, 3, heads, width // heads)
@@ -137,6 +139,7 @@ class TransformerPredictor(_NarrowTransformer):
         context_valid: torch.Tensor,
         target_positions: torch.Tensor,
         target_valid: torch.Tensor,
+        sequence_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Guess the targets from the visible context.
 
@@ -146,16 +149,27 @@ class TransformerPredictor(_NarrowTransformer):
             context_valid: bool `[N, C]`; False on padding and on [MASK] tokens, which are no context.
             target_positions: long `[N, T]`.
             target_valid: bool `[N, T]`, False where positions are only filled up.
+            sequence_ids: the document of each position of the row, long `[N, L]`, where rows are packed: what is
+                guessed of a document is then guessed from that document, and places are counted in it.
 
         Returns:
             `[N, T, D]`; what stands where `target_valid` is False means nothing.
         """
+        valid = torch.cat([context_valid, target_valid], dim=1)
+        if sequence_ids is None:
+            attention_mask = valid[:, None, None, :]
+            # A row without a single valid position would attend to nothing and give NaN: let it attend to itself.
+            attention_mask = attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
+        else:
+            positions = torch.cat([context_positions, target_positions], dim=1)
+            attention_mask = same_document(documents_at(sequence_ids, positions, valid))
+            places = positions_in_documents(sequence_ids)
+            context_positions, target_positions = (
+                places.gather(1, positions) for positions in (context_positions, target_positions)
+            )
         seen = self.embed(context) + self.position_embeddings[context_positions]
         hidden = self.mask_token + self.position_embeddings[target_positions]
         states = torch.cat([seen, hidden.to(seen.dtype)], dim=1)
-        attention_mask = torch.cat([context_valid, target_valid], dim=1)[:, None, None, :]
-        # A row without a single valid position would attend to nothing and give NaN: let it attend to itself.
-        attention_mask = attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
         for layer in self.layers:
             states = layer(states, attention_mask)
         return self.proj(self.norm(states[:, context.shape[1] :]))
@@ -176,12 +190,13 @@ class TokenPredictor(_NarrowTransformer):
         context_valid: torch.Tensor,
         target_positions: torch.Tensor,
         target_valid: torch.Tensor,
+        sequence_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Guess the clean vector's representation from that of the view in which features are hidden.
 
         Args:
             context: `[N, 1, D]`.
-            context_positions, context_valid, target_positions, target_valid: not read.
+            context_positions, context_valid, target_positions, target_valid, sequence_ids: not read.
 
         Returns:
             `[N, 1, D]`.

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from bisect import bisect_left, insort
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from .errors import UsageError
 
 logger = logging.getLogger(__name__)
+
+# Texts that share rows are out of so many, so that packing starts at once and a stream is held in little memory.
+PACKING_WINDOW = 2048
 
 # A forked process (a loader's worker, one of `num_proc`) has the locks of its parent's threads but not the threads:
 # tokenizers that ran in parallel before and are told to do so again would wait for them forever.
@@ -26,6 +30,7 @@ def tokenize_dataset(
     max_seq_length: int,
     stride: int | None = None,
     concat: bool = False,
+    packed: bool = False,
     word_ids: bool = False,
     num_proc: int | None = None,
     load_from_cache_file: bool = True,
@@ -44,18 +49,20 @@ def tokenize_dataset(
         concat: Cut nothing: join all texts of a map batch (1000 texts) with the sep (else eos) token between them and
             divide the result into rows of `max_seq_length`. The last row of a batch is shorter; it is left out if it
             would hold a single token.
+        packed: Put several texts, whole and cut as by default, into each row, see `pack_dataset`.
         word_ids: Also give the number of the word each token belongs to.
         num_proc: Processes to tokenize with (map-style datasets only).
         load_from_cache_file: Take the result of an earlier equal call from the cache (map-style datasets only).
 
     Returns:
-        A dataset of the same kind with the columns `input_ids` and, if asked for, `word_ids`: int32 lists of equal
-        length per row. Word ids are -1 at special tokens and separators, and tell apart all words of a row.
+        A dataset of the same kind with the columns `input_ids` and, if asked for, `word_ids` and `sequence_ids`: int32
+        lists of equal length per row. Word ids are -1 at special tokens and separators, and tell apart all words of a
+        row, or of a text in a packed row.
 
     Raises:
         UsageError: The column is missing; `word_ids` with a slow tokenizer; `max_seq_length` leaves no room for text;
-            `stride` is out of range or comes with `concat`; `concat` with a tokenizer that has neither a sep nor an
-            eos token; or no row of a map-style dataset holds text.
+            `stride` is out of range; two of `stride`, `concat` and `packed` are given; `concat` with a tokenizer that
+            has neither a sep nor an eos token; or no row of a map-style dataset holds text.
     """
     if dataset.column_names is not None and text_column_name not in dataset.column_names:
         raise UsageError(
@@ -75,6 +82,9 @@ def tokenize_dataset(
         )
     if stride is not None and concat:
         raise UsageError("stride does not go with concat, which cuts nothing; give only one of them")
+    if packed and (concat or stride is not None):
+        other = "concat" if concat else "stride"
+        raise UsageError(f"packed keeps each text in one row and does not go with {other}; give only one of them")
     if stride is not None and not 0 <= stride < room:
         raise UsageError(
             f"stride {stride} is out of range; it must be from 0 to {room - 1}, less than the text tokens in a row of "
@@ -116,7 +126,96 @@ def tokenize_dataset(
     if counted:
         _log_cuts(tokenized, max_seq_length, room)
         tokenized = tokenized.remove_columns("length")
+    if packed:
+        return pack_dataset(tokenized, max_seq_length, load_from_cache_file=load_from_cache_file)
     return tokenized
+
+
+def pack_dataset(
+    dataset: Dataset | IterableDataset, max_seq_length: int, *, load_from_cache_file: bool = True
+) -> Dataset | IterableDataset:
+    """Put several rows of tokens, each whole, into each row of at most `max_seq_length`.
+
+    Of each `PACKING_WINDOW` rows the longest comes first, and each goes where it leaves the least room (best-fit
+    decreasing, as TRL's strategy "bfd"). Nothing is drawn: equal data gives equal rows. Of map-style datasets it is
+    logged how many rows became how many, and how much padding is left.
+
+    Args:
+        dataset: Rows with lists of equal length in all their columns, `input_ids` among them, none longer than
+            `max_seq_length`; map-style or streaming.
+        load_from_cache_file: As in `tokenize_dataset`.
+
+    Returns:
+        A dataset of the same kind and columns, and the column `sequence_ids`: the number of the old row within the new
+        one that each token is of.
+
+    Raises:
+        UsageError: A row is longer than `max_seq_length`.
+
+    >>> rows = Dataset.from_dict({"input_ids": [[1], [2, 2, 2], [3, 3], [4]]})
+    >>> pack_dataset(rows, 4)[:]
+    {'input_ids': [[1, 2, 2, 2], [3, 3, 4]], 'sequence_ids': [[0, 1, 1, 1], [0, 0, 1]]}
+    """
+    features = dataset.features and Features({**dataset.features, "sequence_ids": Sequence(Value("int32"))})
+    mapping: dict[str, Any] = {"batched": True, "batch_size": PACKING_WINDOW, "features": features}
+    mapping["remove_columns"] = dataset.column_names or list(next(iter(dataset)))
+    pack = partial(_pack_batch, max_seq_length=max_seq_length)
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(pack, **mapping)
+    packed = dataset.map(pack, load_from_cache_file=load_from_cache_file, desc="Packing", **mapping)
+    tokens = pc.sum(pc.list_value_length(packed.data.column("input_ids"))).as_py()
+    logger.info(
+        "packed %d texts into %d rows of at most %d tokens; %.1f %% of their places are padding",
+        len(dataset),
+        len(packed),
+        max_seq_length,
+        100 * (1 - tokens / (len(packed) * max_seq_length)),
+    )
+    return packed
+
+
+def _pack_batch(batch: dict[str, list[list[int]]], *, max_seq_length: int) -> dict[str, list[list[int]]]:
+    lengths = [len(ids) for ids in batch["input_ids"]]
+    if max(lengths) > max_seq_length:
+        raise UsageError(
+            f"a row of {max(lengths)} tokens does not fit into max_seq_length {max_seq_length}; cut it, or make that "
+            "larger"
+        )
+    together = best_fit_decreasing(lengths, max_seq_length)
+    rows = {
+        name: [[value for text in texts for value in column[text]] for texts in together]
+        for name, column in batch.items()
+    }
+    rows["sequence_ids"] = [
+        [number for number, text in enumerate(texts) for _ in range(lengths[text])] for texts in together
+    ]
+    return rows
+
+
+def best_fit_decreasing(sizes: list[int], capacity: int) -> list[list[int]]:
+    """Which items share a bin: from the largest to the smallest, each goes into the fullest bin that still takes it.
+
+    Bins hold their items in order, and come in the order of their first items, so that large and small stay mixed.
+
+    Args:
+        sizes: of the items, none above `capacity`.
+
+    >>> best_fit_decreasing([1, 3, 2, 1], capacity=4)
+    [[0, 1], [2, 3]]
+    """
+    bins: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # room and number of each bin that has any, the fullest first
+    for item in sorted(range(len(sizes)), key=lambda item: -sizes[item]):
+        at = bisect_left(free, (sizes[item], 0))
+        if at < len(free):
+            room, number = free.pop(at)
+        else:
+            room, number = capacity, len(bins)
+            bins.append([])
+        bins[number].append(item)
+        if room > sizes[item]:
+            insort(free, (room - sizes[item], number))
+    return sorted(map(sorted, bins))
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from .metrics import (
 )
 from .model_card import CardFacts
 from .modeling_jepa import JepaForRepresentationPrediction, JepaOutput
+from .packing import document_counts, documents_at, positions_in_documents
 from .pretrained import whole_weights
 from .tokenization import tokenize_dataset
 from .training_args import JepaTrainingArguments
@@ -115,7 +115,8 @@ class JepaTrainer(RepresentationTrainer):
             train_dataset = _tokenized(train_dataset, processing_class, longest, data_collator.whole_word)
             eval_dataset = _tokenized(eval_dataset, processing_class, longest, data_collator.whole_word)
 
-        if model.config.contrastive_weight > 0 and args.train_batch_size * args.world_size < 2:
+        alone = args.train_batch_size * args.world_size < 2 and not _is_packed(train_dataset)
+        if model.config.contrastive_weight > 0 and alone:
             raise UsageError(
                 "contrastive_weight compares the samples of a batch with each other, and a batch here has one: raise "
                 "--per_device_train_batch_size, or give --contrastive_weight 0"
@@ -257,7 +258,13 @@ class JepaTrainer(RepresentationTrainer):
 
     def count_targets(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         valid = inputs["target_valid"]
-        return (valid.any(dim=-1) if self._unwrapped.config.pooled_targets else valid).sum()
+        if not self._unwrapped.config.pooled_targets:
+            return valid.sum()
+        if "sequence_ids" not in inputs:
+            return valid.any(dim=-1).sum()
+        positions = inputs["target_positions"].flatten(0, 1)
+        documents = documents_at(inputs["sequence_ids"], positions, valid.flatten(0, 1))
+        return (document_counts(documents, inputs["sequence_valid"].shape[1]) > 0).sum()
 
     def count_tokens(self, inputs: dict[str, torch.Tensor], padding: bool = False) -> torch.Tensor:
         if "attention_mask" in inputs and not padding:
@@ -282,7 +289,10 @@ class JepaTrainer(RepresentationTrainer):
         if self._unwrapped.backbone.grid:  # a vector that is one token is hidden in part, which cannot be counted
             places = self.count_tokens(inputs) * valid.shape[1]
             means.add("masked_fraction", inputs["target_valid"].sum() / places.clamp_min(1), places)
-        means.count("rows_without_targets", (~valid.flatten(1).any(dim=1)).sum())
+        # Of packed rows, documents.
+        there = inputs.get("sequence_valid", torch.ones_like(valid[:, 0, :1]))
+        targets_of_each = document_counts(outputs.target_samples.flatten(1), there.shape[1])
+        means.count("rows_without_targets", (there & (targets_of_each == 0)).sum())
         if means is self._means["eval"]:
             self._track_evaluation(outputs, means)
 
@@ -329,15 +339,21 @@ class JepaTrainer(RepresentationTrainer):
 
     @cached_property
     def _health_batches(self) -> list[dict[str, torch.Tensor]]:
-        """The first `_HEALTH_SAMPLES` samples to evaluate on (else to train on), masked the same way every time."""
+        """The first `_HEALTH_SAMPLES` samples to evaluate on (else to train on), masked the same way every time.
+
+        A packed row holds several.
+        """
         rows = self.eval_dataset if self.eval_dataset is not None else self.train_dataset
         if isinstance(rows, dict):
             rows = next(iter(rows.values()))
         self._set_signature_columns_if_needed()
-        first = [
-            {name: row[name] for name in self._signature_columns if name in row}
-            for row in islice(rows, _HEALTH_SAMPLES)
-        ]
+        first: list[dict[str, Any]] = []
+        samples = 0
+        for row in rows:
+            first.append({name: row[name] for name in self._signature_columns if name in row})
+            samples += row["sequence_ids"][-1] + 1 if "sequence_ids" in row else 1
+            if samples >= _HEALTH_SAMPLES:
+                break
         collator, size = self.data_collator, self.args.per_device_train_batch_size
         if isinstance(collator, MaskingCollator):
             collator = collator.for_evaluation()
@@ -359,26 +375,33 @@ class JepaTrainer(RepresentationTrainer):
         seen = 0
         model.eval()
         for batch in self._health_batches:
-            output = model(**self._prepare_inputs(batch), output_hidden_states=True, return_loss=False)
-            samples = torch.arange(len(output.target_valid), device=output.target_valid.device) + seen
-            seen += len(samples)
-            valid, seen_positions = output.target_valid, output.context_valid
-            places = batch["target_positions"].to(valid.device)
-            # The one target that stands for all of a mask has no place of its own.
-            places = torch.zeros_like(valid, dtype=torch.long) if self._unwrapped.config.pooled_targets else places
+            batch = self._prepare_inputs(batch)
+            output = model(**batch, output_hidden_states=True, return_loss=False)
+            valid, seen_positions, places = output.target_valid, output.context_valid, batch["target_positions"]
+            there = batch.get("sequence_valid", torch.ones_like(valid[:, 0, :1]))
+            # A row is one sample, or as many as documents fit in any.
+            samples = torch.arange(len(there), device=valid.device) * there.shape[1] + seen
+            seen += there.numel()
             views = samples.repeat_interleave(len(seen_positions) // len(samples))
+            if self._unwrapped.config.pooled_targets:
+                # The one target that stands for all of a mask has no place of its own.
+                places = torch.zeros_like(valid, dtype=torch.long)
+            elif "sequence_ids" in batch:
+                within = positions_in_documents(batch["sequence_ids"])
+                places = within.gather(1, places.flatten(1)).view_as(places)
             for name, values, kept, owner in (
                 ("prediction", output.predictions, valid, None),
-                ("target", output.targets, valid, samples[:, None, None].expand_as(valid)),
-                ("context", output.context_state, seen_positions, views[:, None].expand_as(seen_positions)),
+                ("target", output.targets, valid, samples[:, None, None] + output.target_samples),
+                ("context", output.context_state, seen_positions, views[:, None] + output.context_samples),
             ):
                 parts[name].append(values[kept].float())
                 if owner is not None:
                     parts[f"{name} of"].append(owner[kept])
             parts["positions"].append(places[valid])
             if output.sample_targets is not None:
-                parts["sample_predictions"].append(output.sample_predictions)
-                parts["sample_targets"].append(output.sample_targets)
+                there = there.flatten()
+                parts["sample_predictions"].append(output.sample_predictions.unflatten(0, (len(there), -1))[there])
+                parts["sample_targets"].append(output.sample_targets[there])
         model.train(training)
         whole = {name: torch.cat(chunks) for name, chunks in parts.items()}
         if len(whole["target of"].unique()) < 2:
@@ -391,7 +414,9 @@ class JepaTrainer(RepresentationTrainer):
             whole["prediction"], whole["target"], whole["positions"], config.loss, config.smooth_l1_beta
         )
         if "sample_targets" in whole:
-            values["sample_hit_rate"] = sample_hit_rate(whole["sample_predictions"], whole["sample_targets"]).item()
+            values["sample_hit_rate"] = sample_hit_rate(
+                whole["sample_predictions"].flatten(0, 1), whole["sample_targets"]
+            ).item()
             values["sample_hit_rate_chance"] = 1 / len(whole["sample_targets"])
         encoders = (model.context_encoder.named_parameters(), model.target_encoder.named_parameters())
         values["encoder_distance"] = relative_distance(*(self.ema.pairs or match_parameters(*encoders)))
@@ -409,13 +434,13 @@ class JepaTrainer(RepresentationTrainer):
         weights = ("mlm_weight", "variance_weight", "covariance_weight", "sigreg_weight", "contrastive_weight")
         objective += ", one for all targets of a mask" if config.pooled_targets else ""
         objective += "".join(f", {weight} {getattr(config, weight)}" for weight in weights if getattr(config, weight))
-        collator = self.data_collator
+        collator, packed = self.data_collator, _is_packed(self.train_dataset)
         views = f"masked positions {config.context_mode}"
         if isinstance(collator, MaskingCollator):
             views += "".join(f", {what} {value}" for what, value in collator.summary.items())
         training = {
             "steps": state.global_step,
-            "samples per step": self.get_total_train_batch_size(args),
+            "packed rows per step" if packed else "samples per step": self.get_total_train_batch_size(args),
             "learning rate": f"{args.learning_rate:.4g}, {SchedulerType(args.lr_scheduler_type).value}",
             "weight decay": args.weight_decay,
             "objective": objective,
@@ -471,6 +496,13 @@ def _processing_class(name: str, modality: str) -> PreTrainedTokenizerBase | Bas
     if modality == "features":
         return None
     return (AutoTokenizer if modality == "text" else AutoImageProcessor).from_pretrained(name)
+
+
+def _is_packed(dataset: Any) -> bool:
+    """Whether a row may hold several documents. What is streamed may not know its columns."""
+    if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+        return "sequence_ids" in (dataset.column_names or ())
+    return isinstance(dataset, Sequence) and len(dataset) > 0 and "sequence_ids" in dataset[0]
 
 
 def _default_collator(

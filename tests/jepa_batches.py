@@ -1,5 +1,6 @@
 """Tiny JEPAs and hand-made batches for them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPr
 
 # Over matrices this small, threads only wait for each other.
 torch.set_num_threads(1)
+
+Row = dict[str, list[int]]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -28,10 +31,25 @@ ALLOWED: list[tuple[str, str, str]] = [
 ONE_OF_EACH_FAMILY = [case for case in ALLOWED if case[1] == "dropped" or case[0] == "deberta-v2"][:6]
 
 
-def rows(family: str, count: int, longest: int = 24) -> list[dict[str, list[int]]]:
+def rows(family: str, count: int, longest: int = 24) -> list[Row]:
     """The corpus as rows of token ids of differing lengths, at most `longest`."""
     ids = tiny_tokenizer(family)(CORPUS[:count], truncation=True, max_length=longest)["input_ids"]
     return [{"input_ids": row} for row in ids]
+
+
+def pack(texts: Sequence[Row], max_length: int = 32) -> tuple[list[Row], list[tuple[int, int]]]:
+    """Rows of as many documents as fit, in order, and each document's row and number there."""
+    packed: list[Row] = []
+    places = []
+    for text in texts:
+        length = len(text["input_ids"])
+        if not packed or len(packed[-1]["input_ids"]) + length > max_length:
+            packed.append({"sequence_ids": []} | {name: [] for name in text})
+        number = (packed[-1]["sequence_ids"] or [-1])[-1] + 1
+        for name, values in (text | {"sequence_ids": [number] * length}).items():
+            packed[-1][name] = packed[-1][name] + values
+        places.append((len(packed) - 1, number))
+    return packed, places
 
 
 def text_batch(

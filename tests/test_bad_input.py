@@ -80,7 +80,12 @@ CASES = [
     Case("validation_file missing", "--validation_file nope.txt --do_eval", ["validation_file 'nope.txt'"], late=True),
     Case("dataset unknown", GOOD.replace("train_file data.txt", "dataset_name me/none"), ["'me/none'"], alone=True),
     Case("file and dataset", "--dataset_name some", ["train_file and dataset_name exclude each other"]),
-    Case("packed", "--packed", ["packed is reserved", "--concat"]),
+    Case("packed and concat", "--packed --concat", ["concat and packed exclude each other"]),
+    Case("packed windows", "--packed --stride 4", ["packed", "does not go with stride"]),
+    Case(
+        "packed DeBERTa", "--packed --model_name_or_path deberta-v2", ["not exact for deberta-v2", "leave out --packed"]
+    ),
+    Case("packed attention", "--packed --attn_implementation flex_attention", ["'flex_attention'", "use sdpa"]),
     Case("stride too large", "--stride 126", ["stride 126", "from 0 to 125"], late=True),
     Case("too long for bert", "--max_seq_length 129", ["max_seq_length 129", "128 positions", "at most 128"]),
     Case(

@@ -105,20 +105,19 @@ class TestArguments:
             parser.parse_args(["--help"])
         assert "How many % of the training texts" in " ".join(capsys.readouterr().out.split())
 
-    def test_packed_is_reserved(self):
-        with pytest.raises(UsageError) as caught:
-            DataArguments(packed=True)
-        assert str(caught.value) == (
-            "packed is reserved for exact packing, which this version does not have; use --concat"
-        )
-
     def test_exactly_one_mode(self):
         DataArguments(line_by_line=True)
         DataArguments(line_by_line=False, concat=True)
         with pytest.raises(UsageError, match="line_by_line and concat exclude each other"):
             DataArguments(line_by_line=True, concat=True)
-        with pytest.raises(UsageError, match="no other mode chosen; give --concat"):
+        with pytest.raises(UsageError, match="no other mode chosen; give --concat or --packed"):
             DataArguments(line_by_line=False)
+        DataArguments(line_by_line=False, packed=True)
+        for other in ("line_by_line", "concat"):
+            with pytest.raises(UsageError, match=f"{other} and packed exclude each other"):
+                DataArguments(packed=True, **{other: True})
+        with pytest.raises(UsageError, match=r"packed .* does not go with stride; give only one"):
+            DataArguments(packed=True, stride=0)
 
     @pytest.mark.parametrize("percentage", [-1, 0, 100])
     def test_percentage_out_of_range(self, percentage):

@@ -8,7 +8,7 @@ import pytest
 from commands import REPOSITORY
 
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(("masking", "block_masking", "positions", "losses", "ema", "metrics", "health"), 0),
+    **dict.fromkeys(("masking", "block_masking", "positions", "losses", "ema", "metrics", "health", "packing"), 0),
     **dict.fromkeys(("errors", "files", "late", "markdown", "pair_losses", "version"), 0),
     **dict.fromkeys(("configuration_jepa", "modeling_jepa", "backbones", "predictors", "export", "adapters"), 1),
     "pretrained": 1,

@@ -12,7 +12,6 @@ from jepa_hf.losses import (
     batch_standardize,
     cosine_distance,
     covariance_penalty,
-    instance_normalize,
     l1,
     l2,
     layer_normalize,
@@ -126,27 +125,6 @@ def test_layer_normalize_gives_zero_mean_and_unit_variance_per_vector() -> None:
     torch.testing.assert_close(layer_normalize(10 * states + 100), normal, atol=1e-3, rtol=1e-3)
     centred = states - states.mean(dim=-1, keepdim=True)
     torch.testing.assert_close(normal, centred / centred.square().mean(dim=-1, keepdim=True).add(1e-5).sqrt())
-
-
-def test_instance_normalize_uses_the_valid_positions_of_each_sequence() -> None:
-    """Each feature has mean 0 and variance 1 over its own sequence's valid positions; padding gives 0."""
-    states, valid = 3 * gaussian(4, 12, 8) + gaussian(4, 1, 8, seed=2), some_valid(4, 12, seed=3)
-    valid[:, :3] = True
-    normal = instance_normalize(states, valid)
-    for row, original, keep in zip(normal, states, valid, strict=True):
-        kept = original[keep]
-        expected = (kept - kept.mean(dim=0)) / (kept.var(dim=0, correction=0) + 1e-5).sqrt()
-        torch.testing.assert_close(row[keep], expected)
-        assert (row[~keep] == 0).all()
-
-
-@few
-@given(st.sampled_from((0.0, 1e30, float("inf"), -float("inf"), float("nan"))), SEEDS)
-def test_instance_normalize_ignores_what_stands_on_padding(content: float, seed: int) -> None:
-    """Any number on padding, even infinite or none, changes nothing."""
-    states, valid = gaussian(3, 7, 4, seed=seed), some_valid(3, 7, seed=seed)
-    spoiled = torch.where(valid.unsqueeze(-1), states, torch.tensor(content))
-    assert torch.equal(instance_normalize(spoiled, valid), instance_normalize(states, valid))
 
 
 @few

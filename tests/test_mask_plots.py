@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jepa_batches import tiny_jepa
+from jepa_batches import pack, rows, tiny_jepa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -249,6 +249,22 @@ def test_a_long_text_ends_with_an_ellipsis_inside_the_picture(tmp_path: Path, dr
     assert len(body(axis)) == 7
     right = max(text.get_window_extent().x1 for text in axis.texts)
     assert 0.8 < right / drawn[0].bbox.width < 1
+
+
+def test_of_packed_rows_each_text_is_drawn_by_itself(tmp_path: Path, drawn: list[Figure]) -> None:
+    """As in a row of its own; the first so many texts of them all."""
+    collator, texts = DataCollatorForSpanJEPA(tiny_tokenizer("bert")), rows("bert", 9)
+    packed = pack(texts, 60)[0]
+    for batch in (packed, texts):
+        plot_masks(tiny_jepa(), collator(batch), tmp_path / "masks.png", tiny_tokenizer("bert"), rows=5)
+    ours, theirs = (lines(figure.axes[0]) for figure in drawn)
+    headings = [line for line, _ in ours if line.startswith("row ")]
+    assert len(headings) == 5
+    assert headings[0].startswith(f"row 1, text 1 of {packed[0]['sequence_ids'][-1] + 1}, ")
+    named = re.compile(r"^(row \d+, text \d+ of \d+|text \d+), ")
+    assert [(named.sub("", line), marks) for line, marks in ours] == [
+        (named.sub("", line), marks) for line, marks in theirs
+    ]
 
 
 def test_a_text_too_short_to_be_masked_says_so(tmp_path: Path, drawn: list[Figure]) -> None:

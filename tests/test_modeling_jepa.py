@@ -624,8 +624,8 @@ def test_a_batch_of_the_other_mode_is_refused_with_the_remedy(mode: str, other: 
 
 def test_fields_are_none_unless_asked_for() -> None:
     batch = text_batch("bert", "dropped")
-    always = {"loss", "prediction_loss", "num_targets", "predictions", "targets", "target_valid"}
-    states = {"context_state", "context_valid", "context_hidden_states", "target_hidden_states"}
+    always = {"loss", "prediction_loss", "num_targets", "predictions", "targets", "target_valid", "target_samples"}
+    states = {"context_state", "context_valid", "context_samples", "context_hidden_states", "target_hidden_states"}
     parts = {"mlm_loss", "variance_loss", "covariance_loss", "sigreg_loss", "contrastive_loss"}
 
     def given(output: JepaOutput) -> set[str]:

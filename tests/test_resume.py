@@ -9,10 +9,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from jepa_batches import rows, tiny_jepa
+from jepa_batches import pack, rows, tiny_jepa
 from jepa_runs import Batch, Recorded, StopAfter, ema_of, trainer, weights
 
 from jepa_hf import JepaForRepresentationPrediction, UsageError
+from jepa_hf.tokenization import pack_dataset
 
 ROWS = 52  # 13 batches of 4, so 7 updates an epoch, the last of a single micro-batch: step 10 is the third of epoch 2
 
@@ -97,15 +98,22 @@ def test_a_run_interrupted_at_10_of_20_is_the_uninterrupted_one(workers: int, pe
     assert not same(weights(whole.model), weights(first.model))
 
 
+def packed_stream(count: int) -> datasets.IterableDataset:
+    """Rows that are packed while they are read."""
+    return pack_dataset(datasets.Dataset.from_list(rows("bert", 200) * (count // 200 + 1)).to_iterable_dataset(), 48)
+
+
 @pytest.mark.parametrize(
     ("stop", "data"),
     [
         pytest.param(7, lambda: rows("bert", ROWS), id="between two epochs"),
         pytest.param(5, lambda: datasets.Dataset.from_list(rows("bert", 160)).to_iterable_dataset(), id="streaming"),
+        pytest.param(7, lambda: pack(rows("bert", 100), 48)[0], id="packed"),
+        pytest.param(5, lambda: packed_stream(500), id="a packed stream"),
     ],
 )
 def test_masks_and_weights_go_on_where_they_stopped(stop: int, data: Callable[[], Any], tmp_path: Path) -> None:
-    """Exactly at the end of an epoch, and inside a stream."""
+    """Exactly at the end of an epoch, and inside a stream; with several texts in a row too."""
     whole = start(tmp_path / "whole", 1, data(), save_steps=stop)
     whole.train()
     first = start(tmp_path / "cut", 1, data(), save_steps=stop)

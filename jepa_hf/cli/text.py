@@ -97,6 +97,8 @@ def _model_and_collator(
     if model_args.model_name_or_path is None:
         _fit_vocabulary(config, tokenizer)
     model = build_model(model_args, data_args, config)
+    if data_args.packed:
+        model.backbone.check_packing(model.context_encoder)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     collator = DataCollatorForSpanJEPA(
@@ -151,6 +153,7 @@ def _tokenize(
         max_seq_length=length,
         stride=data_args.stride,
         concat=data_args.concat,
+        packed=data_args.packed,
         word_ids=word_ids,
         num_proc=data_args.preprocessing_num_workers,
         load_from_cache_file=not data_args.overwrite_cache,

@@ -20,7 +20,7 @@ sys.path.insert(0, str(HERE))
 import train_ranks  # noqa: E402
 
 Results = dict[str, dict[str, Any]]
-TRAINED = ["dropped", "kept", "contrastive", "accumulated", "streaming", "one rank without targets"]
+TRAINED = ["dropped", "kept", "contrastive", "packed", "accumulated", "streaming", "one rank without targets"]
 EVALUATED = [name for name in train_ranks.RUNS if "evaluation" in name]
 ON_FOUR_RANKS = ["dropped", "contrastive", "streaming", "uneven evaluation"]
 
@@ -117,6 +117,12 @@ def test_the_comparison_sees_ranks_that_count_for_themselves(ranks: list[Results
 def test_streamed_batches_had_differing_lengths(ranks: list[Results]) -> None:
     """Dynamic padding: the two ranks' batches of the same step are not of one length."""
     assert any(zero != one for zero, one in zip(*(rank["streaming"]["lengths"] for rank in ranks), strict=True))
+
+
+def test_packed_batches_held_differing_numbers_of_documents(ranks: list[Results]) -> None:
+    """The two ranks' rows of the same step do not have room for the same number of samples."""
+    zero, one = (rank["packed"]["documents"] for rank in ranks)
+    assert any(ours != theirs for ours, theirs in zip(zero, one, strict=True))
 
 
 def test_a_rank_may_have_no_targets_at_all(ranks: list[Results]) -> None:

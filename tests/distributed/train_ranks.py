@@ -16,7 +16,7 @@ from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jepa_batches import rows, tiny_jepa
+from jepa_batches import pack, rows, tiny_jepa
 from jepa_runs import At, Recorded, trainer, weights
 
 from jepa_hf.cli.main import leave
@@ -65,6 +65,7 @@ def train(
         "targets": [batch["target_valid"].sum().item() for batch in run.batches],
         "lengths": [batch["input_ids"].shape[1] for batch in run.batches],
         "rows": [tuple(row[row > 0].tolist()) for batch in run.batches for row in batch["input_ids"]],
+        "documents": [batch["sequence_valid"].shape[1] for batch in run.batches if "sequence_valid" in batch],
         "logs": [entry for entry in run.state.log_history if "loss" in entry],
         "tokens": run.state.num_input_tokens_seen,
         "steps": len(moved),
@@ -83,6 +84,10 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
     "dropped": lambda folder, processes: train(folder, processes, LONG, "dropped", "transformer"),
     "kept": lambda folder, processes: train(folder, processes, LONG, "kept", "mlp"),
     "contrastive": lambda folder, processes: train(folder, processes, LONG, "dropped", "transformer", 2.0),
+    # The ranks' rows hold different numbers of texts.
+    "packed": lambda folder, processes: train(
+        folder, processes, pack(rows("bert", 180, longest=20), 64)[0][:40], "dropped", "transformer", 2.0
+    ),
     "accumulated": lambda folder, processes: train(
         folder,
         processes,
