@@ -104,9 +104,8 @@ class Cell:
 
     @property
     def jepa(self) -> JepaConfig:
-        return JepaConfig(
-            self.encoder, **{**TOKENS_ALONE, **OBJECTIVES.get(self.loop, ARTICLE_OBJECTIVE), **self.model}
-        )
+        objective = TOKENS_ALONE | OBJECTIVES.get(self.loop, ARTICLE_OBJECTIVE)
+        return JepaConfig(self.encoder, **(objective | self.model))
 
 
 class RandomTokens(torch.utils.data.Dataset):
