@@ -53,7 +53,9 @@ def start(arm: dict[str, Any], options: argparse.Namespace, seed: int) -> tuple[
     set_seed(seed)
     if name == "random":
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        config = LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ends, **RANDOM)
+        if tokenizer.pad_token_id != tokenizer.eos_token_id:  # the embedding of a padding token stays at 0
+            ends["pad_token_id"] = tokenizer.pad_token_id
+        config = LlamaConfig(vocab_size=len(tokenizer), **ends, **RANDOM)
         return AutoModelForCausalLM.from_config(config), tokenizer
     return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), tokenizer
 

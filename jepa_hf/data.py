@@ -50,7 +50,7 @@ class DataArguments:
     """What to train on and how texts become rows of tokens.
 
     Raises:
-        UsageError: More or less than one of the three modes is chosen, or a number is out of range.
+        UsageError: more or less than one of the three modes is chosen, or a number is out of range.
     """
 
     dataset_name: str | None = field(
