@@ -245,7 +245,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         if word_ids is None:
             units = np.count_nonzero(maskable, axis=1)
         else:
-            units = maskable_units(maskable, word_ids)[0].max(axis=1, initial=-1) + 1
+            units = maskable_units(maskable, word_ids).max(axis=1, initial=-1) + 1
         short = np.flatnonzero(units < 2)
         if short.size and self.on_short == "error":
             row = int(short[0])

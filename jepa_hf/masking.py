@@ -70,41 +70,22 @@ def uniforms(keys: np.ndarray, start: int, count: int) -> np.ndarray:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def maskable_units(
-    maskable: np.ndarray, word_ids: np.ndarray | None = None, sequence_ids: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def maskable_units(maskable: np.ndarray, word_ids: np.ndarray | None = None) -> np.ndarray:
     """Number the units that a span is made of: maskable tokens, or words of them.
 
-    A new unit starts at each maskable token, or with `word_ids` where the word changes. A new run starts wherever two
-    neighbouring units are not neighbours in the text: after a special token, padding, or a change of `sequence_ids`.
+    A new unit starts at each maskable token, or with `word_ids` where the word changes, and after a special token.
 
     Args:
         maskable: `[B, L]` bool, False on special and padding tokens.
         word_ids: `[B, L]` integers, optional: tokens with the same number next to each other are one word.
-        sequence_ids: `[B, L]` integers, optional: which document a token is of, where several share a row.
 
     Returns:
-        `unit` `[B, L]`, each token's unit number in its row (−1 where not maskable), and `run` `[B, L]`, its run's
-        number.
+        `[B, L]`, each token's unit number in its row, −1 where not maskable.
     """
-    run_start = _run_starts(maskable, sequence_ids)
-    unit_start = maskable.copy()
+    start = maskable.copy()
     if word_ids is not None:
-        same_word = np.zeros_like(maskable)
-        same_word[:, 1:] = word_ids[:, 1:] == word_ids[:, :-1]
-        unit_start &= ~same_word | run_start
-    unit = np.where(maskable, np.cumsum(unit_start, axis=1) - 1, -1)
-    return unit, np.cumsum(run_start, axis=1)
-
-
-def _run_starts(maskable: np.ndarray, sequence_ids: np.ndarray | None) -> np.ndarray:
-    """The first token of each run of maskable tokens of one document, bool `[B, L]`."""
-    joined = maskable[:, :-1]
-    if sequence_ids is not None:
-        joined = joined & (sequence_ids[:, 1:] == sequence_ids[:, :-1])
-    starts = maskable.copy()
-    starts[:, 1:] &= ~joined
-    return starts
+        start[:, 1:] &= ~maskable[:, :-1] | (word_ids[:, 1:] != word_ids[:, :-1])
+    return np.where(maskable, np.cumsum(start, axis=1) - 1, -1)
 
 
 def sample_span_mask(
@@ -113,7 +94,6 @@ def sample_span_mask(
     mask_ratio: float = 0.3,
     mean_span_length: float = 5.0,
     word_ids: np.ndarray | None = None,
-    sequence_ids: np.ndarray | None = None,
 ) -> np.ndarray:
     """Mask contiguous spans until `mask_ratio` of each row's maskable tokens are masked.
 
@@ -130,7 +110,6 @@ def sample_span_mask(
         mask_ratio: share of the maskable tokens, in (0, 1).
         mean_span_length: mean of the exponential distribution, in units (tokens, or words), at least 1.
         word_ids: `[B, L]`, see `maskable_units`.
-        sequence_ids: `[B, L]`, see `maskable_units`; a span stays within its document.
 
     Returns:
         bool `[B, L]`, True where masked. Rows of fewer than two units stay all False.
@@ -144,9 +123,10 @@ def sample_span_mask(
         raise ValueError(f"mean_span_length must be at least 1, not {mean_span_length}")
     batch, length = maskable.shape
     total = np.count_nonzero(maskable, axis=1)
-    starts = _run_starts(maskable, sequence_ids)
-    ends = maskable.copy()
-    ends[:, :-1] &= starts[:, 1:] | ~maskable[:, 1:]
+    # A run of units is one of maskable tokens.
+    starts, ends = maskable.copy(), maskable.copy()
+    starts[:, 1:] &= ~maskable[:, :-1]
+    ends[:, :-1] &= ~maskable[:, 1:]
     row, first_token = np.divmod(np.flatnonzero(starts), max(length, 1))
     last_token = np.flatnonzero(ends) - row * length
     num_runs = np.bincount(row, minlength=batch)
@@ -158,7 +138,7 @@ def sample_span_mask(
         begin = np.cumsum(size) - size - np.repeat(np.cumsum(total) - total, num_runs)
         end, shift = begin + size, first_token - begin
     else:
-        unit, _ = maskable_units(maskable, word_ids, sequence_ids)
+        unit = maskable_units(maskable, word_ids)
         num_units = unit.max(axis=1, initial=-1) + 1
         width = int(num_units.max(initial=0))
         token = np.flatnonzero(maskable)

@@ -12,25 +12,24 @@ from jepa_hf.masking import maskable_units, row_keys, sample_span_mask, uniforms
 
 few = settings(max_examples=50, deadline=None)
 
-# A row, token by token: a special token, one more token of the same word, a new word, a new document within a word.
-SPECIAL, SAME_WORD, NEW_WORD, NEW_DOCUMENT = range(4)
-KINDS = st.sampled_from((SPECIAL, *[SAME_WORD] * 3, *[NEW_WORD] * 3, NEW_DOCUMENT))
+# A row, token by token: a special token, one more token of the same word, a new word.
+SPECIAL, SAME_WORD, NEW_WORD = range(3)
+KINDS = st.sampled_from((SPECIAL, *[SAME_WORD] * 3, *[NEW_WORD] * 3))
 ROWS = st.lists(st.lists(KINDS, max_size=40), min_size=1, max_size=5)
 SEEDS = st.integers(0, 2**63)
 RATIOS = st.floats(0.01, 0.99)
 MEANS = st.floats(1.0, 20.0)
 
 
-def batch_of(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of kinds, padded on the right: which tokens are maskable, their words, their documents."""
+def batch_of(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of kinds, padded on the right: which tokens are maskable, their words."""
     shape = (len(rows), max(map(len, rows)))
-    maskable, words, documents = np.zeros(shape, bool), np.full(shape, -1), np.full(shape, -1)
+    maskable, words = np.zeros(shape, bool), np.full(shape, -1)
     for index, row in enumerate(rows):
         kinds = np.array(row, dtype=int)
         maskable[index, : len(row)] = kinds != SPECIAL
         words[index, : len(row)] = np.where(kinds == SPECIAL, -1, np.cumsum(kinds == NEW_WORD))
-        documents[index, : len(row)] = np.cumsum(kinds == NEW_DOCUMENT)
-    return maskable, words, documents
+    return maskable, words
 
 
 def keys_of(count: int, seed: int = 0) -> np.ndarray:
@@ -43,7 +42,6 @@ def reference_mask(
     mask_ratio: float,
     mean_span_length: float,
     words: Sequence[int] | None = None,
-    documents: Sequence[int] | None = None,
 ) -> list[bool]:
     """The rule of `sample_span_mask` for one row, told in plain loops, one span after another."""
     units: list[list[int]] = []
@@ -52,8 +50,6 @@ def reference_mask(
         if not allowed:
             continue
         neighbours = position > 0 and maskable[position - 1]
-        if documents is not None:
-            neighbours = neighbours and documents[position] == documents[position - 1]
         if neighbours and words is not None and words[position] == words[position - 1]:
             units[-1].append(position)
         else:
@@ -101,14 +97,14 @@ def reference_mask(
 
 
 @few
-@given(ROWS, SEEDS, RATIOS, MEANS, st.booleans(), st.booleans())
+@given(ROWS, SEEDS, RATIOS, MEANS, st.booleans())
 def test_equals_a_plain_loop_over_spans(
-    rows: list[list[int]], seed: int, ratio: float, mean: float, whole_words: bool, packed: bool
+    rows: list[list[int]], seed: int, ratio: float, mean: float, whole_words: bool
 ) -> None:
-    """Each row's mask is what drawing its spans one after another gives, over tokens or words, packed or not."""
-    maskable, words, documents = batch_of(rows)
+    """Each row's mask is what drawing its spans one after another gives, over tokens or words."""
+    maskable, words = batch_of(rows)
     keys = keys_of(len(rows), seed)
-    mask = sample_span_mask(maskable, keys, ratio, mean, words if whole_words else None, documents if packed else None)
+    mask = sample_span_mask(maskable, keys, ratio, mean, words if whole_words else None)
     for index in range(len(rows)):
         expected = reference_mask(
             maskable[index].tolist(),
@@ -116,7 +112,6 @@ def test_equals_a_plain_loop_over_spans(
             ratio,
             mean,
             words[index].tolist() if whole_words else None,
-            documents[index].tolist() if packed else None,
         )
         assert mask[index].tolist() == expected
 
@@ -127,7 +122,7 @@ def test_equals_a_plain_loop_over_spans_at_real_lengths(ratio: float, mean: floa
     """The same on rows of up to 256 tokens, where one block of draws is often not enough."""
     rng = np.random.default_rng(1)
     rows = [rng.choice([0, 1, 1, 2, 2, 2, 2, 2], size=length).tolist() for length in (256, 256, 40, 90)]
-    maskable, words, _ = batch_of(rows)
+    maskable, words = batch_of(rows)
     keys = keys_of(len(rows))
     mask = sample_span_mask(maskable, keys, ratio, mean, words if whole_words else None)
     for index in range(len(rows)):
@@ -152,9 +147,9 @@ def test_masks_whole_words_and_within_one_word_of_the_share(
     rows: list[list[int]], seed: int, ratio: float, mean: float
 ) -> None:
     """No word is cut, and the count is off by less than the longest word; where words allow, by half a word."""
-    maskable, words, _ = batch_of(rows)
+    maskable, words = batch_of(rows)
     mask = sample_span_mask(maskable, keys_of(len(rows), seed), ratio, mean, words)
-    units, _ = maskable_units(maskable, words)
+    units = maskable_units(maskable, words)
     for row_mask, row_units in zip(mask, units, strict=True):
         sizes = np.bincount(row_units[row_units >= 0])
         if len(sizes) < 2:
@@ -173,10 +168,10 @@ def test_masks_no_special_token_and_leaves_something(
     rows: list[list[int]], seed: int, ratio: float, mean: float, whole_words: bool
 ) -> None:
     """Special tokens and padding stay; of two units or more, one is masked and one left; of fewer, none is masked."""
-    maskable, words, _ = batch_of(rows)
+    maskable, words = batch_of(rows)
     words = words if whole_words else None
     mask = sample_span_mask(maskable, keys_of(len(rows), seed), ratio, mean, words)
-    units, _ = maskable_units(maskable, words)
+    units = maskable_units(maskable, words)
     assert mask.shape == maskable.shape
     assert mask.dtype == bool
     assert not (mask & ~maskable).any()
@@ -193,7 +188,7 @@ def test_mask_depends_on_neither_batch_nor_padding(
     rows: list[list[int]], left: int, right: int, seed: int, ratio: float, mean: float, whole_words: bool
 ) -> None:
     """A row alone is masked as in any batch, with any width of padding on either side."""
-    maskable, words, _ = batch_of(rows)
+    maskable, words = batch_of(rows)
     ids = np.random.default_rng(seed).integers(5, 1000, size=maskable.shape)
     valid = np.arange(maskable.shape[1]) < np.array([len(row) for row in rows])[:, None]
 
@@ -213,30 +208,12 @@ def test_mask_depends_on_neither_batch_nor_padding(
         assert shifted.sum() == together[index].sum()
 
 
-@pytest.mark.parametrize("boundary", ["special token", "document", "document inside a word"])
-def test_spans_stop_at_the_end_of_their_run(boundary: str) -> None:
-    """Two neighbours are masked together far less often where a special token or another document parts them."""
-    gap = [SPECIAL, NEW_WORD] if boundary == "special token" else [NEW_DOCUMENT]
-    row = [NEW_WORD] * 10 + gap + [NEW_WORD] * 9
-    maskable, words, documents = batch_of([row] * 8000)
-    mask = sample_span_mask(
-        maskable,
-        keys_of(8000),
-        mask_ratio=0.1,
-        mean_span_length=4,
-        word_ids=words if boundary == "document inside a word" else None,
-        sequence_ids=None if boundary == "special token" else documents,
-    )
+def test_spans_stop_at_the_end_of_their_run() -> None:
+    """Two neighbours are masked together far less often where a special token parts them."""
+    maskable, _ = batch_of([[NEW_WORD] * 10 + [SPECIAL] + [NEW_WORD] * 10] * 8000)
+    mask = sample_span_mask(maskable, keys_of(8000), mask_ratio=0.1, mean_span_length=4)
     together = (mask[:, :-1] & mask[:, 1:]).mean(axis=0)
-    across = (mask[:, 9] & mask[:, 11]).mean() if boundary == "special token" else together[9]
-    assert 2 * across < together[[3, 14]].min()
-
-
-def test_spans_cross_documents_without_sequence_ids() -> None:
-    """Without `sequence_ids` neighbouring tokens are one run: what was parted above is masked together."""
-    mask = sample_span_mask(np.ones((8000, 20), bool), keys_of(8000), mask_ratio=0.1, mean_span_length=4)
-    together = (mask[:, :-1] & mask[:, 1:]).mean(axis=0)
-    assert abs(together[9] / together[[3, 14]].mean() - 1) < 0.5
+    assert 2 * (mask[:, 9] & mask[:, 11]).mean() < together[[3, 14]].min()
 
 
 def test_another_epoch_seed_or_text_gives_another_mask() -> None:
@@ -337,20 +314,12 @@ def test_every_token_is_masked_equally_often(mean: float) -> None:
 
 
 def test_maskable_units_of_a_hand_made_row() -> None:
-    """Words and tokens are numbered in order; special tokens and documents start a new run and split a word."""
-    #        [CLS]  a     ##b   c     [UNK]  c    d | d     [PAD]
+    """Words and tokens are numbered in order; a special token splits a word."""
+    #        [CLS]  a     ##b   c     [UNK]  c    d     d     [PAD]
     maskable = np.array([[False, True, True, True, False, True, True, True, False]])
     words = np.array([[-1, 0, 0, 1, 1, 1, 2, 2, -1]])
-    documents = np.array([[0, 0, 0, 0, 0, 0, 0, 1, -1]])
-    unit, run = maskable_units(maskable)
-    assert unit.tolist() == [[-1, 0, 1, 2, -1, 3, 4, 5, -1]]
-    assert run[maskable].tolist() == [1, 1, 1, 2, 2, 2]
-    unit, run = maskable_units(maskable, words)
-    assert unit.tolist() == [[-1, 0, 0, 1, -1, 2, 3, 3, -1]]
-    assert run[maskable].tolist() == [1, 1, 1, 2, 2, 2]
-    unit, run = maskable_units(maskable, words, documents)
-    assert unit.tolist() == [[-1, 0, 0, 1, -1, 2, 3, 4, -1]]
-    assert run[maskable].tolist() == [1, 1, 1, 2, 2, 3]
+    assert maskable_units(maskable).tolist() == [[-1, 0, 1, 2, -1, 3, 4, 5, -1]]
+    assert maskable_units(maskable, words).tolist() == [[-1, 0, 0, 1, -1, 2, 3, 3, -1]]
 
 
 def test_one_word_longer_than_twice_the_share_is_masked_alone() -> None:
