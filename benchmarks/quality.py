@@ -80,8 +80,8 @@ class PooledTerm(JepaForRepresentationPrediction):
         self.anchor = anchor
 
     @torch.no_grad()
-    def _targets(self, clean: Any, positions: Any, masks: int, hidden_states: bool) -> Any:
-        gathered, means, states = super()._targets(clean, positions, masks, True)
+    def _targets(self, clean: Any, samples: Any, most: int, positions: Any, masks: int, hidden_states: bool) -> Any:
+        gathered, means, states = super()._targets(clean, samples, most, positions, masks, True)
         upper = states[-self.config.target_layers :]
         average = sum(layer_normalize(state.float()) for state in upper) / len(upper)
         valid = self.backbone.valid(clean)[..., None]
@@ -107,8 +107,7 @@ class PooledTerm(JepaForRepresentationPrediction):
         for kind, penalty in (("variance", variance_hinge), ("covariance", covariance_penalty)):
             if self.pooled[kind]:
                 each = each + self.pooled[kind] * penalty(context, every)
-        share = output.num_targets / (output.num_targets.clamp_min(1) if total is None else total)
-        output.loss = output.loss + share * each
+        output.loss = output.loss + output.num_targets / total * each
 
 
 # ---- one arm
