@@ -38,8 +38,8 @@ class Timed(JepaTrainer):
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
         self.begun = self.begun or now(self.args.device)
-        self.tokens += int(inputs["attention_mask"].sum())
-        self.positions += inputs["attention_mask"].numel()
+        self.tokens += int(self.count_tokens(inputs))
+        self.positions += int(self.count_tokens(inputs, padding=True))
         return super().training_step(model, inputs, *args)
 
 
