@@ -26,6 +26,18 @@ LONG = rows("bert", 40, longest=40)
 Result = dict[str, Any]
 
 
+def five_steps(processes: int) -> dict[str, Any]:
+    """Settings of five steps over batches of 8 samples in all, whatever the number of processes."""
+    return {
+        "max_steps": 5,
+        "per_device_train_batch_size": 8 // processes,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": 3e-4,
+        "adam_epsilon": 1e-6,
+        "ema_decay": 0.9,
+    }
+
+
 def train(
     folder: Path,
     processes: int,
@@ -43,21 +55,13 @@ def train(
         for parameter in model.parameters():
             parameter.add_(0.5 * rank)
     moved: list[torch.Tensor] = []
-    settings = {
-        "max_steps": 5,
-        "per_device_train_batch_size": 8 // processes,
-        "train_sampling_strategy": "sequential",
-        "learning_rate": 3e-4,
-        "adam_epsilon": 1e-6,
-        "ema_decay": 0.9,
-    }
     run: Recorded = trainer(
         folder,
         model,
         data=data,
         mask={"on_short": "skip"},
         callbacks=[At(on_step_end=lambda model, state: moved.append(next(model.target_encoder.parameters()).clone()))],
-        **(settings | overrides),
+        **(five_steps(processes) | overrides),
     )
     run.train()
     return {

@@ -17,6 +17,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from jepa_batches import rows, tiny_jepa  # noqa: E402
 from jepa_runs import trainer  # noqa: E402
+from train_ranks import five_steps  # noqa: E402
 
 from jepa_hf.cli.main import leave  # noqa: E402
 from jepa_hf.pretrained import whole_weights  # noqa: E402
@@ -24,26 +25,16 @@ from jepa_hf.pretrained import whole_weights  # noqa: E402
 CONFIGURATIONS = HERE.parents[1] / "configs" / "accelerate"
 
 
-def configuration(stage: int, autocast: bool = False) -> dict[str, Any]:
+def configuration(stage: int) -> dict[str, Any]:
     """The one that is shipped, in float32."""
     config = json.loads((CONFIGURATIONS / f"zero{stage}.json").read_text(encoding="utf-8"))
-    config["torch_autocast"]["enabled"] = autocast
+    config["torch_autocast"]["enabled"] = False
     return config
 
 
 def run(folder: Path, processes: int, checkpoint: Path | None = None, **overrides: Any) -> None:
     """Five steps over batches of 8 samples in all, a checkpoint after two of them, and what is left at the end."""
-    settings = {
-        "max_steps": 5,
-        "per_device_train_batch_size": 8 // processes,
-        "train_sampling_strategy": "sequential",
-        "learning_rate": 3e-4,
-        "adam_epsilon": 1e-6,
-        "ema_decay": 0.9,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "health_steps": 2,
-    }
+    settings = five_steps(processes) | {"save_strategy": "steps", "save_steps": 2, "health_steps": 2}
     weights = {"mlm_weight": 0.5, "contrastive_weight": 1.0}
     with whole_weights():
         model = tiny_jepa("bert", "dropped", strong=False, initializer_range=0.1, **weights)
