@@ -308,23 +308,25 @@ def run(cells: list[Cell], options: argparse.Namespace) -> list[Row]:
         floor = Process(None, options)
         floor.read()
         processes, steps = [], {}
-        for cell in (cell for cell in cells if cell.place == place):
+        here, together = [cell for cell in cells if cell.place == place], options.warm_together
+        for group in (here[first : first + together] for first in range(0, len(here), together)):
             begin = time.perf_counter()
-            process = Process(cell, options)
-            warm = process.read()
-            if warm is None:
-                write({"kind": "failed", "cell": asdict(cell), "why": process.last_words()})
-                print(f"{cell.name} FAILED: {process.last_words()}", flush=True)
-                continue
-            trial = process.ask("window", 2) or {"step_s": options.seconds}
-            steps[cell.name] = max(2, round(options.seconds / trial["step_s"]))
-            trained, averaged = parameters(cell)
-            facts = {"flops": flops(cell), "bytes": moved_bytes(cell, trained, averaged), "parameters": trained}
-            seconds = time.perf_counter() - begin
-            facts |= {"place": place, "seconds": round(seconds, 1), "graphs": warm["graphs"]}
-            write({"kind": "started", "cell": asdict(cell), **facts})
-            print(f"{place}: {cell.name} is warm after {seconds:.0f} s", flush=True)
-            processes.append(process)
+            for process in [Process(cell, options) for cell in group]:
+                cell = process.cell
+                warm = process.read()
+                if warm is None:
+                    write({"kind": "failed", "cell": asdict(cell), "why": process.last_words()})
+                    print(f"{cell.name} FAILED: {process.last_words()}", flush=True)
+                    continue
+                trial = process.ask("window", 2) or {"step_s": options.seconds}
+                steps[cell.name] = max(2, round(options.seconds / trial["step_s"]))
+                trained, averaged = parameters(cell)
+                facts = {"flops": flops(cell), "bytes": moved_bytes(cell, trained, averaged), "parameters": trained}
+                seconds = time.perf_counter() - begin
+                facts |= {"place": place, "seconds": round(seconds, 1), "graphs": warm["graphs"]}
+                write({"kind": "started", "cell": asdict(cell), **facts})
+                print(f"{place}: {cell.name} is warm after {seconds:.0f} s", flush=True)
+                processes.append(process)
         for number in range(options.repeats):
             measured = floor.ask("rates", precisions)
             write({**(measured or {"kind": "failed", "why": floor.last_words()}), "place": place, "round": number})
@@ -577,6 +579,7 @@ def main() -> None:
         command.add_argument("--cell", action="append", default=[], help="one more cell, its fields as a JSON object")
     profiled.add_argument("--steps", type=int, default=5 if cuda else 3)
     all_cells.add_argument("--repeats", type=int, default=5, help="windows of each cell")
+    all_cells.add_argument("--warm_together", type=int, default=1, help="cells that start at once, where there is room")
     all_cells.add_argument("--seconds", type=float, default=3.0, help="of a window, about; two steps at least")
     all_cells.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     all_cells.add_argument("--output", default="rows.jsonl")

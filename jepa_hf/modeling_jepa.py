@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .adapters import add_adapters, initialize_adapters, is_adapter, merge_adapters
 from .backbones import (
@@ -133,7 +134,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         self.backbone = backbone_for(config.encoder_config)
         self.context_encoder = encoder_from_config(config.encoder_config)
         self.target_encoder = encoder_from_config(config.encoder_config)
-        self.backbone.prepare(self.context_encoder)
+        self._prepare_encoders()
         if config.lora is not None:
             for encoder in (self.context_encoder, self.target_encoder):
                 add_adapters(encoder, config.lora)
@@ -158,6 +159,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         layers = [module for module in self.context_encoder.modules() if isinstance(module, GradientCheckpointingLayer)]
         self._no_split_modules = sorted({type(layer).__name__ for layer in layers})
         self.train(self.training)
+        self._freeze()
 
     # ---- loading and saving
 
@@ -201,11 +203,12 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             add_adapters(encoder, config.lora)
         model.context_encoder = encoder
         model.target_encoder = copy.deepcopy(encoder)
-        model.backbone.prepare(encoder)
+        model._prepare_encoders()
         if head_state:
             model.mlm_head.load_state_dict(head_state)
         elif model.mlm_head is not None:
             logger.warning(f"{name_or_path} has no masked-language-model head: it starts from random weights")
+        model._freeze()
         return model.eval()
 
     @classmethod
@@ -272,6 +275,13 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         elif isinstance(module, MaskedLMHead):
             init.zeros_(module.bias)
 
+    def _prepare_encoders(self) -> None:
+        self.backbone.prepare(self.context_encoder)
+        for encoder in (self.context_encoder, self.target_encoder):
+            # What notes the layers' outputs: transformers would install it when it is first asked for them, which
+            # breaks a graph of torch.compile into five.
+            maybe_install_capturing_hooks(encoder)
+
     def set_standardization(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Have both encoders standardise their input, raw feature vectors. See `FeatureEncoderModel`."""
         for encoder in (self.context_encoder, self.target_encoder):
@@ -281,18 +291,22 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         """Set the training mode of all but the target encoder, which stays frozen and in eval mode.
 
         `from_pretrained` makes every parameter trainable again and ends with `eval()`; `Trainer` calls `train()` on
-        each micro-step.
+        each micro-step, where to look at every parameter would take time.
         """
+        changed = mode != self.training
         super().train(mode)
         self.target_encoder.train(False)
+        if changed:
+            self._freeze()
+        return self
+
+    def _freeze(self) -> None:
         self.target_encoder.requires_grad_(False)
         # A parameter that takes no part in the loss would make DDP wait for its gradient.
         adapted = self.config.lora is not None
-        if adapted or self.backbone.unused_parameters:  # to name all parameters takes time, on each micro-step
-            for name, parameter in self.context_encoder.named_parameters():
-                if name in self.backbone.unused_parameters or (adapted and not is_adapter(name)):
-                    parameter.requires_grad_(False)
-        return self
+        for name, parameter in self.context_encoder.named_parameters():
+            if name in self.backbone.unused_parameters or (adapted and not is_adapter(name)):
+                parameter.requires_grad_(False)
 
     def get_encoder(self, which: str = "context") -> PreTrainedModel:
         """The trained encoder: a plain transformers model; with `lora`, one with adapters in it (see `merged_encoder`).
@@ -342,6 +356,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             self.mlm_head.bias = nn.Parameter(F.pad(bias.detach(), (0, max(size - bias.shape[0], 0)))[:size])
         self.config.encoder_config.vocab_size = size
         self.train(self.training)
+        self._freeze()
         return embeddings
 
     # ---- forward
