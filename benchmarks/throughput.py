@@ -34,7 +34,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -64,6 +64,8 @@ from transformers import BertForMaskedLM, BertModel
 
 from jepa_hf import JepaForRepresentationPrediction
 from jepa_hf.masking import row_keys, sample_span_mask
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # ---- the floor
 
@@ -172,6 +174,13 @@ def gaps(busy: list[tuple[float, float, str]]) -> list[tuple[float, str]]:
     return found
 
 
+def communication(busy: list[tuple[float, float, str]]) -> Row:
+    """Seconds in which the device spoke to others, and those of them in which it did nothing else."""
+    others = [each for each in busy if "nccl" not in each[2].lower()]
+    speaking = busy_seconds([each for each in busy if "nccl" in each[2].lower()])
+    return {"communication_s": speaking, "exposed_s": busy_seconds(busy) - busy_seconds(others)}
+
+
 def busy_seconds(busy: list[tuple[float, float, str]]) -> float:
     """Length of the union."""
     if not busy:
@@ -233,27 +242,51 @@ def show_cell(cell: Cell, options: argparse.Namespace) -> None:
 
 
 def serve(cell: Cell | None, options: argparse.Namespace) -> None:
-    """Do what standard input says, a JSON line each, and answer on what was standard output."""
+    """Do what standard input says, a JSON line each, and answer on what was standard output. Of several ranks the
+    first one reads, tells the others, and answers."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the libraries print
     device = torch.device(options.device)
-    orders = (tuple(json.loads(line)) for line in sys.stdin)
+    first, alone = os.environ.get("RANK", "0") == "0", os.environ.get("WORLD_SIZE", "1") == "1"
+
+    def orders() -> Iterator[tuple[Any, ...]]:
+        while True:
+            told = [sys.stdin.readline() if first else ""]
+            if not alone:
+                torch.distributed.broadcast_object_list(told)
+            if not told[0]:
+                return
+            yield tuple(json.loads(told[0]))
 
     def answer(row: Row) -> None:
         if "profile" in row:
             done, steps = row.pop("profile")
-            row["busy_s"] = busy_seconds(intervals(done.events(), device)) / steps
-        answers.write(json.dumps(row) + "\n")
-        answers.flush()
+            busy = intervals(done.events(), device)
+            found = {"busy_s": busy_seconds(busy), **({} if alone else communication(busy))}
+            row |= {name: seconds / steps for name, seconds in found.items()}
+        if first:
+            answers.write(json.dumps(row) + "\n")
+            answers.flush()
 
     if cell is None:
         answer({"kind": "warm"})
-        for _, precisions in orders:
+        for _, precisions in orders():
             answer(rates(device, precisions))
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     else:
-        train(cell, device, Windows(device, options.warmup, orders, answer), options.workers, options.seed)
+        train(cell, device, Windows(device, options.warmup, orders(), answer), options.workers, options.seed)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def launcher(cell: Cell | None) -> list[str]:
+    """What stands between Python's name and the program's."""
+    if cell is None or not cell.launch:
+        return []
+    config = ROOT / "configs" / "accelerate" / f"{cell.launch}.yaml"
+    numbers = ["--num_processes", str(cell.processes), "--main_process_port", "0"]
+    return ["-m", "accelerate.commands.launch", "--config_file", str(config), *numbers]
 
 
 class Process:
@@ -261,13 +294,25 @@ class Process:
 
     def __init__(self, cell: Cell | None, options: argparse.Namespace):
         self.cell = cell
-        command = [sys.executable, "-W", "ignore", __file__, "cell", "--cell", json.dumps(cell and asdict(cell))]
+        program = str(Path(__file__).resolve())
+        command = [sys.executable, *launcher(cell), program, "cell", "--cell", json.dumps(cell and asdict(cell))]
         for name in ("device", "warmup", "workers", "seed"):
             command += [f"--{name}", str(getattr(options, name))]
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "TRANSFORMERS_VERBOSITY": "error"}
+        environment["PYTHONWARNINGS"] = "ignore"
+        if options.device == "cuda":  # one process that sees several is refused
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+            processes = 1 if cell is None else cell.processes
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(seen.split(",")[:processes])
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+            cwd=ROOT,
         )
 
     def read(self) -> Row | None:
@@ -284,8 +329,10 @@ class Process:
         return self.read()
 
     def last_words(self) -> str:
+        """The last line that tells of an error; what started the ranks has more to say after it."""
         self.log.seek(0)
-        return (self.log.read().strip().splitlines() or ["without a word"])[-1]
+        lines = self.log.read().strip().splitlines() or ["without a word"]
+        return next((line for line in reversed(lines) if "Error" in line), lines[-1])
 
     def end(self) -> None:
         self.process.stdin.close()
@@ -459,16 +506,16 @@ def table(rows: Sequence[Row]) -> str:
         "",
         "| size | length | batch | loop | tokens/s | of the article's | the same in CPU time | of MLM's | "
         "matrix rate used | of the floor's speed | outside the device | fetching data | EMA | memory, GiB | "
-        "graphs + recompiled |",
-        "|" + " --- |" * 15,
+        "graphs + recompiled | of one process, each | communication | not hidden |",
+        "|" + " --- |" * 18,
     ]
     for entry in cells.values():
         cell, windows = entry["cell"], entry["windows"]
         head = f"| {cell.size} | {cell.length} | {cell.batch_size} | {cell.name} |"
         if "failed" in entry or not windows:
-            lines.append(f"{head} failed: {entry.get('failed', {}).get('why', 'no window')[:120]} |" + " |" * 10)
+            lines.append(f"{head} failed: {entry.get('failed', {}).get('why', 'no window')[:120]} |" + " |" * 13)
             continue
-        tokens = cell.batch_size * cell.length
+        tokens = cell.batch_size * cell.length * cell.processes
         speeds = [tokens / row["step_s"] for row in windows.values()]
         used, floor = [], []
         for number, row in windows.items():
@@ -488,7 +535,8 @@ def table(rows: Sequence[Row]) -> str:
             f"{_beside(cells, entry, 'article', 'cpu_s')} | {_beside(cells, entry, 'mlm')} | "
             f"{statistics.median(used):.1f} % | {statistics.median(floor):.1f} % | {outside} | "
             f"{data:.1f} % | {'' if cell.loop == 'mlm' else f'{ema:.2f} %'} | "
-            f"{_last(entry)['memory_gib']:.2f} | {_graphs_of(entry) if cell.compiled else ''} |"
+            f"{_last(entry)['memory_gib']:.2f} | {_graphs_of(entry) if cell.compiled else ''} | "
+            f"{_beside(cells, entry, 'alone')} | {_share(entry, 'communication_s')} | {_share(entry, 'exposed_s')} |"
         )
     return "\n".join(lines)
 
@@ -502,12 +550,22 @@ def _graphs_of(entry: dict[str, Any]) -> str:
     return f"{entry['started']['graphs']} + {_last(entry)['recompiled']}"
 
 
+def _share(entry: dict[str, Any], clock: str) -> str:
+    """Of the profiled steps' time."""
+    row = entry.get("profile", {})
+    return f"{100 * row[clock] / row['step_s']:.1f} %" if clock in row else ""
+
+
 def _beside(cells: dict[str, dict[str, Any]], entry: dict[str, Any], loop: str, clock: str = "step_s") -> str:
     """How many times as fast as another loop, in windows of the same turns. Another precision is compared all the same;
-    MLM's is that of the same precision, compiled or not."""
+    MLM's is that of the same precision, compiled or not. "alone" is the same cell in one process."""
     cell, mine = entry["cell"], entry["windows"]
     for other, theirs in ((each["cell"], each["windows"]) for each in cells.values()):
-        alike = other.place == cell.place and other.loop == loop and other != cell
+        if loop == "alone":
+            alike = cell.launch and other == replace(cell, launch="", processes=1)
+        else:
+            alike = other.loop == loop and other != cell and other.processes == cell.processes
+            alike = alike and other.place == cell.place
         if loop == "mlm":
             alike = alike and (other.precision, other.compiled) == (cell.precision, cell.compiled)
         shared = [turn for turn in mine.keys() & theirs.keys() if clock in mine[turn]] if alike else []

@@ -67,6 +67,8 @@ class Cell:
     Args:
         args: further training arguments of a `Trainer`'s cell.
         model: further arguments of `JepaConfig`.
+        launch: what of configs/accelerate starts the processes; with one process, nothing.
+        processes: so many, each with `batch_size` rows.
     """
 
     loop: str
@@ -78,12 +80,15 @@ class Cell:
     mask_ratio: float = 0.3
     args: Row = field(default_factory=dict)
     model: Row = field(default_factory=dict)
+    launch: str = ""
+    processes: int = 1
 
     @property
     def name(self) -> str:
         words = [self.loop, *(["compiled"] if self.compiled else []), self.precision]
         words += [f"ratio {self.mask_ratio}"] if self.mask_ratio != 0.3 else []
         words += [f"{name}={value}" for name, value in (*self.args.items(), *self.model.items())]
+        words += [f"{self.launch} x {self.processes}"] if self.launch else []
         return " ".join(words)
 
     @property
@@ -140,7 +145,7 @@ def settings(cell: Cell, folder: str, device: torch.device, workers: int, seed: 
         "per_device_train_batch_size": cell.batch_size,
         "dataloader_num_workers": workers,
         "dataloader_drop_last": True,
-        "bf16": cell.precision == "bf16",
+        "bf16": cell.precision == "bf16" and not cell.launch.startswith("zero"),  # whose file asks for it
         "torch_compile": cell.compiled,
         "use_cpu": device.type == "cpu",
         "learning_rate": 1e-4,
