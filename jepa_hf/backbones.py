@@ -6,13 +6,14 @@ the encoder to run.
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
+from .attention import SDPA, SDPA_UNMASKED
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .errors import UsageError
 from .modeling_feature_encoder import FeatureEncoderModel
@@ -32,6 +33,8 @@ class TextBackbone:
     input_names = ("input_ids", "attention_mask")
     context_modes = ("dropped", "kept")
     unused_parameters = ()
+    # What a compiled model takes in place of an attention implementation.
+    compiled_attention: ClassVar[dict[str, str]] = {SDPA: SDPA_UNMASKED}
 
     def __init__(self, config: PreTrainedConfig):
         self.config = config
@@ -133,7 +136,7 @@ class TextBackbone:
         In a mask `[N, L]` transformers looks whether all is real, for which the host waits for the device. SDPA takes
         one by query and key, which it does not look into.
         """
-        return valid[:, None, None, :] if encoder.config._attn_implementation == "sdpa" else valid.long()
+        return valid[:, None, None, :] if _is_sdpa(encoder) else valid.long()
 
     def visible_attention(
         self,
@@ -206,6 +209,7 @@ class FullLengthTextBackbone(TextBackbone):
     """Text encoders whose tokens cannot be left out exactly: relative positions of what is left, or unknown to us."""
 
     context_modes = ("kept",)
+    compiled_attention: ClassVar[dict[str, str]] = {}
 
     def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
         """With a mask always: some warn without one."""
@@ -224,9 +228,13 @@ class FullLengthTextBackbone(TextBackbone):
         )
 
 
+def _is_sdpa(encoder: PreTrainedModel) -> bool:
+    return encoder.config._attn_implementation in (SDPA, SDPA_UNMASKED)
+
+
 def _check_dense_masks(encoder: PreTrainedModel, what: str, otherwise: str) -> None:
     implementation = encoder.config._attn_implementation
-    if implementation not in ("sdpa", "eager"):
+    if not _is_sdpa(encoder) and implementation != "eager":
         raise UsageError(
             f"{what} a mask of who attends to whom, which attn_implementation {implementation!r} does not take; use "
             f"sdpa, or {otherwise}"
@@ -235,7 +243,7 @@ def _check_dense_masks(encoder: PreTrainedModel, what: str, otherwise: str) -> N
 
 def _dense_mask(encoder: PreTrainedModel, allowed: torch.Tensor) -> torch.Tensor:
     """Who may attend to whom, bool `[N, 1, C, C]`, as the encoder's attention takes it: eager adds it."""
-    if encoder.config._attn_implementation == "sdpa":
+    if _is_sdpa(encoder):
         return allowed
     lowest = torch.finfo(encoder.dtype).min
     return torch.zeros(allowed.shape, dtype=encoder.dtype, device=allowed.device).masked_fill(~allowed, lowest)
@@ -249,6 +257,7 @@ class VisionBackbone:
     context_modes = ("dropped",)
     # Stands in for patches in pretraining by masked images; nothing here reads it.
     unused_parameters = ("embeddings.mask_token",)
+    compiled_attention: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config: PreTrainedConfig):
         self.config = config
@@ -363,6 +372,7 @@ class FeatureBackbone:
     modality = "features"
     input_names = ("features", "attention_mask")
     unused_parameters = ()
+    compiled_attention: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config: FeatureEncoderConfig):
         self.config = config

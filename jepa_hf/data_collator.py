@@ -117,7 +117,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         on_short: what happens to a row, or a document, of fewer than two maskable tokens: "error", or "skip" to give
             it no target.
         pad_to_multiple_of: round the length up.
-        max_length: pad every batch to this length, and targets, visible positions and documents to one of two numbers
+        max_length: pad every batch to this length, and targets, visible positions and documents to one of a few numbers
             each: static shapes for torch.compile.
         seed: seed of the masks.
 
@@ -176,11 +176,11 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         """A copy that leaves `attention_mask` and `context_valid` out of a batch in which they are True throughout.
 
         Attention without a mask has faster kernels, and it is here, not on the device, that one can look without
-        waiting. Packed rows need masks in any case. Under static shapes `context_valid` stays, which is seldom True
-        throughout; a compiled model is compiled once more for batches in which no row is padded.
+        waiting. Packed rows need masks in any case. A compiled model is compiled once more for batches in which no row
+        is padded.
         """
         training = copy.copy(self)
-        training._leaves_out = ("attention_mask", *(["context_valid"] if self.max_length is None else []))
+        training._leaves_out = ("attention_mask", "context_valid")
         return training
 
     @property
@@ -205,7 +205,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             packed = {}
         hidden = hidden.reshape(len(features) * self.num_masks, -1)
 
-        target_capacities, visible_capacities = self._capacities
+        target_capacities, visible_capacities = self._capacities(bool(packed))
         targets, target_valid = chosen_positions(hidden, target_capacities)
         batch = {
             "input_ids": input_ids,
@@ -302,18 +302,20 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         ids[valid] = np.concatenate(rows)
         return ids, valid
 
-    @property
-    def _capacities(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Sizes to choose from for targets and for visible positions, under static shapes: one that nearly always
-        fits, then one that always does. Without static shapes, none."""
+    def _capacities(self, packed: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Sizes to choose from for targets and for visible positions, under static shapes: what full rows with two
+        special tokens need exactly, one that nearly always fits, and one that always does. Without static shapes, none.
+        """
         if self.max_length is None:
             return (), ()
         length = self.max_length
         # A row's special tokens are never hidden, so it shows more than 1 - ratio of its tokens: up to an eighth here.
-        return (
-            (max(round(length * self.mask_ratio), 1), length),
-            (length - int(length * self.mask_ratio * 7 / 8), length),
-        )
+        sizes = [(max(round(length * self.mask_ratio), 1), length - int(length * self.mask_ratio * 7 / 8))]
+        if not packed:  # rows of several documents have more special tokens, and masks in any case
+            usual = round((length - 2) * self.mask_ratio)
+            sizes.insert(0, (max(usual, 1), length - usual))
+        targets, visible = zip(*sizes, (length, length), strict=True)
+        return targets, visible
 
 
 def _whole_numbers(features: Sequence[dict[str, Any]], column: str) -> list[np.ndarray]:

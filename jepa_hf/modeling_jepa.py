@@ -282,6 +282,12 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             # breaks a graph of torch.compile into five.
             maybe_install_capturing_hooks(encoder)
 
+    def prepare_to_compile(self) -> None:
+        """Give both encoders the attention that torch.compile makes the most of; what it computes is the same."""
+        for encoder in (self.context_encoder, self.target_encoder):
+            given = encoder.config._attn_implementation
+            encoder.set_attn_implementation(self.backbone.compiled_attention.get(given, given))
+
     def set_standardization(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Have both encoders standardise their input, raw feature vectors. See `FeatureEncoderModel`."""
         for encoder in (self.context_encoder, self.target_encoder):

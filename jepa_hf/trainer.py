@@ -122,6 +122,8 @@ class JepaTrainer(RepresentationTrainer):
                 "--per_device_train_batch_size, or give --contrastive_weight 0"
             )
 
+        if args.torch_compile:
+            model.prepare_to_compile()
         callbacks = list(callbacks or ())
         _refuse_second_ema(callbacks)
         if not any(_is_ema(callback) for callback in callbacks):

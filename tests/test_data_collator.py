@@ -98,14 +98,14 @@ def test_batch_keeps_the_contract(context_mode: str, num_masks: int) -> None:
 
 
 def test_training_batches_go_without_masks_in_which_all_is_true() -> None:
-    """Only there, and otherwise they are the same; under static shapes the context's mask always stays."""
+    """Only there, and otherwise they are the same; under static shapes too, where rows are full."""
     rows, length = rows_of(CORPUS), 8
     alike = [{"input_ids": [*row["input_ids"][:7], BERT.sep_token_id]} for row in rows[20:23]]
     spared = {"attention_mask", "context_valid"}
     for batch, static, gone in (
         (alike, None, spared),
         (rows[:6], None, set()),
-        (alike, length, {"attention_mask"}),
+        (alike, length, spared),
         (alike, length + 1, set()),
     ):
         collator = DataCollatorForSpanJEPA(BERT, context_mode="dropped", max_length=static)
@@ -387,16 +387,20 @@ def test_max_length_gives_the_same_shapes_for_every_batch(context_mode: str, rat
     assert len(shapes) == 1
     found = dict(shapes.pop())
     assert found["input_ids"] == (3, 64)
-    assert found["target_positions"] == (3, 2, round(64 * ratio))
+    hidden = round(62 * ratio)  # of a full row with two special tokens
+    assert found["target_positions"] == (3, 2, hidden)
     if context_mode == "dropped":
-        assert found["context_positions"][-1] < 64
+        assert found["context_positions"] == (3, 2, 64 - hidden)
 
 
 def test_max_length_falls_back_to_the_full_length_for_rows_of_many_special_tokens() -> None:
-    """A row of [UNK]s shows more than the first capacity holds: then every position has a place, and none is lost."""
+    """A row of [UNK]s shows more than the capacities for usual rows and for those of several texts hold: then every
+    position has a place, and none is lost."""
     collator = DataCollatorForSpanJEPA(BERT, max_length=64)
     strange = {"input_ids": [CLS, *[UNK] * 40, *range(100, 122), SEP]}
-    assert collator([row_of(64)])["context_positions"].shape == (1, 1, 48)
+    assert collator([row_of(64)])["context_positions"].shape == (1, 1, 64 - 19)
+    several = {"input_ids": [CLS, *range(100, 110), *[SEP, 100] * 4, *range(110, 154), SEP]}
+    assert collator([several])["context_positions"].shape == (1, 1, 48)
     batch = collator([strange, row_of(64)])
     assert batch["context_positions"].shape == (2, 1, 64)
     visible = flags(batch["context_positions"], batch["context_valid"], 64)

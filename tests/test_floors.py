@@ -11,7 +11,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("masking", "block_masking", "positions", "losses", "ema", "metrics", "health", "packing"), 0),
     **dict.fromkeys(("errors", "files", "late", "markdown", "pair_losses", "version"), 0),
     **dict.fromkeys(("configuration_jepa", "modeling_jepa", "backbones", "predictors", "export", "adapters"), 1),
-    "pretrained": 1,
+    **dict.fromkeys(("attention", "pretrained"), 1),
     **dict.fromkeys(("configuration_feature_encoder", "modeling_feature_encoder"), 1),
     **dict.fromkeys(("model_card", "sharing", "tokenization", "data_collator", "training_args", "callbacks"), 2),
     **dict.fromkeys(("image_collator", "feature_collator", "base_trainer", "trainer", "checkpoints"), 2),
