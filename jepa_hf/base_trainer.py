@@ -238,12 +238,18 @@ class RepresentationTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         self._look_at_update()  # before a NaN is spread by clipping
-        return super()._clip_grad_norm(model)
+        return self._guard.clip(self.args.max_grad_norm) if self._knows_norms else super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
         if grad_norm is None:  # without clipping
             self._look_at_update()
+            grad_norm = self._guard.clip(math.inf) if self._knows_norms else None
         return super()._get_grad_norm(model, grad_norm)
+
+    @property
+    def _knows_norms(self) -> bool:
+        """Whether the guard looked at gradients that this rank has whole, so that their norm is the model's."""
+        return self._guard is not None and self._guard.whole and not self.is_fsdp_enabled
 
     def _look_at_update(self) -> None:
         if self._guard is not None:

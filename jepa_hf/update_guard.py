@@ -1,5 +1,6 @@
 """An update whose loss or gradients are not finite is left out, and told."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,8 @@ class UpdateGuard:
     has taken in the context encoder's unchanged weights once more; what is trained and the optimizer are bit for bit
     what they were before. An optimizer without fused kernels cannot be told so: there the host waits in every update.
 
-    The cost is that gradients are read once more, for their norms.
+    The norms serve clipping too (`clip`), so that gradients are read no more often than without a guard; where they
+    are shards (`whole` is False) a total takes the ranks, and clipping is left to those who know them.
 
     Args:
         optimizer: the bare one, without what accelerate puts around it.
@@ -49,6 +51,8 @@ class UpdateGuard:
         self._found = torch.zeros((), device=device)
         self._loss = torch.zeros((), device=device)
         self._late, self._step, self._names = LateMaximum(), 0, []
+        self.whole = not any(isinstance(each, DTensor) for _, each in parameters)
+        self._norms = self._loss[None]
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Look at the loss of one micro-batch."""
@@ -64,8 +68,8 @@ class UpdateGuard:
         found = self.read()
         there = [(name, _shard(each.grad)) for name, each in self.parameters if each.grad is not None]
         self._names = [name for name, _ in there]
-        norms = torch._foreach_norm([gradient for _, gradient in there]) if there else [self._loss]
-        bad = (~torch.stack([norm.float() for norm in norms]).isfinite()).float()
+        self._norms = torch.stack(torch._foreach_norm([gradient for _, gradient in there]) if there else [self._loss])
+        bad = (~self._norms.isfinite()).float()
         # Numbered from the last, so that the first of all ranks is a maximum too.
         first = (bad * torch.arange(len(bad), 0, -1, device=bad.device)).amax()
         sent = self._late.send(torch.stack([self._loss, first, bad.sum()]))
@@ -75,6 +79,20 @@ class UpdateGuard:
             return found or self.read()
         self.optimizer.found_inf = self._found
         return found
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Clip the gradients that were looked at last, as `torch.nn.utils.clip_grad_norm_` does.
+
+        Args:
+            max_norm: at most what norm they are to have together; `inf` leaves them as they are.
+
+        Returns:
+            The norm that they had, a scalar tensor.
+        """
+        norm = torch.linalg.vector_norm(self._norms)
+        if max_norm < math.inf:
+            torch.nn.utils.clip_grads_with_norm_([each for _, each in self.parameters], max_norm, norm)
+        return norm
 
     def read(self) -> NotFinite | None:
         """What was found in the last update that was looked at, told once; this may wait for the device."""
