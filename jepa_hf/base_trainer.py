@@ -65,20 +65,30 @@ _ROWS_TOLD = 16
 
 
 class RunningMeans:
-    """Weighted means, and counts, that stay on the device until they are read, so that no step waits for it."""
+    """Weighted means, and counts, that stay on the device until they are read, so that no step waits for it.
+
+    What is added is folded in once a micro-batch, in a few operators for all names together.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._weights: dict[str, torch.Tensor] = {}
+        self._added: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+        self._totals: dict[tuple[str, ...], torch.Tensor] = {}  # of names added together: [2, n], sums and weights
         self._counts: dict[str, torch.Tensor] = {}
 
     def add(self, name: str, value: torch.Tensor, weight: torch.Tensor) -> None:
         """Count the scalar `value` with the scalar `weight`."""
-        value, weight = value.detach().float(), weight.detach().float()
+        self._added.append((name, value.detach(), weight.detach()))
+
+    def fold(self) -> None:
+        """Take in what was added, of which nothing is kept then."""
+        if not self._added:
+            return
+        names, values, weights = zip(*self._added, strict=True)
+        self._added = []
+        both = torch.stack([*values, *weights]).float().view(2, -1)
         # A weight of 0 stands for "no such thing in this batch": its value may be anything.
-        product = torch.where(weight > 0, value * weight, torch.zeros_like(value))
-        self._sums[name] = self._sums.get(name, 0.0) + product
-        self._weights[name] = self._weights.get(name, 0.0) + weight
+        both[0].mul_(both[1]).masked_fill_(both[1] <= 0, 0.0)
+        self._totals[names] = self._totals[names] + both if names in self._totals else both
 
     def count(self, name: str, number: torch.Tensor) -> None:
         """Add the scalar `number` to a count."""
@@ -86,17 +96,22 @@ class RunningMeans:
 
     def flush(self, accelerator: Accelerator) -> dict[str, float]:
         """The means and counts over all ranks, and start anew. A name that one rank never added counts there as 0."""
-        known = gather_object([(sorted(self._sums), sorted(self._counts))])
+        self.fold()
+        pairs: dict[str, torch.Tensor] = {}
+        for names, totals in self._totals.items():
+            for name, pair in zip(names, totals.unbind(dim=1), strict=True):
+                pairs[name] = pairs[name] + pair if name in pairs else pair
+        known = gather_object([(sorted(pairs), sorted(self._counts))])
         means, counts = (sorted(set().union(*names)) for names in zip(*known, strict=True))
         if not means and not counts:
             return {}
         none = torch.zeros(2, device=accelerator.device)
-        rows = [torch.stack([self._sums[name], self._weights[name]]) if name in self._sums else none for name in means]
+        rows = [pairs.get(name, none) for name in means]
         for name in counts:
             number = self._counts[name].float() if name in self._counts else none[0]
             rows.append(torch.stack([number, none[0]]))
         totals = accelerator.reduce(torch.stack(rows), reduction="sum").tolist()
-        self._sums, self._weights, self._counts = {}, {}, {}
+        self._totals, self._counts = {}, {}
         values = {name: total / max(weight, 1e-12) for name, (total, weight) in zip(means, totals, strict=False)}
         return values | {name: total for name, (total, _) in zip(counts, totals[len(means) :], strict=True)}
 
@@ -204,6 +219,7 @@ class RepresentationTrainer(Trainer):
             loss = loss * self.accelerator.num_processes
         if model.training:
             self.track(outputs, inputs, self._means["train"])
+            self._means["train"].fold()
         return (loss, outputs) if return_outputs else loss
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -238,12 +254,18 @@ class RepresentationTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         self._look_at_update()  # before a NaN is spread by clipping
-        return super()._clip_grad_norm(model)
+        return self._guard.clip(self.args.max_grad_norm) if self._knows_norms else super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
         if grad_norm is None:  # without clipping
             self._look_at_update()
+            grad_norm = self._guard.clip(math.inf) if self._knows_norms else None
         return super()._get_grad_norm(model, grad_norm)
+
+    @property
+    def _knows_norms(self) -> bool:
+        """Whether the guard looked at gradients that this rank has whole, so that their norm is the model's."""
+        return self._guard is not None and self._guard.whole and not self.is_fsdp_enabled
 
     def _look_at_update(self) -> None:
         if self._guard is not None:
@@ -314,6 +336,7 @@ class RepresentationTrainer(Trainer):
             outputs = model(**inputs, output_hidden_states=True)
         if rows:
             self.track(outputs, inputs, self._means["eval"])
+            self._means["eval"].fold()
         return outputs.loss.detach(), None, None
 
     def _rows_of_its_own(self, batch_size: int) -> int:

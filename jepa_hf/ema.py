@@ -157,7 +157,7 @@ def _shard(parameter: torch.Tensor) -> torch.Tensor:
         return parameter.to_local()
     part = _zero_part(parameter)
     if part is None:
-        return parameter.detach()
+        return parameter
     # The last ranks' parts are filled up.
     before = part.numel() * torch.distributed.get_rank(parameter.ds_process_group)
     return part.detach().view(-1)[: min(max(parameter.ds_numel - before, 0), part.numel())]

@@ -297,11 +297,13 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         """Set the training mode of all but the target encoder, which stays frozen and in eval mode.
 
         `from_pretrained` makes every parameter trainable again and ends with `eval()`; `Trainer` calls `train()` on
-        each micro-step, where to look at every parameter would take time.
+        each micro-step, where to set every module, or to look at every parameter, would take time.
         """
         changed = mode != self.training
-        super().train(mode)
-        self.target_encoder.train(False)
+        trained = [part for part in self.children() if part is not self.target_encoder]
+        if changed or any(_differ(part, mode) for part in trained) or _differ(self.target_encoder, False):
+            super().train(mode)
+            self.target_encoder.train(False)
         if changed:
             self._freeze()
         return self
@@ -654,6 +656,11 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         labels = repeat_samples(clean["input_ids"], masks).gather(1, positions)
         labels = torch.where(valid, labels, -100)
         return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum", ignore_index=-100)
+
+
+def _differ(part: nn.Module, mode: bool) -> bool:
+    """Whether any module of `part` is in another mode than `mode`."""
+    return any(module.training != mode for module in part.modules())
 
 
 def _by_sample(values: torch.Tensor, batch: int) -> torch.Tensor:

@@ -179,6 +179,17 @@ def test_the_target_is_frozen_and_in_eval_mode_always(family: str, tmp_path: Pat
     assert_target_is_frozen(loaded.train())
 
 
+@pytest.mark.parametrize("part", ["context_encoder.embeddings", "predictor.layers.0", "target_encoder"])
+def test_train_reaches_modules_that_were_set_apart(part: str) -> None:
+    """Also where the model itself is in that mode already, which is what is looked at on each micro-step."""
+    model = tiny_jepa("bert").train()
+    odd = model.get_submodule(part)
+    odd.train(not odd.training)
+    model.train()
+    for name, module in model.named_modules():
+        assert module.training != name.startswith("target_encoder"), name
+
+
 @pytest.mark.parametrize("case", ALLOWED, ids="-".join)
 def test_every_trainable_parameter_learns_and_the_target_gets_no_gradient(case: tuple[str, str, str]) -> None:
     model = tiny_jepa(*case, strong=False, mlm_weight=0.5).train()

@@ -117,6 +117,23 @@ def test_a_guarded_step_is_bit_for_bit_an_unguarded_one() -> None:
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
 
 
+@pytest.mark.parametrize("max_norm", [0.01, 100.0, float("inf")])
+def test_clipping_by_the_guards_norms_is_bit_for_bit_torchs(max_norm: float) -> None:
+    """Gradients and the norm that is told; a parameter without a gradient is passed by."""
+    told, gradients = [], []
+    for guarded in (True, False):
+        model, optimizer = linear(fused=True)
+        guard = UpdateGuard(optimizer, list(model.named_parameters()))
+        update(model)
+        model[0].bias.grad = None
+        guard.look(1)
+        told.append(guard.clip(max_norm) if guarded else nn.utils.clip_grad_norm_(list(model.parameters()), max_norm))
+        gradients.append([each.grad for each in model.parameters() if each.grad is not None])
+    assert guard.whole
+    assert torch.equal(*told)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+
+
 # ---- real runs
 
 
