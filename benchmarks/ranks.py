@@ -142,6 +142,14 @@ def loads(folder: Path, held: Weights) -> bool:
     return named == held.keys() and all(torch.equal(loaded[name], held[name]) for name in held)
 
 
+def ran_as(checkpoint: Path) -> tuple[str, int]:
+    """What a checkpoint's files say of how a run was started (`ddp`, `fsdp2`, `zero`), and on how many ranks: a launch
+    that accelerate does not know on a device becomes DDP, or one process, without a word."""
+    names = [path.name for path in checkpoint.iterdir()]
+    kind = "fsdp2" if "optimizer.bin" in names else "zero" if any("global_step" in name for name in names) else "ddp"
+    return kind, max(sum(re.fullmatch(r"rng_state_\d+\.pth", name) is not None for name in names), 1)
+
+
 def configuration(launch: str, options: argparse.Namespace) -> Path:
     """The shipped configuration, or where the device or the precision asks for another one, a changed copy of it."""
     shipped = CONFIGURATIONS / f"{launch}.yaml"
@@ -262,7 +270,9 @@ def measure(launch: str, options: argparse.Namespace) -> Row:
         row[f"loss_{other}"], row[f"above_{other}"] = loss_gap(losses, last_losses(place))
         pairs = {part: (encoder(model, part), encoder(theirs, part)) for part in PARTS}
         row[f"weights_{other}"] = {part: weight_gap(*pair) for part, pair in pairs.items()}
-    middle = load_file(folder / f"checkpoint-{options.steps // 2}" / "model.safetensors")
+    checkpoint = folder / f"checkpoint-{options.steps // 2}"
+    row["ran_as"] = ran_as(checkpoint)
+    middle = load_file(checkpoint / "model.safetensors")
     moved = {part: distance(encoder(model, part), encoder(middle, part)) for part in PARTS}
     row["target_moved"] = moved["target"] / moved["context"]
     row["export"] = loads(folder, encoder(model, "context"))
@@ -321,6 +331,9 @@ def table(rows: Sequence[Row]) -> str:
         if "failed" in row:
             lines.append(f"{head} failed: {row['failed'].replace('|', '/')} | | | | | | |")
             continue
+        kind, processes = row["ran_as"]
+        if not row["launch"].startswith(kind) or processes != row["processes"]:
+            head = f"| {row['launch']}, which ran as {kind} on {processes} | {row['processes']} |"
         late = "" if row["above_single"] is None else f", above {BOUND:g} from step {row['above_single']}"
         weights = ", ".join(number(row["weights_single"][part]) for part in PARTS)
         resumed = "not tried" if "resume_loss" not in row else None
@@ -378,7 +391,7 @@ def parse() -> argparse.Namespace:
     options.config_overrides = options.config_overrides or (LARGE if options.big else SMALL)
     if options.batch_size % options.processes:
         parser.error(f"batch_size {options.batch_size} cannot be divided among {options.processes} processes")
-    if options.steps < 2 or options.steps % 2 and not options.big:
+    if options.steps < 2 or (options.steps % 2 and not options.big):
         parser.error(f"steps must be an even number, for the checkpoint of the middle, not {options.steps}")
     if options.big and options.flags:
         parser.error(f"unknown flag {options.flags[0]}")

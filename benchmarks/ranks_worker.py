@@ -67,7 +67,7 @@ def main() -> None:
             output_dir=folder,
             max_steps=options.steps,
             per_device_train_batch_size=options.batch_size,
-            gradient_checkpointing=True,
+            activation_checkpointing=True,
             learning_rate=1e-5,
             ema_decay=0.999,
             bf16=options.bf16,
@@ -100,6 +100,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         told = {
             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+            "ran_as": trainer.accelerator.distributed_type.value,
             "peak_gib": peaks,
             "parameters": parameters,
             "states_gib": states / 2**30,

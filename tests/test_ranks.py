@@ -4,6 +4,7 @@ import importlib
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from commands import REPOSITORY
 
 ROW = {
+    "ran_as": ("ddp", 2),
     "launch": "ddp", "processes": 2, "loss_single": 2e-5, "above_single": None, "loss_ddp": 0.0,
     "weights_single": {"context": 1e-4, "target": 1e-6}, "target_moved": 0.025, "resume_loss": 0.0,
     "resume_weights": 0.0, "export": True, "seconds": 31.4,
@@ -90,3 +92,20 @@ def test_the_table_says_what_agrees_and_what_does_not(ranks: ModuleType) -> None
     assert "5.0e-01, above 0.001 from step 7" in bad
     assert "| 0, 1.0e-07 | differs |" in bad
     assert "failed: no / module" in lost
+
+
+@pytest.mark.parametrize("ran_as", [("ddp", 2), ("fsdp2", 1)])
+def test_the_table_says_where_another_launch_ran_than_was_asked_for(ran_as: tuple[str, int], ranks: ModuleType) -> None:
+    """Which would agree with DDP to the last bit."""
+    table = ranks.table([ROW | {"launch": "fsdp2", "ran_as": ran_as}])
+    assert f"| fsdp2, which ran as {ran_as[0]} on {ran_as[1]} | 2 |" in table
+
+
+def test_a_checkpoint_tells_how_it_was_written(ranks: ModuleType, tmp_path: Path) -> None:
+    for kind, file in (("ddp", "optimizer.pt"), ("fsdp2", "optimizer.bin"), ("zero", "global_step3")):
+        for processes, states in ((1, ["rng_state.pth"]), (2, ["rng_state_0.pth", "rng_state_1.pth"])):
+            checkpoint = tmp_path / f"{kind}-{processes}"
+            checkpoint.mkdir()
+            for name in (file, *states):
+                (checkpoint / name).touch()
+            assert ranks.ran_as(checkpoint) == (kind, processes)
