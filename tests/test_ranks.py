@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import yaml
 from commands import REPOSITORY
 
 ROW = {
@@ -109,3 +110,11 @@ def test_a_checkpoint_tells_how_it_was_written(ranks: ModuleType, tmp_path: Path
             for name in (file, *states):
                 (checkpoint / name).touch()
             assert ranks.ran_as(checkpoint) == (kind, processes)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_accelerate_takes_what_is_shipped_for_deepspeed(stage: int) -> None:
+    """`accelerate launch` refuses a file of DeepSpeed's beside a precision of its own, of whatever value."""
+    shipped = yaml.safe_load((REPOSITORY / "configs" / "accelerate" / f"zero{stage}.yaml").read_text())
+    assert "mixed_precision" not in shipped
+    assert (REPOSITORY / shipped["deepspeed_config"]["deepspeed_config_file"]).is_file()
