@@ -6,7 +6,7 @@
     python benchmarks/ranks.py --big --bf16 --launches ddp fsdp2 zero3 --output big
 
 Each run is `accelerate launch --config_file configs/accelerate/LAUNCH.yaml run_jepa.py configs/quickstart.yaml`, with
-dropout 0, no evaluation, and a batch of --batch_size in all, whatever the number of ranks. What one process does is the
+dropout 0, no evaluation, whole batches only, and --batch_size rows in each, whatever the number of ranks. What one process does is the
 measure: the losses of all steps, the weights at the end. Then each launch
 
 - is resumed, in a new directory that holds what a run killed after the checkpoint of the middle leaves, and compared
@@ -180,20 +180,15 @@ def start(launch: str, name: str, command: Sequence[str], options: argparse.Name
     """
     processes = 1 if launch == "single" else options.processes
     # Not the script: it need not be on the PATH.
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(configuration(launch, options)),
-    ]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    launcher += ["--config_file", str(configuration(launch, options))]
     launcher += ["--num_processes", str(processes), "--main_process_port", "0"]
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if options.device == "cpu":
         environment.setdefault("OMP_NUM_THREADS", "1")
     elif processes == 1:
-        environment["CUDA_VISIBLE_DEVICES"] = "0"
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     words = options.output / f"{name}.log"
     begun = time.perf_counter()
     with words.open("w", encoding="utf-8") as log:
@@ -233,6 +228,8 @@ def train(launch: str, name: str, options: argparse.Namespace) -> float:
     }
     command = ["run_jepa.py", "configs/quickstart.yaml", *(word for flag in flags.items() for word in named(*flag))]
     command += ["--do_eval", "false", "--eval_on_start", "false", "--eval_strategy", "no"]
+    # An epoch's last batch is smaller; ranks would fill theirs up with rows that they have read.
+    command += ["--dataloader_drop_last", "true"]
     if options.bf16 and not launch.startswith("zero"):
         command.append("--bf16")
     if options.device == "cpu":
