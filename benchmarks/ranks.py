@@ -6,8 +6,8 @@
     python benchmarks/ranks.py --big --bf16 --launches ddp fsdp2 zero3 --output big
 
 Each run is `accelerate launch --config_file configs/accelerate/LAUNCH.yaml run_jepa.py configs/quickstart.yaml`, with
-dropout 0, no evaluation, whole batches only, and --batch_size rows in each, whatever the number of ranks. What one process does is the
-measure: the losses of all steps, the weights at the end. Then each launch
+dropout 0, no evaluation, whole batches only, and --batch_size rows in each, whatever the number of ranks. What one
+process does is the measure: the losses of all steps, the weights at the end. Then each launch
 
 - is resumed, in a new directory that holds what a run killed after the checkpoint of the middle leaves, and compared
   with the run that nothing disturbed;
@@ -388,7 +388,9 @@ def parse() -> argparse.Namespace:
     options.config_overrides = options.config_overrides or (LARGE if options.big else SMALL)
     if options.batch_size % options.processes:
         parser.error(f"batch_size {options.batch_size} cannot be divided among {options.processes} processes")
-    if options.steps < 2 or (options.steps % 2 and not options.big):
+    if options.steps < 2:
+        parser.error(f"steps must be at least 2, not {options.steps}")
+    if options.steps % 2 and not options.big:
         parser.error(f"steps must be an even number, for the checkpoint of the middle, not {options.steps}")
     if options.big and options.flags:
         parser.error(f"unknown flag {options.flags[0]}")

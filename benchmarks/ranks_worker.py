@@ -94,7 +94,6 @@ def main() -> None:
         collator = DataCollatorForSpanJEPA(tokenizer_of(encoder.vocab_size), max_length=LENGTH, seed=options.seed)
         rows = RandomTokens(encoder.vocab_size, LENGTH, options.seed)
         trainer = JepaTrainer(model, args, collator, train_dataset=rows, callbacks=[ends])
-        del model  # its shards take its place
         trainer.train()
     peaks = gather_object([peak(args.device)])
     if trainer.is_world_process_zero():
