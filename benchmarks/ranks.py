@@ -1,7 +1,7 @@
 """Is a run on several ranks the run of one process? Real commands, side by side.
 
     python benchmarks/ranks.py --launches ddp fsdp2 zero3 --processes 2 --output ranks
-    python benchmarks/ranks.py --launches ddp fsdp2 --device cpu --steps 6 --output ranks \\
+    python benchmarks/ranks.py --launches ddp --device cpu --steps 6 --output ranks \\
         --config_overrides hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64
     python benchmarks/ranks.py --big --bf16 --launches ddp fsdp2 zero3 --output big
 
@@ -22,22 +22,24 @@ bfloat16 itself; without it DeepSpeed gets a copy that does not. Flags that are 
 --big trains a model whose weights, gradients and moments one GPU does not hold, for a few steps, without writing it
 (see `ranks_worker.py`); that DDP runs out of memory there is the expected row.
 
+On a CPU accelerate knows DDP only: another launch becomes DDP without a word, and its row says so.
+
 A line a launch goes to OUTPUT/ranks.jsonl, the logs lie beside it, and a table is printed in the end.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -192,23 +194,26 @@ def start(launch: str, name: str, command: Sequence[str], options: argparse.Name
     words = options.output / f"{name}.log"
     begun = time.perf_counter()
     with words.open("w", encoding="utf-8") as log:
-        # From the root, which the configurations name their files from; in a session, to be ended as a whole.
-        child = subprocess.Popen(
-            [*launcher, *command], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        # From the root, which the configurations name their files from.
+        child = psutil.Popen([*launcher, *command], cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
             code = child.wait(options.timeout)
-        except subprocess.TimeoutExpired:
-            code = None
+        except psutil.TimeoutExpired:
+            raise Failed(f"still running after {options.timeout:g} s") from None
         finally:
-            if child.returncode is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-    if code is None:
-        raise Failed(f"still running after {options.timeout} s")
+            end(child)
     if code != 0:
         raise Failed(error_of(words.read_text(encoding="utf-8", errors="replace")))
     return time.perf_counter() - begun
+
+
+def end(child: psutil.Popen) -> None:
+    """Kill a command, if it runs, and all that it started: torchrun puts each rank into a session of its own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (child, *child.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    child.wait()
 
 
 def train(launch: str, name: str, options: argparse.Namespace) -> float:
@@ -316,6 +321,12 @@ def number(value: float | None) -> str:
     return "" if value is None else "0" if value == 0 else f"{value:.1e}"
 
 
+def loss_cell(row: Row, other: str) -> str:
+    """How far a launch's losses are from another's, and since when too far; empty where there is no other."""
+    above = row.get(f"above_{other}")
+    return number(row.get(f"loss_{other}")) + ("" if above is None else f", above {BOUND:g} from step {above}")
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows of `ranks.jsonl` as Markdown."""
     lines = [
@@ -331,14 +342,14 @@ def table(rows: Sequence[Row]) -> str:
         kind, processes = row["ran_as"]
         if not row["launch"].startswith(kind) or processes != row["processes"]:
             head = f"| {row['launch']}, which ran as {kind} on {processes} | {row['processes']} |"
-        late = "" if row["above_single"] is None else f", above {BOUND:g} from step {row['above_single']}"
+        losses = [loss_cell(row, other) for other in ("single", "ddp")]
         weights = ", ".join(number(row["weights_single"][part]) for part in PARTS)
         resumed = "not tried" if "resume_loss" not in row else None
         if resumed is None:
             exact = row["resume_loss"] == row["resume_weights"] == 0
             resumed = "bit for bit" if exact else f"{number(row['resume_loss'])}, {number(row['resume_weights'])}"
         lines.append(
-            f"{head} {number(row['loss_single'])}{late} | {number(row.get('loss_ddp'))} | {weights} | "
+            f"{head} {' | '.join(losses)} | {weights} | "
             f"{row['target_moved']:.4f} | {resumed} | {'bit for bit' if row['export'] else 'differs'} | "
             f"{row['seconds']:.0f} |"
         )
