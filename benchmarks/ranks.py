@@ -254,14 +254,14 @@ def killed(finished: Path, step: int, into: Path) -> None:
     (into / "_run.json").write_text(json.dumps({**run, "finished": False}), encoding="utf-8")
 
 
-def measure(launch: str, options: argparse.Namespace) -> Row:
-    """Train, compare, resume, load.
+def measure(launch: str, options: argparse.Namespace, row: Row) -> None:
+    """Train, compare, load, resume; what is found goes into the row at once, so that a later failure leaves it.
 
     Raises:
         Failed: a command did not end well.
     """
     folder, one = options.output / launch, options.output / "single"
-    row: Row = {"seconds": train(launch, launch, options)}
+    row["seconds"] = train(launch, launch, options)
     losses, model = last_losses(folder), final_model(folder)
     row["steps"] = len(losses)
     others = {"single": one, "ddp": options.output / "ddp"}
@@ -281,13 +281,16 @@ def measure(launch: str, options: argparse.Namespace) -> Row:
     if not options.skip_resume:
         resumed = options.output / f"{launch}-resumed"
         killed(folder, options.steps // 2, resumed)
-        row["resume_seconds"] = train(launch, resumed.name, options)
+        try:
+            row["resume_seconds"] = train(launch, resumed.name, options)
+        except Failed as failure:
+            row["resume_failed"] = str(failure)
+            return
         row["resume_loss"], _ = loss_gap(last_losses(resumed), losses)
         row["resume_weights"] = weight_gap(final_model(resumed), model)
-    return row
 
 
-def measure_big(launch: str, options: argparse.Namespace) -> Row:
+def measure_big(launch: str, options: argparse.Namespace, row: Row) -> None:
     """Train a few steps without writing anything.
 
     Raises:
@@ -306,8 +309,8 @@ def measure_big(launch: str, options: argparse.Namespace) -> Row:
         command.append("--bf16")
     if options.device == "cpu":
         command.append("--use_cpu")
-    seconds = start(launch, launch, command, options)
-    return {"seconds": seconds, **json.loads(told.read_text(encoding="utf-8"))}
+    row["seconds"] = start(launch, launch, command, options)
+    row |= json.loads(told.read_text(encoding="utf-8"))
 
 
 # ---- what is said
@@ -344,10 +347,11 @@ def table(rows: Sequence[Row]) -> str:
             head = f"| {row['launch']}, which ran as {kind} on {processes} | {row['processes']} |"
         losses = [loss_cell(row, other) for other in ("single", "ddp")]
         weights = ", ".join(number(row["weights_single"][part]) for part in PARTS)
-        resumed = "not tried" if "resume_loss" not in row else None
-        if resumed is None:
+        if "resume_loss" in row:
             exact = row["resume_loss"] == row["resume_weights"] == 0
             resumed = "bit for bit" if exact else f"{number(row['resume_loss'])}, {number(row['resume_weights'])}"
+        else:
+            resumed = f"failed: {row['resume_failed'].replace('|', '/')}" if "resume_failed" in row else "not tried"
         lines.append(
             f"{head} {' | '.join(losses)} | {weights} | "
             f"{row['target_moved']:.4f} | {resumed} | {'bit for bit' if row['export'] else 'differs'} | "
@@ -426,8 +430,8 @@ def main() -> None:
     for launch in options.launches:
         row: Row = {"launch": launch, "processes": options.processes, "device": options.device, "bf16": options.bf16}
         try:
-            row |= (measure_big if options.big else measure)(launch, options)
-        except Failed as failure:
+            (measure_big if options.big else measure)(launch, options, row)
+        except (Failed, ValueError, OSError) as failure:  # the last two: a run that left less than it should have
             row["failed"] = str(failure)
         rows.append(row)
         with (options.output / "ranks.jsonl").open("a", encoding="utf-8") as lines:
