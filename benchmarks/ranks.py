@@ -1,13 +1,13 @@
 """Is a run on several ranks the run of one process? Real commands, side by side.
 
     python benchmarks/ranks.py --launches ddp fsdp2 zero3 --processes 2 --output ranks
-    python benchmarks/ranks.py --launches ddp fsdp2 --device cpu --steps 6 --output ranks \\
+    python benchmarks/ranks.py --launches ddp --device cpu --steps 6 --output ranks \\
         --config_overrides hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64
     python benchmarks/ranks.py --big --bf16 --launches ddp fsdp2 zero3 --output big
 
 Each run is `accelerate launch --config_file configs/accelerate/LAUNCH.yaml run_jepa.py configs/quickstart.yaml`, with
-dropout 0, no evaluation, whole batches only, and --batch_size rows in each, whatever the number of ranks. What one process does is the
-measure: the losses of all steps, the weights at the end. Then each launch
+dropout 0, no evaluation, whole batches only, and --batch_size rows in each, whatever the number of ranks. What one
+process does is the measure: the losses of all steps, the weights at the end. Then each launch
 
 - is resumed, in a new directory that holds what a run killed after the checkpoint of the middle leaves, and compared
   with the run that nothing disturbed;
@@ -22,22 +22,24 @@ bfloat16 itself; without it DeepSpeed gets a copy that does not. Flags that are 
 --big trains a model whose weights, gradients and moments one GPU does not hold, for a few steps, without writing it
 (see `ranks_worker.py`); that DDP runs out of memory there is the expected row.
 
+On a CPU accelerate knows DDP only: another launch becomes DDP without a word, and its row says so.
+
 A line a launch goes to OUTPUT/ranks.jsonl, the logs lie beside it, and a table is printed in the end.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -192,23 +194,26 @@ def start(launch: str, name: str, command: Sequence[str], options: argparse.Name
     words = options.output / f"{name}.log"
     begun = time.perf_counter()
     with words.open("w", encoding="utf-8") as log:
-        # From the root, which the configurations name their files from; in a session, to be ended as a whole.
-        child = subprocess.Popen(
-            [*launcher, *command], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        # From the root, which the configurations name their files from.
+        child = psutil.Popen([*launcher, *command], cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
             code = child.wait(options.timeout)
-        except subprocess.TimeoutExpired:
-            code = None
+        except psutil.TimeoutExpired:
+            raise Failed(f"still running after {options.timeout:g} s") from None
         finally:
-            if child.returncode is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-    if code is None:
-        raise Failed(f"still running after {options.timeout} s")
+            end(child)
     if code != 0:
         raise Failed(error_of(words.read_text(encoding="utf-8", errors="replace")))
     return time.perf_counter() - begun
+
+
+def end(child: psutil.Popen) -> None:
+    """Kill a command, if it runs, and all that it started: torchrun puts each rank into a session of its own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in (child, *child.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    child.wait()
 
 
 def train(launch: str, name: str, options: argparse.Namespace) -> float:
@@ -249,14 +254,14 @@ def killed(finished: Path, step: int, into: Path) -> None:
     (into / "_run.json").write_text(json.dumps({**run, "finished": False}), encoding="utf-8")
 
 
-def measure(launch: str, options: argparse.Namespace) -> Row:
-    """Train, compare, resume, load.
+def measure(launch: str, options: argparse.Namespace, row: Row) -> None:
+    """Train, compare, load, resume; what is found goes into the row at once, so that a later failure leaves it.
 
     Raises:
         Failed: a command did not end well.
     """
     folder, one = options.output / launch, options.output / "single"
-    row: Row = {"seconds": train(launch, launch, options)}
+    row["seconds"] = train(launch, launch, options)
     losses, model = last_losses(folder), final_model(folder)
     row["steps"] = len(losses)
     others = {"single": one, "ddp": options.output / "ddp"}
@@ -276,13 +281,16 @@ def measure(launch: str, options: argparse.Namespace) -> Row:
     if not options.skip_resume:
         resumed = options.output / f"{launch}-resumed"
         killed(folder, options.steps // 2, resumed)
-        row["resume_seconds"] = train(launch, resumed.name, options)
+        try:
+            row["resume_seconds"] = train(launch, resumed.name, options)
+        except Failed as failure:
+            row["resume_failed"] = str(failure)
+            return
         row["resume_loss"], _ = loss_gap(last_losses(resumed), losses)
         row["resume_weights"] = weight_gap(final_model(resumed), model)
-    return row
 
 
-def measure_big(launch: str, options: argparse.Namespace) -> Row:
+def measure_big(launch: str, options: argparse.Namespace, row: Row) -> None:
     """Train a few steps without writing anything.
 
     Raises:
@@ -301,8 +309,8 @@ def measure_big(launch: str, options: argparse.Namespace) -> Row:
         command.append("--bf16")
     if options.device == "cpu":
         command.append("--use_cpu")
-    seconds = start(launch, launch, command, options)
-    return {"seconds": seconds, **json.loads(told.read_text(encoding="utf-8"))}
+    row["seconds"] = start(launch, launch, command, options)
+    row |= json.loads(told.read_text(encoding="utf-8"))
 
 
 # ---- what is said
@@ -314,6 +322,12 @@ def number(value: float | None) -> str:
     ('0', '1.2e-04', '')
     """
     return "" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def loss_cell(row: Row, other: str) -> str:
+    """How far a launch's losses are from another's, and since when too far; empty where there is no other."""
+    above = row.get(f"above_{other}")
+    return number(row.get(f"loss_{other}")) + ("" if above is None else f", above {BOUND:g} from step {above}")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -331,14 +345,15 @@ def table(rows: Sequence[Row]) -> str:
         kind, processes = row["ran_as"]
         if not row["launch"].startswith(kind) or processes != row["processes"]:
             head = f"| {row['launch']}, which ran as {kind} on {processes} | {row['processes']} |"
-        late = "" if row["above_single"] is None else f", above {BOUND:g} from step {row['above_single']}"
+        losses = [loss_cell(row, other) for other in ("single", "ddp")]
         weights = ", ".join(number(row["weights_single"][part]) for part in PARTS)
-        resumed = "not tried" if "resume_loss" not in row else None
-        if resumed is None:
+        if "resume_loss" in row:
             exact = row["resume_loss"] == row["resume_weights"] == 0
             resumed = "bit for bit" if exact else f"{number(row['resume_loss'])}, {number(row['resume_weights'])}"
+        else:
+            resumed = f"failed: {row['resume_failed'].replace('|', '/')}" if "resume_failed" in row else "not tried"
         lines.append(
-            f"{head} {number(row['loss_single'])}{late} | {number(row.get('loss_ddp'))} | {weights} | "
+            f"{head} {' | '.join(losses)} | {weights} | "
             f"{row['target_moved']:.4f} | {resumed} | {'bit for bit' if row['export'] else 'differs'} | "
             f"{row['seconds']:.0f} |"
         )
@@ -388,7 +403,9 @@ def parse() -> argparse.Namespace:
     options.config_overrides = options.config_overrides or (LARGE if options.big else SMALL)
     if options.batch_size % options.processes:
         parser.error(f"batch_size {options.batch_size} cannot be divided among {options.processes} processes")
-    if options.steps < 2 or (options.steps % 2 and not options.big):
+    if options.steps < 2:
+        parser.error(f"steps must be at least 2, not {options.steps}")
+    if options.steps % 2 and not options.big:
         parser.error(f"steps must be an even number, for the checkpoint of the middle, not {options.steps}")
     if options.big and options.flags:
         parser.error(f"unknown flag {options.flags[0]}")
@@ -413,8 +430,8 @@ def main() -> None:
     for launch in options.launches:
         row: Row = {"launch": launch, "processes": options.processes, "device": options.device, "bf16": options.bf16}
         try:
-            row |= (measure_big if options.big else measure)(launch, options)
-        except Failed as failure:
+            (measure_big if options.big else measure)(launch, options, row)
+        except (Failed, ValueError, OSError) as failure:  # the last two: a run that left less than it should have
             row["failed"] = str(failure)
         rows.append(row)
         with (options.output / "ranks.jsonl").open("a", encoding="utf-8") as lines:

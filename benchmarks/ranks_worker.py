@@ -81,10 +81,11 @@ def main() -> None:
         )
         set_seed(options.seed)
         # Every rank builds the whole model, on its GPU, where random weights take seconds; on the host they take
-        # minutes. Both encoders of 4.8 billion float32 parameters are 36 GiB. accelerate's fsdp2_prepare_model, with
-        # fsdp_cpu_ram_efficient_loading false, copies each layer into its shard and holds on to the whole ones until it
-        # returns: 36 and a half of that, 54 GiB. DeepSpeed divides parameter by parameter and frees each at once. The
-        # optimizer's moments come later, after which a rank of two has 20 bytes times half of 4.8 billion, 45 GiB.
+        # minutes. Of the default encoder (4.8 billion parameters in its layers) that is 38 GiB, float32, both encoders.
+        # accelerate's fsdp2_prepare_model, with fsdp_cpu_ram_efficient_loading false, copies each layer into its shard
+        # and holds on to the whole ones until it returns: on one of two ranks 38 and half of that, 57 GiB. DeepSpeed
+        # divides parameter by parameter and frees each at once. Gradients and moments come later; then one of two ranks
+        # has 48 GiB, under DeepSpeed 10 more, because its optimizer has a copy of what is trained.
         with whole_weights(), args.device:
             model = JepaForRepresentationPrediction(JepaConfig(encoder))
         parameters = sum(each.numel() for each in model.context_encoder.parameters())
@@ -94,7 +95,6 @@ def main() -> None:
         collator = DataCollatorForSpanJEPA(tokenizer_of(encoder.vocab_size), max_length=LENGTH, seed=options.seed)
         rows = RandomTokens(encoder.vocab_size, LENGTH, options.seed)
         trainer = JepaTrainer(model, args, collator, train_dataset=rows, callbacks=[ends])
-        del model  # its shards take its place
         trainer.train()
     peaks = gather_object([peak(args.device)])
     if trainer.is_world_process_zero():

@@ -95,6 +95,12 @@ def test_the_table_says_what_agrees_and_what_does_not(ranks: ModuleType) -> None
     assert "failed: no / module" in lost
 
 
+def test_the_table_tells_a_resume_that_was_not_tried_from_one_that_failed(ranks: ModuleType) -> None:
+    row = {name: value for name, value in ROW.items() if not name.startswith("resume")}
+    assert "| not tried |" in ranks.table([row])
+    assert "| failed: no room |" in ranks.table([row | {"resume_failed": "no room"}])
+
+
 @pytest.mark.parametrize("ran_as", [("ddp", 2), ("fsdp2", 1)])
 def test_the_table_says_where_another_launch_ran_than_was_asked_for(ran_as: tuple[str, int], ranks: ModuleType) -> None:
     """Which would agree with DDP to the last bit."""
