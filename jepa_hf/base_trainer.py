@@ -215,8 +215,9 @@ class RepresentationTrainer(Trainer):
         """
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes
+        processes = self.accelerator.num_processes
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices and processes > 1:
+            loss = loss * processes
         if model.training:
             self.track(outputs, inputs, self._means["train"])
             self._means["train"].fold()

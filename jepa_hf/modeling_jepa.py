@@ -51,6 +51,7 @@ class JepaOutput(ModelOutput):
         prediction_loss: scalar, mean over the targets.
         mlm_loss, variance_loss, covariance_loss, sigreg_loss, contrastive_loss: scalars, unweighted; None where the
             weight is 0.
+        cosine: scalar, mean cosine similarity of predictions and targets, without gradient.
         num_targets: scalar, number of valid targets.
         predictions: `[B, M, T, D]`.
         targets: `[B, M, T, D]`, normalised.
@@ -73,6 +74,7 @@ class JepaOutput(ModelOutput):
     covariance_loss: torch.Tensor | None = None
     sigreg_loss: torch.Tensor | None = None
     contrastive_loss: torch.Tensor | None = None
+    cosine: torch.Tensor | None = None
     num_targets: torch.Tensor | None = None
     predictions: torch.Tensor | None = None
     targets: torch.Tensor | None = None
@@ -445,11 +447,9 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             None if sequence_ids is None else repeat_samples(sequence_ids, masks),
         )
         target_samples = documents_at(samples, positions, valid)
-        per_sample = document_counts(target_samples, most)
         if self.config.pooled_targets:
             predictions, targets = (document_means(x, target_samples, most) for x in (predictions, targets))
-            valid = per_sample > 0
-            per_sample = valid.long()
+            valid = document_counts(target_samples, most) > 0
             target_samples = torch.arange(most, device=valid.device).expand_as(valid).masked_fill(~valid, -1)
 
         output = JepaOutput(
@@ -459,7 +459,8 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             target_valid=valid.unflatten(0, (batch, masks)),
             target_samples=target_samples.unflatten(0, (batch, masks)),
         )
-        read = documents_at(samples, seen_positions[:: len(seen_positions) // len(seen)], seen)
+        if self.pooled_predictor is not None or output_hidden_states:
+            read = documents_at(samples, seen_positions[:: len(seen_positions) // len(seen)], seen)
         if self.pooled_predictor is not None:
             states = encoded.last_hidden_state
             pooled = _by_sample(document_means(states.float(), read, most).to(states.dtype), batch)
@@ -468,6 +469,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             total = output.num_targets.clamp_min(1) if num_items_in_batch is None else num_items_in_batch
             self._add_losses(output, clean, encoded, seen, positions, valid, total)
             if self.config.contrastive_weight > 0:
+                per_sample = document_counts(target_samples, most)
                 per_view = per_sample.unflatten(0, (len(seen), -1)).sum(dim=1)
                 self._add_contrast(output, _by_sample(per_view[..., None], batch), sequence_valid, total)
         if output_hidden_states:
@@ -588,6 +590,9 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         each = prediction_loss(config.loss, predictions, targets, config.smooth_l1_beta)
         summed = torch.where(valid, each, torch.zeros_like(each)).sum()
         output.prediction_loss = summed / here
+        # Told by every run: here, torch.compile makes one kernel of it.
+        alike = F.cosine_similarity(predictions.detach().float(), targets.float(), dim=-1)
+        output.cosine = torch.where(valid, alike, torch.zeros_like(alike)).sum() / here
         loss = summed / total
         if config.mlm_weight > 0:
             summed = self._mlm_sum(clean, encoded, predictions, positions, valid)

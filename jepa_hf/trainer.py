@@ -59,7 +59,16 @@ _HEALTH_SAMPLES = 128
 _PREDICTOR_TABLES = ("predictor.mask_token", "predictor.position_embeddings")
 
 
-_LOSSES = ("prediction_loss", "mlm_loss", "variance_loss", "covariance_loss", "sigreg_loss", "contrastive_loss")
+# What the model tells of a batch, where it computes it.
+_TOLD = (
+    "prediction_loss",
+    "mlm_loss",
+    "variance_loss",
+    "covariance_loss",
+    "sigreg_loss",
+    "contrastive_loss",
+    "cosine",
+)
 
 # What a position is, for readers.
 _UNITS = {"text": "tokens", "images": "patches", "features": "positions"}
@@ -280,21 +289,20 @@ class JepaTrainer(RepresentationTrainer):
         return unwrapped(self.model)
 
     def track(self, outputs: JepaOutput, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
-        predictions, targets, valid = outputs.predictions.detach(), outputs.targets, outputs.target_valid
-        count = outputs.num_targets
-        for name in _LOSSES:
+        valid = outputs.target_valid
+        for name in _TOLD:
             value = getattr(outputs, name)
             if value is not None:
-                means.add(name, value, count)
-        cosine = torch.cosine_similarity(predictions.float(), targets.float(), dim=-1)
-        means.add("cosine", torch.where(valid, cosine, torch.zeros_like(cosine)).sum() / count.clamp_min(1), count)
+                means.add(name, value, outputs.num_targets)
         if self._unwrapped.backbone.grid:  # a vector that is one token is hidden in part, which cannot be counted
             places = self.count_tokens(inputs) * valid.shape[1]
-            means.add("masked_fraction", inputs["target_valid"].sum() / places.clamp_min(1), places)
-        # Of packed rows, documents.
-        there = inputs.get("sequence_valid", torch.ones_like(valid[:, 0, :1]))
-        targets_of_each = document_counts(outputs.target_samples.flatten(1), there.shape[1])
-        means.count("rows_without_targets", (there & (targets_of_each == 0)).sum())
+            means.add("masked_fraction", inputs["target_valid"].sum() / places, places)
+        if "sequence_valid" in inputs:  # of packed rows, documents
+            there = inputs["sequence_valid"]
+            without = there & (document_counts(outputs.target_samples.flatten(1), there.shape[1]) == 0)
+        else:
+            without = ~valid.flatten(1).any(dim=1)
+        means.count("rows_without_targets", without.sum())
         if means is self._means["eval"]:
             self._track_evaluation(outputs, means)
 

@@ -635,7 +635,8 @@ def test_a_batch_of_the_other_mode_is_refused_with_the_remedy(mode: str, other: 
 
 def test_fields_are_none_unless_asked_for() -> None:
     batch = text_batch("bert", "dropped")
-    always = {"loss", "prediction_loss", "num_targets", "predictions", "targets", "target_valid", "target_samples"}
+    losses = {"loss", "prediction_loss", "cosine"}
+    always = losses | {"num_targets", "predictions", "targets", "target_valid", "target_samples"}
     states = {"context_state", "context_valid", "context_samples", "context_hidden_states", "target_hidden_states"}
     parts = {"mlm_loss", "variance_loss", "covariance_loss", "sigreg_loss", "contrastive_loss"}
 
@@ -646,7 +647,7 @@ def test_fields_are_none_unless_asked_for() -> None:
     model = tiny_jepa("bert")
     assert given(model(**batch)) == always
     assert given(model(**batch, output_hidden_states=True)) == always | states
-    assert given(model(**batch, return_loss=False)) == always - {"loss", "prediction_loss"}
+    assert given(model(**batch, return_loss=False)) == always - losses
     samples = {"sample_predictions", "sample_targets"}
     assert given(tiny_jepa("bert", **EVERY_WEIGHT)(**batch)) == always | parts | samples
     # Asking changes no number.
