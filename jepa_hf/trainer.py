@@ -213,6 +213,17 @@ class JepaTrainer(RepresentationTrainer):
         finally:
             self.data_collator = given
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """As the base's, of rows that this epoch has not read before: with several ranks accelerate fills up an epoch's
+        last batches with rows of its first ones. Those get no targets."""
+        for batch in batch_samples[-1:]:
+            valid = batch["target_valid"]
+            rows = self._rows_of_its_own(len(valid))
+            if rows < len(valid):
+                own = torch.arange(len(valid), device=valid.device) < rows
+                batch["target_valid"] = valid & own[:, None, None]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     # ---- optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
