@@ -250,10 +250,12 @@ def serve(cell: Cell | None, options: argparse.Namespace) -> None:
     first, alone = os.environ.get("RANK", "0") == "0", os.environ.get("WORLD_SIZE", "1") == "1"
 
     def orders() -> Iterator[tuple[Any, ...]]:
+        # Not through NCCL: who waits there keeps its GPU busy, which other cells' windows would feel.
+        group = None if alone else torch.distributed.new_group(backend="gloo")
         while True:
             told = [sys.stdin.readline() if first else ""]
             if not alone:
-                torch.distributed.broadcast_object_list(told)
+                torch.distributed.broadcast_object_list(told, group=group, device=torch.device("cpu"))
             if not told[0]:
                 return
             yield tuple(json.loads(told[0]))
@@ -370,7 +372,12 @@ def run(cells: list[Cell], options: argparse.Namespace) -> list[Row]:
                 trained, averaged = parameters(cell)
                 facts = {"flops": flops(cell), "bytes": moved_bytes(cell, trained, averaged), "parameters": trained}
                 seconds = time.perf_counter() - begin
-                facts |= {"place": place, "seconds": round(seconds, 1), "graphs": warm["graphs"]}
+                facts |= {
+                    "place": place,
+                    "seconds": round(seconds, 1),
+                    "graphs": warm["graphs"],
+                    "trial": trial["step_s"],
+                }
                 write({"kind": "started", "cell": asdict(cell), **facts})
                 print(f"{place}: {cell.name} is warm after {seconds:.0f} s", flush=True)
                 processes.append(process)
