@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
-from accelerate.utils import gather_object
+from accelerate.utils import FullyShardedDataParallelPlugin, gather_object
 from huggingface_hub import CommitInfo
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -131,14 +132,28 @@ class RepresentationTrainer(Trainer):
         self.resumed = False
         self._pushes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")  # one after the other
         super().__init__(model=model, args=args, **kwargs)
-        if self.is_fsdp_enabled and "FULL" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
-            # torch reads the description of such a checkpoint as a pickle, and Trainer writes no model at its end.
-            raise UsageError("fsdp_state_dict_type must be FULL_STATE_DICT, as in configs/accelerate/fsdp2.yaml")
+        if self.is_fsdp_enabled:
+            self._check_fsdp(self.accelerator.state.fsdp_plugin)
         # There is a loss without labels: otherwise evaluation would report none.
         self.can_return_loss = True
         self._means: dict[str, RunningMeans] = defaultdict(RunningMeans)
         self._tokens_seen: torch.Tensor | None = None
         self._guard: UpdateGuard | None = None
+
+    def _check_fsdp(self, plugin: FullyShardedDataParallelPlugin) -> None:
+        """Refuse what cannot be trained or resumed, and set the precision.
+
+        Raises:
+            UsageError: FSDP1, or checkpoints in shards.
+        """
+        if plugin.fsdp_version != 2:
+            raise UsageError("fsdp_version must be 2, as in configs/accelerate/fsdp2.yaml")
+        if "FULL" not in str(plugin.state_dict_type):
+            # torch reads the description of such a checkpoint as a pickle, and Trainer writes no model at its end.
+            raise UsageError("fsdp_state_dict_type must be FULL_STATE_DICT, as in configs/accelerate/fsdp2.yaml")
+        if self.accelerator.mixed_precision == "bf16":
+            # accelerate's policy would add up gradients in bfloat16, and cast the loss to it.
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
     # ---- what a subclass says
 
@@ -222,6 +237,10 @@ class RepresentationTrainer(Trainer):
             self.track(outputs, inputs, self._means["train"])
             self._means["train"].fold()
         return (loss, outputs) if return_outputs else loss
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
+        """Autocast, where accelerate puts none around the model: around one that FSDP2 divides."""
+        return self.accelerator.autocast() if self.is_fsdp_enabled else nullcontext()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:

@@ -1,0 +1,67 @@
+"""Claims about whole runs under accelerate's FSDP2, on two CPU ranks, with the configuration that is shipped."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.utils import FullyShardedDataParallelPlugin
+
+from jepa_hf.errors import UsageError
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from divide_two_ranks import largest_difference, logged, model_of, run, start, told, trainer  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process leaves, its batches twice as large."""
+    folder = tmp_path_factory.mktemp("alone")
+    run(folder, 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fsdp2")
+    start("fsdp2", folder)
+    return folder
+
+
+def test_it_ends_with_the_weights_of_one_process(divided: Path, alone: Path) -> None:
+    """Both encoders, the predictors and the head to 1e-5; the target moved as it should, and is whole."""
+    assert told(divided)["launch"] == "FSDP"
+    assert largest_difference(model_of(divided), model_of(alone)) < 1e-5
+    assert logged(divided, "loss") == pytest.approx(logged(alone, "loss"), abs=1e-5)
+    distances = logged(divided, "health_encoder_distance")
+    assert distances == pytest.approx(logged(alone, "health_encoder_distance"), rel=1e-4)
+    assert distances[-1] > 0
+
+
+def test_it_goes_on_from_a_checkpoint_bit_for_bit(divided: Path, tmp_path: Path) -> None:
+    start("fsdp2", tmp_path, divided / "checkpoint-2")
+    assert largest_difference(model_of(tmp_path), model_of(divided)) == 0.0
+    assert logged(tmp_path, "loss") == logged(divided, "loss")
+
+
+def test_in_bfloat16_the_loss_is_float32_and_that_of_float32(alone: Path, tmp_path: Path) -> None:
+    """accelerate's own policy casts the loss, where a step is a hundredth, and leaves out autocast, without which the
+    head's product of bfloat16 states and float32 embeddings fails."""
+    start("fsdp2", tmp_path, bf16=True)
+    assert told(tmp_path) == {"launch": "FSDP", "loss": "torch.float32"}
+    assert logged(tmp_path, "loss") == pytest.approx(logged(alone, "loss"), rel=2e-2)
+    assert logged(tmp_path, "loss") != logged(alone, "loss")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"fsdp_version": 1}, "fsdp_version must be 2, as in configs/accelerate/fsdp2.yaml"),
+        ({"fsdp_version": 2, "state_dict_type": "SHARDED_STATE_DICT"}, "fsdp_state_dict_type must be FULL_STATE_DICT"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(given: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        trainer(tmp_path)._check_fsdp(FullyShardedDataParallelPlugin(**given))
