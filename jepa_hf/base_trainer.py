@@ -28,7 +28,8 @@ from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, has_length
 from transformers.utils import PushInProgress
@@ -46,6 +47,7 @@ from .checkpoints import (
     rotate,
     writing,
 )
+from .divided import load_optimizer_state, load_weights, whole_optimizer_state
 from .errors import RunError, UsageError
 from .files import whole_file, whole_files
 from .interruption import outlast_signals
@@ -428,6 +430,8 @@ class RepresentationTrainer(Trainer):
             resume_from_checkpoint = str(newest)
         elif resume_from_checkpoint:
             check_checkpoint(resume_from_checkpoint)
+        if resume_from_checkpoint:
+            self._check_engine(Path(resume_from_checkpoint))
         if self.args.should_save:
             remove_left_behind(run_dir)
         self._means["train"] = RunningMeans()
@@ -442,6 +446,20 @@ class RepresentationTrainer(Trainer):
             ) from error
         finally:
             self._guard = None
+
+    def _check_engine(self, checkpoint: Path) -> None:
+        """Refuse optimizer states that are not this run's kind: Trainer would start with fresh ones.
+
+        Raises:
+            UsageError: they are DeepSpeed's and this run does without, or the other way round.
+        """
+        theirs = any(checkpoint.glob("global_step*"))
+        if theirs != self.is_deepspeed_enabled:
+            raise UsageError(
+                f"{checkpoint} was written {'under' if theirs else 'without'} DeepSpeed, whose optimizer states are its "
+                f"own: resume {'with' if theirs else 'without'} it, or start from the weights there with "
+                "--model_name_or_path and another --output_dir"
+            )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint, whole or not at all (see `checkpoints`); push it; delete those that are too many.
@@ -507,9 +525,33 @@ class RepresentationTrainer(Trainer):
             self.state.stateful_callbacks = {name: each if each[1:] else each[0] for name, each in states.items()}
             self.state.save_to_json(os.path.join(folder, STATE_FILE))
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self._is_divided:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # The inherited method writes the weights a second time, and both in files that only FSDP reads.
+        state = whole_optimizer_state(self.optimizer.optimizer, self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME))
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _refusing_pickles(checkpoint, "optimizer or scheduler"):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is None or not self._is_divided:
+                super()._load_optimizer_and_scheduler(checkpoint)
+                return
+            optimizer, scheduler = (
+                torch.load(os.path.join(checkpoint, name), map_location="cpu", weights_only=True)
+                for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+            )
+        load_optimizer_state(self.optimizer.optimizer, optimizer)
+        self.lr_scheduler.load_state_dict(scheduler)
+
+    @property
+    def _is_divided(self) -> bool:
+        """Whether FSDP2 divides a model that is saved whole. Of one with PEFT's adapters they alone are saved."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return self.is_fsdp_enabled and isinstance(model, PreTrainedModel)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with _refusing_pickles(checkpoint, "gradient scaler"):
@@ -526,9 +568,18 @@ class RepresentationTrainer(Trainer):
                 f"{described} is a pickle, which can run any program: it is not loaded; take a checkpoint that was "
                 "written with fsdp_state_dict_type FULL_STATE_DICT"
             )
-        with _refusing_pickles(resume_from_checkpoint, "weights"):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._is_divided:
+            self._issue_warnings_after_load(load_weights(self.model, resume_from_checkpoint))
+        else:
+            with _refusing_pickles(resume_from_checkpoint, "weights"):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.resumed = True
+
+    def _load_best_model(self) -> None:
+        if self._is_divided:
+            self._issue_warnings_after_load(load_weights(self.model, self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # The inherited method warns, and trains on with what is missing at random.

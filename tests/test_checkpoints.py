@@ -336,6 +336,13 @@ def test_a_sharded_checkpoints_description_is_a_pickle_and_refused(run_dir: Path
     assert not (run_dir / "made").exists()
 
 
+def test_optimizer_states_of_deepspeed_are_refused_without_it(run_dir: Path) -> None:
+    """Trainer would find none, and go on with fresh ones."""
+    (run_dir / "checkpoint-2" / "global_step2").mkdir()
+    with pytest.raises(UsageError, match=r"checkpoint-2 was written under DeepSpeed.*or start from the weights there"):
+        resumable(run_dir).train(resume_from_checkpoint=str(run_dir / "checkpoint-2"))
+
+
 def test_a_resume_from_whole_parts_is_still_exact(run_dir: Path, tmp_path: Path) -> None:
     """The random state of numpy and Python, which are no tensors, passes the same gate."""
     whole, rest = resumable(tmp_path / "whole"), resumable(run_dir)

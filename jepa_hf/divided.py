@@ -1,0 +1,60 @@
+"""Weights and optimizer states that FSDP2 divides among ranks, written and read as one process writes and reads them.
+
+So a checkpoint of any number of ranks goes on in any other, one included. All functions are called by all ranks.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> NamedTuple:
+    """Read a divided model's weights from the safetensors files in `folder`, which hold them whole.
+
+    Returns:
+        The missing and the unexpected keys, as `nn.Module.load_state_dict` does.
+    """
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        state |= load_file(file)
+    return set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
+
+
+def whole_optimizer_state(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:
+    """`optimizer.state_dict()` with whole tensors, in the CPU's memory.
+
+    Args:
+        keep: False on ranks that only contribute; their tensors are None.
+    """
+
+    def whole(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        value = value.full_tensor()
+        return value.cpu() if keep else None
+
+    given = optimizer.state_dict()
+    states = {number: {name: whole(value) for name, value in each.items()} for number, each in given["state"].items()}
+    return {**given, "state": states}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what `whole_optimizer_state` or one process's `state_dict()` gave, divided as the parameters are."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+
+    def divided(number: int, value: Any) -> Any:
+        parameter = parameters[number]
+        if not (isinstance(parameter, DTensor) and isinstance(value, torch.Tensor) and value.shape == parameter.shape):
+            return value
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+    states = {
+        number: {name: divided(number, value) for name, value in each.items()}
+        for number, each in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": states})
