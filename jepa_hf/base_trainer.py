@@ -455,10 +455,10 @@ class RepresentationTrainer(Trainer):
         """
         theirs = any(checkpoint.glob("global_step*"))
         if theirs != self.is_deepspeed_enabled:
+            written, resume = ("under", "with") if theirs else ("without", "without")
             raise UsageError(
-                f"{checkpoint} was written {'under' if theirs else 'without'} DeepSpeed, whose optimizer states are its "
-                f"own: resume {'with' if theirs else 'without'} it, or start from the weights there with "
-                "--model_name_or_path and another --output_dir"
+                f"{checkpoint} was written {written} DeepSpeed, whose optimizer states are its own: resume {resume} "
+                "it, or start from the weights there with --model_name_or_path and another --output_dir"
             )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
