@@ -83,3 +83,31 @@ def test_masks_are_compared(tmp_path: Path) -> None:
     assert [line[0].strip("| ") for line in lines] == ["from ids to the masked view", "spans alone"]
     for line in lines:
         assert float(line[5].split(" ")[0]) > 3
+
+
+def test_what_is_spoken_beside_the_work_is_not_told_as_lost(throughput: ModuleType) -> None:
+    """Of two ranks' words, one under a product and one half beyond it, the half is exposed."""
+    busy = [(0.0, 10.0, "gemm"), (2.0, 6.0, "ncclDevKernel_AllReduce"), (8.0, 12.0, "ncclDevKernel_AllReduce")]
+    assert throughput.communication(busy) == {
+        "communication_s": pytest.approx(8e-6),
+        "exposed_s": pytest.approx(2e-6),
+    }
+    assert throughput.communication(busy[:1]) == {"communication_s": 0.0, "exposed_s": 0.0}
+
+
+def test_ranks_are_set_beside_one_process(throughput: ModuleType) -> None:
+    """All tokens of all ranks count, and the efficiency is that of the same cell in one process, in the same turns."""
+    alone = {"loop": "jepa-dropped", "size": "tiny", "length": 16, "batch_size": 2}
+    two = alone | {"launch": "ddp", "processes": 2}
+    rows = []
+    for cell, step_s in ((alone, 1.0), (two, 1.25)):
+        rows.append({"kind": "started", "cell": cell, "flops": 1.0, "bytes": 1.0, "graphs": 0})
+        window = {"kind": "window", "cell": cell, "round": 0, "step_s": step_s, "data_s": 0.0, "ema_s": 0.0}
+        rows.append(window | {"memory_gib": 1.0, "recompiled": 0})
+    spoken = {"busy_s": 1.0, "communication_s": 0.25, "exposed_s": 0.125, "step_s": 1.25}
+    rows.append({"kind": "profile", "cell": two, **spoken})
+    rows.append({"kind": "rates", "place": ["tiny", 16, 2], "round": 0, "fp32_flops": 1.0, "copy_bytes": 1.0})
+    *_, one, other = throughput.table(rows).splitlines()
+    assert " 32 [32, 32] " in one
+    assert " 51 [51, 51] " in other
+    assert other.endswith("| 0.80 [0.80, 0.80] | 20.0 % | 10.0 % |")
