@@ -5,12 +5,14 @@
 
 Every arm is `LlmJepaTrainer` on the same rows in the same order, from the same weights: plain fine-tuning (a loss
 dropout of 1), the views in one extra pass, in passes of their own, with loss dropout, with a frozen second view and
-with an EMA teacher. Collation and optimizer are in the time, on a CPU that of one core, which other processes disturb
-little. A row's tokens count once, whatever is read again as a view. One table goes to the standard output.
+with an EMA teacher. Collation and optimizer are in the time, on a CPU that of one core, which others disturb little.
+A row's tokens count once, whatever is read again as a view; batches of plain fine-tuning hold the views too, which
+nothing reads. One table goes to the standard output.
 """
 
 import argparse
 import copy
+import gc
 import statistics
 import tempfile
 import time
@@ -96,6 +98,7 @@ def measure(
             callbacks=[clock],
         )
         if not options.cpu:
+            gc.collect()  # the last arm's trainer, which refers to itself
             torch.cuda.reset_peak_memory_stats()
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -144,12 +144,9 @@ def loads(folder: Path, held: Weights) -> bool:
     return named == held.keys() and all(torch.equal(loaded[name], held[name]) for name in held)
 
 
-def ran_as(checkpoint: Path) -> tuple[str, int]:
-    """What a checkpoint's files say of how a run was started (`ddp`, `fsdp2`, `zero`), and on how many ranks: a launch
-    that accelerate does not know on a device becomes DDP, or one process, without a word."""
-    names = [path.name for path in checkpoint.iterdir()]
-    kind = "fsdp2" if "optimizer.bin" in names else "zero" if any("global_step" in name for name in names) else "ddp"
-    return kind, max(sum(re.fullmatch(r"rng_state_\d+\.pth", name) is not None for name in names), 1)
+def ran_on(checkpoint: Path) -> int:
+    """How many ranks a checkpoint is of: a launch that accelerate does not know becomes one process without a word."""
+    return len(list(checkpoint.glob("rng_state_*.pth"))) or 1
 
 
 def configuration(launch: str, options: argparse.Namespace) -> Path:
@@ -273,7 +270,7 @@ def measure(launch: str, options: argparse.Namespace, row: Row) -> None:
         pairs = {part: (encoder(model, part), encoder(theirs, part)) for part in PARTS}
         row[f"weights_{other}"] = {part: weight_gap(*pair) for part, pair in pairs.items()}
     checkpoint = folder / f"checkpoint-{options.steps // 2}"
-    row["ran_as"] = ran_as(checkpoint)
+    row["ran_on"] = ran_on(checkpoint)
     middle = load_file(checkpoint / "model.safetensors")
     moved = {part: distance(encoder(model, part), encoder(middle, part)) for part in PARTS}
     row["target_moved"] = moved["target"] / moved["context"]
@@ -342,9 +339,8 @@ def table(rows: Sequence[Row]) -> str:
         if "failed" in row:
             lines.append(f"{head} failed: {row['failed'].replace('|', '/')} | | | | | | |")
             continue
-        kind, processes = row["ran_as"]
-        if not row["launch"].startswith(kind) or processes != row["processes"]:
-            head = f"| {row['launch']}, which ran as {kind} on {processes} | {row['processes']} |"
+        if row["ran_on"] != row["processes"]:
+            head = f"| {row['launch']}, which ran on {row['ran_on']} | {row['processes']} |"
         losses = [loss_cell(row, other) for other in ("single", "ddp")]
         weights = ", ".join(number(row["weights_single"][part]) for part in PARTS)
         if "resume_loss" in row:
@@ -405,6 +401,8 @@ def parse() -> argparse.Namespace:
         parser.error(f"batch_size {options.batch_size} cannot be divided among {options.processes} processes")
     if options.steps < 2:
         parser.error(f"steps must be at least 2, not {options.steps}")
+    if options.device == "cpu" and "fsdp2" in options.launches:
+        parser.error("accelerate divides parameters on GPUs alone, and would run DDP on a CPU: leave fsdp2 out")
     if options.steps % 2 and not options.big:
         parser.error(f"steps must be an even number, for the checkpoint of the middle, not {options.steps}")
     if options.big and options.flags:

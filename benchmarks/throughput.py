@@ -372,12 +372,7 @@ def run(cells: list[Cell], options: argparse.Namespace) -> list[Row]:
                 trained, averaged = parameters(cell)
                 facts = {"flops": flops(cell), "bytes": moved_bytes(cell, trained, averaged), "parameters": trained}
                 seconds = time.perf_counter() - begin
-                facts |= {
-                    "place": place,
-                    "seconds": round(seconds, 1),
-                    "graphs": warm["graphs"],
-                    "trial": trial["step_s"],
-                }
+                facts |= {"place": place, "seconds": round(seconds, 1), "graphs": warm["graphs"]}
                 write({"kind": "started", "cell": asdict(cell), **facts})
                 print(f"{place}: {cell.name} is warm after {seconds:.0f} s", flush=True)
                 processes.append(process)

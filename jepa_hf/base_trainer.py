@@ -153,9 +153,12 @@ class RepresentationTrainer(Trainer):
         if "FULL" not in str(plugin.state_dict_type):
             # torch reads the description of such a checkpoint as a pickle, and Trainer writes no model at its end.
             raise UsageError("fsdp_state_dict_type must be FULL_STATE_DICT, as in configs/accelerate/fsdp2.yaml")
-        if self.accelerator.mixed_precision == "bf16":
-            # accelerate's policy would add up gradients in bfloat16, and cast the loss to it.
-            plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        if half is not None:
+            # accelerate's policy would add up gradients in it, and cast the loss and what the model reads.
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
 
     # ---- what a subclass says
 
@@ -351,7 +354,7 @@ class RepresentationTrainer(Trainer):
     ) -> tuple[torch.Tensor, None, None]:
         """One evaluation batch. Its loss is per target; its tensors, of differing shapes, are not gathered."""
         inputs = self._prepare_inputs(inputs)
-        rows = self._rows_of_its_own(len(next(iter(inputs.values()))))
+        rows = self._rows_of_its_own(len(next(iter(inputs.values()))), self.accelerator.gradient_state.remainder)
         # A rank without any runs the model all the same, because the others may wait for it inside (FSDP).
         inputs = {name: value[: max(rows, 1)] for name, value in inputs.items()}
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -361,12 +364,15 @@ class RepresentationTrainer(Trainer):
             self._means["eval"].fold()
         return outputs.loss.detach(), None, None
 
-    def _rows_of_its_own(self, batch_size: int) -> int:
-        """How many rows of this rank's batch are no repetitions, which fill the last batches up to the same size."""
-        state = self.accelerator.gradient_state
-        if not state.end_of_dataloader or state.remainder <= 0:
+    def _rows_of_its_own(self, batch_size: int, remainder: int) -> int:
+        """How many rows of this rank's batch are no repetitions, which fill the last batches up to the same size.
+
+        Args:
+            remainder: samples in the last batches of all ranks; 0 or less where they are whole.
+        """
+        if not self.accelerator.gradient_state.end_of_dataloader or remainder <= 0:
             return batch_size
-        return min(max(state.remainder - self.accelerator.process_index * batch_size, 0), batch_size)
+        return min(max(remainder - self.accelerator.process_index * batch_size, 0), batch_size)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Adds the tracked means, over targets and not over batches, to the metrics."""
@@ -451,7 +457,7 @@ class RepresentationTrainer(Trainer):
         """Refuse optimizer states that are not this run's kind: Trainer would start with fresh ones.
 
         Raises:
-            UsageError: they are DeepSpeed's and this run does without, or the other way round.
+            UsageError: they are DeepSpeed's and this run does without, or the other way round; or FSDP2 finds none.
         """
         theirs = any(checkpoint.glob("global_step*"))
         if theirs != self.is_deepspeed_enabled:
@@ -459,6 +465,11 @@ class RepresentationTrainer(Trainer):
             raise UsageError(
                 f"{checkpoint} was written {written} DeepSpeed, whose optimizer states are its own: resume {resume} "
                 "it, or start from the weights there with --model_name_or_path and another --output_dir"
+            )
+        if self._is_divided and not (checkpoint / OPTIMIZER_NAME).is_file():
+            raise UsageError(
+                f"{checkpoint} holds no {OPTIMIZER_NAME} to resume from: start from the weights there with "
+                "--model_name_or_path and another --output_dir"
             )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

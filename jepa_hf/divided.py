@@ -12,17 +12,34 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .ema import plain_name
 
-def load_weights(model: nn.Module, folder: str | Path) -> NamedTuple:
+
+class Keys(NamedTuple):
+    """What does not fit, as `nn.Module.load_state_dict` tells it."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> Keys:
     """Read a divided model's weights from the safetensors files in `folder`, which hold them whole.
 
     Returns:
-        The missing and the unexpected keys, as `nn.Module.load_state_dict` does.
+        The names that are missing there, which keep their weights, and those that the model has not, or in another
+        shape: with any of these nothing is loaded.
     """
     state: dict[str, torch.Tensor] = {}
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    for file in sorted(Path(folder).glob("model*.safetensors")):
         state |= load_file(file)
-    return set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
+    shapes = {plain_name(name): value.shape for name, value in model.state_dict().items()}
+    keys = Keys(
+        missing_keys=[name for name in shapes if name not in state],
+        unexpected_keys=[name for name, value in state.items() if shapes.get(name) != value.shape],
+    )
+    if not keys.unexpected_keys:  # torch itself fills in what is missing, and says that nothing was
+        set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
+    return keys
 
 
 def whole_optimizer_state(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         layers = [module for module in self.context_encoder.modules() if isinstance(module, GradientCheckpointingLayer)]
         self._no_split_modules = sorted({type(layer).__name__ for layer in layers})
         self.train(self.training)
-        self._freeze()
+        self.freeze()
 
     # ---- loading and saving
 
@@ -210,7 +210,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             model.mlm_head.load_state_dict(head_state)
         elif model.mlm_head is not None:
             logger.warning(f"{name_or_path} has no masked-language-model head: it starts from random weights")
-        model._freeze()
+        model.freeze()
         return model.eval()
 
     @classmethod
@@ -307,10 +307,12 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             super().train(mode)
             self.target_encoder.train(False)
         if changed:
-            self._freeze()
+            self.freeze()
         return self
 
-    def _freeze(self) -> None:
+    def freeze(self) -> None:
+        """Make untrainable what gets no gradient: the target encoder, what the backbone leaves unused, and with `lora`
+        all of the context encoder but the adapters."""
         self.target_encoder.requires_grad_(False)
         # A parameter that takes no part in the loss would make DDP wait for its gradient.
         adapted = self.config.lora is not None
@@ -366,7 +368,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             self.mlm_head.bias = nn.Parameter(F.pad(bias.detach(), (0, max(size - bias.shape[0], 0)))[:size])
         self.config.encoder_config.vocab_size = size
         self.train(self.training)
-        self._freeze()
+        self.freeze()
         return embeddings
 
     # ---- forward

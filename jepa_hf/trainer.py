@@ -131,6 +131,7 @@ class JepaTrainer(RepresentationTrainer):
                 "--per_device_train_batch_size, or give --contrastive_weight 0"
             )
 
+        model.freeze()
         if args.torch_compile:
             model.prepare_to_compile()
         callbacks = list(callbacks or ())
@@ -218,11 +219,22 @@ class JepaTrainer(RepresentationTrainer):
         last batches with rows of its first ones. Those get no targets."""
         for batch in batch_samples[-1:]:
             valid = batch["target_valid"]
-            rows = self._rows_of_its_own(len(valid))
+            rows = self._rows_of_its_own(len(valid), self._incomplete)
             if rows < len(valid):
                 own = torch.arange(len(valid), device=valid.device) < rows
                 batch["target_valid"] = valid & own[:, None, None]
         return super()._get_num_items_in_batch(batch_samples, device)
+
+    @property
+    def _incomplete(self) -> int:
+        """Samples in the last update of an epoch, of all ranks, where it is not whole; else 0. A stream has no length.
+
+        Not what accelerate tells, which forgets it where an epoch is resumed in its middle.
+        """
+        loader = self.callback_handler.train_dataloader
+        if self.args.dataloader_drop_last or not isinstance(loader.dataset, Sized):
+            return 0
+        return len(loader.dataset) % loader.total_batch_size
 
     # ---- optimizer
 
@@ -339,7 +351,8 @@ class JepaTrainer(RepresentationTrainer):
         """Adds what the probe tells, where there is one."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.probe is not None:
-            found = self.probe(self._unwrapped)
+            with self.compute_loss_context_manager():
+                found = self.probe(self._unwrapped)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
         return output
 
@@ -397,7 +410,8 @@ class JepaTrainer(RepresentationTrainer):
         model.eval()
         for batch in self._health_batches:
             batch = self._prepare_inputs(batch)
-            output = model(**batch, output_hidden_states=True, return_loss=False)
+            with self.compute_loss_context_manager():
+                output = model(**batch, output_hidden_states=True, return_loss=False)
             valid, seen_positions, places = output.target_valid, output.context_valid, batch["target_positions"]
             there = batch.get("sequence_valid", torch.ones_like(valid[:, 0, :1]))
             # A row is one sample, or as many as documents fit in any.

@@ -13,7 +13,7 @@ from commands import snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jepa_batches import rows
-from jepa_runs import StopAfter, trainer, weights
+from jepa_runs import At, StopAfter, trainer, weights
 
 from jepa_hf import UsageError
 from jepa_hf.base_trainer import RepresentationTrainer
@@ -334,6 +334,18 @@ def test_a_sharded_checkpoints_description_is_a_pickle_and_refused(run_dir: Path
     with pytest.raises(UsageError, match=r"\.metadata is a pickle.*FULL_STATE_DICT"):
         resumable(run_dir).train(resume_from_checkpoint=str(checkpoint))
     assert not (run_dir / "made").exists()
+
+
+def test_an_epochs_incomplete_last_update_is_known_after_a_resume(tmp_path: Path) -> None:
+    """accelerate forgets its length then, and rows that fill it up on several ranks would be learnt from."""
+    settings = {"data": rows("bert", 37), "max_steps": 5, "save_strategy": "steps", "save_steps": 3}
+    trainer(tmp_path, callbacks=[StopAfter(3)], **settings).train()
+    rest = trainer(tmp_path, **settings)
+    seen: list[tuple[int, int]] = []
+    told = rest.accelerator.gradient_state
+    rest.add_callback(At(on_step_end=lambda model, state: seen.append((rest._incomplete, told.remainder))))
+    rest.train(resume_from_checkpoint=True)
+    assert seen == [(5, -1), (5, -1)]
 
 
 def test_optimizer_states_of_deepspeed_are_refused_without_it(run_dir: Path) -> None:

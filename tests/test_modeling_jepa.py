@@ -764,6 +764,15 @@ def test_a_text_model_compiles_into_one_graph(family: str, context_mode: str, pr
     assert_compiles_into_one_graph(tiny_jepa(family, context_mode, predictor), text_batch(family, context_mode))
 
 
+def test_several_target_layers_compile_into_one_graph() -> None:
+    """From the first call on: transformers would install what notes the layers' outputs in it, and end the graph."""
+    model = tiny_jepa("bert", "dropped", target_layers=2)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)(**text_batch("bert", "dropped")).loss
+    torch.testing.assert_close(compiled, model(**text_batch("bert", "dropped")).loss)
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("family", ["ijepa", "vit", "dinov2"])
 def test_an_image_model_compiles_into_one_graph(family: str) -> None:
     settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 2}

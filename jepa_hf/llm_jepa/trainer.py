@@ -170,6 +170,11 @@ class LlmJepaTrainer(RepresentationTrainer):
             callbacks=callbacks,
             **kwargs,
         )
+        if teacher is not None and self.is_fsdp_enabled:
+            raise UsageError(
+                "target_gradient ema keeps a whole teacher on every rank, which the shards of FSDP2 do not move: take "
+                "stop or full, or configs/accelerate/ddp.yaml"
+            )
         self.objective.attach(self.model)
         if teacher is not None:
             teacher.to(args.device)

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from jepa_hf.errors import UsageError
 
@@ -67,6 +69,15 @@ def test_in_bfloat16_the_loss_is_float32_and_that_of_float32(alone: Path, tmp_pa
     assert told(tmp_path) == {"launch": "FSDP", "loss": "torch.float32"}
     assert logged(tmp_path, "loss") == pytest.approx(logged(alone, "loss"), rel=2e-2)
     assert logged(tmp_path, "loss") != logged(alone, "loss")
+
+
+def test_neither_what_is_read_nor_what_is_summed_is_in_bfloat16(tmp_path: Path) -> None:
+    """Raw features far from 0 would lose all but their first digits."""
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="FULL_STATE_DICT")
+    trainer(tmp_path, bf16=True)._check_fsdp(plugin)
+    assert plugin.mixed_precision_policy == MixedPrecisionPolicy(
+        torch.bfloat16, torch.float32, output_dtype=None, cast_forward_inputs=False
+    )
 
 
 @pytest.mark.parametrize(
