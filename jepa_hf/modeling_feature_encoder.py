@@ -181,6 +181,13 @@ class FeatureEncoderModel(PreTrainedModel):
             init.zeros_(module.feature_mean)
             init.ones_(module.feature_std)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """What makes vectors of the features, which accelerate's FSDP2 asks for."""
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings = value
+
     @torch.no_grad()
     def set_standardization(self, mean: torch.Tensor | Sequence[float], std: torch.Tensor | Sequence[float]) -> None:
         """Set what the input is standardised with: `(features - mean) / std`.
