@@ -131,6 +131,11 @@ class RepresentationTrainer(Trainer):
                 f"one process sees {args.n_gpu} GPUs and would fall into DataParallel: start it with "
                 "`accelerate launch run_jepa.py ...`, or show it one GPU with CUDA_VISIBLE_DEVICES=0"
             )
+        if args.dataloader_persistent_workers and not args.dataloader_num_workers:
+            raise UsageError(
+                "dataloader_persistent_workers keeps workers from epoch to epoch, and there are none: give "
+                "--dataloader_num_workers above 0, or --dataloader_persistent_workers false"
+            )
         self.resumed = False
         self._pushes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")  # one after the other
         super().__init__(model=model, args=args, **kwargs)

@@ -33,6 +33,9 @@ RANDOM = "--model_type bert --train_file data.txt --output_dir out --max_steps 1
 
 CASES = [
     # the tokenizer and the model
+    Case(
+        "no workers to keep", "--dataloader_persistent_workers", ["there are none", "dataloader_num_workers"], late=True
+    ),
     Case("no mask token", "--model_name_or_path nomask --context_mode kept", ["no mask token", "--add_tokens"]),
     Case("no tokenizer", "--model_name_or_path notokenizer", ["'notokenizer' holds no tokenizer", "--tokenizer_name"]),
     Case("unknown model", "--model_name_or_path no-such-model", ["'no-such-model' is neither", "check the name"]),
