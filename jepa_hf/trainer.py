@@ -19,6 +19,7 @@ from transformers import (
     SchedulerType,
     TrainerCallback,
 )
+from transformers.trainer_utils import has_length
 
 from .base_trainer import RepresentationTrainer, RunningMeans, hardware, hub_name
 from .callbacks import EmaTargetCallback, HealthCallback, MaskEpochCallback, WeightDecayCallback, unwrapped
@@ -232,7 +233,7 @@ class JepaTrainer(RepresentationTrainer):
         Not what accelerate tells, which forgets it where an epoch is resumed in its middle.
         """
         loader = self.callback_handler.train_dataloader
-        if self.args.dataloader_drop_last or not isinstance(loader.dataset, Sized):
+        if self.args.dataloader_drop_last or not has_length(loader.dataset):
             return 0
         return len(loader.dataset) % loader.total_batch_size
 
