@@ -15,11 +15,11 @@ import copy
 import gc
 import statistics
 import tempfile
-import time
 from typing import Any
 
 import torch
 from llm_jepa import RANDOM
+from packing import now
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -58,13 +58,6 @@ class Clock(TrainerCallback):
         if state.global_step == self.warmup:
             self.begun = now(args.device)
         self.ended = now(args.device) if state.global_step == state.max_steps else 0.0
-
-
-def now(device: torch.device) -> float:
-    if device.type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def measure(

@@ -84,12 +84,6 @@ def model_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "jepa" / "model.safetensors")
 
 
-def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Over all weights, which must have the same names."""
-    assert one.keys() == other.keys()
-    return max((one[name] - other[name]).abs().max().item() for name in one)
-
-
 def told(folder: Path) -> dict[str, str]:
     """What accelerate took the launch for, and the type of a step's loss."""
     return json.loads((folder / "told.json").read_text(encoding="utf-8"))

@@ -14,7 +14,8 @@ from jepa_hf.errors import UsageError
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from divide_two_ranks import largest_difference, logged, model_of, run, start, told, trainer  # noqa: E402
+from divide_two_ranks import logged, model_of, run, start, told, trainer  # noqa: E402
+from jepa_runs import largest_difference  # noqa: E402
 
 
 @pytest.fixture(scope="module")
