@@ -91,7 +91,7 @@ def train(options: argparse.Namespace) -> None:
     found = trainer.evaluate()
     row |= {name: round(found[f"eval_{name}"], 4) for name in ("lm_loss", "pair_loss", "view_cosine", "view_rank")}
     shares, answers = judge(
-        model, view_tokenizer, judged, options.metrics, max_new_tokens=options.max_new_tokens, batch_size=256
+        model, view_tokenizer, judged, options.metrics, max_new_tokens=options.max_new_tokens, batch_size=512
     )
     row |= {metric: round(100 * share, 2) for metric, share in shares.items()} | {"n": len(judged)}
     (folder / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
@@ -99,19 +99,19 @@ def train(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    def command(kind: str, arm: dict[str, Any], seed: int, folder: Path) -> list[str]:
+    def command(arm: dict[str, Any], seed: int, folder: Path) -> list[str]:
         given = ["--folder", str(folder), "--arm", json.dumps(arm), "--seed", str(seed)]
         for name in ("train_file", "test_file", "tokenizer", "judge_on", "max_new_tokens", "max_test_samples"):
             if getattr(options, name) is not None:
                 given += [f"--{name}", str(getattr(options, name))]
-        return [sys.executable, "-W", "ignore", __file__, kind, *given, "--metrics", *options.metrics]
+        return [sys.executable, "-W", "ignore", __file__, "arm", *given, "--metrics", *options.metrics]
 
     rows = side_by_side.run(
         Path(options.arms),
         Path(options.output),
         Path(options.work_dir),
-        train=partial(command, "arm"),
-        judge=partial(command, "show"),
+        train=command,
+        judge=lambda arm, seed, folder: ["cat", str(folder / "row.json")],  # judged already, where it was trained
         summary=partial(summary, metrics=options.metrics),
         follow=options.follow,
     )
@@ -160,9 +160,9 @@ def _spread(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    whole, one, show, table = (commands.add_parser(name) for name in ("run", "arm", "show", "table"))
-    side_by_side.add_arguments(whole, (one, show), work_dir="llm")
-    for command in (whole, one, show):
+    whole, one, table = (commands.add_parser(name) for name in ("run", "arm", "table"))
+    side_by_side.add_arguments(whole, (one,), work_dir="llm")
+    for command in (whole, one):
         command.add_argument("--train_file", required=True)
         command.add_argument("--test_file")
         command.add_argument("--tokenizer", help="of random starts")
@@ -170,7 +170,7 @@ def main() -> None:
         command.add_argument("--max_test_samples", type=int)
         command.add_argument("--max_new_tokens", type=int, default=64)
     table.add_argument("rows")
-    for command in (whole, one, show, table):
+    for command in (whole, one, table):
         command.add_argument("--metrics", nargs="+", default=["exact_match", "prefix_match"])
     for command in (whole, table):
         command.add_argument("--against", default="plain")
@@ -181,8 +181,6 @@ def main() -> None:
             run(options)
         case "arm":
             train(options)
-        case "show":
-            print((Path(options.folder) / "row.json").read_text())
         case "table":
             print(tables(side_by_side.read_rows(Path(options.rows)), options))
 
