@@ -13,8 +13,11 @@ def effective_rank(vectors: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
         vectors: `[N, D]`.
 
     Returns:
-        A scalar between 1 and min(N − 1, D), or 0 where all vectors are the same. It does not see the scale.
+        A scalar between 1 and min(N − 1, D), or 0 where all vectors are the same; NaN where a value is not finite. It
+        does not see the scale.
     """
+    finite = vectors.isfinite().all()
+    vectors = torch.where(finite, vectors, torch.zeros_like(vectors))  # eigenvalues of a NaN are never found
     # In float64, as a mean rounded to float32 would move all vectors one way, which looks like a direction.
     vectors = vectors.double()
     centred = vectors - vectors.mean(dim=0)
@@ -28,7 +31,8 @@ def effective_rank(vectors: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
     entropy = -(p * torch.log(p.clamp_min(eps))).sum()
     # Nor is a cloud that is no larger than the rounding of its vectors.
     alive = centred.norm() > 1e-6 * vectors.norm()
-    return torch.where(alive, torch.exp(entropy), torch.zeros_like(entropy)).float()
+    rank = torch.where(alive, torch.exp(entropy), torch.zeros_like(entropy))
+    return torch.where(finite, rank, torch.full_like(rank, torch.nan)).float()
 
 
 def mean_pairwise_cosine(vectors: torch.Tensor) -> torch.Tensor:

@@ -59,6 +59,14 @@ def test_rank_of_vectors_that_differ_by_rounding_is_zero() -> None:
     assert effective_rank(point * (1 + 6e-8 * gaussian(1000, 256, 1))).item() == 0.0
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rank_of_vectors_with_a_value_that_is_not_finite_is_nan(value: float) -> None:
+    """A diverged run is told as one, where the eigenvalues themselves would end it with a traceback."""
+    vectors = gaussian(40, 8)
+    vectors[3, 3] = value
+    assert effective_rank(vectors).isnan()
+
+
 def test_rank_of_many_isotropic_vectors_is_near_their_dimension() -> None:
     """10,000 Gaussian vectors of 32 numbers: close to 32, and never above."""
     assert 31.5 < effective_rank(gaussian(10_000, 32)).item() <= 32.0
