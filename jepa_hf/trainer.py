@@ -46,6 +46,7 @@ from .pretrained import whole_weights
 from .tokenization import tokenize_dataset
 from .training_args import JepaTrainingArguments
 from .version import __version__
+from .whole_batches import REPEATED, WholeBatches, WithoutRepeatedTargets
 
 logger = logging.getLogger(__name__)
 
@@ -192,12 +193,22 @@ class JepaTrainer(RepresentationTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         if isinstance(self.data_collator, MaskingCollator):
-            self._signature_columns = list(dict.fromkeys((*self._signature_columns, *self.data_collator.columns)))
+            columns = (*self._signature_columns, *self.data_collator.columns, REPEATED)
+            self._signature_columns = list(dict.fromkeys(columns))
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """As `Trainer`'s, with batches for training alone, see `MaskingCollator.for_training`."""
+        given, ranks = self.train_dataset, self.args.world_size
         with self._collating(lambda collator: collator.for_training()):
-            return super().get_train_dataloader()
+            if ranks == 1 or not isinstance(given, datasets.IterableDataset):
+                return super().get_train_dataloader()
+            self._set_signature_columns_if_needed()  # while the collator is there to say what it reads
+            self.data_collator = WithoutRepeatedTargets(self.data_collator)
+            self.train_dataset = WholeBatches(given, self._train_batch_size * ranks)
+            try:
+                return super().get_train_dataloader()
+            finally:
+                self.train_dataset = given
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As `Trainer`'s, with masks that are the same on every evaluation."""
@@ -217,7 +228,7 @@ class JepaTrainer(RepresentationTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
         """As the base's, of rows that this epoch has not read before: with several ranks accelerate fills up an epoch's
-        last batches with rows of its first ones. Those get no targets."""
+        last batches with rows of its first ones. Those get no targets. (Of a stream see `whole_batches`.)"""
         for batch in batch_samples[-1:]:
             valid = batch["target_valid"]
             rows = self._rows_of_its_own(len(valid), self._incomplete)

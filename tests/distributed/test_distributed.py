@@ -22,7 +22,7 @@ import train_ranks  # noqa: E402
 Results = dict[str, dict[str, Any]]
 TRAINED = ["dropped", "kept", "contrastive", "packed", "accumulated", "streaming", "one rank without targets"]
 EVALUATED = [name for name in train_ranks.RUNS if "evaluation" in name]
-ON_FOUR_RANKS = ["dropped", "contrastive", "streaming", "uneven evaluation", "incomplete"]
+ON_FOUR_RANKS = ["dropped", "contrastive", "streaming", "uneven evaluation", "incomplete", "incomplete stream"]
 
 
 def launch(processes: int, folder: Path, names: Sequence[str]) -> list[Results]:
@@ -109,14 +109,15 @@ def test_no_rank_reads_what_another_read(
         assert sorted(row for rank in group for row in rank[name]["rows"]) == expected
 
 
+@pytest.mark.parametrize("name", ["incomplete", "incomplete stream"])
 def test_rows_that_fill_up_an_epochs_last_batches_are_not_learnt_from(
-    ranks: list[Results], four_ranks: list[Results], alone: Results
+    name: str, ranks: list[Results], four_ranks: list[Results], alone: Results
 ) -> None:
     """All weights to 1e-5: five rows were left for the last step, and the ranks read eight."""
-    assert len(alone["incomplete"]["rows"]) == 37
+    assert len(alone[name]["rows"]) == 37
     for group in (ranks, four_ranks):
-        assert sum(len(rank["incomplete"]["rows"]) for rank in group) == 40
-        assert largest_difference(group[0]["incomplete"]["weights"], alone["incomplete"]["weights"]) < 1e-5
+        assert sum(len(rank[name]["rows"]) for rank in group) == 40
+        assert largest_difference(group[0][name]["weights"], alone[name]["weights"]) < 1e-5
 
 
 def test_the_comparison_sees_ranks_that_count_for_themselves(ranks: list[Results], alone: Results) -> None:

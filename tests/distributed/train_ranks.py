@@ -110,6 +110,9 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
     ),
     # Five rows for the last step, which the ranks fill up to eight.
     "incomplete": lambda folder, processes: train(folder, processes, LONG[:37], "dropped", "transformer"),
+    "incomplete stream": lambda folder, processes: train(
+        folder, processes, datasets.Dataset.from_list(LONG[:37]).to_iterable_dataset(), "dropped", "transformer"
+    ),
     # What the tests must be able to see: each rank divides by its own targets.
     "wrong": lambda folder, processes: train(
         folder, processes, LONG, "dropped", "transformer", average_tokens_across_devices=False

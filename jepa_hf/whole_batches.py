@@ -1,0 +1,58 @@
+"""Streams on several ranks: the rows that fill up their last batches say that they were read before."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import datasets
+import torch
+
+REPEATED = "repeated"
+Row = dict[str, Any]
+
+
+class WholeBatches(torch.utils.data.IterableDataset):
+    """A stream whose length becomes a multiple of `size`, by its first row again and again, which says `repeated`.
+
+    accelerate gives each rank its part of every so many rows, and would fill up the last ones itself, without a sign.
+
+    Args:
+        rows: the stream; of an empty one nothing is repeated.
+        size: rows in a batch of all ranks.
+
+    >>> stream = datasets.Dataset.from_dict({"row": [7, 8, 9]}).to_iterable_dataset()
+    >>> [tuple(row.values()) for row in WholeBatches(stream, 2)]
+    [(7,), (8,), (9,), (7, True)]
+    """
+
+    def __init__(self, rows: datasets.IterableDataset, size: int):
+        self.rows, self.size = rows, size
+
+    def set_epoch(self, epoch: int) -> None:
+        self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Row]:
+        first, count = {}, 0
+        for row in self.rows:
+            first = first or dict(row)
+            count += 1
+            yield row
+        for _ in range(-count % self.size):
+            yield {**first, REPEATED: True}
+
+
+class WithoutRepeatedTargets:
+    """A collator whose batches have no targets in rows that were read before.
+
+    Args:
+        collator: makes batches with `target_valid`, bool `[B, M, T]`.
+    """
+
+    def __init__(self, collator: Callable[[Sequence[Row]], dict[str, torch.Tensor]]):
+        self.collator = collator
+
+    def __call__(self, features: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Collate; rows without `repeated` were not."""
+        repeated = torch.tensor([feature.get(REPEATED, False) for feature in features])
+        batch = self.collator([{name: row[name] for name in row if name != REPEATED} for row in features])
+        batch["target_valid"][repeated] = False
+        return batch

@@ -1,0 +1,48 @@
+"""Claims about streams whose last batches are filled up."""
+
+import datasets
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jepa_hf.whole_batches import REPEATED, WholeBatches, WithoutRepeatedTargets
+
+
+def stream(count: int) -> datasets.IterableDataset:
+    return datasets.IterableDataset.from_generator(lambda: ({"row": row} for row in range(count)))
+
+
+@given(count=st.integers(0, 9), size=st.integers(1, 5))
+def test_all_rows_come_once_and_what_fills_up_says_so(count: int, size: int) -> None:
+    """The length is the next multiple; a second pass is the first again."""
+    rows = WholeBatches(stream(count), size)
+    for found in (list(rows), list(rows)):
+        assert [row["row"] for row in found if REPEATED not in row] == list(range(count))
+        assert len(found) == -(-count // size) * size
+        assert all(row == {"row": 0, REPEATED: True} for row in found[count:])
+
+
+def test_each_worker_of_a_loader_fills_up_its_own_batches() -> None:
+    """Two workers share the shards of a stream: together they give all rows once."""
+    rows = datasets.Dataset.from_dict({"row": list(range(10))}).to_iterable_dataset(num_shards=2)
+    loader = torch.utils.data.DataLoader(WholeBatches(rows, 4), batch_size=4, num_workers=2, collate_fn=list)
+    batches = list(loader)
+    assert all(len(batch) == 4 for batch in batches)
+    assert sorted(row["row"] for batch in batches for row in batch if REPEATED not in row) == list(range(10))
+
+
+def test_a_new_epoch_reaches_the_stream() -> None:
+    shuffled = stream(50).shuffle(seed=0, buffer_size=50)
+    rows = WholeBatches(shuffled, 1)
+    first = [row["row"] for row in rows]
+    rows.set_epoch(1)
+    assert [row["row"] for row in rows] != first
+
+
+def test_rows_read_before_have_no_targets_and_the_collator_does_not_see_the_sign() -> None:
+    def collate(features: list[dict[str, int]]) -> dict[str, torch.Tensor]:
+        assert all(set(feature) == {"row"} for feature in features)
+        return {"target_valid": torch.ones(len(features), 1, 2, dtype=torch.bool)}
+
+    valid = WithoutRepeatedTargets(collate)([{"row": 3}, {"row": 0, REPEATED: True}, {"row": 4}])["target_valid"]
+    assert valid[:, 0, 0].tolist() == [True, False, True]
