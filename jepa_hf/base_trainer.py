@@ -180,6 +180,10 @@ class RepresentationTrainer(Trainer):
         """Number of tokens, patches or time steps of one micro-batch, with or without padding, a scalar tensor."""
 
     @abstractmethod
+    def leave_out(self, inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
+        """Change a micro-batch so that nothing is learnt from the rows where `own`, bool `[B]`, is False."""
+
+    @abstractmethod
     def track(self, outputs: Any, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
         """Add what is logged about one micro-batch to `means`."""
 
@@ -219,8 +223,14 @@ class RepresentationTrainer(Trainer):
     # ---- one update
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
+        """What the loss of an update is divided by, counted over rows that this epoch has not read before: with several
+        ranks accelerate fills up an epoch's last batches with rows of its first ones."""
         if not batch_samples:
             return None
+        if self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader and self._incomplete:
+            first = next(iter(batch_samples[-1].values()))
+            rows = self._rows_of_its_own(len(first), self._incomplete)
+            self.leave_out(batch_samples[-1], torch.arange(len(first), device=first.device) < rows)
         count = sum(self.count_items(batch) for batch in batch_samples).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count[None]).sum(dim=0)
@@ -368,6 +378,17 @@ class RepresentationTrainer(Trainer):
             self.track(outputs, inputs, self._means["eval"])
             self._means["eval"].fold()
         return outputs.loss.detach(), None, None
+
+    @property
+    def _incomplete(self) -> int:
+        """Samples in the last update of an epoch, of all ranks, where it is not whole; else 0. A stream has no length.
+
+        Not what accelerate tells, which forgets it where an epoch is resumed in its middle.
+        """
+        loader = self.callback_handler.train_dataloader
+        if self.args.dataloader_drop_last or not has_length(loader.dataset):
+            return 0
+        return len(loader.dataset) % loader.total_batch_size
 
     def _rows_of_its_own(self, batch_size: int, remainder: int) -> int:
         """How many rows of this rank's batch are no repetitions, which fill the last batches up to the same size.

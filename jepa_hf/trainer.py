@@ -19,7 +19,6 @@ from transformers import (
     SchedulerType,
     TrainerCallback,
 )
-from transformers.trainer_utils import has_length
 
 from .base_trainer import RepresentationTrainer, RunningMeans, hardware, hub_name
 from .callbacks import EmaTargetCallback, HealthCallback, MaskEpochCallback, WeightDecayCallback, unwrapped
@@ -226,28 +225,6 @@ class JepaTrainer(RepresentationTrainer):
         finally:
             self.data_collator = given
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:
-        """As the base's, of rows that this epoch has not read before: with several ranks accelerate fills up an epoch's
-        last batches with rows of its first ones. Those get no targets. (Of a stream see `whole_batches`.)"""
-        for batch in batch_samples[-1:]:
-            valid = batch["target_valid"]
-            rows = self._rows_of_its_own(len(valid), self._incomplete)
-            if rows < len(valid):
-                own = torch.arange(len(valid), device=valid.device) < rows
-                batch["target_valid"] = valid & own[:, None, None]
-        return super()._get_num_items_in_batch(batch_samples, device)
-
-    @property
-    def _incomplete(self) -> int:
-        """Samples in the last update of an epoch, of all ranks, where it is not whole; else 0. A stream has no length.
-
-        Not what accelerate tells, which forgets it where an epoch is resumed in its middle.
-        """
-        loader = self.callback_handler.train_dataloader
-        if self.args.dataloader_drop_last or not has_length(loader.dataset):
-            return 0
-        return len(loader.dataset) % loader.total_batch_size
-
     # ---- optimizer
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -322,6 +299,10 @@ class JepaTrainer(RepresentationTrainer):
     def _unwrapped(self) -> JepaForRepresentationPrediction:
         # Not by accelerate, which walks over all modules, and this is asked several times a step.
         return unwrapped(self.model)
+
+    def leave_out(self, inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
+        """These rows get no targets. Of a stream see `whole_batches`."""
+        inputs["target_valid"] = inputs["target_valid"] & own[:, None, None]
 
     def track(self, outputs: JepaOutput, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:
         valid = outputs.target_valid

@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from ..errors import UsageError
 from ..pair_losses import candidates_of_all_ranks, draw_triples, infonce, pair_distance, patch_distance, tube_distance
+from .views import IGNORED
 
 
 @dataclass
@@ -104,16 +105,19 @@ class PairedViewObjective:
         view_input_ids: torch.Tensor | None = None,
         view_position_ids: torch.Tensor | None = None,
         view_ends: torch.Tensor | None = None,
+        row_valid: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> PairedViewOutput:
         """The loss of a batch of `DataCollatorForPairedViews`; without its views, of the other parts.
 
         Args:
+            row_valid: bool `[B]`, on all ranks or none; False for rows that count nowhere, whose labels are masked.
             num_items_in_batch: `[2]`, labels and rows of the whole update; default those of this batch.
         """
-        labelled = (labels[:, 1:] != -100).sum()
-        rows = torch.tensor(len(labels), device=labels.device)
+        labelled = (labels[:, 1:] != IGNORED).sum()
+        counts = labels.new_ones(len(labels)) if row_valid is None else row_valid.long()
+        rows = counts.sum()
         total = torch.stack([labelled, rows]) if num_items_in_batch is None else num_items_in_batch
         total = total.clamp_min(1)
         output = PairedViewOutput(num_labels=labelled, num_pairs=rows)
@@ -139,13 +143,13 @@ class PairedViewObjective:
         loss = self.lm_weight * found.loss
         output.lm_loss = found.loss.detach() * total[0] / labelled.clamp_min(1)
         if self.tube_weight:
-            each, straight = self._tubes(states[0], content)
+            each, straight = self._tubes(states[0], content, counts)
             output.tube_loss = each.sum() / straight.sum().clamp_min(1)
             loss = loss + self.tube_weight * each.sum() / total[1]
         if view_ends is not None:
             predictions, targets = self._embed(model, view_input_ids, view_position_ids, view_ends)
-            each = self._distance(predictions, targets)
-            output.pair_loss = each.mean()
+            each = self._distance(predictions, targets, row_valid) * counts
+            output.pair_loss = each.sum() / rows.clamp_min(1)
             loss = loss + self.pair_weight * each.sum() / total[1]
             output.predictions, output.targets = predictions, targets
         output.loss = loss
@@ -163,17 +167,24 @@ class PairedViewObjective:
                 targets = _at_ends(self.teacher, ids, positions, ends)[:, 1]
         return predictions, targets if self.target_gradient == "full" else targets.detach()
 
-    def _distance(self, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _distance(
+        self, predictions: torch.Tensor, targets: torch.Tensor, row_valid: torch.Tensor | None
+    ) -> torch.Tensor:
         if self.pair_loss != "infonce":
             return pair_distance(self.pair_loss, predictions, targets)
         candidates, own = candidates_of_all_ranks(targets)
-        return infonce(predictions, candidates, own, self.temperature)
+        if row_valid is not None:
+            row_valid = candidates_of_all_ranks(row_valid.to(targets.dtype)[:, None])[0][:, 0] > 0
+        return infonce(predictions, candidates, own, self.temperature, row_valid)
 
-    def _tubes(self, states: torch.Tensor, content: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[B]` each: the turn of a random path, 0 where a row is too short for one, and which rows are long enough."""
+    def _tubes(
+        self, states: torch.Tensor, content: torch.Tensor, counts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[B]` each: the turn of a random path, 0 where a row counts nowhere or is too short for one, and which rows
+        are neither."""
         first, last = content.unbind(dim=1)
         uniform = torch.rand(len(states), 3, device=states.device)
-        long_enough = last - first >= 2
+        long_enough = (last - first >= 2) & (counts > 0)
         if self.tube_form == "triple":
             each = tube_distance(states, draw_triples(first, last, uniform).clamp_max(states.shape[1] - 1))
         else:

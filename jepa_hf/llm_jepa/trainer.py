@@ -35,7 +35,7 @@ from .generation import judge
 from .model_card import render_card
 from .objective import PairedViewObjective, PairedViewOutput, check_views, decoder_of, has_adapters
 from .training_args import LlmJepaTrainingArguments
-from .views import MOST_PREDICTOR_TOKENS, PairedViewTokenizer, predictor_tokens
+from .views import IGNORED, MOST_PREDICTOR_TOKENS, PairedViewTokenizer, predictor_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,13 @@ class LlmJepaTrainer(RepresentationTrainer):
 
     def count_items(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """`[2]`: labels and rows."""
-        return torch.stack([self.count_targets(inputs), inputs["labels"].new_tensor(len(inputs["labels"]))])
+        labels = inputs["labels"]
+        rows = inputs["row_valid"].sum() if "row_valid" in inputs else labels.new_tensor(len(labels))
+        return torch.stack([self.count_targets(inputs), rows])
+
+    def leave_out(self, inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
+        inputs["labels"] = inputs["labels"].masked_fill(~own[:, None], IGNORED)
+        inputs["row_valid"] = own
 
     def compute_loss(
         self,
@@ -222,7 +228,7 @@ class LlmJepaTrainer(RepresentationTrainer):
     # ---- what is logged
 
     def count_targets(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return (inputs["labels"][:, 1:] != -100).sum()
+        return (inputs["labels"][:, 1:] != IGNORED).sum()
 
     def count_tokens(self, inputs: dict[str, torch.Tensor], padding: bool = False) -> torch.Tensor:
         mask = inputs["attention_mask"]
@@ -234,9 +240,13 @@ class LlmJepaTrainer(RepresentationTrainer):
             means.add("tube_loss", outputs.tube_loss, outputs.num_pairs)
         if outputs.predictions is not None:
             predictions, targets = outputs.predictions.detach().float(), outputs.targets.detach().float()
+            share = inputs["row_valid"].float() if "row_valid" in inputs else predictions.new_ones(len(predictions))
+            share = share / share.sum().clamp_min(1)
             means.add("pair_loss", outputs.pair_loss, outputs.num_pairs)
-            means.add("view_cosine", F.cosine_similarity(predictions, targets, dim=-1).mean(), outputs.num_pairs)
-            means.add("view_norm", targets.norm(dim=-1).mean(), outputs.num_pairs)
+            means.add(
+                "view_cosine", (F.cosine_similarity(predictions, targets, dim=-1) * share).sum(), outputs.num_pairs
+            )
+            means.add("view_norm", (targets.norm(dim=-1) * share).sum(), outputs.num_pairs)
             if means is self._means["eval"] and sum(map(len, self._embeddings)) < _SAMPLE:
                 self._embeddings.append(targets)
 
