@@ -31,6 +31,7 @@ from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments, PairedVie
 from jepa_hf.llm_jepa.generation import judge
 
 HELD_OUT = 500
+MEASURED = ("lm_loss", "pair_loss", "view_rank", "view_pairwise_cosine", "view_hit_rate")
 RANDOM = {
     "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
     "num_key_value_heads": 6, "max_position_embeddings": 512, "tie_word_embeddings": True,
@@ -89,7 +90,7 @@ def train(options: argparse.Namespace) -> None:
         row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         row["device"] = torch.cuda.get_device_name()
     found = trainer.evaluate()
-    row |= {name: round(found[f"eval_{name}"], 4) for name in ("lm_loss", "pair_loss", "view_cosine", "view_rank")}
+    row |= {name: round(found[f"eval_{name}"], 4) for name in MEASURED}
     shares, answers = judge(
         model, view_tokenizer, judged, options.metrics, max_new_tokens=options.max_new_tokens, batch_size=512
     )
@@ -120,7 +121,7 @@ def run(options: argparse.Namespace) -> None:
 
 def summary(row: dict[str, Any], metrics: list[str]) -> str:
     figures = ", ".join(f"{metric} {row[metric]:.2f}" for metric in metrics)
-    return f"{row['name']} seed {row['seed']}: {figures}; view rank {row['view_rank']}; {row['train_s']} s"
+    return f"{row['name']} seed {row['seed']}: {figures}; hit rate {row['view_hit_rate']}; {row['train_s']} s"
 
 
 def tables(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
@@ -133,8 +134,8 @@ def tables(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     base = {row["seed"]: row for row in arms.get(options.against, [])}
     lines = [
         f"| arm | seeds | {' | '.join(options.metrics)} | difference to {options.against} | p | next-token loss | "
-        "pair loss | view rank | s | GiB |",
-        "|" + " --- |" * (len(options.metrics) + 9),
+        "pair loss | view rank | cosine of rows | hit rate | s | GiB |",
+        "|" + " --- |" * (len(options.metrics) + 11),
     ]
     for name, mine in sorted(arms.items(), key=lambda item: -mean(row[first] for row in item[1])):
         cells = [_spread([row[metric] for row in mine]) for metric in options.metrics]
@@ -143,7 +144,7 @@ def tables(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         if name != options.against and len(pairs) > 1:
             difference = _spread([one - other for one, other in pairs])
             p = f"{ttest_rel(*zip(*pairs, strict=True)).pvalue:.3g}"
-        others = [f"{mean(row[key] for row in mine):.3f}" for key in ("lm_loss", "pair_loss", "view_rank")]
+        others = [f"{mean(row[key] for row in mine):.3f}" for key in MEASURED]
         others += [
             f"{mean(row['train_s'] for row in mine):.0f}",
             f"{mean(row.get('memory_gib', 0) for row in mine):.1f}",

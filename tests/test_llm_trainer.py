@@ -11,9 +11,11 @@ from paired_views import conversations, model, tokenizer, trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from jepa_hf import UsageError
+from jepa_hf.base_trainer import RunningMeans
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments
 from jepa_hf.llm_jepa.objective import decoder_of
 from jepa_hf.model_card import DataNames
+from jepa_hf.pair_losses import pair_distance
 
 torch.set_num_threads(1)
 
@@ -139,11 +141,31 @@ def test_an_evaluation_tells_of_both_losses_the_rank_of_the_views_and_the_answer
         "view_cosine",
         "view_norm",
         "view_rank",
+        "view_pairwise_cosine",
+        "view_hit_rate",
         "exact_match",
         "prefix_match",
     ):
         assert f"eval_{name}" in metrics, name
     assert metrics["eval_loss"] == pytest.approx(metrics["eval_lm_loss"] + metrics["eval_pair_loss"], rel=1e-4)
+
+
+def test_views_that_all_point_one_way_are_told_though_their_distance_is_0(tmp_path: Path) -> None:
+    """The rank of what is left without their mean stays high; the cosine of rows and the hit rate do not look away."""
+    made = trainer(tmp_path)
+    own = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(32, 16, generator=torch.Generator().manual_seed(1))
+    told = {}
+    for name, views in {"apart": (own, own), "one way": (100 + noise, 100 + own)}.items():
+        assert pair_distance("cosine", *views).max() < 1e-3
+        made._embeddings, means = [views], RunningMeans()
+        made.finish_evaluation(means)
+        told[name] = means.flush(made.accelerator)
+    assert told["one way"]["view_rank"] > 10
+    assert told["apart"]["view_rank"] > 10
+    assert told["one way"]["view_pairwise_cosine"] > 0.999 > 0.1 > abs(told["apart"]["view_pairwise_cosine"])
+    assert told["one way"]["view_hit_rate"] < 0.2 < 1.0 == told["apart"]["view_hit_rate"]
+    assert told["apart"]["view_hit_rate_chance"] == pytest.approx(1 / 32)
 
 
 def test_it_learns_to_turn_words_around(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from ..base_trainer import RepresentationTrainer, RunningMeans, hardware, hub_na
 from ..ema import match_parameters, update_target
 from ..errors import UsageError
 from ..files import whole_file
-from ..metrics import effective_rank
+from ..metrics import effective_rank, hit_rate, mean_pairwise_cosine
 from ..model_card import DataNames
 from ..pretrained import whole_weights
 from ..version import __version__
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 TEACHER_FILE = "teacher.safetensors"
 _VIEWS = ("view_input_ids", "view_position_ids", "view_ends")
-# Embeddings of views that their rank is computed from.
+# Rows whose views tell of their health.
 _SAMPLE = 1024
 
 
@@ -157,7 +157,7 @@ class LlmJepaTrainer(RepresentationTrainer):
             tube_weight=args.tube_weight,
             tube_form=args.tube_form,
         )
-        self._embeddings: list[torch.Tensor] = []
+        self._embeddings: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.view_tokenizer, self.generation_rows = view_tokenizer, generation_rows
         self.generation_metrics, self.database, self.max_new_tokens = generation_metrics, database, max_new_tokens
         super().__init__(
@@ -247,15 +247,23 @@ class LlmJepaTrainer(RepresentationTrainer):
                 "view_cosine", (F.cosine_similarity(predictions, targets, dim=-1) * share).sum(), outputs.num_pairs
             )
             means.add("view_norm", (targets.norm(dim=-1) * share).sum(), outputs.num_pairs)
-            if means is self._means["eval"] and sum(map(len, self._embeddings)) < _SAMPLE:
-                self._embeddings.append(targets)
+            if means is self._means["eval"] and sum(len(seen) for seen, _ in self._embeddings) < _SAMPLE:
+                self._embeddings.append((predictions, targets))
 
     def finish_evaluation(self, means: RunningMeans) -> None:
-        """The effective rank of the second views' representations, which a collapse brings down to 1."""
+        """Health of the views, of which neither the distance alone nor one figure alone tells a collapse.
+
+        `view_rank` and `view_pairwise_cosine` of the second views see few directions, and a single one. `view_hit_rate`
+        is the share of rows whose first view is nearest to its own second view among those of all rows of this rank.
+        """
         found, self._embeddings = self._embeddings, []
-        if found and sum(map(len, found)) > 1:
-            rank = effective_rank(torch.cat(found)[:_SAMPLE])
-            means.add("view_rank", rank, rank.new_ones(()))
+        if found and sum(len(targets) for _, targets in found) > 1:
+            predictions, targets = (torch.cat(views)[:_SAMPLE] for views in zip(*found, strict=True))
+            one = targets.new_ones(())
+            means.add("view_rank", effective_rank(targets), one)
+            means.add("view_pairwise_cosine", mean_pairwise_cosine(targets), one)
+            means.add("view_hit_rate", hit_rate(predictions, targets), one)
+            means.add("view_hit_rate_chance", one / len(targets), one)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Adds the share of right answers, where there are rows to generate for; every rank does its part of them."""
@@ -310,7 +318,8 @@ class LlmJepaTrainer(RepresentationTrainer):
         data, given = data or DataNames(), kwargs.get("dataset") or []
         data.datasets += [given] if isinstance(given, str) else given
         evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
-        shown = ("lm_loss", "pair_loss", "view_cosine", "view_rank", *self.generation_metrics)
+        views = ("view_cosine", "view_rank", "view_pairwise_cosine", "view_hit_rate")
+        shown = ("lm_loss", "pair_loss", *views, *self.generation_metrics)
         last = evaluations[-1] if evaluations else {}
         training = {
             "steps": state.global_step,
