@@ -129,17 +129,17 @@ LLM_PANELS: tuple[Panel, ...] = (
         ),
         reached=(0.0, 1.0),
     ),
-    Panel("Effective rank of the second views", (("eval_view_rank", "evaluation"),), reached=(0.0,)),
-    Panel(
-        "Mean cosine between different rows' second views (1: collapsed)",
-        (("eval_view_pairwise_cosine", "evaluation"),),
-        reached=(0.0, 1.0),
-    ),
     Panel(
         "Is a row's own second view the nearest to its first?",
         (("eval_view_hit_rate", "evaluation"), ("eval_view_hit_rate_chance", "chance")),
         reached=(0.0,),
     ),
+    Panel(
+        "Cosine between rows' second views (1: collapsed)",
+        (("eval_view_pairwise_cosine", "evaluation"),),
+        reached=(0.0, 1.0),
+    ),
+    Panel("Effective rank of the second views", (("eval_view_rank", "evaluation"),), reached=(0.0,)),
     Panel("Cosine of the two views", (("view_cosine", "training"), ("eval_view_cosine", "evaluation")), reached=(1.0,)),
     Panel("Turns of the paths (STP)", (("tube_loss", "training"), ("eval_tube_loss", "evaluation"))),
     Panel("Norm of the gradient", (("grad_norm", "the norm of the gradient"),), reached=(0.0,)),
