@@ -144,6 +144,8 @@ class RepresentationTrainer(Trainer):
         # There is a loss without labels: otherwise evaluation would report none.
         self.can_return_loss = True
         self._means: dict[str, RunningMeans] = defaultdict(RunningMeans)
+        # In shared memory: whether it trains, which workers ask when they are to go.
+        self._training = torch.zeros(1, dtype=torch.uint8).share_memory_()
         self._tokens_seen: torch.Tensor | None = None
         self._guard: UpdateGuard | None = None
 
@@ -206,7 +208,7 @@ class RepresentationTrainer(Trainer):
         """
         loader = self._with_own_generator(super().get_train_dataloader())
         inner = getattr(loader, "base_dataloader", loader)
-        inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)
+        inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn, self._training)
         return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -467,6 +469,7 @@ class RepresentationTrainer(Trainer):
         if self.args.should_save:
             remove_left_behind(run_dir)
         self._means["train"] = RunningMeans()
+        self._training.fill_(1)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except RuntimeError as error:
@@ -478,6 +481,7 @@ class RepresentationTrainer(Trainer):
             ) from error
         finally:
             self._guard = None
+            self._training.fill_(0)
 
     def _check_engine(self, checkpoint: Path) -> None:
         """Refuse optimizer states that are not this run's kind: Trainer would start with fresh ones.
@@ -776,10 +780,10 @@ class RepresentationTrainer(Trainer):
             shutil.rmtree(Path(self.args.output_dir, PUSH_FOLDER), ignore_errors=True)
 
 
-def _start_worker(begin: Callable[[int], None] | None, worker: int) -> None:
+def _start_worker(begin: Callable[[int], None] | None, training: torch.Tensor, worker: int) -> None:
     if begin is not None:
         begin(worker)
-    outlast_signals(worker)
+    outlast_signals(training)
 
 
 @contextmanager

@@ -18,21 +18,22 @@ from .late import LateMaximum
 _SAME_SIGNAL_SECONDS = 2.0
 
 
-def outlast_signals(worker: int) -> None:
-    """Let a data loader's worker serve on when it is asked to go.
+def outlast_signals(training: torch.Tensor) -> None:
+    """Let a data loader's worker serve on when it is asked to go while its run trains.
 
     Terminals and schedulers send their signals to all processes of a run: the one that trains ends its workers when it
-    has saved. A second SIGTERM ends the worker.
+    has saved. A second SIGTERM ends the worker, and so does the first one once training is over: Python sends one when
+    it exits, after an error for instance, and waits.
 
     Args:
-        worker: its number, as `DataLoader(worker_init_fn=...)` passes it.
+        training: one number in shared memory, 0 where nothing trains.
     """
     asked = 0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked += 1
-        if asked > 1:
+        if asked > 1 or not training.item():
             os._exit(128 + number)
 
     signal.signal(signal.SIGTERM, note)

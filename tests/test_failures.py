@@ -381,3 +381,33 @@ def test_a_second_ctrl_c_leaves_at_once(signals: str, code: int, tmp_path: Path)
     assert done.returncode == code, done.stderr
     assert "saving a checkpoint after this step" in done.stderr
     assert ("leaving at once" in done.stderr) == (code == 130)
+
+
+# ---- scripts of one's own
+
+SCRIPT = """
+import sys
+from transformers import TrainerCallback
+from jepa_hf import JepaTrainer, JepaTrainingArguments
+
+class Fault(TrainerCallback):
+    def on_step_end(self, *args, **kwargs):
+        if sys.argv[1] == "fails":
+            raise ArithmeticError("a fault of one's own")
+
+args = JepaTrainingArguments(
+    "out", max_steps=2, per_device_train_batch_size=4, dataloader_num_workers=1, use_cpu=True, report_to="none",
+    save_strategy="no", dataloader_persistent_workers=sys.argv[1] == "ends with workers that stay",
+)
+trainer = JepaTrainer("bert", args, train_dataset=[{"text": line} for line in open("data.txt")], callbacks=[Fault()])
+trainer.train()
+"""
+
+
+@pytest.mark.parametrize("how", ["fails", "ends with workers that stay"])
+def test_a_script_ends_though_workers_are_still_there(how: str, folder: Path) -> None:
+    """Python asks workers once to go, and then waits for them for as long as it takes."""
+    (folder / "script.py").write_text(SCRIPT)
+    done = start_process(folder / "script.py", how, cwd=folder)
+    assert done.returncode == (1 if how == "fails" else 0), done.stderr
+    assert ("ArithmeticError: a fault of one's own" in done.stderr) == (how == "fails")
