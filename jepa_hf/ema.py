@@ -99,10 +99,10 @@ def match_parameters(
         odd = sorted(ours.keys() ^ theirs.keys())
         raise ValueError(f"context and target encoder do not have the same parameters: {', '.join(odd[:3])}")
     for name, parameter in theirs.items():
-        if _shape(parameter) != _shape(ours[name]):
+        if whole_shape(parameter) != whole_shape(ours[name]):
             raise ValueError(
-                f"parameter {name} has shape {tuple(_shape(ours[name]))} in the context encoder and "
-                f"{tuple(_shape(parameter))} in the target encoder"
+                f"parameter {name} has shape {tuple(whole_shape(ours[name]))} in the context encoder and "
+                f"{tuple(whole_shape(parameter))} in the target encoder"
             )
         if parameter.is_floating_point() and torch.finfo(parameter.dtype).bits < 32:
             raise UsageError(
@@ -128,8 +128,8 @@ def _placement(parameter: torch.Tensor) -> object:
     return None if part is None else part.numel()
 
 
-def _shape(parameter: torch.Tensor) -> torch.Size:
-    """The whole parameter's, whatever this rank has of it."""
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """A parameter's shape, whatever FSDP2 or ZeRO-3 left of it on this rank."""
     return parameter.shape if _zero_part(parameter) is None else parameter.ds_shape
 
 
