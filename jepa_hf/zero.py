@@ -98,6 +98,18 @@ def _is_stage_3(optimizer: Any) -> bool:
     return isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3)
 
 
+def _link(optimizer: Any) -> None:
+    """Let the parameters of ZeRO-1 and 2 know where their states are; those of ZeRO-3 always do.
+
+    DeepSpeed does so in the first step of the first group, when the others have no states yet.
+    """
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    if not _is_stage_3(optimizer):
+        for part in _parts(optimizer):
+            lazy_init_hp_params_optimizer_state(part.parameters, part.flat, optimizer.optimizer.state)
+
+
 def load_weights(model: nn.Module, optimizer: Any, folder: str | Path) -> Keys:
     """Read a model's weights from the safetensors files in `folder`, which hold them whole.
 
@@ -145,6 +157,7 @@ def whole_optimizer_state(optimizer: Any, keep: bool) -> dict[str, Any]:
         value = safe_get_full_optimizer_state(parameter, name)
         return value.to("cpu", copy=True) if keep else None
 
+    _link(optimizer)
     inner = optimizer.optimizer
     kept = next(iter(inner.state.values()), {})  # all have made the same steps
     states: dict[int, dict[str, Any]] = {}
@@ -166,7 +179,7 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
         UsageError: it belongs to other parameters or another optimizer, or to parameters that were not all changed in
             the same steps, which DeepSpeed does not count one by one.
     """
-    from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state
 
     inner, parts, saved = optimizer.optimizer, _parts(optimizer), state["state"]
     sizes = [
@@ -191,8 +204,7 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
         # What DeepSpeed leaves to the first step. A parameter that never had a gradient keeps moments of 0.
         inner.state[part.flat] = {name: torch.zeros_like(part.flat) for name in names}
         inner.state[part.flat][_STEP] = _counted(inner, part, *steps)
-        if not _is_stage_3(optimizer):
-            lazy_init_hp_params_optimizer_state(part.parameters, part.flat, inner.state)
+    _link(optimizer)
     for number, parameter in enumerate(parameter for part in parts for parameter in part.parameters):
         for name, value in saved.get(number, {}).items():
             if name != _STEP:
