@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
@@ -77,3 +78,18 @@ def test_one_processs_checkpoint_goes_on_sharded(sharded: tuple[str, Path], alon
     start(sharded[0], tmp_path, alone / "checkpoint-2")
     assert largest_difference(model_of(tmp_path), model_of(alone)) < 1e-5
     assert logged(tmp_path, "loss") == pytest.approx(logged(alone, "loss"), abs=1e-5)
+
+
+@pytest.mark.parametrize("sharded", ["zero3"], indirect=True)
+def test_a_checkpoint_goes_on_under_fsdp2(sharded: tuple[str, Path], alone: Path, tmp_path: Path) -> None:
+    start("fsdp2", tmp_path, sharded[1] / "checkpoint-2")
+    assert told(tmp_path)["launch"] == "FSDP"
+    assert largest_difference(model_of(tmp_path), model_of(alone)) < 1e-5
+
+
+def test_the_best_weights_are_loaded_at_the_end(sharded: tuple[str, Path]) -> None:
+    """Bit for bit, the target's too; they are not the last ones."""
+    _, folder = sharded
+    best = load_file(folder / "checkpoint-4" / "model.safetensors")
+    assert largest_difference(model_of(folder / "best"), best) == 0.0
+    assert largest_difference(model_of(folder), best) > 1e-5
