@@ -471,7 +471,7 @@ class RepresentationTrainer(Trainer):
         Raises:
             UsageError: it has none, because it was written with `save_only_model`, or has them in DeepSpeed's own form.
         """
-        trainers_own = self.is_fsdp_enabled and self._states is None
+        trainers_own = self.is_fsdp_enabled and self._divided_states is None
         if not trainers_own and not (checkpoint / OPTIMIZER_NAME).is_file():
             raise UsageError(
                 f"{checkpoint} holds no {OPTIMIZER_NAME} to resume from: start from the weights there with "
@@ -543,29 +543,29 @@ class RepresentationTrainer(Trainer):
             self.state.save_to_json(os.path.join(folder, STATE_FILE))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self._states is None:
+        if self._divided_states is None:
             super()._save_optimizer_and_scheduler(output_dir)
             return
         # The inherited method writes what only FSDP or DeepSpeed reads, and the weights a second time.
-        state = self._states.whole_optimizer_state(self.optimizer.optimizer, self.args.should_save)
+        state = self._divided_states.whole_optimizer_state(self.optimizer.optimizer, self.args.should_save)
         if self.args.should_save:
             torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME))
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _refusing_pickles(checkpoint, "optimizer or scheduler"):
-            if checkpoint is None or self._states is None:
+            if checkpoint is None or self._divided_states is None:
                 super()._load_optimizer_and_scheduler(checkpoint)
                 return
             optimizer, scheduler = (
                 torch.load(os.path.join(checkpoint, name), map_location="cpu", weights_only=True)
                 for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
             )
-        self._states.load_optimizer_state(self.optimizer.optimizer, optimizer)
+        self._divided_states.load_optimizer_state(self.optimizer.optimizer, optimizer)
         self.lr_scheduler.load_state_dict(scheduler)
 
     @property
-    def _states(self) -> ModuleType | None:
+    def _divided_states(self) -> ModuleType | None:
         """What writes the optimizer's states whole, and reads them, where they are divided; None where Trainer does.
 
         Trainer does it also under FSDP2 with PEFT's adapters.
@@ -604,8 +604,8 @@ class RepresentationTrainer(Trainer):
             super()._load_best_model()
 
     def _load_divided(self, checkpoint: str) -> bool:
-        """Load weights as they are divided, if they are and Trainer does not do it."""
-        if self._states is None:
+        """Load weights into a model that is divided; False where Trainer does it."""
+        if self._divided_states is None:
             return False
         if self.is_fsdp_enabled:
             self._issue_warnings_after_load(divided.load_weights(self.model, checkpoint))

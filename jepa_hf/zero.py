@@ -33,7 +33,8 @@ def check_config(config: Mapping[str, Any], optim: str) -> None:
 
     Raises:
         UsageError: a stage other than 1 to 3, an optimizer or scheduler of DeepSpeed's, an optimizer other than AdamW,
-            weights in half precision, states on NVMe or divided once more, or weights that ZeRO-3 does not give out.
+            weights in half precision, states on NVMe or divided once more, or states or weights that DeepSpeed does not
+            give out.
     """
     zero, autocast = config.get("zero_optimization", {}), config.get("torch_autocast", {})
     offloads = [zero.get(name) or {} for name in ("offload_optimizer", "offload_param")]
@@ -60,6 +61,10 @@ def check_config(config: Mapping[str, Any], optim: str) -> None:
         (
             bool(zero.get("zenflow")) or any(each.get("super_offload") for each in offloads),
             '"zenflow" and "super_offload" must be left out, because checkpoints would not hold their states',
+        ),
+        (
+            bool(zero.get("round_robin_gradients")),
+            '"round_robin_gradients" must be left out, because DeepSpeed then gives out states of other parameters',
         ),
         (
             zero.get("stage") == 3 and whole_gathered is not True,

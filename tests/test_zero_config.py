@@ -50,6 +50,10 @@ def test_what_is_shipped_is_taken(path: Path, optim: str) -> None:
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": True}}},
             '"zenflow" and "super_offload"',
         ),
+        (
+            {"zero_optimization": {"stage": 2, "round_robin_gradients": True}},
+            '"round_robin_gradients" must be left out',
+        ),
         ({"zero_optimization": {"stage": 3}}, '"stage3_gather_16bit_weights_on_model_save" must be true'),
     ],
 )
