@@ -263,6 +263,17 @@ class RepresentationTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As `Trainer`'s, but without a group that has no parameters.
+
+        DeepSpeed drops such a one, and a checkpoint has the same groups however a run was started.
+        """
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if made:
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
     # ---- an update that is not finite
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
