@@ -180,26 +180,18 @@ def whole_optimizer_state(optimizer: Any, keep: bool) -> dict[str, Any]:
 def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
     """Load what `whole_optimizer_state` or one process's AdamW gave, divided as the parameters are.
 
+    Args:
+        optimizer: the engine's.
+        state: whole, the same on all ranks.
+
     Raises:
-        UsageError: it belongs to other parameters or another optimizer, or to parameters that were not all changed in
-            the same steps, which DeepSpeed does not count one by one.
+        UsageError: see `steps_of`.
     """
     from deepspeed.utils import safe_set_full_optimizer_state
 
     inner, parts, saved = optimizer.optimizer, _parts(optimizer), state["state"]
-    sizes = [
-        sum(len(part.parameters) for part in parts if part.group == each) for each in range(len(inner.param_groups))
-    ]
-    if sizes != [len(group["params"]) for group in state["param_groups"]]:
-        raise UsageError("the checkpoint to resume from holds the optimizer states of another model: start over")
-    if any(not each.keys() >= {_STEP, *_MOMENTS} for each in saved.values()):
-        raise UsageError("the checkpoint to resume from was written with another --optim than AdamW: start over")
-    steps = {float(each[_STEP]) for each in saved.values()}
-    if len(steps) > 1:
-        raise UsageError(
-            f"the checkpoint to resume from has parameters that were changed in {min(steps):.0f} steps and others in "
-            f"{max(steps):.0f}, which DeepSpeed does not tell apart: resume without it"
-        )
+    groups = range(len(inner.param_groups))
+    steps = steps_of(state, [sum(len(part.parameters) for part in parts if part.group == each) for each in groups])
     for group, theirs in zip(inner.param_groups, state["param_groups"], strict=True):
         group.update({name: value for name, value in theirs.items() if name != "params"})
     if not saved:
@@ -208,12 +200,36 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
     for part in parts:
         # What DeepSpeed leaves to the first step. A parameter that never had a gradient keeps moments of 0.
         inner.state[part.flat] = {name: torch.zeros_like(part.flat) for name in names}
-        inner.state[part.flat][_STEP] = _counted(inner, part, *steps)
+        inner.state[part.flat][_STEP] = _counted(inner, part, steps)
     _link(optimizer)
     for number, parameter in enumerate(parameter for part in parts for parameter in part.parameters):
         for name, value in saved.get(number, {}).items():
             if name != _STEP:
                 safe_set_full_optimizer_state(parameter, value, name)
+
+
+def steps_of(state: dict[str, Any], sizes: list[int]) -> float:
+    """In how many steps the parameters were changed that an optimizer's state belongs to; 0 where there is none yet.
+
+    Args:
+        state: as AdamW's `state_dict()` gives it.
+        sizes: of the groups of parameters that it is for.
+
+    Raises:
+        UsageError: it belongs to other groups or another optimizer, or its parameters were not all changed in the same
+            steps, which DeepSpeed does not count one by one.
+    """
+    if sizes != [len(group["params"]) for group in state["param_groups"]]:
+        raise UsageError("the checkpoint to resume from holds optimizer states of other parameters: start over")
+    if any(not each.keys() >= {_STEP, *_MOMENTS} for each in state["state"].values()):
+        raise UsageError("the checkpoint to resume from was written with another --optim than AdamW: start over")
+    steps = {float(each[_STEP]) for each in state["state"].values()} or {0.0}
+    if len(steps) > 1:
+        raise UsageError(
+            f"the checkpoint to resume from has parameters that were changed in {min(steps):.0f} steps and others in "
+            f"{max(steps):.0f}, which DeepSpeed does not tell apart: resume without it"
+        )
+    return steps.pop()
 
 
 def _counted(inner: torch.optim.Optimizer, part: _Part, steps: float) -> torch.Tensor | int:

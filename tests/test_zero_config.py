@@ -1,14 +1,15 @@
-"""Claims about what of DeepSpeed is refused, without DeepSpeed; tests/distributed/test_zero.py trains with it."""
+"""Claims about what is refused for DeepSpeed, shown without it; tests/distributed/test_zero.py trains with it."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import REPOSITORY
 
 from jepa_hf.errors import UsageError
-from jepa_hf.zero import check_config
+from jepa_hf.zero import check_config, steps_of
 
 SHIPPED = sorted((REPOSITORY / "configs" / "accelerate").glob("zero*.json"))
 
@@ -65,3 +66,28 @@ def test_what_a_checkpoint_would_not_hold_is_refused(change: dict[str, Any], tol
 def test_another_optimizer_is_refused() -> None:
     with pytest.raises(UsageError, match="--optim must be adamw_torch_fused or adamw_torch, not adafactor"):
         check_config(shipped(), "adafactor")
+
+
+def state_after(*gradients: bool, kind: type[torch.optim.Optimizer] = torch.optim.AdamW) -> dict[str, Any]:
+    """The state of an optimizer of two parameters after steps in which the second has a gradient or not."""
+    first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    made = kind([{"params": [first]}, {"params": [second]}], lr=0.1)
+    for given in gradients:
+        first.grad, second.grad = torch.ones(2), torch.ones(2) if given else None
+        made.step()
+    return made.state_dict()
+
+
+@pytest.mark.parametrize(("gradients", "steps"), [((), 0), ((True, True), 2), ((False, False, False), 3)])
+def test_steps_are_counted_of_what_was_changed(gradients: tuple[bool, ...], steps: int) -> None:
+    """A parameter that never had a gradient has no count."""
+    assert steps_of(state_after(*gradients), [1, 1]) == steps
+
+
+def test_a_state_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"changed in 1 steps and others in 2, .*: resume without it"):
+        steps_of(state_after(True, False), [1, 1])
+    with pytest.raises(UsageError, match="of other parameters: start over"):
+        steps_of(state_after(True), [1, 2])
+    with pytest.raises(UsageError, match="another --optim than AdamW"):
+        steps_of(state_after(True, kind=torch.optim.Adagrad), [1, 1])
