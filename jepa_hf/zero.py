@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .divided import Keys, read_weights
-from .ema import plain_name
+from .ema import plain_name, zero_part
 from .errors import UsageError
 
 _OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")
@@ -126,11 +127,11 @@ def load_weights(model: nn.Module, optimizer: Any, folder: str | Path) -> Keys:
     Returns:
         As `divided.load_weights` does.
     """
+    from deepspeed.runtime.zero import GatheredParameters
+
     state, keys = read_weights(model, folder)
     if keys.unexpected_keys:
         return keys
-    from deepspeed.runtime.zero import GatheredParameters
-
     ours = {plain_name(name): value for name, value in model.state_dict(keep_vars=True).items()}
     for name, value in state.items():
         with torch.no_grad(), GatheredParameters(ours[name], modifier_rank=0):
@@ -187,8 +188,6 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
     Raises:
         UsageError: see `steps_of`.
     """
-    from deepspeed.utils import safe_set_full_optimizer_state
-
     inner, parts, saved = optimizer.optimizer, _parts(optimizer), state["state"]
     groups = range(len(inner.param_groups))
     steps = steps_of(state, [sum(len(part.parameters) for part in parts if part.group == each) for each in groups])
@@ -205,7 +204,21 @@ def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
     for number, parameter in enumerate(parameter for part in parts for parameter in part.parameters):
         for name, value in saved.get(number, {}).items():
             if name != _STEP:
-                safe_set_full_optimizer_state(parameter, value, name)
+                _set_state(parameter, value, name)
+
+
+def _set_state(parameter: nn.Parameter, value: torch.Tensor, name: str) -> None:
+    """Let this rank have its elements of the whole tensor `value`."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    if zero_part(parameter) is None:
+        safe_set_full_optimizer_state(parameter, value, name)
+        return
+    # Of ZeRO-3 the function above fails where a parameter's elements do not divide evenly.
+    size = zero_part(parameter).numel()
+    first = size * torch.distributed.get_rank(parameter.ds_process_group)
+    mine = value.flatten()[first : first + size]
+    safe_set_local_optimizer_state(parameter, F.pad(mine, (0, size - len(mine))), name)
 
 
 def steps_of(state: dict[str, Any], sizes: list[int]) -> float:

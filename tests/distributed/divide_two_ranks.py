@@ -38,7 +38,8 @@ def run(folder: Path, processes: int, checkpoint: Path | None = None, **override
     settings = five_steps(processes) | {"save_strategy": "steps", "save_steps": 2, "health_steps": 2}
     weights = {"mlm_weight": 0.5, "contrastive_weight": 1.0}
     with whole_weights():
-        model = tiny_jepa("bert", "dropped", strong=False, initializer_range=0.1, **weights)
+        odd = {"vocab_size": 257}  # of its biases the two ranks have parts of differing sizes
+        model = tiny_jepa("bert", "dropped", strong=False, encoder=odd, initializer_range=0.1, **weights)
     made = trainer(folder, model, data=rows("bert", 40, longest=40), **(settings | overrides))
     found: list[torch.dtype] = []
     given = made.compute_loss
