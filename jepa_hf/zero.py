@@ -51,8 +51,8 @@ def check_config(config: Mapping[str, Any], optim: str) -> None:
         ),
         (
             half,
-            '"fp16" and "bf16", which --fp16 and --bf16 enable, change the weights themselves; take "torch_autocast" '
-            f"with bfloat16, {shipped}",
+            '"fp16" and "bf16", which --fp16 and --bf16 enable, leave checkpoints weights in half precision; take '
+            f'"torch_autocast" with bfloat16, {shipped}',
         ),
         (
             any(each.get("device", "none") not in ("none", "cpu") or each.get("ratio", 1) != 1 for each in offloads),
