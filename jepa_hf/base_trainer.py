@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, has_length
 from transformers.utils import PushInProgress
 
+from . import divided, zero
 from .checkpoints import (
     STATE_FILE,
     aside,
@@ -47,7 +49,6 @@ from .checkpoints import (
     rotate,
     writing,
 )
-from .divided import load_optimizer_state, load_weights, whole_optimizer_state
 from .errors import RunError, UsageError
 from .files import whole_file, whole_files
 from .interruption import outlast_signals
@@ -141,6 +142,8 @@ class RepresentationTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         if self.is_fsdp_enabled:
             self._check_fsdp(self.accelerator.state.fsdp_plugin)
+        if self.is_deepspeed_enabled:
+            zero.check_config(self.accelerator.state.deepspeed_plugin.deepspeed_config, args.optim.value)
         # There is a loss without labels: otherwise evaluation would report none.
         self.can_return_loss = True
         self._means: dict[str, RunningMeans] = defaultdict(RunningMeans)
@@ -272,6 +275,17 @@ class RepresentationTrainer(Trainer):
             return
         super()._run_epoch(*args, **kwargs)
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As `Trainer`'s, but without a group that has no parameters.
+
+        DeepSpeed drops such a one, and a checkpoint has the same groups however a run was started.
+        """
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if made:
+            optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
     # ---- an update that is not finite
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -280,13 +294,17 @@ class RepresentationTrainer(Trainer):
             self._guard.add_loss(loss)
         return loss
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, checkpoint: str | None) -> Any:
+        given = None if self.is_deepspeed_enabled else checkpoint  # the inherited method reads DeepSpeed's own alone
         try:
-            prepared = super()._prepare_for_training(*args, **kwargs)
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, given)
         except ValueError as error:
             if "DeepSpeed config values" not in str(error):
                 raise
             raise UsageError(" ".join(str(error).split())) from None  # numbers that contradict the flags
+        if self.is_deepspeed_enabled and checkpoint is not None:
+            self._load_from_checkpoint(checkpoint)
+            self._load_optimizer_and_scheduler(checkpoint)
         trained = [(name, each) for name, each in self.model.named_parameters() if each.requires_grad]
         # A gradient scaler (fp16) leaves such updates out as a matter of course, and goes on with a smaller scale.
         # DeepSpeed keeps its gradients to itself.
@@ -465,7 +483,7 @@ class RepresentationTrainer(Trainer):
         elif resume_from_checkpoint:
             check_checkpoint(resume_from_checkpoint)
         if resume_from_checkpoint:
-            self._check_engine(Path(resume_from_checkpoint))
+            self._check_states(Path(resume_from_checkpoint))
         if self.args.should_save:
             remove_left_behind(run_dir)
         self._means["train"] = RunningMeans()
@@ -483,20 +501,14 @@ class RepresentationTrainer(Trainer):
             self._guard = None
             self._training.fill_(0)
 
-    def _check_engine(self, checkpoint: Path) -> None:
-        """Refuse optimizer states that are not this run's kind: Trainer would start with fresh ones.
+    def _check_states(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint without optimizer states: Trainer would go on with fresh ones.
 
         Raises:
-            UsageError: they are DeepSpeed's and this run does without, or the other way round; or FSDP2 finds none.
+            UsageError: it has none, because it was written with `save_only_model`, or has them in DeepSpeed's own form.
         """
-        theirs = any(checkpoint.glob("global_step*"))
-        if theirs != self.is_deepspeed_enabled:
-            written, resume = ("under", "with") if theirs else ("without", "without")
-            raise UsageError(
-                f"{checkpoint} was written {written} DeepSpeed, whose optimizer states are its own: resume {resume} "
-                "it, or start from the weights there with --model_name_or_path and another --output_dir"
-            )
-        if self._is_divided and not (checkpoint / OPTIMIZER_NAME).is_file():
+        trainers_own = self.is_fsdp_enabled and self._divided_states is None
+        if not trainers_own and not (checkpoint / OPTIMIZER_NAME).is_file():
             raise UsageError(
                 f"{checkpoint} holds no {OPTIMIZER_NAME} to resume from: start from the weights there with "
                 "--model_name_or_path and another --output_dir"
@@ -567,32 +579,41 @@ class RepresentationTrainer(Trainer):
             self.state.save_to_json(os.path.join(folder, STATE_FILE))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self._is_divided:
+        if self._divided_states is None:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        # The inherited method writes the weights a second time, and both in files that only FSDP reads.
-        state = whole_optimizer_state(self.optimizer.optimizer, self.args.should_save)
+        # The inherited method writes what only FSDP or DeepSpeed reads, and the weights a second time.
+        state = self._divided_states.whole_optimizer_state(self.optimizer.optimizer, self.args.should_save)
         if self.args.should_save:
             torch.save(state, os.path.join(output_dir, OPTIMIZER_NAME))
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER_NAME))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _refusing_pickles(checkpoint, "optimizer or scheduler"):
-            if checkpoint is None or not self._is_divided:
+            if checkpoint is None or self._divided_states is None:
                 super()._load_optimizer_and_scheduler(checkpoint)
                 return
             optimizer, scheduler = (
                 torch.load(os.path.join(checkpoint, name), map_location="cpu", weights_only=True)
                 for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
             )
-        load_optimizer_state(self.optimizer.optimizer, optimizer)
+        self._divided_states.load_optimizer_state(self.optimizer.optimizer, optimizer)
         self.lr_scheduler.load_state_dict(scheduler)
 
     @property
-    def _is_divided(self) -> bool:
-        """Whether FSDP2 divides a model that is saved whole. Of one with PEFT's adapters they alone are saved."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return self.is_fsdp_enabled and isinstance(model, PreTrainedModel)
+    def _divided_states(self) -> ModuleType | None:
+        """What writes the optimizer's states whole, and reads them, where they are divided; None where Trainer does.
+
+        Trainer does it also under FSDP2 with PEFT's adapters.
+        """
+        if self.is_deepspeed_enabled:
+            return zero
+        return divided if self.is_fsdp_enabled and self._is_saved_whole else None
+
+    @property
+    def _is_saved_whole(self) -> bool:
+        """Whether checkpoints hold all weights, and not PEFT's adapters alone."""
+        return isinstance(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), PreTrainedModel)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with _refusing_pickles(checkpoint, "gradient scaler"):
@@ -609,18 +630,27 @@ class RepresentationTrainer(Trainer):
                 f"{described} is a pickle, which can run any program: it is not loaded; take a checkpoint that was "
                 "written with fsdp_state_dict_type FULL_STATE_DICT"
             )
-        if self._is_divided:
-            self._issue_warnings_after_load(load_weights(self.model, resume_from_checkpoint))
-        else:
-            with _refusing_pickles(resume_from_checkpoint, "weights"):
+        with _refusing_pickles(resume_from_checkpoint, "weights"):
+            if not self._load_divided(resume_from_checkpoint):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.resumed = True
 
     def _load_best_model(self) -> None:
-        if self._is_divided:
-            self._issue_warnings_after_load(load_weights(self.model, self.state.best_model_checkpoint))
-        else:
+        if not self._load_divided(self.state.best_model_checkpoint):
             super()._load_best_model()
+
+    def _load_divided(self, checkpoint: str) -> bool:
+        """Load weights into a model that is divided; False where Trainer does it."""
+        if self._divided_states is None:
+            return False
+        if self.is_fsdp_enabled:
+            self._issue_warnings_after_load(divided.load_weights(self.model, checkpoint))
+        elif self._is_saved_whole:
+            self._issue_warnings_after_load(zero.load_weights(self.model, self.optimizer.optimizer, checkpoint))
+        else:
+            with zero.whole_trained(self.model, self.optimizer.optimizer):
+                super()._load_from_checkpoint(checkpoint, self.model)
+        return True
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # The inherited method warns, and trains on with what is missing at random.

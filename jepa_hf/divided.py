@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .ema import plain_name
+from .ema import plain_name, whole_shape
 
 
 class Keys(NamedTuple):
@@ -22,6 +22,19 @@ class Keys(NamedTuple):
     unexpected_keys: list[str]
 
 
+def read_weights(model: nn.Module, folder: str | Path) -> tuple[dict[str, torch.Tensor], Keys]:
+    """The weights in the safetensors files in `folder`, and what of them does not fit the divided model."""
+    state: dict[str, torch.Tensor] = {}
+    for file in sorted(Path(folder).glob("model*.safetensors")):
+        state |= load_file(file)
+    shapes = {plain_name(name): whole_shape(value) for name, value in model.state_dict(keep_vars=True).items()}
+    keys = Keys(
+        missing_keys=[name for name in shapes if name not in state],
+        unexpected_keys=[name for name, value in state.items() if shapes.get(name) != value.shape],
+    )
+    return state, keys
+
+
 def load_weights(model: nn.Module, folder: str | Path) -> Keys:
     """Read a divided model's weights from the safetensors files in `folder`, which hold them whole.
 
@@ -29,14 +42,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> Keys:
         The names that are missing there, which keep their weights, and those that the model has not, or in another
         shape: with any of these nothing is loaded.
     """
-    state: dict[str, torch.Tensor] = {}
-    for file in sorted(Path(folder).glob("model*.safetensors")):
-        state |= load_file(file)
-    shapes = {plain_name(name): value.shape for name, value in model.state_dict().items()}
-    keys = Keys(
-        missing_keys=[name for name in shapes if name not in state],
-        unexpected_keys=[name for name, value in state.items() if shapes.get(name) != value.shape],
-    )
+    state, keys = read_weights(model, folder)
     if not keys.unexpected_keys:  # torch itself fills in what is missing, and says that nothing was
         set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
     return keys

@@ -99,10 +99,10 @@ def match_parameters(
         odd = sorted(ours.keys() ^ theirs.keys())
         raise ValueError(f"context and target encoder do not have the same parameters: {', '.join(odd[:3])}")
     for name, parameter in theirs.items():
-        if _shape(parameter) != _shape(ours[name]):
+        if whole_shape(parameter) != whole_shape(ours[name]):
             raise ValueError(
-                f"parameter {name} has shape {tuple(_shape(ours[name]))} in the context encoder and "
-                f"{tuple(_shape(parameter))} in the target encoder"
+                f"parameter {name} has shape {tuple(whole_shape(ours[name]))} in the context encoder and "
+                f"{tuple(whole_shape(parameter))} in the target encoder"
             )
         if parameter.is_floating_point() and torch.finfo(parameter.dtype).bits < 32:
             raise UsageError(
@@ -124,16 +124,16 @@ def _placement(parameter: torch.Tensor) -> object:
     """How a parameter is divided among the ranks; None where it is not."""
     if isinstance(parameter, DTensor):
         return parameter.device_mesh, parameter.placements
-    part = _zero_part(parameter)
+    part = zero_part(parameter)
     return None if part is None else part.numel()
 
 
-def _shape(parameter: torch.Tensor) -> torch.Size:
-    """The whole parameter's, whatever this rank has of it."""
-    return parameter.shape if _zero_part(parameter) is None else parameter.ds_shape
+def whole_shape(parameter: torch.Tensor) -> torch.Size:
+    """A parameter's shape, whatever FSDP2 or ZeRO-3 left of it on this rank."""
+    return parameter.shape if zero_part(parameter) is None else parameter.ds_shape
 
 
-def _zero_part(parameter: torch.Tensor) -> torch.Tensor | None:
+def zero_part(parameter: torch.Tensor) -> torch.Tensor | None:
     """What DeepSpeed's ZeRO-3 left of a parameter on this rank; None where it did not divide it."""
     return getattr(parameter, "ds_tensor", None)
 
@@ -155,7 +155,7 @@ def _shard(parameter: torch.Tensor) -> torch.Tensor:
     """The elements of a parameter that this rank has: all, or a shard of FSDP2's or ZeRO-3's."""
     if isinstance(parameter, DTensor):
         return parameter.to_local()
-    part = _zero_part(parameter)
+    part = zero_part(parameter)
     if part is None:
         return parameter
     # The last ranks' parts are filled up.

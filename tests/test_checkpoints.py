@@ -348,11 +348,13 @@ def test_an_epochs_incomplete_last_update_is_known_after_a_resume(tmp_path: Path
     assert seen == [(5, -1), (5, -1)]
 
 
-def test_optimizer_states_of_deepspeed_are_refused_without_it(run_dir: Path) -> None:
-    """Trainer would find none, and go on with fresh ones."""
-    (run_dir / "checkpoint-2" / "global_step2").mkdir()
-    with pytest.raises(UsageError, match=r"checkpoint-2 was written under DeepSpeed.*or start from the weights there"):
-        resumable(run_dir).train(resume_from_checkpoint=str(run_dir / "checkpoint-2"))
+@pytest.mark.parametrize("engine", ["", "global_step2"])
+def test_a_checkpoint_without_optimizer_states_is_refused(engine: str, tmp_path: Path) -> None:
+    """Trainer would go on with fresh ones; also where there are some of DeepSpeed's own form."""
+    resumable(tmp_path, callbacks=[StopAfter(2)], save_only_model=True).train()
+    (tmp_path / "checkpoint-2" / engine).mkdir(exist_ok=True)
+    with pytest.raises(UsageError, match=r"checkpoint-2 holds no optimizer\.pt .*: start from the weights there"):
+        resumable(tmp_path).train(resume_from_checkpoint=True)
 
 
 def test_a_resume_from_whole_parts_is_still_exact(run_dir: Path, tmp_path: Path) -> None:

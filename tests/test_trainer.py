@@ -637,6 +637,15 @@ def test_dataparallel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 # ---- optimizer
 
 
+def test_a_group_without_parameters_is_left_out(tmp_path: Path) -> None:
+    """Such as that of biases where only adapters are trained; DeepSpeed, which drops it, writes the same checkpoint."""
+    run = trainer(tmp_path)
+    for name, parameter in run.model.named_parameters():
+        parameter.requires_grad_(name.endswith("query.weight") and parameter.requires_grad)
+    (group,) = run.create_optimizer().param_groups
+    assert group["params"] == [each for each in run.model.parameters() if each.requires_grad] != []
+
+
 @pytest.mark.parametrize("everything", [False, True])
 def test_weight_decay_is_for_matrices_unless_all_is_asked_for(everything: bool, tmp_path: Path) -> None:
     """Not for biases, norms, the predictor's mask token and position table; with decay_all_parameters for all."""
