@@ -23,7 +23,7 @@ def outlast_signals(training: torch.Tensor) -> None:
 
     Terminals and schedulers send their signals to all processes of a run: the one that trains ends its workers when it
     has saved. A second SIGTERM ends the worker, and so does the first one once training is over: Python sends one when
-    it exits, after an error for instance, and waits.
+    it exits, after an error for instance, and waits. torch takes any exit code but 0 for a worker's failure.
 
     Args:
         training: one number in shared memory, 0 where nothing trains.
@@ -33,7 +33,9 @@ def outlast_signals(training: torch.Tensor) -> None:
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked += 1
-        if asked > 1 or not training.item():
+        if not training.item():
+            os._exit(0)
+        if asked > 1:
             os._exit(128 + number)
 
     signal.signal(signal.SIGTERM, note)

@@ -410,4 +410,5 @@ def test_a_script_ends_though_workers_are_still_there(how: str, folder: Path) ->
     (folder / "script.py").write_text(SCRIPT)
     done = start_process(folder / "script.py", how, cwd=folder)
     assert done.returncode == (1 if how == "fails" else 0), done.stderr
-    assert ("ArithmeticError: a fault of one's own" in done.stderr) == (how == "fails")
+    last = done.stderr.strip().splitlines()[-1:]
+    assert (last == ["ArithmeticError: a fault of one's own"]) == (how == "fails"), done.stderr
