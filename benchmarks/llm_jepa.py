@@ -144,7 +144,7 @@ def tables(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
         if name != options.against and len(pairs) > 1:
             difference = _spread([one - other for one, other in pairs])
             p = f"{ttest_rel(*zip(*pairs, strict=True)).pvalue:.3g}"
-        others = [f"{mean(row[key] for row in mine):.3f}" for key in MEASURED]
+        others = [f"{mean(row[key] for row in mine):.4g}" for key in MEASURED]
         others += [
             f"{mean(row['train_s'] for row in mine):.0f}",
             f"{mean(row.get('memory_gib', 0) for row in mine):.1f}",
