@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import BertConfig, set_seed
+from transformers import BertConfig, PrinterCallback, set_seed
 
 from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction, JepaTrainer
 from jepa_hf.cli.arguments import quiet_libraries
@@ -96,6 +96,7 @@ def measure(
             data_collator=DataCollatorForSpanJEPA(tokenizer, max_length=fixed),
             train_dataset=pack_dataset(rows, options.max_seq_length) if packed else rows,
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         seconds = now(trainer.args.device) - trainer.begun
     return trainer.tokens / seconds, 1 - trainer.tokens / trainer.positions
