@@ -1,8 +1,10 @@
 """Distances between two embeddings of the same knowledge, and the turns of a path: the losses of LLM-JEPA and STP."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch.distributed.nn.functional import all_gather
+from torch import distributed
 
 from .losses import cosine_distance
 
@@ -78,17 +80,36 @@ def candidates_of_all_ranks(vectors: torch.Tensor, same_size: bool = True) -> tu
         `[of all ranks, D]`, long `[N]`.
     """
     own = torch.arange(len(vectors), device=vectors.device)
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return vectors, own
-    ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    ranks, rank = distributed.get_world_size(), distributed.get_rank()
     if same_size and torch.is_grad_enabled():
-        return torch.cat(all_gather(vectors.contiguous())), own + rank * len(vectors)
+        return _Gathered.apply(vectors), own + rank * len(vectors)
     counts = torch.zeros(ranks, dtype=torch.long, device=vectors.device)
     counts[rank] = len(vectors)
-    torch.distributed.all_reduce(counts)
+    distributed.all_reduce(counts)
     sizes = counts.tolist()
-    parts = all_gather(F.pad(vectors, (0, 0, 0, max(sizes) - len(vectors))).contiguous())
+    parts = _Gathered.apply(F.pad(vectors, (0, 0, 0, max(sizes) - len(vectors)))).chunk(ranks)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), own + sum(sizes[:rank])
+
+
+class _Gathered(torch.autograd.Function):
+    """All ranks' vectors, one rank after the other; a rank's gradient is the sum of what all ranks' losses say of it.
+
+    Not `torch.distributed.nn.functional.all_gather`, which torch.compile does not trace.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: torch.Tensor) -> torch.Tensor:
+        gathered = vectors.new_empty(distributed.get_world_size() * len(vectors), *vectors.shape[1:])
+        distributed.all_gather_into_tensor(gathered, vectors.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous().clone()
+        distributed.all_reduce(gradient)
+        return gradient.chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
 def draw_triples(first: torch.Tensor, last: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

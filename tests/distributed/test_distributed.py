@@ -20,7 +20,16 @@ sys.path.insert(0, str(HERE))
 import train_ranks  # noqa: E402
 
 Results = dict[str, dict[str, Any]]
-TRAINED = ["dropped", "kept", "contrastive", "packed", "accumulated", "streaming", "one rank without targets"]
+TRAINED = [
+    "dropped",
+    "kept",
+    "contrastive",
+    "compiled",
+    "packed",
+    "accumulated",
+    "streaming",
+    "one rank without targets",
+]
 EVALUATED = [name for name in train_ranks.RUNS if "evaluation" in name]
 ON_FOUR_RANKS = ["dropped", "contrastive", "streaming", "uneven evaluation", "incomplete", "incomplete stream"]
 
@@ -123,6 +132,13 @@ def test_rows_that_fill_up_an_epochs_last_batches_are_not_learnt_from(
 def test_the_comparison_sees_ranks_that_count_for_themselves(ranks: list[Results], alone: Results) -> None:
     """Were each rank's loss divided by its own targets, the weights would differ by far more than 1e-5."""
     assert largest_difference(ranks[0]["wrong"]["weights"], alone["dropped"]["weights"]) > 1e-4
+
+
+def test_samples_of_other_ranks_do_not_break_the_compiled_graph(ranks: list[Results], alone: Results) -> None:
+    """Compiled with the contrastive term, only torch's own code around the model is left out of a graph."""
+    assert alone["compiled"]["breaks"] == []
+    for reason in ranks[0]["compiled"]["breaks"]:
+        assert "DistributedDataParallel" in reason or "set_runtime_stats_and_log" in reason, reason
 
 
 def test_streamed_batches_had_differing_lengths(ranks: list[Results]) -> None:

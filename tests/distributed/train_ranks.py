@@ -73,6 +73,7 @@ def train(
         "logs": [entry for entry in run.state.log_history if "loss" in entry],
         "tokens": run.state.num_input_tokens_seen,
         "steps": len(moved),
+        "breaks": list(torch._dynamo.utils.counters["graph_break"]),
     }
 
 
@@ -88,6 +89,9 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
     "dropped": lambda folder, processes: train(folder, processes, LONG, "dropped", "transformer"),
     "kept": lambda folder, processes: train(folder, processes, LONG, "kept", "mlp"),
     "contrastive": lambda folder, processes: train(folder, processes, LONG, "dropped", "transformer", 2.0),
+    "compiled": lambda folder, processes: train(
+        folder, processes, LONG, "dropped", "transformer", 2.0, torch_compile=True, torch_compile_backend="eager"
+    ),
     # The ranks' rows hold different numbers of texts.
     "packed": lambda folder, processes: train(
         folder, processes, pack(rows("bert", 180, longest=20), 64)[0][:40], "dropped", "transformer", 2.0
