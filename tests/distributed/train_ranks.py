@@ -54,6 +54,8 @@ def train(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.5 * rank)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     moved: list[torch.Tensor] = []
     run: Recorded = trainer(
         folder,
@@ -73,7 +75,7 @@ def train(
         "logs": [entry for entry in run.state.log_history if "loss" in entry],
         "tokens": run.state.num_input_tokens_seen,
         "steps": len(moved),
-        "breaks": list(torch._dynamo.utils.counters["graph_break"]),
+        "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
     }
 
 
