@@ -137,6 +137,11 @@ class RepresentationTrainer(Trainer):
                 "dataloader_persistent_workers keeps workers from epoch to epoch, and there are none: give "
                 "--dataloader_num_workers above 0, or --dataloader_persistent_workers false"
             )
+        if args.world_size > 1 and args.train_sampling_strategy == "batch_rebalance":
+            raise UsageError(
+                "train_sampling_strategy batch_rebalance gives ranks batches of different sizes, whose samples cannot "
+                "be compared across ranks: take group_by_length"
+            )
         self.resumed = False
         self._pushes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")  # one after the other
         super().__init__(model=model, args=args, **kwargs)

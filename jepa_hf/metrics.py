@@ -101,12 +101,13 @@ def sample_hit_rate(predictions: torch.Tensor, targets: torch.Tensor) -> torch.T
 
 
 def _hits(similarity: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Share of rows whose `own` column is the largest: `[N, C]`, long `[N]` -> scalar.
+    """Share of rows whose `own` column is the largest: `[N, C]`, long `[N]` -> scalar; NaN where a value is NaN.
 
     A tie is no hit: in a collapsed batch every target is as near as the right one.
     """
     best = similarity >= similarity.max(dim=1, keepdim=True).values
-    return (best.gather(1, own[:, None])[:, 0] & (best.sum(dim=1) == 1)).float().mean()
+    share = (best.gather(1, own[:, None])[:, 0] & (best.sum(dim=1) == 1)).float().mean()
+    return torch.where(similarity.isnan().any(), torch.full_like(share, torch.nan), share)
 
 
 def constant_predictor_loss(targets: torch.Tensor, kind: str, smooth_l1_beta: float = 1.0) -> torch.Tensor:

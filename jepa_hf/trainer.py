@@ -199,7 +199,8 @@ class JepaTrainer(RepresentationTrainer):
         """As `Trainer`'s, with batches for training alone, see `MaskingCollator.for_training`."""
         given, ranks = self.train_dataset, self.args.world_size
         with self._collating(lambda collator: collator.for_training()):
-            if ranks == 1 or not isinstance(given, datasets.IterableDataset):
+            # Of a stream of as many shards as ranks accelerate gives each rank its own: nothing is filled up.
+            if ranks == 1 or not isinstance(given, datasets.IterableDataset) or given.n_shards >= ranks:
                 return super().get_train_dataloader()
             self._set_signature_columns_if_needed()  # while the collator is there to say what it reads
             self.data_collator = WithoutRepeatedTargets(self.data_collator)

@@ -13,7 +13,8 @@ Row = dict[str, Any]
 class WholeBatches(torch.utils.data.IterableDataset):
     """A stream whose length becomes a multiple of `size`, by its first row again and again, which says `repeated`.
 
-    accelerate gives each rank its part of every so many rows, and would fill up the last ones itself, without a sign.
+    Of a stream with fewer shards than ranks, accelerate gives each rank its part of every so many rows, and would fill
+    up the last ones itself, without a sign. Each rank reads the whole stream.
 
     Args:
         rows: the stream; of an empty one nothing is repeated.

@@ -133,6 +133,12 @@ def test_hits_of_random_predictions_are_chance() -> None:
     assert sum(rates) / len(rates) == pytest.approx(1 / 50, abs=0.006)
 
 
+def test_hits_of_what_is_not_a_number_are_none_that_could_be_told() -> None:
+    vectors = gaussian(8, 4)
+    vectors[2, 1] = float("nan")
+    assert hit_rate(vectors, gaussian(8, 4)).isnan()
+
+
 def test_hits_of_a_collapsed_batch_are_none() -> None:
     """Equal targets tie, which is no hit; equal predictions can be right once at most."""
     cloud, point = gaussian(50, 32), gaussian(1, 32, 1).expand(50, 32)

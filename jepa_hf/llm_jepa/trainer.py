@@ -254,7 +254,8 @@ class LlmJepaTrainer(RepresentationTrainer):
         """Health of the views, of which neither the distance alone nor one figure alone tells a collapse.
 
         `view_rank` and `view_pairwise_cosine` of the second views see few directions, and a single one. `view_hit_rate`
-        is the share of rows whose first view is nearest to its own second view among those of all rows of this rank.
+        is the share of rows whose first view is nearest to its own second view among those of all rows of this rank,
+        once the second views' mean is taken away from all.
         """
         found, self._embeddings = self._embeddings, []
         if found and sum(len(targets) for _, targets in found) > 1:

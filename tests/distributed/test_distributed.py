@@ -31,7 +31,15 @@ TRAINED = [
     "one rank without targets",
 ]
 EVALUATED = [name for name in train_ranks.RUNS if "evaluation" in name]
-ON_FOUR_RANKS = ["dropped", "contrastive", "streaming", "uneven evaluation", "incomplete", "incomplete stream"]
+ON_FOUR_RANKS = [
+    "dropped",
+    "contrastive",
+    "streaming",
+    "shards",
+    "uneven evaluation",
+    "incomplete",
+    "incomplete stream",
+]
 
 
 def launch(processes: int, folder: Path, names: Sequence[str]) -> list[Results]:
@@ -107,7 +115,7 @@ def test_four_ranks_equal_one_process_with_the_fourfold_batch(
         assert log["loss"] == pytest.approx(expected["loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dropped", "streaming"])
+@pytest.mark.parametrize("name", ["dropped", "streaming", "shards"])
 def test_no_rank_reads_what_another_read(
     name: str, ranks: list[Results], four_ranks: list[Results], alone: Results
 ) -> None:

@@ -119,6 +119,10 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
     "incomplete stream": lambda folder, processes: train(
         folder, processes, datasets.Dataset.from_list(LONG[:37]).to_iterable_dataset(), "dropped", "transformer"
     ),
+    # Each rank has shards of its own.
+    "shards": lambda folder, processes: train(
+        folder, processes, datasets.Dataset.from_list(LONG).to_iterable_dataset(num_shards=4), "dropped", "transformer"
+    ),
     # What the tests must be able to see: each rank divides by its own targets.
     "wrong": lambda folder, processes: train(
         folder, processes, LONG, "dropped", "transformer", average_tokens_across_devices=False
