@@ -634,6 +634,14 @@ def test_dataparallel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         trainer(tmp_path)
 
 
+def test_ranks_with_batches_of_different_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their samples are compared by a collective that wants as many of each; in one process there is none."""
+    trainer(tmp_path, tiny_jepa(), train_sampling_strategy="batch_rebalance")
+    monkeypatch.setattr(JepaTrainingArguments, "world_size", property(lambda self: 2))
+    with pytest.raises(UsageError, match=r"batch_rebalance.*take group_by_length"):
+        trainer(tmp_path, tiny_jepa(), train_sampling_strategy="batch_rebalance")
+
+
 # ---- optimizer
 
 
