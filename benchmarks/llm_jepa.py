@@ -5,9 +5,9 @@
     python benchmarks/llm_jepa.py table rows.jsonl --against plain
 
 A line of `arms.jsonl` is one arm: `name`; `model`, a directory of a causal language model with a chat template, or
-"random", a small Llama with the tokenizer of --tokenizer; `args` of `LlmJepaTrainingArguments`; `views`, arguments of
-`PairedViewTokenizer` (`train_on_prompt` is the official script's loss); `seeds`, default [0]. Plain fine-tuning is a
-`loss_dropout` of 1. With `--judge_on validation`, rows of the training file are held out and judged, so that learning
+"random", a small Llama with the tokenizer of --tokenizer; `config`, sizes of that Llama; `args` of
+`LlmJepaTrainingArguments`; `views`, arguments of `PairedViewTokenizer` (`train_on_prompt` is the official script's
+loss); `seeds`, default [0]. Plain fine-tuning is a `loss_dropout` of 1. With `--judge_on validation`, rows of the training file are held out and judged, so that learning
 rates and weights are chosen without the test file; with "test" all training rows are trained on. Answers are greedy.
 """
 
@@ -56,7 +56,7 @@ def start(arm: dict[str, Any], options: argparse.Namespace, seed: int) -> tuple[
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         if tokenizer.pad_token_id != tokenizer.eos_token_id:  # the embedding of a padding token stays at 0
             ends["pad_token_id"] = tokenizer.pad_token_id
-        config = LlamaConfig(vocab_size=len(tokenizer), **ends, **RANDOM)
+        config = LlamaConfig(vocab_size=len(tokenizer), **ends, **RANDOM | arm.get("config", {}))
         return AutoModelForCausalLM.from_config(config), tokenizer
     return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32), tokenizer
 
