@@ -7,8 +7,9 @@
 A line of `arms.jsonl` is one arm: `name`; `model`, a directory of a causal language model with a chat template, or
 "random", a small Llama with the tokenizer of --tokenizer; `config`, sizes of that Llama; `args` of
 `LlmJepaTrainingArguments`; `views`, arguments of `PairedViewTokenizer` (`train_on_prompt` is the official script's
-loss); `seeds`, default [0]. Plain fine-tuning is a `loss_dropout` of 1. With `--judge_on validation`, rows of the training file are held out and judged, so that learning
-rates and weights are chosen without the test file; with "test" all training rows are trained on. Answers are greedy.
+loss); `seeds`, default [0]. Plain fine-tuning is a `loss_dropout` of 1. With `--judge_on validation`, rows of the
+training file are held out and judged, so that learning rates and weights are chosen without the test file; with "test"
+all training rows are trained on. Answers are greedy.
 """
 
 import argparse
