@@ -81,9 +81,10 @@ def test_a_view_among_others_is_computed_as_alone(family: str, attention: str) -
     for passes in ("packed", "separate"):
         for side in ("right", "left"):
             batch = DataCollatorForPairedViews(words(side), passes)(given)
-            PairedViewObjective().attach(made)
+            objective = PairedViewObjective()
+            objective.attach(made)
             found = made(**batch)
-            PairedViewObjective.detach(made)
+            objective.detach(made)
             losses.append(found.loss.item())
             for at, row in enumerate(given):
                 for name, vectors in (("text", found.predictions), ("code", found.targets)):
@@ -101,9 +102,10 @@ def batch_of(count: int = 3, **kwargs: Any) -> dict[str, torch.Tensor]:
 def test_the_parts_add_up_with_their_weights() -> None:
     made = model(len(words()))
     batch = batch_of()
-    PairedViewObjective(lm_weight=0.5, pair_weight=3.0).attach(made)
+    objective = PairedViewObjective(lm_weight=0.5, pair_weight=3.0)
+    objective.attach(made)
     found = made(**batch)
-    PairedViewObjective.detach(made)
+    objective.detach(made)
     plain = made(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
     cosine = torch.cosine_similarity(found.predictions, found.targets, dim=-1)
     torch.testing.assert_close(found.lm_loss, plain)
@@ -134,13 +136,38 @@ def test_the_predicted_view_learns_only_where_it_should(gradient: str, learns: b
     assert bool(made.get_input_embeddings().weight.grad[mine].abs().max() > 0) == learns
 
 
-def test_the_language_model_head_is_not_run_on_views() -> None:
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_language_model_head_is_run_where_labels_follow_and_nowhere_else(side: str) -> None:
+    """Not on views, nor on prompts; shorter answers are filled up, and one state more has no label to meet."""
     made, shapes = model(len(words())), []
-    made.lm_head.register_forward_hook(lambda module, given, output: shapes.append(tuple(given[0].shape[:2])))
-    batch = batch_of()
+    made.lm_head.register_forward_hook(lambda module, given, output: shapes.append(tuple(output.shape[:2])))
+    given = rows()
+    batch = DataCollatorForPairedViews(words(side))(given)
+    longest = max(sum(label != -100 for label in row["labels"][1:]) for row in given)
+    assert longest + 1 < batch["input_ids"].shape[1] / 2  # there is something to leave out
     PairedViewObjective().attach(made)
     made(**batch)
-    assert shapes == [tuple(batch["input_ids"].shape)]
+    assert shapes == [(3, longest + 1)]
+
+
+@pytest.mark.parametrize("on_prompt", [False, True])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_next_tokens_are_learnt_as_the_model_itself_would(family: str, side: str, on_prompt: bool) -> None:
+    """Loss and gradients of all weights, though the head reads other rows."""
+    made = strong(family, "sdpa")
+    views = PairedViewTokenizer(words(), num_predictor_tokens=2, train_on_prompt=on_prompt)
+    batch = DataCollatorForPairedViews(words(side))([views(row) for row in conversations(3)])
+    mask = batch["attention_mask"]
+    positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    plain = made(batch["input_ids"], attention_mask=mask, position_ids=positions, labels=batch["labels"]).loss
+    expected = torch.autograd.grad(plain, list(made.parameters()))
+    PairedViewObjective(pair_weight=0.0).attach(made)
+    loss = made(**batch).loss
+    found = torch.autograd.grad(loss, list(made.parameters()))
+    torch.testing.assert_close(loss, plain)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()) + 1e-12)
 
 
 def test_it_stays_a_language_model_that_generates() -> None:

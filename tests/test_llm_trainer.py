@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import ModelCard
 from jepa_runs import StopAfter, largest_difference, weights
 from paired_views import conversations, model, tokenizer, trainer
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
 from jepa_hf import UsageError
@@ -240,3 +241,11 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
     encoder = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
     with pytest.raises(UsageError, match="BertModel is no causal language model"):
         LlmJepaTrainer(encoder, LlmJepaTrainingArguments(str(tmp_path)), processing_class=tokenizer())
+
+
+def test_torch_compile_breaks_nowhere(tmp_path: Path) -> None:
+    """Head on some tokens, views and paths are traced as one: a break would cost more than compiling gains."""
+    counters.clear()
+    trained(tmp_path, torch_compile=True, torch_compile_backend="aot_eager", tube_weight=0.1, max_steps=1)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"]

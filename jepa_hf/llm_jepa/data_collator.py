@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
@@ -20,6 +21,7 @@ class DataCollatorForPairedViews:
     | key | shape | meaning |
     | --- | --- | --- |
     | `input_ids`, `attention_mask`, `labels` | `[B, L]` | the conversations; labels −100 where nothing is learnt |
+    | `label_positions` | `[B, N]` | the tokens that labels follow, to which others fill up the shorter rows |
     | `view_input_ids` | `[B, V]` packed, `[B, 2, V]` separate | the views, the one that predicts first |
     | `view_position_ids` | the same | restart at 0 with each view and each padding token |
     | `view_ends` | `[B, 2]` | the token that stands for each view |
@@ -49,10 +51,14 @@ class DataCollatorForPairedViews:
         ids = self._padded([row["input_ids"] for row in rows], self.tokenizer.pad_token_id)
         real = self._padded([[1] * len(row["input_ids"]) for row in rows], 0)
         labels = self._padded([row["labels"] for row in rows], IGNORED)
+        asked = F.pad(labels[:, 1:] != IGNORED, (0, 1))
+        # The tokens that are asked come first, in their order.
+        asked_first = asked.int().argsort(dim=1, descending=True, stable=True)[:, : int(asked.sum(dim=1).max())]
         content = torch.tensor([row["content"] for row in rows])
         if self.tokenizer.padding_side == "left":
             content += ids.shape[1] - real.sum(dim=1, keepdim=True)
         batch = {"input_ids": ids, "attention_mask": real, "labels": labels, "content": content}
+        batch["label_positions"] = asked_first
         firsts, seconds = ([row[f"{name}_input_ids"] for row in rows] for name in ("text", "code"))
         ends = torch.tensor([[row["text_end"], row["code_end"]] for row in rows])
         if self.view_passes == "packed":

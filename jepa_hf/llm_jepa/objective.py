@@ -3,10 +3,11 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -69,8 +70,12 @@ class PairedViewObjective:
     tube_weight: float = 0.0
     tube_form: str = "triple"
 
+    # While a model computes: which states its head is to read, and what its last layer gave.
+    _read: torch.Tensor | None = field(default=None, init=False, repr=False)
+    _states: torch.Tensor | None = field(default=None, init=False, repr=False)
+
     def attach(self, model: PreTrainedModel) -> None:
-        """Have the model compute this objective where it is given `view_ends` or `num_items_in_batch`, else as before.
+        """Have the model compute this objective of batches of `DataCollatorForPairedViews`, and all else as before.
 
         Args:
             model: a causal language model, or a `PeftModel` around one.
@@ -80,6 +85,10 @@ class PairedViewObjective:
         """
         plain = model.forward
         check_positions(model)
+        # For good, because torch.compile does not trace how a hook is registered.
+        self._hooks = [model.get_output_embeddings().register_forward_pre_hook(self._choose)]
+        if self.tube_weight:  # the last layer, without keeping all others
+            self._hooks.append(decoder_of(model).register_forward_hook(self._keep))
 
         @functools.wraps(plain)  # generate() and the Trainer look at its signature
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -89,10 +98,25 @@ class PairedViewObjective:
 
         model.forward = forward
 
-    @staticmethod
-    def detach(model: PreTrainedModel) -> None:
+    def detach(self, model: PreTrainedModel) -> None:
         """Give the model its own forward back."""
         del model.forward
+        for hook in self._hooks:
+            hook.remove()
+
+    def _choose(self, head: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        """Before the language-model head: leave out the states that no label follows.
+
+        Prompts have no labels, and a token's logits are as many as there are words: more than all else that it takes.
+        """
+        if self._read is None:
+            return None
+        states, *others = given
+        return states.gather(1, self._read[..., None].expand(-1, -1, states.shape[-1])), *others
+
+    def _keep(self, decoder: nn.Module, given: Any, found: Any) -> None:
+        if self._read is not None:  # and not the pass of the views
+            self._states = found.last_hidden_state
 
     def _compute(
         self,
@@ -102,6 +126,7 @@ class PairedViewObjective:
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
         content: torch.Tensor,
+        label_positions: torch.Tensor,
         view_input_ids: torch.Tensor | None = None,
         view_position_ids: torch.Tensor | None = None,
         view_ends: torch.Tensor | None = None,
@@ -122,28 +147,27 @@ class PairedViewObjective:
         total = total.clamp_min(1)
         output = PairedViewOutput(num_labels=labelled, num_pairs=rows)
 
-        states: list[torch.Tensor] = []
-        hook = None
-        if self.tube_weight:  # the last layer, without keeping all others
-            hook = decoder_of(model).register_forward_hook(lambda *found: states.append(found[2].last_hidden_state))
         positions = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
+        # The model compares each state with the next label, so that the last state, any one, is compared with none.
+        successors = F.pad(labels[:, 1:], (0, 1), value=IGNORED).gather(1, label_positions)
+        self._read = F.pad(label_positions, (0, 1))
         try:
             found = plain(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=positions,
-                labels=labels,
+                labels=F.pad(successors, (1, 0), value=IGNORED),
                 num_items_in_batch=total[0],
                 use_cache=False,
                 return_dict=True,
             )
         finally:
-            if hook is not None:
-                hook.remove()
+            self._read = None
         loss = self.lm_weight * found.loss
         output.lm_loss = found.loss.detach() * total[0] / labelled.clamp_min(1)
         if self.tube_weight:
-            each, straight = self._tubes(states[0], content, counts)
+            each, straight = self._tubes(self._states, content, counts)
+            self._states = None
             output.tube_loss = each.sum() / straight.sum().clamp_min(1)
             loss = loss + self.tube_weight * each.sum() / total[1]
         if view_ends is not None:
