@@ -33,6 +33,9 @@ from jepa_hf.llm_jepa.generation import judge
 
 HELD_OUT = 500
 MEASURED = ("lm_loss", "pair_loss", "view_rank", "view_pairwise_cosine", "view_hit_rate")
+PASSED_ON = (
+    "train_file", "test_file", "tokenizer", "judge_on", "max_new_tokens", "judge_batch_size", "max_test_samples",
+)  # fmt: skip
 RANDOM = {
     "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
     "num_key_value_heads": 6, "max_position_embeddings": 512, "tie_word_embeddings": True,
@@ -93,7 +96,12 @@ def train(options: argparse.Namespace) -> None:
     found = trainer.evaluate()
     row |= {name: round(found[f"eval_{name}"], 4) for name in MEASURED}
     shares, answers = judge(
-        model, view_tokenizer, judged, options.metrics, max_new_tokens=options.max_new_tokens, batch_size=512
+        model,
+        view_tokenizer,
+        judged,
+        options.metrics,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.judge_batch_size,
     )
     row |= {metric: round(100 * share, 2) for metric, share in shares.items()} | {"n": len(judged)}
     (folder / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
@@ -103,7 +111,7 @@ def train(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     def command(arm: dict[str, Any], seed: int, folder: Path) -> list[str]:
         given = ["--folder", str(folder), "--arm", json.dumps(arm), "--seed", str(seed)]
-        for name in ("train_file", "test_file", "tokenizer", "judge_on", "max_new_tokens", "max_test_samples"):
+        for name in PASSED_ON:
             if getattr(options, name) is not None:
                 given += [f"--{name}", str(getattr(options, name))]
         return [sys.executable, "-W", "ignore", __file__, "arm", *given, "--metrics", *options.metrics]
@@ -171,6 +179,7 @@ def main() -> None:
         command.add_argument("--judge_on", choices=("validation", "test"), default="validation")
         command.add_argument("--max_test_samples", type=int)
         command.add_argument("--max_new_tokens", type=int, default=64)
+        command.add_argument("--judge_batch_size", type=int, default=512, help="prompts that are answered together")
     table.add_argument("rows")
     for command in (whole, one, table):
         command.add_argument("--metrics", nargs="+", default=["exact_match", "prefix_match"])

@@ -195,7 +195,7 @@ WAITING += ("cudaEventSynchronize", "cudaMemcpyAsync", "cudaLaunchKernel")
 
 
 def show_profile(events: Sequence[Any], device: torch.device, steps: int, step_s: float) -> str:
-    """Top operations, gaps and what the host waits for, per step, as tables."""
+    """Top operations, gaps, what the host does and what it waits for, per step, as tables."""
     busy = intervals(events, device)
     times: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     if device.type == "cuda":
@@ -220,6 +220,13 @@ def show_profile(events: Sequence[Any], device: torch.device, steps: int, step_s
     lines += ["", "| gap before | ms per step | gaps per step |", "|" + " --- |" * 3]
     for name, (spent, count) in sorted(waits.items(), key=lambda item: -item[1][0])[:10]:
         lines.append(f"| {name[:100]} | {spent / 1000 / steps:.3f} | {count / steps:.1f} |")
+    if device.type == "cuda":
+        worked: dict[str, float] = defaultdict(float)
+        for event in (event for event in events if event.device_type == DeviceType.CPU):
+            worked[event.name] += event.self_cpu_time_total
+        lines += ["", "| the host works on | ms per step |", "|" + " --- |" * 2]
+        for name, spent in sorted(worked.items(), key=lambda item: -item[1])[:20]:
+            lines.append(f"| {name[:100]} | {spent / 1000 / steps:.3f} |")
     lines += ["", "| what the host waits for or launches | calls per step |", "|" + " --- |" * 2]
     for name in WAITING:
         lines.append(f"| {name} | {sum(event.name == name for event in events) / steps:.1f} |")
@@ -318,9 +325,8 @@ class Process:
         )
 
     def read(self) -> Row | None:
-        """Its next answer; None where it died."""
-        line = self.process.stdout.readline()
-        return json.loads(line) if line else None
+        """Its next answer; None where it died. What started the ranks may have more to say."""
+        return next((json.loads(line) for line in self.process.stdout if line.startswith("{")), None)
 
     def ask(self, *order: Any) -> Row | None:
         try:

@@ -57,6 +57,9 @@ class JepaTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Every trainable parameter is used: searching costs time."}
     )
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "No buffer changes in training: sending them costs up to a fifth of a step."}
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide NaN and inf losses from the log; waits for the device on every step."}
     )

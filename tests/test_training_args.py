@@ -10,6 +10,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from jepa_hf import JepaTrainingArguments, UsageError
+from jepa_hf.llm_jepa import LlmJepaTrainingArguments
 
 
 @pytest.mark.parametrize("name", ["ema_decay", "ema_decay_end"])
@@ -103,11 +104,12 @@ def test_flags_are_those_of_training_arguments_and_eight_more() -> None:
 
 
 def test_defaults_of_a_run(tmp_path: Path) -> None:
-    """What decisions 3, 4 and 8 ask for: fp32 weights, derived EMA, DDP without a search, no reporting, no waiting."""
+    """What decisions 3, 4 and 8 ask for: fp32 weights, derived EMA, lean DDP, no reporting, no waiting."""
     args = JepaTrainingArguments(use_cpu=True)
     assert args.output_dir == "out"
     assert args.ema_decay is args.ema_decay_end is None
     assert args.ddp_find_unused_parameters is False
+    assert args.ddp_broadcast_buffers is LlmJepaTrainingArguments(use_cpu=True).ddp_broadcast_buffers is False
     assert args.logging_nan_inf_filter is False
     assert args.average_tokens_across_devices is True
     assert args.include_num_input_tokens_seen == "non_padding"

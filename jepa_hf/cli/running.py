@@ -62,8 +62,8 @@ def check_run(data_args: Any, args: TrainingArguments) -> None:
     """Refuse what no run can be: processes that would run alone, two sources of data, numbers out of range."""
     if int(os.environ.get("WORLD_SIZE", "1")) > args.world_size:
         raise UsageError(
-            "several processes were started, but each would run alone; for ranks on CPUs use an accelerate "
-            "configuration like configs/accelerate/cpu2.yaml"
+            "several processes were started, but each would run alone; for ranks on CPUs give --use_cpu, and an "
+            "accelerate configuration like configs/accelerate/cpu2.yaml"
         )
     for name in ("train_file", "validation_file"):
         if getattr(data_args, name) and data_args.dataset_name:

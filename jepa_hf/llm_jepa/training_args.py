@@ -47,6 +47,9 @@ class LlmJepaTrainingArguments(TrainingArguments):
     view_passes: str = field(default="packed", metadata={"help": "Views share a row (packed), or not (separate)."})
     # Changed defaults.
     output_dir: str = field(default="out", metadata={"help": "Where the run writes."})
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "No buffer changes in training: sending them costs up to a fifth of a step."}
+    )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Hide NaN and inf losses from the log; waits for the device on every step."}
     )
