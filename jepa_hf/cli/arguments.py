@@ -403,6 +403,7 @@ def quiet_libraries() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # torch's, of a name of accelerate's
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*")  # torch's, whose new name older ones lack
     warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")  # which is as it should be
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft's, of a name of transformers'
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if os.environ.get("WORLD_SIZE") else "true")
