@@ -170,6 +170,18 @@ def test_next_tokens_are_learnt_as_the_model_itself_would(family: str, side: str
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()) + 1e-12)
 
 
+def test_a_first_token_is_not_predicted_from_padding() -> None:
+    """With a loss on prompts too there are as many labels, and the same loss, padded on either side."""
+    made, found = model(len(words())), []
+    views = PairedViewTokenizer(words(), num_predictor_tokens=2, train_on_prompt=True)
+    PairedViewObjective().attach(made)
+    for side in ("left", "right"):
+        batch = DataCollatorForPairedViews(words(side))([views(row) for row in conversations(3)])
+        output = made(**batch)
+        found.append((output.num_labels.item(), output.lm_loss.item()))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_it_stays_a_language_model_that_generates() -> None:
     made = model(len(words())).eval()
     ids = torch.tensor([[5, 6, 7]])

@@ -86,9 +86,10 @@ class PairedViewObjective:
         plain = model.forward
         check_positions(model)
         # For good, because torch.compile does not trace how a hook is registered.
-        self._hooks = [model.get_output_embeddings().register_forward_pre_hook(self._choose)]
-        if self.tube_weight:  # the last layer, without keeping all others
-            self._hooks.append(decoder_of(model).register_forward_hook(self._keep))
+        self._hooks = [
+            model.get_output_embeddings().register_forward_pre_hook(self._choose),
+            decoder_of(model).register_forward_hook(self._keep),
+        ]
 
         @functools.wraps(plain)  # generate() and the Trainer look at its signature
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -105,17 +106,18 @@ class PairedViewObjective:
             hook.remove()
 
     def _choose(self, head: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        """Before the language-model head: leave out the states that no label follows.
+        """Before the language-model head: leave out the states that no label follows, and the views.
 
         Prompts have no labels, and a token's logits are as many as there are words: more than all else that it takes.
         """
         if self._read is None:
             return None
         states, *others = given
-        return states.gather(1, self._read[..., None].expand(-1, -1, states.shape[-1])), *others
+        return _at(states[: len(self._read)], self._read), *others
 
     def _keep(self, decoder: nn.Module, given: Any, found: Any) -> None:
-        if self._read is not None:  # and not the pass of the views
+        """After the last layer, without keeping all others."""
+        if self._read is not None:
             self._states = found.last_hidden_state
 
     def _compute(
@@ -148,14 +150,21 @@ class PairedViewObjective:
         output = PairedViewOutput(num_labels=labelled, num_pairs=rows)
 
         positions = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
+        together = view_ends is not None and view_input_ids.dim() == 2
+        if together:
+            # Positions alone keep apart what shares a row, padding too.
+            read = {
+                "input_ids": torch.cat([input_ids, view_input_ids]),
+                "position_ids": torch.cat([positions, view_position_ids]),
+            }
+        else:
+            read = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
         # The model compares each state with the next label, so that the last state, any one, is compared with none.
         successors = F.pad(labels[:, 1:], (0, 1), value=IGNORED).gather(1, label_positions)
         self._read = F.pad(label_positions, (0, 1))
         try:
             found = plain(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=positions,
+                **read,
                 labels=F.pad(successors, (1, 0), value=IGNORED),
                 num_items_in_batch=total[0],
                 use_cache=False,
@@ -163,33 +172,28 @@ class PairedViewObjective:
             )
         finally:
             self._read = None
+        states, self._states = self._states, None
         loss = self.lm_weight * found.loss
         output.lm_loss = found.loss.detach() * total[0] / labelled.clamp_min(1)
         if self.tube_weight:
-            each, straight = self._tubes(self._states, content, counts)
-            self._states = None
+            each, straight = self._tubes(states[: len(labels)], content, counts)
             output.tube_loss = each.sum() / straight.sum().clamp_min(1)
             loss = loss + self.tube_weight * each.sum() / total[1]
         if view_ends is not None:
-            predictions, targets = self._embed(model, view_input_ids, view_position_ids, view_ends)
+            views = view_input_ids, view_position_ids, view_ends
+            both = _at(states[len(labels) :], view_ends) if together else _at_ends(decoder_of(model), *views)
+            predictions, targets = both.unbind(dim=1)
+            if self.target_gradient == "ema":
+                with torch.no_grad():
+                    targets = _at_ends(self.teacher, *views)[:, 1]
+            elif self.target_gradient == "stop":
+                targets = targets.detach()
             each = self._distance(predictions, targets, row_valid) * counts
             output.pair_loss = each.sum() / rows.clamp_min(1)
             loss = loss + self.pair_weight * each.sum() / total[1]
             output.predictions, output.targets = predictions, targets
         output.loss = loss
         return output
-
-    def _embed(
-        self, model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[B, D]` each: what the first view's last token predicts, and what the second view's last token is."""
-        decoder = decoder_of(model)
-        both = _at_ends(decoder, ids, positions, ends)
-        predictions, targets = both.unbind(dim=1)
-        if self.target_gradient == "ema":
-            with torch.no_grad():
-                targets = _at_ends(self.teacher, ids, positions, ends)[:, 1]
-        return predictions, targets if self.target_gradient == "full" else targets.detach()
 
     def _distance(
         self, predictions: torch.Tensor, targets: torch.Tensor, row_valid: torch.Tensor | None
@@ -270,12 +274,15 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def _at_ends(decoder: nn.Module, ids: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """The last layer at the token that stands for each view: `[B, 2, D]`. The language-model head is not run."""
-    batch = len(ends)
-    separate = ids.dim() == 3
+    """The last layer at the token that stands for each view, `[B, 2, D]`, in a pass without the language-model head."""
     states = decoder(
         input_ids=ids.flatten(0, -2), position_ids=positions.flatten(0, -2), use_cache=False, return_dict=True
     ).last_hidden_state
-    if separate:
-        ends = ends.reshape(-1, 1)
-    return states.gather(1, ends[..., None].expand(-1, -1, states.shape[-1])).reshape(batch, 2, -1)
+    if ids.dim() == 2:
+        return _at(states, ends)
+    return _at(states, ends.reshape(-1, 1)).reshape(len(ends), 2, -1)
+
+
+def _at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """`[B, N, D]`: the states `[B, L, D]` at `positions`, `[B, N]`."""
+    return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
