@@ -16,13 +16,13 @@ VIEW_PASSES = ("packed", "separate")
 class DataCollatorForPairedViews:
     """Pads rows of `PairedViewTokenizer` to the longest of the batch, on the side that the tokenizer pads on.
 
-    B rows, L the longest of them and of their pairs of views; separately, L the longest row and V the longest view:
+    B rows, L their longest, V the longest pair of views (or, separately, of all views):
 
     | key | shape | meaning |
     | --- | --- | --- |
     | `input_ids`, `attention_mask`, `labels` | `[B, L]` | the conversations; labels −100 where nothing is learnt |
     | `label_positions` | `[B, N]` | the tokens that labels follow, to which others fill up the shorter rows |
-    | `view_input_ids` | `[B, L]` packed, `[B, 2, V]` separate | the views, the one that predicts first |
+    | `view_input_ids` | `[B, V]` packed, `[B, 2, V]` separate | the views, the one that predicts first |
     | `view_position_ids` | the same | restart at 0 with each view and each padding token |
     | `view_ends` | `[B, 2]` | the token that stands for each view |
     | `content` | `[B, 2]` | first and last token of the conversation that STP's paths may touch |
@@ -32,8 +32,8 @@ class DataCollatorForPairedViews:
 
     Args:
         tokenizer: of the model; one without a padding token is refused.
-        view_passes: "packed": both views in one row, read in one pass with the conversations; "separate": in rows of
-            their own, which another pass reads.
+        view_passes: "packed": both views in one row, which continues that of the conversation: one pass reads all;
+            "separate": in rows of their own, which another pass reads.
         pad_to_multiple_of: lengths become multiples of it.
     """
 
@@ -56,42 +56,44 @@ class DataCollatorForPairedViews:
             views = [[*first, *second] for first, second in zip(firsts, seconds, strict=True)]
             view_positions = [[*range(len(a)), *range(len(b))] for a, b in zip(firsts, seconds, strict=True)]
             ends[:, 1] += torch.tensor([len(first) for first in firsts])
-            view_width = width = self._width([*whole, *views])
         else:
             views = [view for pair in zip(firsts, seconds, strict=True) for view in pair]
             view_positions = [list(range(len(view))) for view in views]
-            width, view_width = self._width(whole), self._width(views)
 
         # Nothing comes before a row's first token but padding, on one side.
-        labels = self._padded([[IGNORED, *row["labels"][1:]] for row in rows], IGNORED, width)
+        labels = self._padded([[IGNORED, *row["labels"][1:]] for row in rows], IGNORED)
         asked = F.pad(labels[:, 1:] != IGNORED, (0, 1))
         batch = {
-            "input_ids": self._padded(whole, self.tokenizer.pad_token_id, width),
-            "attention_mask": self._padded([[1] * len(row) for row in whole], 0, width),
+            "input_ids": self._padded(whole, self.tokenizer.pad_token_id),
+            "attention_mask": self._padded([[1] * len(row) for row in whole], 0),
             "labels": labels,
             # The tokens that are asked come first, in their order.
             "label_positions": asked.int().argsort(dim=1, descending=True, stable=True)[:, : asked.sum(dim=1).max()],
             "content": torch.tensor([row["content"] for row in rows]),
-            "view_input_ids": self._padded(views, self.tokenizer.pad_token_id, view_width),
-            "view_position_ids": self._padded(view_positions, 0, view_width),
+            "view_input_ids": self._padded(views, self.tokenizer.pad_token_id),
+            "view_position_ids": self._padded(view_positions, 0),
             "view_ends": ends,
         }
         if self.tokenizer.padding_side == "left":
-            batch["content"] += torch.tensor([[width - len(row)] for row in whole])
-            begins = torch.tensor([view_width - len(view) for view in views]).view(len(rows), -1)
-            batch["view_ends"] += begins  # of the one row, or of each of the two
+            batch["content"] += _padding(batch["input_ids"], whole)
+            # Of the one row, or of each of the two.
+            batch["view_ends"] += _padding(batch["view_input_ids"], views).view(len(rows), -1)
         if self.view_passes == "separate":
             for name in ("view_input_ids", "view_position_ids"):
                 batch[name] = batch[name].unflatten(0, (-1, 2))
         return batch
 
-    def _width(self, rows: Sequence[Sequence[int]]) -> int:
+    def _padded(self, rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
         width = max(map(len, rows))
-        return -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of if self.pad_to_multiple_of else width
-
-    def _padded(self, rows: Sequence[Sequence[int]], value: int, width: int) -> torch.Tensor:
+        if self.pad_to_multiple_of:
+            width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
         padded = torch.full((len(rows), width), value)
         for at, row in enumerate(rows):
             begin = width - len(row) if self.tokenizer.padding_side == "left" else 0
             padded[at, begin : begin + len(row)] = torch.tensor(row)
         return padded
+
+
+def _padding(padded: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """`[N, 1]`: how much of each row is padding."""
+    return padded.shape[1] - torch.tensor([[len(row)] for row in rows])

@@ -106,14 +106,14 @@ class PairedViewObjective:
             hook.remove()
 
     def _choose(self, head: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        """Before the language-model head: leave out the states that no label follows, and the views.
+        """Before the language-model head: leave out the states that no label follows, those of views among them.
 
         Prompts have no labels, and a token's logits are as many as there are words: more than all else that it takes.
         """
         if self._read is None:
             return None
         states, *others = given
-        return _at(states[: len(self._read)], self._read), *others
+        return _at(states, self._read), *others
 
     def _keep(self, decoder: nn.Module, given: Any, found: Any) -> None:
         """After the last layer, without keeping all others."""
@@ -154,8 +154,8 @@ class PairedViewObjective:
         if together:
             # Positions alone keep apart what shares a row, padding too.
             read = {
-                "input_ids": torch.cat([input_ids, view_input_ids]),
-                "position_ids": torch.cat([positions, view_position_ids]),
+                "input_ids": torch.cat([input_ids, view_input_ids], dim=1),
+                "position_ids": torch.cat([positions, view_position_ids], dim=1),
             }
         else:
             read = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
@@ -176,12 +176,12 @@ class PairedViewObjective:
         loss = self.lm_weight * found.loss
         output.lm_loss = found.loss.detach() * total[0] / labelled.clamp_min(1)
         if self.tube_weight:
-            each, straight = self._tubes(states[: len(labels)], content, counts)
+            each, straight = self._tubes(states, content, counts)
             output.tube_loss = each.sum() / straight.sum().clamp_min(1)
             loss = loss + self.tube_weight * each.sum() / total[1]
         if view_ends is not None:
             views = view_input_ids, view_position_ids, view_ends
-            both = _at(states[len(labels) :], view_ends) if together else _at_ends(decoder_of(model), *views)
+            both = _at(states, labels.shape[1] + view_ends) if together else _at_ends(decoder_of(model), *views)
             predictions, targets = both.unbind(dim=1)
             if self.target_gradient == "ema":
                 with torch.no_grad():
