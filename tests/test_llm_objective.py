@@ -219,3 +219,25 @@ def test_a_model_that_does_not_keep_views_apart_is_refused() -> None:
     check_views(made, DataCollatorForPairedViews(words(), "separate"), given)
     for family in FAMILIES:
         check_views(strong(family, "sdpa"), DataCollatorForPairedViews(words()), given)
+
+
+def test_a_model_that_looks_at_positions_only_in_a_batch_of_one_is_refused() -> None:
+    """As transformers' flash attention does; two rows show it, and so must the check."""
+    made = strong("llama", "sdpa")
+    whole = made.model.forward
+
+    def forgetful(input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        return whole(input_ids, position_ids=position_ids if len(input_ids) == 1 else None, **kwargs)
+
+    made.model.forward = forgetful
+    with pytest.raises(UsageError, match="use --view_passes separate"):
+        check_views(made, DataCollatorForPairedViews(words()), rows(1)[0])
+
+
+@pytest.mark.parametrize(("passes", "count"), [("packed", 1), ("separate", 2)])
+def test_one_pass_reads_conversations_and_views(passes: str, count: int) -> None:
+    made, shapes = model(len(words())), []
+    made.model.register_forward_hook(lambda module, given, output: shapes.append(output.last_hidden_state.shape))
+    PairedViewObjective().attach(made)
+    made(**batch_of(view_passes=passes))
+    assert len(shapes) == count

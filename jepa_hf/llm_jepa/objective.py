@@ -149,16 +149,10 @@ class PairedViewObjective:
         total = total.clamp_min(1)
         output = PairedViewOutput(num_labels=labelled, num_pairs=rows)
 
-        positions = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
+        read = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": _positions(attention_mask)}
         together = view_ends is not None and view_input_ids.dim() == 2
         if together:
-            # Positions alone keep apart what shares a row, padding too.
-            read = {
-                "input_ids": torch.cat([input_ids, view_input_ids], dim=1),
-                "position_ids": torch.cat([positions, view_position_ids], dim=1),
-            }
-        else:
-            read = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": positions}
+            read = _in_one_row(input_ids, attention_mask, view_input_ids, view_position_ids)
         # The model compares each state with the next label, so that the last state, any one, is compared with none.
         successors = F.pad(labels[:, 1:], (0, 1), value=IGNORED).gather(1, label_positions)
         self._read = F.pad(label_positions, (0, 1))
@@ -236,12 +230,17 @@ def check_views(model: PreTrainedModel, collator: Callable[..., dict[str, torch.
     """
     check_positions(model)
     device = model.get_input_embeddings().weight.device
-    batch = {name: value.to(device) for name, value in collator([row]).items()}
+    # Two rows, because there are attentions that look at positions where a batch is one row, and nowhere else.
+    batch = {name: value.to(device) for name, value in collator([row, row]).items()}
     if "view_ends" not in batch:
         return
     training, decoder = model.training, decoder_of(model)
     model.eval()
-    among = _at_ends(decoder, batch["view_input_ids"], batch["view_position_ids"], batch["view_ends"])[0, 1]
+    ids, positions, ends = (batch[name] for name in ("view_input_ids", "view_position_ids", "view_ends"))
+    if ids.dim() == 2:
+        ids, positions = _in_one_row(batch["input_ids"], batch["attention_mask"], ids, positions).values()
+        ends = batch["input_ids"].shape[1] + ends
+    among = _at_ends(decoder, ids, positions, ends)[0, 1]
     ids = torch.tensor([row["code_input_ids"]], device=device)
     alone = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, row["code_end"]]
     model.train(training)
@@ -251,6 +250,19 @@ def check_views(model: PreTrainedModel, collator: Callable[..., dict[str, torch.
             f"{type(model).__name__} does not keep the views apart by their positions: what it makes of a view changes "
             f"beside others; use {remedy}"
         )
+
+
+def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """`[B, L]`: those of rows that are padded on either side."""
+    return (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
+
+
+def _in_one_row(
+    ids: torch.Tensor, attention_mask: torch.Tensor, view_ids: torch.Tensor, view_positions: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Conversations and then their views, `[B, L + V]` each; positions alone keep them apart, and the padding too."""
+    positions = torch.cat([_positions(attention_mask), view_positions], dim=1)
+    return {"input_ids": torch.cat([ids, view_ids], dim=1), "position_ids": positions}
 
 
 def check_positions(model: PreTrainedModel) -> None:
