@@ -203,6 +203,14 @@ def test_a_model_without_positions_is_refused() -> None:
         PairedViewObjective().attach(Bare())
 
 
+def test_a_model_whose_decoder_is_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers' Llama4ForCausalLM says; its output would have logits and no states."""
+    made = model(len(words()))
+    monkeypatch.setattr(type(made), "get_decoder", lambda self: self)
+    with pytest.raises(UsageError, match="does not tell its decoder from its head"):
+        PairedViewObjective().attach(made)
+
+
 def test_a_model_that_does_not_keep_views_apart_is_refused() -> None:
     """OPT makes a mask of its own where it is given none; in rows of their own its views are right."""
     config = OPTConfig(
@@ -217,6 +225,9 @@ def test_a_model_that_does_not_keep_views_apart_is_refused() -> None:
     with pytest.raises(UsageError, match="use --view_passes separate"):
         check_views(made, DataCollatorForPairedViews(words()), given)
     check_views(made, DataCollatorForPairedViews(words(), "separate"), given)
+    PairedViewObjective().attach(made)
+    losses = [made(**DataCollatorForPairedViews(words(side), "separate")(rows())).loss for side in ("left", "right")]
+    torch.testing.assert_close(*losses)
     for family in FAMILIES:
         check_views(strong(family, "sdpa"), DataCollatorForPairedViews(words()), given)
 

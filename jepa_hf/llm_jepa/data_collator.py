@@ -14,7 +14,8 @@ VIEW_PASSES = ("packed", "separate")
 
 
 class DataCollatorForPairedViews:
-    """Pads rows of `PairedViewTokenizer` to the longest of the batch, on the side that the tokenizer pads on.
+    """Pads rows of `PairedViewTokenizer` to the longest of the batch, on the side that the tokenizer pads on; views in
+    rows of their own on the right, where causal attention does not see it.
 
     B rows, L their longest, V the longest pair of views (or, separately, of all views):
 
@@ -50,6 +51,8 @@ class DataCollatorForPairedViews:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         whole = [row["input_ids"] for row in rows]
+        side = self.tokenizer.padding_side
+        view_side = side if self.view_passes == "packed" else "right"
         firsts, seconds = ([row[f"{name}_input_ids"] for row in rows] for name in ("text", "code"))
         ends = torch.tensor([[row["text_end"], row["code_end"]] for row in rows])
         if self.view_passes == "packed":
@@ -61,35 +64,35 @@ class DataCollatorForPairedViews:
             view_positions = [list(range(len(view))) for view in views]
 
         # Nothing comes before a row's first token but padding, on one side.
-        labels = self._padded([[IGNORED, *row["labels"][1:]] for row in rows], IGNORED)
+        labels = self._padded([[IGNORED, *row["labels"][1:]] for row in rows], IGNORED, side)
         asked = F.pad(labels[:, 1:] != IGNORED, (0, 1))
         batch = {
-            "input_ids": self._padded(whole, self.tokenizer.pad_token_id),
-            "attention_mask": self._padded([[1] * len(row) for row in whole], 0),
+            "input_ids": self._padded(whole, self.tokenizer.pad_token_id, side),
+            "attention_mask": self._padded([[1] * len(row) for row in whole], 0, side),
             "labels": labels,
             # The tokens that are asked come first, in their order.
             "label_positions": asked.int().argsort(dim=1, descending=True, stable=True)[:, : asked.sum(dim=1).max()],
             "content": torch.tensor([row["content"] for row in rows]),
-            "view_input_ids": self._padded(views, self.tokenizer.pad_token_id),
-            "view_position_ids": self._padded(view_positions, 0),
+            "view_input_ids": self._padded(views, self.tokenizer.pad_token_id, view_side),
+            "view_position_ids": self._padded(view_positions, 0, view_side),
             "view_ends": ends,
         }
-        if self.tokenizer.padding_side == "left":
+        if side == "left":
             batch["content"] += _padding(batch["input_ids"], whole)
-            # Of the one row, or of each of the two.
-            batch["view_ends"] += _padding(batch["view_input_ids"], views).view(len(rows), -1)
+        if view_side == "left":
+            batch["view_ends"] += _padding(batch["view_input_ids"], views)
         if self.view_passes == "separate":
             for name in ("view_input_ids", "view_position_ids"):
                 batch[name] = batch[name].unflatten(0, (-1, 2))
         return batch
 
-    def _padded(self, rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    def _padded(self, rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
         width = max(map(len, rows))
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
         padded = torch.full((len(rows), width), value)
         for at, row in enumerate(rows):
-            begin = width - len(row) if self.tokenizer.padding_side == "left" else 0
+            begin = width - len(row) if side == "left" else 0
             padded[at, begin : begin + len(row)] = torch.tensor(row)
         return padded
 

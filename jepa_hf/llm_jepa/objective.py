@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..errors import UsageError
@@ -266,7 +266,12 @@ def _in_one_row(
 
 
 def check_positions(model: PreTrainedModel) -> None:
-    """Refuse a model that takes no positions, so that views cannot share a row."""
+    """Refuse a model that takes no positions, so that views cannot share a row, or has no decoder but itself."""
+    if isinstance(decoder_of(model), GenerationMixin):
+        raise UsageError(
+            f"{type(model).__name__} does not tell its decoder from its head (get_decoder), and views are read by the "
+            "one without the other; use another model"
+        )
     if "position_ids" not in inspect.signature(decoder_of(model).forward).parameters:
         raise UsageError(
             f"{type(model).__name__} takes no position_ids, by which views are kept apart; use another model"
