@@ -103,6 +103,13 @@ def largest_difference(one: Weights, other: Weights) -> float:
     return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
 
 
+def end_workers(run: JepaTrainer) -> None:
+    """End what persistent workers a run has: torch waits five seconds for each whose loader is left to be garbage."""
+    for loader in run.accelerator._dataloaders:
+        if loader.base_dataloader._iterator is not None:
+            loader.base_dataloader._iterator._shutdown_workers()
+
+
 class At(TrainerCallback):
     """Calls a function with the model, at the events that are given by name.
 

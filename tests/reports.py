@@ -29,7 +29,8 @@ def text_run(folder: Path) -> Path:
             writer.writerow([f"{NASTY} {text}" if number % 3 else text, NASTY if number % 2 else "plain"])
     model = ("--model_type", "bert", "--tokenizer_vocab_size", "300")
     sizes = f"{_SIZES},intermediate_size=32,max_position_embeddings=64"
-    train(*model, "--config_overrides", sizes, "--train_file", data, "--output_dir", folder / "text", *_RUN)
+    start = (*model, "--config_overrides", sizes, "--train_file", data)
+    train(*start, "--output_dir", folder / "text", *_RUN, pictures=True)
     return folder / "text"
 
 
@@ -42,7 +43,7 @@ def image_run(folder: Path) -> Path:
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(place / f"{number}.png")
     sizes = f"{_SIZES},intermediate_size=32,image_size=16,patch_size=4"
     model = ("--model_type", "ijepa", "--config_overrides", sizes)
-    train(*model, "--train_file", folder / "pictures", "--output_dir", folder / "images", *_RUN)
+    train(*model, "--train_file", folder / "pictures", "--output_dir", folder / "images", *_RUN, pictures=True)
     return folder / "images"
 
 
@@ -56,7 +57,7 @@ def feature_run(folder: Path) -> Path:
         writer.writerows([[*rng.normal(size=4).tolist(), number % 3] for number in range(30)])
     model = ("--model_type", "feature_encoder", "--config_overrides", f"{_SIZES},patch_size=1")
     columns = ("--feature_column_names", f"{NASTY},b,c,d")
-    train(*model, "--train_file", data, *columns, "--output_dir", folder / "features", *_RUN)
+    train(*model, "--train_file", data, *columns, "--output_dir", folder / "features", *_RUN, pictures=True)
     return folder / "features"
 
 

@@ -93,7 +93,7 @@ def runs(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     torch.set_num_threads(1)
     for name in RUNS:
-        train(*command(folder, name, out / name, "--eval_on_start", "--logging_steps", "1", *SPLIT))
+        train(*command(folder, name, out / name, "--eval_on_start", "--logging_steps", "1", *SPLIT), pictures=True)
     return out
 
 

@@ -63,7 +63,8 @@ def test_a_run_of_one_epoch_leaves_the_same_picture(flags: tuple[str, ...], fold
     """So the command shows the masks of the training; another seed, which gives other masks, shows others."""
     common = [*flags, *QUIET, "--do_train", "--do_eval"]
     assert main(["masks", *common, "--picture", "before.png"]) == 0
-    train(*flags, "--do_train", "--do_eval", "--max_steps", "1", "--save_strategy", "no", "--output_dir", "out")
+    once = ("--max_steps", "1", "--save_strategy", "no", "--output_dir", "out")
+    train(*flags, "--do_train", "--do_eval", *once, pictures=True)
     picture = (folder / "out" / "masks.png").read_bytes()
     assert (folder / "before.png").read_bytes() == picture
     assert main(["masks", *common, "--seed", "7", "--picture", "seed.png"]) == 0

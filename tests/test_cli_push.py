@@ -124,10 +124,10 @@ def test_who_has_no_token_sees_nothing_of_it(place: Place) -> None:
     assert place.run("-c", code, HF_TOKEN="").stdout.split() == ["False"]
 
 
-def test_training_goes_on_from_a_pushed_model(place: Place) -> None:
+def test_training_goes_on_from_a_pushed_model(place: Place, here: Hub) -> None:
     """Its card names the model it came from."""
     flags = "--model_name_or_path me/out --output_dir on --max_steps 1 --learning_rate 1e-2"
-    place.run(SCRIPT, *flags.split(), *QUIET)
+    train(*flags.split(), "--cache_dir", "cache")
     assert "base_model: me/out" in (place.folder / "on/README.md").read_text(encoding="utf-8")
     before, after = weights(place.folder / "out"), weights(place.folder / "on")
     assert before.keys() == after.keys()
@@ -139,7 +139,7 @@ def test_a_run_goes_on_from_a_pushed_checkpoint_bit_for_bit(place: Place, here: 
     at_four = next(sha for sha, commit in here.repos["me/out"].commits.items() if commit.message.endswith("step 4"))
     snapshot_download("me/out", revision=at_four, local_dir="pulled")
     flags = ("--resume_from_checkpoint", "pulled/last-checkpoint", "--output_dir", "pulled")
-    assert "resuming from pulled/last-checkpoint" in place.run(SCRIPT, *RUN, *QUIET, *flags).stdout
+    assert "resuming from pulled/last-checkpoint" in train(*RUN, *flags)
     assert_same_weights(place.folder / "pulled", place.folder / "out")
     assert_same_weights(place.folder / "pulled/jepa", place.folder / "out/jepa")
 

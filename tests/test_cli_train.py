@@ -48,7 +48,8 @@ def whole(folder: Path) -> tuple[Path, str]:
     here = Path.cwd()
     os.chdir(folder)
     try:
-        said = train("--model_name_or_path", "bert", *flags.split(), "--logging_steps", "1", "--learning_rate", "1e-3")
+        flags += " --logging_steps 1 --learning_rate 1e-3"
+        said = train("--model_name_or_path", "bert", *flags.split(), pictures=True)
     finally:
         os.chdir(here)
     return folder / "whole", said

@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start")
     save_tiny_encoder("bert", folder / "bert")
     write_lines(folder / "data.txt", CORPUS)
-    train(*command(folder, folder / "whole"))
+    train(*command(folder, folder / "whole"), pictures=True)
     return folder
 
 
@@ -365,22 +365,31 @@ def test_the_command_itself_saves_on_sigterm_and_goes_on(folder: Path, tmp_path:
     assert f"from {saved} with another length" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(("signals", "code"), [("INT INT", 130), ("TERM TERM", 7), ("TERM INT", 130)])
-def test_a_second_ctrl_c_leaves_at_once(signals: str, code: int, tmp_path: Path) -> None:
+ASKED_TWICE = """
+import os, signal, sys
+from jepa_hf.interruption import InterruptionCallback
+for names in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(names, os.O_CREAT | os.O_WRONLY), 2)
+        with InterruptionCallback().listening():
+            for name in names.split():
+                os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
+            raise SystemExit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     """While a second SIGTERM waits for the save."""
-    script = (
-        "import os, signal\n"
-        "from jepa_hf.interruption import InterruptionCallback\n"
-        "with InterruptionCallback().listening():\n"
-        f"    for name in {signals.split()!r}:\n"
-        "        os.kill(os.getpid(), getattr(signal, f'SIG{name}'))\n"
-        "    raise SystemExit(7)\n"
-    )
-    (tmp_path / "script.py").write_text(script)
-    done = start_process(tmp_path / "script.py", cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert "saving a checkpoint after this step" in done.stderr
-    assert ("leaving at once" in done.stderr) == (code == 130)
+    codes = {"INT INT": 130, "TERM TERM": 7, "TERM INT": 130}
+    done = start_process("-c", ASKED_TWICE, *codes, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(code) for code in codes.values()]
+    for signals, code in codes.items():
+        said = (tmp_path / signals).read_text()
+        assert "saving a checkpoint after this step" in said
+        assert ("leaving at once" in said) == (code == 130)
 
 
 # ---- scripts of one's own

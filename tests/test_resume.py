@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from jepa_batches import pack, rows, tiny_jepa
-from jepa_runs import Batch, Recorded, StopAfter, ema_of, trainer, weights
+from jepa_runs import Batch, Recorded, StopAfter, ema_of, end_workers, trainer, weights
 
 from jepa_hf import JepaForRepresentationPrediction, UsageError
 from jepa_hf.tokenization import pack_dataset
@@ -96,6 +96,8 @@ def test_a_run_interrupted_at_10_of_20_is_the_uninterrupted_one(workers: int, pe
     assert second.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
     assert second.state.total_flos == whole.state.total_flos
     assert not same(weights(whole.model), weights(first.model))
+    for run in (whole, first, second):
+        end_workers(run)
 
 
 def packed_stream(count: int) -> datasets.IterableDataset:

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from commands import start_process
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from jepa_hf.cli.train import main
 
 # `Trainer`'s own summary, which trackers get under other names.
 _SUMMARY = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
@@ -12,9 +13,8 @@ _SUMMARY = {"train_runtime", "train_samples_per_second", "train_steps_per_second
 
 def test_tensorboard_gets_every_number_of_the_log_at_its_step(tmp_path: Path) -> None:
     flags = ("--smoke_test", "--max_steps", "4", "--logging_steps", "2", "--use_cpu", "--do_eval")
-    flags += ("--eval_strategy", "steps", "--eval_steps", "2", "--output_dir", "out", "--report_to", "tensorboard")
-    run = start_process("-m", "jepa_hf.cli", "train", *flags, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
+    flags += ("--eval_strategy", "steps", "--eval_steps", "2", "--report_to", "tensorboard")
+    assert main([*flags, "--output_dir", str(tmp_path / "out")]) == 0
     (events,) = (tmp_path / "out" / "runs").rglob("events.out.tfevents.*")
     written = EventAccumulator(str(events.parent))
     written.Reload()

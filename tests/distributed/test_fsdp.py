@@ -27,15 +27,22 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks leave: `whole`; `again`, from its checkpoint; `from_one`, from the one process's checkpoint."""
     folder = tmp_path_factory.mktemp("fsdp2")
-    start("fsdp2", folder)
+    whole = folder / "whole"
+    start("fsdp2", {whole: None, folder / "again": whole / "checkpoint-2", folder / "from_one": alone / "checkpoint-2"})
     return folder
+
+
+@pytest.fixture(scope="module")
+def divided(runs: Path) -> Path:
+    return runs / "whole"
 
 
 def test_it_ends_with_the_weights_of_one_process(divided: Path, alone: Path) -> None:
     """Both encoders, the predictors and the head to 1e-5; the target moved as it should, and is whole."""
-    assert told(divided)["launch"] == "FSDP"
+    assert [told(folder)["launch"] for folder in sorted(divided.parent.iterdir())] == ["FSDP"] * 3
     assert largest_difference(model_of(divided), model_of(alone)) < 1e-5
     assert logged(divided, "loss") == pytest.approx(logged(alone, "loss"), abs=1e-5)
     distances = logged(divided, "health_encoder_distance")
@@ -43,10 +50,9 @@ def test_it_ends_with_the_weights_of_one_process(divided: Path, alone: Path) -> 
     assert distances[-1] > 0
 
 
-def test_it_goes_on_from_a_checkpoint_bit_for_bit(divided: Path, tmp_path: Path) -> None:
-    start("fsdp2", tmp_path, divided / "checkpoint-2")
-    assert largest_difference(model_of(tmp_path), model_of(divided)) == 0.0
-    assert logged(tmp_path, "loss") == logged(divided, "loss")
+def test_it_goes_on_from_a_checkpoint_bit_for_bit(runs: Path, divided: Path) -> None:
+    assert largest_difference(model_of(runs / "again"), model_of(divided)) == 0.0
+    assert logged(runs / "again", "loss") == logged(divided, "loss")
 
 
 def test_a_checkpoint_goes_on_in_one_process(divided: Path, alone: Path, tmp_path: Path) -> None:
@@ -57,16 +63,15 @@ def test_a_checkpoint_goes_on_in_one_process(divided: Path, alone: Path, tmp_pat
     assert largest_difference(model_of(tmp_path), model_of(alone)) < 1e-5
 
 
-def test_one_processs_checkpoint_goes_on_divided(alone: Path, tmp_path: Path) -> None:
+def test_one_processs_checkpoint_goes_on_divided(alone: Path, runs: Path) -> None:
     """Moments and all: without them the difference is 7e-4."""
-    start("fsdp2", tmp_path, alone / "checkpoint-2")
-    assert largest_difference(model_of(tmp_path), model_of(alone)) < 1e-5
+    assert largest_difference(model_of(runs / "from_one"), model_of(alone)) < 1e-5
 
 
 def test_in_bfloat16_the_loss_is_float32_and_that_of_float32(alone: Path, tmp_path: Path) -> None:
     """accelerate's own policy casts the loss, where a step is a hundredth, and leaves out autocast, without which the
     head's product of bfloat16 states and float32 embeddings fails."""
-    start("fsdp2", tmp_path, bf16=True)
+    start("fsdp2", {tmp_path: None}, bf16=True)
     assert told(tmp_path) == {"launch": "FSDP", "loss": "torch.float32"}
     assert logged(tmp_path, "loss") == pytest.approx(logged(alone, "loss"), rel=2e-2)
     assert logged(tmp_path, "loss") != logged(alone, "loss")

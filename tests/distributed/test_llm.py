@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from jepa_hf.cli.train import main
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -27,18 +30,22 @@ FLAGS = (
 )
 
 
-def run(folder: Path, out: str, batch: int, *launch: str) -> dict[str, Any]:
-    """Run the command in processes of its own; returns its metrics."""
+def flags(out: str, batch: int) -> list[str]:
+    sizes = ["--per_device_train_batch_size", str(batch), "--per_device_eval_batch_size", str(batch)]
+    return [*FLAGS.split(), *sizes, "--output_dir", out]
+
+
+def run_two_ranks(folder: Path) -> None:
+    """In processes of their own, which speak once."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    sizes = ["--per_device_train_batch_size", str(batch), "--per_device_eval_batch_size", str(batch)]
-    command = [sys.executable, *launch, str(REPOSITORY / "run_jepa.py"), *FLAGS.split(), *sizes, "--output_dir", out]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+    command = [*launch, str(REPOSITORY / "run_jepa.py"), *flags("two", batch=4)]
     done = subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert done.stdout.count("llama language model") == 1
-    return json.loads((folder / out / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +57,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     model(len(words)).save_pretrained(folder / "llm")
     for name, rows in (("rows", conversations(21)), ("held_out", conversations(13))):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    two = run(folder, "two", 4, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG))
-    return folder, two, run(folder, "one", 8)
+    run_two_ranks(folder)
+    with chdir(folder):
+        assert main(flags("one", batch=8)) == 0
+    two, one = (json.loads((folder / out / "metrics.json").read_text()) for out in ("two", "one"))
+    return folder, two, one
 
 
 def test_two_ranks_learn_what_one_process_does_with_the_doubled_batch(

@@ -31,7 +31,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["zero1", "zero2", "zero3"])
 def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp(request.param)
-    start(request.param, folder)
+    start(request.param, {folder: None})
     return request.param, folder
 
 
@@ -53,7 +53,7 @@ def test_it_ends_with_the_weights_of_one_process(sharded: tuple[str, Path], alon
 
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(sharded: tuple[str, Path], tmp_path: Path) -> None:
     launch, folder = sharded
-    start(launch, tmp_path, folder / "checkpoint-2")
+    start(launch, {tmp_path: folder / "checkpoint-2"})
     assert largest_difference(model_of(tmp_path), model_of(folder)) == 0.0
     assert logged(tmp_path, "loss") == logged(folder, "loss")
 
@@ -75,14 +75,14 @@ def test_a_checkpoint_goes_on_in_one_process(sharded: tuple[str, Path], alone: P
 
 
 def test_one_processs_checkpoint_goes_on_sharded(sharded: tuple[str, Path], alone: Path, tmp_path: Path) -> None:
-    start(sharded[0], tmp_path, alone / "checkpoint-2")
+    start(sharded[0], {tmp_path: alone / "checkpoint-2"})
     assert largest_difference(model_of(tmp_path), model_of(alone)) < 1e-5
     assert logged(tmp_path, "loss") == pytest.approx(logged(alone, "loss"), abs=1e-5)
 
 
 @pytest.mark.parametrize("sharded", ["zero3"], indirect=True)
 def test_a_checkpoint_goes_on_under_fsdp2(sharded: tuple[str, Path], alone: Path, tmp_path: Path) -> None:
-    start("fsdp2", tmp_path, sharded[1] / "checkpoint-2")
+    start("fsdp2", {tmp_path: sharded[1] / "checkpoint-2"})
     assert told(tmp_path)["launch"] == "FSDP"
     assert largest_difference(model_of(tmp_path), model_of(alone)) < 1e-5
 
