@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of a measurement, after the warm-up")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help=f"beside {PLAIN}")
     parser.add_argument("--cpu", action=argparse.BooleanOptionalAction, default=not torch.cuda.is_available())
     options = parser.parse_args()
     quiet_libraries()
@@ -132,9 +133,10 @@ def main() -> None:
     views = PairedViewTokenizer(tokenizer, num_predictor_tokens=1, max_length=512)
     given = list(read_rows(options.train_file, file_kind(options.train_file)))
     rows = [views(row) for row in given[: options.batch_size * (options.warmup + options.steps)]]
-    found: dict[str, list[tuple[float, float, float]]] = {arm: [] for arm in ARMS}
+    arms = [arm for arm in ARMS if arm == PLAIN or arm in options.arms]
+    found: dict[str, list[tuple[float, float, float]]] = {arm: [] for arm in arms}
     for repeat in range(options.repeats):
-        for arm in ARMS if repeat % 2 == 0 else reversed(ARMS):
+        for arm in arms if repeat % 2 == 0 else reversed(arms):
             found[arm].append(measure(ARMS[arm], model, views, rows, options))
     print("| | ms a step | tokens/s | times plain's step, median [least, most] | GiB |\n" + "|" + " --- |" * 5)
     for arm, measured in found.items():

@@ -92,6 +92,7 @@ def measure(
                 disable_tqdm=True,
                 use_cpu=options.cpu,
                 bf16=not options.cpu,
+                dataloader_num_workers=0 if options.cpu else 4,
             ),
             data_collator=DataCollatorForSpanJEPA(tokenizer, max_length=fixed),
             train_dataset=pack_dataset(rows, options.max_seq_length) if packed else rows,

@@ -101,7 +101,7 @@ def flops(cell: Cell) -> float:
             narrow, round(narrow * jepa.pred_mlp_ratio), jepa.pred_num_hidden_layers, read, read / cell.batch_size
         )
         predictor += 2 * width * narrow * read
-    return whole + 3 * (context + predictor)
+    return whole / cell.num_masks + 3 * (context + predictor)
 
 
 def moved_bytes(cell: Cell, trained: int, averaged: int) -> float:

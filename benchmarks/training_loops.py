@@ -67,6 +67,7 @@ class Cell:
     Args:
         args: further training arguments of a `Trainer`'s cell.
         model: further arguments of `JepaConfig`.
+        num_masks: masks of a text, which share its pass of the target encoder; `batch_size` counts masked views.
         launch: what of configs/accelerate starts the processes; with one process, nothing.
         processes: so many, each with `batch_size` rows.
     """
@@ -80,6 +81,7 @@ class Cell:
     mask_ratio: float = 0.3
     args: Row = field(default_factory=dict)
     model: Row = field(default_factory=dict)
+    num_masks: int = 1
     launch: str = ""
     processes: int = 1
 
@@ -88,6 +90,7 @@ class Cell:
         words = [self.loop, *(["compiled"] if self.compiled else []), self.precision]
         words += [f"ratio {self.mask_ratio}"] if self.mask_ratio != 0.3 else []
         words += [f"{name}={value}" for name, value in (*self.args.items(), *self.model.items())]
+        words += [f"{self.num_masks} masks of a text"] if self.num_masks > 1 else []
         words += [f"{self.launch} x {self.processes}"] if self.launch else []
         return " ".join(words)
 
@@ -142,7 +145,7 @@ def settings(cell: Cell, folder: str, device: torch.device, workers: int, seed: 
     return {
         "output_dir": folder,
         "max_steps": MAX_STEPS,
-        "per_device_train_batch_size": cell.batch_size,
+        "per_device_train_batch_size": cell.batch_size // cell.num_masks,
         "dataloader_num_workers": workers,
         "dataloader_drop_last": True,
         "bf16": cell.precision == "bf16" and not cell.launch.startswith("zero"),  # whose file asks for it
@@ -328,6 +331,7 @@ def train(cell: Cell, device: torch.device, windows: Windows, workers: int, seed
                 mask_ratio=cell.mask_ratio,
                 mean_span_length=MEAN_SPAN,
                 context_mode=cell.jepa.context_mode,
+                num_masks=cell.num_masks,
                 max_length=cell.length if cell.compiled else None,  # as run_jepa.py does
                 seed=seed,
             )

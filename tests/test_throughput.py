@@ -23,10 +23,12 @@ def throughput() -> Iterator[ModuleType]:
     sys.path.remove(str(SCRIPT.parent))
 
 
-@pytest.mark.parametrize("loop", ["jepa-dropped", "jepa-kept", "article", "mlm"])
-def test_a_step_is_counted_as_torch_counts_it(loop: str, throughput: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("loop", "num_masks"), [("jepa-dropped", 1), ("jepa-dropped", 2), ("jepa-kept", 1), ("article", 1), ("mlm", 1)]
+)
+def test_a_step_is_counted_as_torch_counts_it(loop: str, num_masks: int, throughput: ModuleType) -> None:
     """The floating-point operations of a cell are those of its loop's matrix products, forward and backward."""
-    cell = throughput.Cell(loop, "tiny", length=32, batch_size=4)
+    cell = throughput.Cell(loop, "tiny", length=32, batch_size=4, num_masks=num_masks)
     counter = FlopCounterMode(display=False)
     counted = []
 
