@@ -1,5 +1,6 @@
 """LLM-JEPA through the real trainer: exact under accumulation and resume, a plain language model at its end."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,21 @@ def test_the_teacher_is_the_average_of_what_is_trained(tmp_path: Path) -> None:
     expected = {name: 0.25 * seen[0][name] + 0.25 * seen[1][name] + 0.5 * seen[2][name] for name in seen[0]}
     assert largest_difference(weights(made.objective.teacher), expected) < 1e-6
     assert all(parameter.grad is None for parameter in made.objective.teacher.parameters())
+
+
+def test_of_two_trainers_of_a_model_each_computes_its_own_objective(tmp_path: Path) -> None:
+    """In whatever order they are used."""
+    first = trainer(tmp_path / "first", pair_weight=0.0)
+    args = replace(first.args, output_dir=str(tmp_path / "second"), pair_weight=5.0)
+    rows = {"train_dataset": first.train_dataset, "eval_dataset": first.eval_dataset}
+    second = LlmJepaTrainer(first.model, args, processing_class=first.processing_class, **rows)
+    for made, weight in ((first, 0.0), (second, 5.0), (first, 0.0)):
+        found = made.evaluate()
+        expected = found["eval_lm_loss"] + weight * found["eval_pair_loss"]
+        assert found["eval_loss"] == pytest.approx(expected, rel=1e-3)
+        made.train()
+        entry = next(entry for entry in made.state.log_history if "loss" in entry)
+        assert entry["loss"] == pytest.approx(entry["lm_loss"] + weight * entry["pair_loss"], rel=1e-3)
 
 
 def test_loss_dropout_leaves_views_out_at_its_rate_and_alike_on_every_rank(tmp_path: Path) -> None:

@@ -182,9 +182,14 @@ class LlmJepaTrainer(RepresentationTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and resume, as `Trainer` does, if the model can tell the views apart (see `check_views`)."""
+        self._attach()
         if self.args.pair_weight:
             check_views(self.model, self.data_collator, next(iter(self.train_dataset)))
         return super().train(*args, **kwargs)
+
+    def _attach(self) -> None:
+        """Have the model compute this trainer's objective, though another one was made for the same model since."""
+        self.objective.attach(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
     # ---- data
 
@@ -268,6 +273,7 @@ class LlmJepaTrainer(RepresentationTrainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Adds the share of right answers, where there are rows to generate for; every rank does its part of them."""
+        self._attach()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.generation_rows:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
