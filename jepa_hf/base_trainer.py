@@ -311,6 +311,8 @@ class RepresentationTrainer(Trainer):
             self._load_from_checkpoint(checkpoint)
             self._load_optimizer_and_scheduler(checkpoint)
         trained = [(name, each) for name, each in self.model.named_parameters() if each.requires_grad]
+        if not trained:
+            raise UsageError("nothing of the model is trained: no parameter has requires_grad")
         # A gradient scaler (fp16) leaves such updates out as a matter of course, and goes on with a smaller scale.
         # DeepSpeed keeps its gradients to itself.
         unseen = self.accelerator.scaler is not None or self.is_deepspeed_enabled

@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
 from accelerate import Accelerator
@@ -265,6 +266,15 @@ def test_a_model_whose_decoder_is_itself_is_refused(monkeypatch: pytest.MonkeyPa
     made = model(len(words()))
     monkeypatch.setattr(type(made), "get_decoder", lambda self: self)
     with pytest.raises(UsageError, match="does not tell its decoder from its head"):
+        PairedViewObjective().attach(made)
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_tokens_of_pefts_before_a_row_are_refused(kind: str) -> None:
+    """A view is read without them, or sees the conversation: peft then drops positions."""
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    made = peft.get_peft_model(model(len(words())), config)
+    with pytest.raises(UsageError, match="puts tokens of its own before a row"):
         PairedViewObjective().attach(made)
 
 

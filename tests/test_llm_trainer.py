@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from jepa_runs import StopAfter, largest_difference, weights
 from paired_views import conversations, model, tokenizer, trainer
 from torch._dynamo.utils import counters
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, OPTConfig, OPTForCausalLM
 
 from jepa_hf import UsageError
 from jepa_hf.base_trainer import RunningMeans
@@ -167,6 +167,49 @@ def test_an_evaluation_tells_of_both_losses_the_rank_of_the_views_and_the_answer
     assert metrics["eval_loss"] == pytest.approx(metrics["eval_lm_loss"] + metrics["eval_pair_loss"], rel=1e-4)
 
 
+def test_rows_are_read_wherever_they_are_given(tmp_path: Path) -> None:
+    """To evaluations, under names and to predictions as well as to the constructor."""
+    made = trainer(tmp_path)
+    expected = made.evaluate()["eval_loss"]
+    given = conversations(6)
+    assert made.evaluate(given)["eval_loss"] == expected
+    assert made.predict(given).metrics["test_loss"] == expected
+    named = LlmJepaTrainer(
+        made.model, made.args, eval_dataset={"some": given, "all": given}, view_tokenizer=made.view_tokenizer
+    )
+    assert named.evaluate()["eval_all_loss"] == expected
+    assert named.evaluate("some")["eval_loss"] == expected
+
+
+def test_rows_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    given = {"processing_class": made.processing_class, "train_dataset": made.train_dataset}
+    tokenised = LlmJepaTrainer(made.model, made.args, **given)
+    with pytest.raises(UsageError, match="say how they are read"):
+        tokenised.evaluate(conversations(2))
+    with pytest.raises(UsageError, match="generation_rows need to know"):
+        LlmJepaTrainer(made.model, made.args, generation_rows=conversations(2), **given)
+    for rows in (None, []):
+        given["train_dataset"] = rows
+        with pytest.raises(UsageError, match="no rows to train on"):
+            LlmJepaTrainer(made.model, made.args, **given).train()
+
+
+def test_padding_is_told_apart_or_refused_without_a_weight_too(tmp_path: Path) -> None:
+    """OPT sees the padding on the left of a conversation that has views behind it."""
+    made = trainer(tmp_path, padding_side="left")
+    config = OPTConfig(
+        vocab_size=len(made.processing_class), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
+        max_position_embeddings=128, word_embed_proj_dim=32, init_std=0.3,
+    )  # fmt: skip
+    args = replace(made.args, pair_weight=0.0)
+    other = LlmJepaTrainer(
+        OPTForCausalLM(config), args, train_dataset=made.train_dataset, processing_class=made.processing_class
+    )
+    with pytest.raises(UsageError, match="use --view_passes separate"):
+        other.train()
+
+
 def test_views_that_all_point_one_way_are_told_though_their_distance_is_0(tmp_path: Path) -> None:
     """The rank of what is left without their mean stays high; the cosine of rows and the hit rate do not look away."""
     made = trainer(tmp_path)
@@ -220,6 +263,24 @@ def test_lora_trains_adapters_and_the_predictors_rows(tmp_path: Path) -> None:
     assert moved == [row]
     made.save_model()
     assert (tmp_path / "out" / "adapter_config.json").is_file()
+
+
+def test_adapters_without_the_predictors_token_are_refused(tmp_path: Path) -> None:
+    """Its row would stay as it is, and `from_pretrained` would find an embedding of another size."""
+    from peft import LoraConfig, get_peft_model
+
+    words = tokenizer()
+    adapted = get_peft_model(model(len(words)), LoraConfig(r=2, target_modules="all-linear"))
+    with pytest.raises(UsageError, match="call add_predictor_tokens"):
+        LlmJepaTrainer(adapted, trainer(tmp_path).args, train_dataset=conversations(2), processing_class=words)
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused(tmp_path: Path) -> None:
+    """Such as one whose adapters were merged."""
+    made = trainer(tmp_path)
+    made.model.requires_grad_(False)
+    with pytest.raises(UsageError, match="nothing of the model is trained"):
+        made.train()
 
 
 def test_its_card_tells_what_happened_and_is_valid(tmp_path: Path) -> None:

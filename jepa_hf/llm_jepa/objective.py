@@ -86,7 +86,7 @@ class PairedViewObjective:
             model: a causal language model, or a `PeftModel` around one.
 
         Raises:
-            UsageError: a model that takes no positions, so that views cannot share a row.
+            UsageError: see `check_positions`.
         """
         check_positions(model)
         earlier = vars(model).get(_ATTACHED)
@@ -292,7 +292,13 @@ def _in_one_row(
 
 
 def check_positions(model: PreTrainedModel) -> None:
-    """Refuse a model that takes no positions, so that views cannot share a row, or has no decoder but itself."""
+    """Refuse a model that takes no positions, so that views cannot share a row, that has no decoder but itself, or that
+    peft gives tokens of its own to."""
+    if has_adapters(model) and model.peft_config[model.active_adapter].is_prompt_learning:
+        raise UsageError(
+            f"{model.peft_config[model.active_adapter].peft_type.value} puts tokens of its own before a row, and views "
+            "are read without them; take adapters that change layers, such as LoRA"
+        )
     if isinstance(decoder_of(model), GenerationMixin):
         raise UsageError(
             f"{type(model).__name__} does not tell its decoder from its head (get_decoder), and views are read by the "

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -137,8 +138,16 @@ class LlmJepaTrainer(RepresentationTrainer):
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
         if view_tokenizer is None and _is_raw(train_dataset if train_dataset is not None else eval_dataset):
+            if has_adapters(model) and predictor_tokens(1)[0] not in processing_class.get_added_vocab():
+                # Its embedding would not be trained, and adapters beside a larger embedding would not load.
+                raise UsageError(
+                    "the model has adapters and does not know the predictor token: call add_predictor_tokens(model, "
+                    "tokenizer, 1) before add_adapters(model, tokenizer, settings, 1)"
+                )
             add_predictor_tokens(model, processing_class, 1)
             view_tokenizer = PairedViewTokenizer(processing_class)
+        if generation_rows and view_tokenizer is None:
+            raise UsageError("generation_rows need to know how prompts are written (view_tokenizer=...)")
         if data_collator is None:
             data_collator = DataCollatorForPairedViews(processing_class, args.view_passes)
         teacher = None
@@ -183,8 +192,10 @@ class LlmJepaTrainer(RepresentationTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and resume, as `Trainer` does, if the model can tell the views apart (see `check_views`)."""
         self._attach()
-        if self.args.pair_weight:
-            check_views(self.model, self.data_collator, next(iter(self.train_dataset)))
+        row = next(iter(self.train_dataset), None) if self.train_dataset is not None else None
+        if row is None:
+            raise UsageError("there are no rows to train on: LlmJepaTrainer(train_dataset=...)")
+        check_views(self.model, self.data_collator, row)
         return super().train(*args, **kwargs)
 
     def _attach(self) -> None:
@@ -192,6 +203,14 @@ class LlmJepaTrainer(RepresentationTrainer):
         self.objective.attach(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
     # ---- data
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As the base's, of rows as the constructor takes them."""
+        return super().get_eval_dataloader(read_rows(eval_dataset, self.view_tokenizer))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As `Trainer`'s, of rows as the constructor takes them."""
+        return super().get_test_dataloader(read_rows(test_dataset, self.view_tokenizer))
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = [
@@ -388,15 +407,29 @@ class LlmJepaTrainer(RepresentationTrainer):
 
 
 def _is_raw(dataset: Any) -> bool:
-    if dataset is None or isinstance(dataset, dict):
+    if isinstance(dataset, dict):
+        return any(map(_is_raw, dataset.values()))
+    if dataset is None or isinstance(dataset, str):
         return False
-    return "labels" not in next(iter(dataset))
+    first = next(iter(dataset), None)
+    return first is not None and "labels" not in first
 
 
 def read_rows(dataset: Any, view_tokenizer: PairedViewTokenizer | None) -> Any:
-    """Rows of token ids as they are, others through the tokenizer; what was cut is counted in the log."""
-    if dataset is None or not _is_raw(dataset):
+    """Rows of token ids as they are, others through the tokenizer; what was cut is counted in the log.
+
+    Args:
+        dataset: or several, by name; or the name of one.
+
+    Raises:
+        UsageError: rows that are not tokenised, without a tokenizer.
+    """
+    if not _is_raw(dataset):
         return dataset
+    if isinstance(dataset, dict):
+        return {name: read_rows(part, view_tokenizer) for name, part in dataset.items()}
+    if view_tokenizer is None:
+        raise UsageError("rows of text among rows of token ids: say how they are read (view_tokenizer=...)")
     rows = [view_tokenizer(row, number) for number, row in enumerate(dataset)]
     tell_of_cuts(rows, view_tokenizer.max_length)
     return rows
