@@ -307,11 +307,25 @@ def test_its_card_tells_what_happened_and_is_valid(tmp_path: Path) -> None:
         ({"loss_dropout": 1.5}, "loss_dropout must lie between 0 and 1"),
         ({"pair_weight": -1.0}, "pair_weight must not be negative"),
         ({"infonce_temperature": 0.0}, "infonce_temperature must be above 0"),
+        ({"use_liger_kernel": True}, "take its other kernels alone"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is for a loss that Trainer computes"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=sentence):
         trainer(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("name", ["compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"])
+def test_functions_that_would_not_be_called_are_refused(name: str, tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    with pytest.raises(UsageError, match=f"{name} would not be called"):
+        LlmJepaTrainer(made.model, made.args, processing_class=made.processing_class, **{name: print})
+
+
+def test_other_kernels_of_ligers_may_be_used(tmp_path: Path) -> None:
+    config = {"fused_linear_cross_entropy": False}
+    assert LlmJepaTrainingArguments(str(tmp_path), use_liger_kernel=True, liger_kernel_config=config).use_liger_kernel
 
 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:
