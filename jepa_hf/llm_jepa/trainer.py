@@ -21,6 +21,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..base_trainer import RepresentationTrainer, RunningMeans, hardware, hub_name
 from ..ema import match_parameters, update_target
@@ -291,12 +292,18 @@ class LlmJepaTrainer(RepresentationTrainer):
             means.add("view_hit_rate_chance", one / len(targets), one)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Adds the share of right answers, where there are rows to generate for; every rank does its part of them."""
+        """Adds the share of right answers, where there are rows to generate for.
+
+        Every rank does its part of them; all of them where weights are divided among ranks, which then have to make the
+        same passes.
+        """
         self._attach()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.generation_rows:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            mine = self.generation_rows[self.args.process_index :: self.args.world_size]
+            mine = self.generation_rows
+            if not (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+                mine = mine[self.args.process_index :: self.args.world_size]
             shares, found = judge(
                 model,
                 self.view_tokenizer,
