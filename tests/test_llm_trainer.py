@@ -111,6 +111,15 @@ def test_of_two_trainers_of_a_model_each_computes_its_own_objective(tmp_path: Pa
         assert entry["loss"] == pytest.approx(entry["lm_loss"] + weight * entry["pair_loss"], rel=1e-3)
 
 
+def test_a_teacher_of_a_model_that_had_one_is_a_decoder_alone(tmp_path: Path) -> None:
+    """Without the first trainer's objective, its teacher and a copy of the whole model."""
+    first = trainer(tmp_path, target_gradient="ema")
+    second = LlmJepaTrainer(first.model, first.args, processing_class=first.processing_class)
+    parts = list(second.objective.teacher.modules())
+    assert not [hook for part in parts for hook in (*part._forward_hooks, *part._forward_pre_hooks)]
+    assert not set(second.objective.teacher.parameters()) & set(first.model.parameters())
+
+
 def test_loss_dropout_leaves_views_out_at_its_rate_and_alike_on_every_rank(tmp_path: Path) -> None:
     made = trainer(tmp_path, loss_dropout=0.75)
     draws = []

@@ -155,6 +155,7 @@ class LlmJepaTrainer(RepresentationTrainer):
         callbacks = list(callbacks or ())
         if args.target_gradient == "ema":
             teacher = copy.deepcopy(decoder_of(model)).eval().requires_grad_(False)
+            teacher._forward_hooks.clear()  # of an objective that was attached before, and copied with its model
             self._teacher_callback = TeacherCallback(args.ema_decay)
             callbacks.insert(0, self._teacher_callback)
         self.objective = PairedViewObjective(
