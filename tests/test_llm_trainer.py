@@ -215,8 +215,9 @@ def test_padding_is_told_apart_or_refused_without_a_weight_too(tmp_path: Path) -
     other = LlmJepaTrainer(
         OPTForCausalLM(config), args, train_dataset=made.train_dataset, processing_class=made.processing_class
     )
-    with pytest.raises(UsageError, match="use --view_passes separate"):
-        other.train()
+    for use in (other.train, lambda: other.evaluate(made.eval_dataset)):
+        with pytest.raises(UsageError, match="use --view_passes separate"):
+            use()
 
 
 def test_views_that_all_point_one_way_are_told_though_their_distance_is_0(tmp_path: Path) -> None:

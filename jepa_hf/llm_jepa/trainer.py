@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ class LlmJepaTrainer(RepresentationTrainer):
                 "stop or full, or configs/accelerate/ddp.yaml"
             )
         self.objective.attach(self.model)
+        self._checked = False
         if teacher is not None:
             teacher.to(args.device)
             self._teacher_callback.pair(decoder_of(self.model), teacher)
@@ -197,12 +199,18 @@ class LlmJepaTrainer(RepresentationTrainer):
         row = next(iter(self.train_dataset), None) if self.train_dataset is not None else None
         if row is None:
             raise UsageError("there are no rows to train on: LlmJepaTrainer(train_dataset=...)")
-        check_views(self.model, self.data_collator, row)
+        self._check(row)
         return super().train(*args, **kwargs)
 
     def _attach(self) -> None:
         """Have the model compute this trainer's objective, though another one was made for the same model since."""
         self.objective.attach(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+
+    def _check(self, row: dict[str, Any]) -> None:
+        """Once, see `check_views`."""
+        if not self._checked:
+            check_views(self.model, self.data_collator, row)
+        self._checked = True
 
     # ---- data
 
@@ -292,14 +300,18 @@ class LlmJepaTrainer(RepresentationTrainer):
             means.add("view_hit_rate", hit_rate(predictions, targets), one)
             means.add("view_hit_rate_chance", one / len(targets), one)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> Any:
         """Adds the share of right answers, where there are rows to generate for.
 
         Every rank does its part of them; all of them where weights are divided among ranks, which then have to make the
         same passes.
         """
         self._attach()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        for row in islice(dataloader.dataset, 1):
+            self._check(row)
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.generation_rows:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             mine = self.generation_rows
