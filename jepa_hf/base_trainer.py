@@ -142,6 +142,16 @@ class RepresentationTrainer(Trainer):
                 "train_sampling_strategy batch_rebalance gives ranks batches of different sizes, whose samples cannot "
                 "be compared across ranks: take group_by_length"
             )
+        if args.label_smoothing_factor:
+            raise UsageError(
+                "label_smoothing_factor is for a loss that Trainer computes, which this is not: leave it out"
+            )
+        for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
+            if kwargs.get(name) is not None:
+                raise UsageError(
+                    f"{name} would not be called: the model computes the loss, and no predictions are gathered; leave "
+                    "it out, and evaluate in a callback's on_evaluate"
+                )
         self.resumed = False
         self._pushes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")  # one after the other
         super().__init__(model=model, args=args, **kwargs)
@@ -311,6 +321,8 @@ class RepresentationTrainer(Trainer):
             self._load_from_checkpoint(checkpoint)
             self._load_optimizer_and_scheduler(checkpoint)
         trained = [(name, each) for name, each in self.model.named_parameters() if each.requires_grad]
+        if not trained:
+            raise UsageError("nothing of the model is trained: no parameter has requires_grad")
         # A gradient scaler (fp16) leaves such updates out as a matter of course, and goes on with a smaller scale.
         # DeepSpeed keeps its gradients to itself.
         unseen = self.accelerator.scaler is not None or self.is_deepspeed_enabled

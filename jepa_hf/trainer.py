@@ -45,7 +45,7 @@ from .pretrained import whole_weights
 from .tokenization import tokenize_dataset
 from .training_args import JepaTrainingArguments
 from .version import __version__
-from .whole_batches import REPEATED, WholeBatches, WithoutRepeatedTargets
+from .whole_batches import REPEATED, WholeBatchCollator, WholeBatches
 
 logger = logging.getLogger(__name__)
 
@@ -199,11 +199,12 @@ class JepaTrainer(RepresentationTrainer):
         """As `Trainer`'s, with batches for training alone, see `MaskingCollator.for_training`."""
         given, ranks = self.train_dataset, self.args.world_size
         with self._collating(lambda collator: collator.for_training()):
-            # Of a stream of as many shards as ranks accelerate gives each rank its own: nothing is filled up.
-            if ranks == 1 or not isinstance(given, datasets.IterableDataset) or given.n_shards >= ranks:
+            if ranks == 1 or not isinstance(given, datasets.IterableDataset):
                 return super().get_train_dataloader()
             self._set_signature_columns_if_needed()  # while the collator is there to say what it reads
-            self.data_collator = WithoutRepeatedTargets(self.data_collator)
+            self.data_collator = WholeBatchCollator(self.data_collator, self._train_batch_size)
+            if given.n_shards >= ranks:  # accelerate gives each rank its own, which may end before those of others
+                return super().get_train_dataloader()
             self.train_dataset = WholeBatches(given, self._train_batch_size * ranks)
             try:
                 return super().get_train_dataloader()

@@ -41,18 +41,23 @@ class WholeBatches(torch.utils.data.IterableDataset):
             yield {**first, REPEATED: True}
 
 
-class WithoutRepeatedTargets:
-    """A collator whose batches have no targets in rows that were read before.
+class WholeBatchCollator:
+    """A collator whose batches are all of one size, and have no targets in rows that were read before.
+
+    Samples are compared across ranks, whose shards of a stream do not end at the same time: a smaller batch is filled
+    up as the stream is.
 
     Args:
         collator: makes batches with `target_valid`, bool `[B, M, T]`.
+        size: rows in a batch.
     """
 
-    def __init__(self, collator: Callable[[Sequence[Row]], dict[str, torch.Tensor]]):
-        self.collator = collator
+    def __init__(self, collator: Callable[[Sequence[Row]], dict[str, torch.Tensor]], size: int):
+        self.collator, self.size = collator, size
 
     def __call__(self, features: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Collate; rows without `repeated` were not."""
+        features = [*features, *[{**features[0], REPEATED: True}] * (self.size - len(features))]
         repeated = torch.tensor([feature.get(REPEATED, False) for feature in features])
         batch = self.collator([{name: row[name] for name in row if name != REPEATED} for row in features])
         batch["target_valid"][repeated] = False

@@ -1,9 +1,14 @@
 """Two views in one row compute what each computes alone, for every way that models know positions and attention."""
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
+from accelerate import Accelerator
 from paired_views import conversations, model, tokenizer
 from transformers import (
     Gemma3ForCausalLM,
@@ -191,6 +196,59 @@ def test_it_stays_a_language_model_that_generates() -> None:
     assert made(input_ids=ids, labels=ids).loss is not None
 
 
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))], ids=["copy", "pickle"]
+)
+def test_a_copy_of_the_model_has_weights_and_an_objective_of_its_own(copied: Callable) -> None:
+    """Also below what accelerate puts around a forward; a pickled one is a plain model until one is attached."""
+    made, batch = model(len(words())), batch_of()
+    PairedViewObjective(pair_weight=3.0).attach(made)
+    if copied is copy.deepcopy:
+        made = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(made)
+    expected = made(**batch).loss
+    other = copied(made)
+    if copied is not copy.deepcopy:
+        ids = batch["input_ids"]
+        assert other(input_ids=ids, labels=ids).keys() == made(input_ids=ids, labels=ids).keys()
+        PairedViewObjective(pair_weight=3.0).attach(other)
+    loss = other(**batch).loss
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in other.parameters())
+    assert all(parameter.grad is None for parameter in made.parameters())
+
+
+def test_an_objective_makes_way_for_the_next_and_leaves_nothing_behind() -> None:
+    made, batch = model(len(words())), batch_of()
+    before = [set(vars(part)) | set(part._forward_hooks) | set(part._forward_pre_hooks) for part in made.modules()]
+    losses = []
+    first, second = PairedViewObjective(), PairedViewObjective(pair_weight=0.0)
+    for objective in (first, second, first, first):
+        objective.attach(made)
+        losses.append(made(**batch).loss.item())
+    assert losses[0] == losses[2] == losses[3] != losses[1]
+    first.detach(made)
+    after = [set(vars(part)) | set(part._forward_hooks) | set(part._forward_pre_hooks) for part in made.modules()]
+    assert after == before
+
+
+def test_nothing_is_kept_of_a_pass_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one without enough memory, which `auto_find_batch_size` tries again with fewer rows."""
+    made, objective = model(len(words())), PairedViewObjective()
+    objective.attach(made)
+
+    def fail(module: Any, given: Any) -> None:
+        raise MemoryError
+
+    hook = made.lm_head.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        made(**batch_of())
+    assert objective._states is None
+    assert objective._read is None
+    hook.remove()
+    made(**batch_of())
+
+
 def test_a_model_without_positions_is_refused() -> None:
     class Bare(torch.nn.Module):
         def get_decoder(self) -> torch.nn.Module:
@@ -208,6 +266,15 @@ def test_a_model_whose_decoder_is_itself_is_refused(monkeypatch: pytest.MonkeyPa
     made = model(len(words()))
     monkeypatch.setattr(type(made), "get_decoder", lambda self: self)
     with pytest.raises(UsageError, match="does not tell its decoder from its head"):
+        PairedViewObjective().attach(made)
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_tokens_of_pefts_before_a_row_are_refused(kind: str) -> None:
+    """A view is read without them, or sees the conversation: peft then drops positions."""
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    made = peft.get_peft_model(model(len(words())), config)
+    with pytest.raises(UsageError, match="puts tokens of its own before a row"):
         PairedViewObjective().attach(made)
 
 

@@ -1,5 +1,6 @@
 """LLM-JEPA through the real trainer: exact under accumulation and resume, a plain language model at its end."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from huggingface_hub import ModelCard
 from jepa_runs import StopAfter, largest_difference, weights
 from paired_views import conversations, model, tokenizer, trainer
 from torch._dynamo.utils import counters
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, OPTConfig, OPTForCausalLM
 
 from jepa_hf import UsageError
 from jepa_hf.base_trainer import RunningMeans
@@ -95,6 +96,30 @@ def test_the_teacher_is_the_average_of_what_is_trained(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in made.objective.teacher.parameters())
 
 
+def test_of_two_trainers_of_a_model_each_computes_its_own_objective(tmp_path: Path) -> None:
+    """In whatever order they are used."""
+    first = trainer(tmp_path / "first", pair_weight=0.0)
+    args = replace(first.args, output_dir=str(tmp_path / "second"), pair_weight=5.0)
+    rows = {"train_dataset": first.train_dataset, "eval_dataset": first.eval_dataset}
+    second = LlmJepaTrainer(first.model, args, processing_class=first.processing_class, **rows)
+    for made, weight in ((first, 0.0), (second, 5.0), (first, 0.0)):
+        found = made.evaluate()
+        expected = found["eval_lm_loss"] + weight * found["eval_pair_loss"]
+        assert found["eval_loss"] == pytest.approx(expected, rel=1e-3)
+        made.train()
+        entry = next(entry for entry in made.state.log_history if "loss" in entry)
+        assert entry["loss"] == pytest.approx(entry["lm_loss"] + weight * entry["pair_loss"], rel=1e-3)
+
+
+def test_a_teacher_of_a_model_that_had_one_is_a_decoder_alone(tmp_path: Path) -> None:
+    """Without the first trainer's objective, its teacher and a copy of the whole model."""
+    first = trainer(tmp_path, target_gradient="ema")
+    second = LlmJepaTrainer(first.model, first.args, processing_class=first.processing_class)
+    parts = list(second.objective.teacher.modules())
+    assert not [hook for part in parts for hook in (*part._forward_hooks, *part._forward_pre_hooks)]
+    assert not set(second.objective.teacher.parameters()) & set(first.model.parameters())
+
+
 def test_loss_dropout_leaves_views_out_at_its_rate_and_alike_on_every_rank(tmp_path: Path) -> None:
     made = trainer(tmp_path, loss_dropout=0.75)
     draws = []
@@ -149,6 +174,50 @@ def test_an_evaluation_tells_of_both_losses_the_rank_of_the_views_and_the_answer
     ):
         assert f"eval_{name}" in metrics, name
     assert metrics["eval_loss"] == pytest.approx(metrics["eval_lm_loss"] + metrics["eval_pair_loss"], rel=1e-4)
+
+
+def test_rows_are_read_wherever_they_are_given(tmp_path: Path) -> None:
+    """To evaluations, under names and to predictions as well as to the constructor."""
+    made = trainer(tmp_path)
+    expected = made.evaluate()["eval_loss"]
+    given = conversations(6)
+    assert made.evaluate(given)["eval_loss"] == expected
+    assert made.predict(given).metrics["test_loss"] == expected
+    named = LlmJepaTrainer(
+        made.model, made.args, eval_dataset={"some": given, "all": given}, view_tokenizer=made.view_tokenizer
+    )
+    assert named.evaluate()["eval_all_loss"] == expected
+    assert named.evaluate("some")["eval_loss"] == expected
+
+
+def test_rows_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    given = {"processing_class": made.processing_class, "train_dataset": made.train_dataset}
+    tokenised = LlmJepaTrainer(made.model, made.args, **given)
+    with pytest.raises(UsageError, match="say how they are read"):
+        tokenised.evaluate(conversations(2))
+    with pytest.raises(UsageError, match="generation_rows need to know"):
+        LlmJepaTrainer(made.model, made.args, generation_rows=conversations(2), **given)
+    for rows in (None, []):
+        given["train_dataset"] = rows
+        with pytest.raises(UsageError, match="no rows to train on"):
+            LlmJepaTrainer(made.model, made.args, **given).train()
+
+
+def test_padding_is_told_apart_or_refused_without_a_weight_too(tmp_path: Path) -> None:
+    """OPT sees the padding on the left of a conversation that has views behind it."""
+    made = trainer(tmp_path, padding_side="left")
+    config = OPTConfig(
+        vocab_size=len(made.processing_class), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
+        max_position_embeddings=128, word_embed_proj_dim=32, init_std=0.3,
+    )  # fmt: skip
+    args = replace(made.args, pair_weight=0.0)
+    other = LlmJepaTrainer(
+        OPTForCausalLM(config), args, train_dataset=made.train_dataset, processing_class=made.processing_class
+    )
+    for use in (other.train, lambda: other.evaluate(made.eval_dataset)):
+        with pytest.raises(UsageError, match="use --view_passes separate"):
+            use()
 
 
 def test_views_that_all_point_one_way_are_told_though_their_distance_is_0(tmp_path: Path) -> None:
@@ -206,6 +275,24 @@ def test_lora_trains_adapters_and_the_predictors_rows(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "adapter_config.json").is_file()
 
 
+def test_adapters_without_the_predictors_token_are_refused(tmp_path: Path) -> None:
+    """Its row would stay as it is, and `from_pretrained` would find an embedding of another size."""
+    from peft import LoraConfig, get_peft_model
+
+    words = tokenizer()
+    adapted = get_peft_model(model(len(words)), LoraConfig(r=2, target_modules="all-linear"))
+    with pytest.raises(UsageError, match="call add_predictor_tokens"):
+        LlmJepaTrainer(adapted, trainer(tmp_path).args, train_dataset=conversations(2), processing_class=words)
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused(tmp_path: Path) -> None:
+    """Such as one whose adapters were merged."""
+    made = trainer(tmp_path)
+    made.model.requires_grad_(False)
+    with pytest.raises(UsageError, match="nothing of the model is trained"):
+        made.train()
+
+
 def test_its_card_tells_what_happened_and_is_valid(tmp_path: Path) -> None:
     """Read back as the Hub reads it; names of data cannot become markup."""
     made = trainer(tmp_path / "out", tube_weight=0.1)
@@ -230,11 +317,25 @@ def test_its_card_tells_what_happened_and_is_valid(tmp_path: Path) -> None:
         ({"loss_dropout": 1.5}, "loss_dropout must lie between 0 and 1"),
         ({"pair_weight": -1.0}, "pair_weight must not be negative"),
         ({"infonce_temperature": 0.0}, "infonce_temperature must be above 0"),
+        ({"use_liger_kernel": True}, "take its other kernels alone"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is for a loss that Trainer computes"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=sentence):
         trainer(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("name", ["compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"])
+def test_functions_that_would_not_be_called_are_refused(name: str, tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    with pytest.raises(UsageError, match=f"{name} would not be called"):
+        LlmJepaTrainer(made.model, made.args, processing_class=made.processing_class, **{name: print})
+
+
+def test_other_kernels_of_ligers_may_be_used(tmp_path: Path) -> None:
+    config = {"fused_linear_cross_entropy": False}
+    assert LlmJepaTrainingArguments(str(tmp_path), use_liger_kernel=True, liger_kernel_config=config).use_liger_kernel
 
 
 def test_an_encoder_is_refused(tmp_path: Path) -> None:

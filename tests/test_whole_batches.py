@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepa_hf.whole_batches import REPEATED, WholeBatches, WithoutRepeatedTargets
+from jepa_hf.whole_batches import REPEATED, WholeBatchCollator, WholeBatches
 
 
 def stream(count: int) -> datasets.IterableDataset:
@@ -44,5 +44,16 @@ def test_rows_read_before_have_no_targets_and_the_collator_does_not_see_the_sign
         assert all(set(feature) == {"row"} for feature in features)
         return {"target_valid": torch.ones(len(features), 1, 2, dtype=torch.bool)}
 
-    valid = WithoutRepeatedTargets(collate)([{"row": 3}, {"row": 0, REPEATED: True}, {"row": 4}])["target_valid"]
+    valid = WholeBatchCollator(collate, 3)([{"row": 3}, {"row": 0, REPEATED: True}, {"row": 4}])["target_valid"]
     assert valid[:, 0, 0].tolist() == [True, False, True]
+
+
+def test_a_smaller_batch_is_filled_up_with_rows_without_targets() -> None:
+    """As where a rank's or a worker's shards of a stream end."""
+
+    def collate(features: list[dict[str, int]]) -> dict[str, torch.Tensor]:
+        assert [feature["row"] for feature in features] == [3, 4, 3, 3]
+        return {"target_valid": torch.ones(len(features), 1, 2, dtype=torch.bool)}
+
+    valid = WholeBatchCollator(collate, 4)([{"row": 3}, {"row": 4}])["target_valid"]
+    assert valid[:, 0, 0].tolist() == [True, True, False, False]

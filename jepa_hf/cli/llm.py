@@ -226,7 +226,7 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
         None if rows is None else _tokenized(rows, views) for rows in (train_rows, eval_rows)
     )
     collator = DataCollatorForPairedViews(tokenizer, args.view_passes, view_args.pad_to_multiple_of)
-    if args.pair_weight and not (model_args.attn_implementation or "").startswith("flash"):  # which is for GPUs alone
+    if not (model_args.attn_implementation or "").startswith("flash"):  # which is for GPUs alone
         check_views(model, collator, train_dataset[0])
     _learn_stop(model, tokenizer, train_dataset)
     lora = model_args.lora_settings()

@@ -1,9 +1,9 @@
 """The objective: next-token loss on the answers, and a distance between what two views of a row mean to the model."""
 
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from transformers.utils import ModelOutput
 from ..errors import UsageError
 from ..pair_losses import candidates_of_all_ranks, draw_triples, infonce, pair_distance, patch_distance, tube_distance
 from .views import IGNORED
+
+# By this name a model knows its objective.
+_ATTACHED = "_paired_view_objective"
 
 
 @dataclass
@@ -77,31 +80,39 @@ class PairedViewObjective:
     def attach(self, model: PreTrainedModel) -> None:
         """Have the model compute this objective of batches of `DataCollatorForPairedViews`, and all else as before.
 
+        An objective that is attached already makes way. A copy of the model has a copy of its objective.
+
         Args:
             model: a causal language model, or a `PeftModel` around one.
 
         Raises:
-            UsageError: a model that takes no positions, so that views cannot share a row.
+            UsageError: see `check_positions`.
         """
-        plain = model.forward
         check_positions(model)
+        earlier = vars(model).get(_ATTACHED)
+        if earlier is self:
+            return
+        if earlier is not None:
+            earlier._remove_hooks()
+        if earlier is None or earlier._plain == model.forward:  # a model that was pickled has its own forward again
+            self._plain = model.forward
+            model.forward = MethodType(_forward_like(model.forward), model)
+        else:
+            self._plain = earlier._plain
+        setattr(model, _ATTACHED, self)
         # For good, because torch.compile does not trace how a hook is registered.
         self._hooks = [
             model.get_output_embeddings().register_forward_pre_hook(self._choose),
             decoder_of(model).register_forward_hook(self._keep),
         ]
 
-        @functools.wraps(plain)  # generate() and the Trainer look at its signature
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            if "labels" not in kwargs or "content" not in kwargs:
-                return plain(*args, **kwargs)
-            return self._compute(model, plain, *args, **kwargs)
-
-        model.forward = forward
-
     def detach(self, model: PreTrainedModel) -> None:
         """Give the model its own forward back."""
         del model.forward
+        delattr(model, _ATTACHED)
+        self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
@@ -123,7 +134,6 @@ class PairedViewObjective:
     def _compute(
         self,
         model: PreTrainedModel,
-        plain: Callable[..., Any],
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
@@ -157,16 +167,16 @@ class PairedViewObjective:
         successors = F.pad(labels[:, 1:], (0, 1), value=IGNORED).gather(1, label_positions)
         self._read = F.pad(label_positions, (0, 1))
         try:
-            found = plain(
+            found = self._plain(
                 **read,
                 labels=F.pad(successors, (1, 0), value=IGNORED),
                 num_items_in_batch=total[0],
                 use_cache=False,
                 return_dict=True,
             )
+            states = self._states
         finally:
-            self._read = None
-        states, self._states = self._states, None
+            self._read = self._states = None
         loss = self.lm_weight * found.loss
         output.lm_loss = found.loss.detach() * total[0] / labelled.clamp_min(1)
         if self.tube_weight:
@@ -214,6 +224,22 @@ class PairedViewObjective:
             patches = torch.stack([first, triples[:, 0], triples[:, 2], last], dim=1)
             each = patch_distance(states, patches)
         return torch.where(long_enough, each, torch.zeros_like(each)), long_enough
+
+
+def _forward_like(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of models with an objective, which it asks the model for: accelerate keeps it in a copy's too."""
+
+    def forward(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        objective = getattr(model, _ATTACHED)
+        if "labels" not in kwargs or "content" not in kwargs:
+            return objective._plain(*args, **kwargs)
+        return objective._compute(model, *args, **kwargs)
+
+    # generate() and the Trainer look at it.
+    own = inspect.Parameter("model", inspect.Parameter.POSITIONAL_ONLY)
+    signature = inspect.signature(plain)
+    forward.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])
+    return forward
 
 
 @torch.no_grad()
@@ -266,7 +292,13 @@ def _in_one_row(
 
 
 def check_positions(model: PreTrainedModel) -> None:
-    """Refuse a model that takes no positions, so that views cannot share a row, or has no decoder but itself."""
+    """Refuse a model that takes no positions, so that views cannot share a row, that has no decoder but itself, or that
+    peft gives tokens of its own to."""
+    if has_adapters(model) and model.peft_config[model.active_adapter].is_prompt_learning:
+        raise UsageError(
+            f"{model.peft_config[model.active_adapter].peft_type.value} puts tokens of its own before a row, and views "
+            "are read without them; take adapters that change layers, such as LoRA"
+        )
     if isinstance(decoder_of(model), GenerationMixin):
         raise UsageError(
             f"{type(model).__name__} does not tell its decoder from its head (get_decoder), and views are read by the "

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,6 +22,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..base_trainer import RepresentationTrainer, RunningMeans, hardware, hub_name
 from ..ema import match_parameters, update_target
@@ -137,14 +140,23 @@ class LlmJepaTrainer(RepresentationTrainer):
         if processing_class.pad_token is None:
             processing_class.pad_token = processing_class.eos_token
         if view_tokenizer is None and _is_raw(train_dataset if train_dataset is not None else eval_dataset):
+            if has_adapters(model) and predictor_tokens(1)[0] not in processing_class.get_added_vocab():
+                # Its embedding would not be trained, and adapters beside a larger embedding would not load.
+                raise UsageError(
+                    "the model has adapters and does not know the predictor token: call add_predictor_tokens(model, "
+                    "tokenizer, 1) before add_adapters(model, tokenizer, settings, 1)"
+                )
             add_predictor_tokens(model, processing_class, 1)
             view_tokenizer = PairedViewTokenizer(processing_class)
+        if generation_rows and view_tokenizer is None:
+            raise UsageError("generation_rows need to know how prompts are written (view_tokenizer=...)")
         if data_collator is None:
             data_collator = DataCollatorForPairedViews(processing_class, args.view_passes)
         teacher = None
         callbacks = list(callbacks or ())
         if args.target_gradient == "ema":
             teacher = copy.deepcopy(decoder_of(model)).eval().requires_grad_(False)
+            teacher._forward_hooks.clear()  # of an objective that was attached before, and copied with its model
             self._teacher_callback = TeacherCallback(args.ema_decay)
             callbacks.insert(0, self._teacher_callback)
         self.objective = PairedViewObjective(
@@ -176,17 +188,39 @@ class LlmJepaTrainer(RepresentationTrainer):
                 "stop or full, or configs/accelerate/ddp.yaml"
             )
         self.objective.attach(self.model)
+        self._checked = False
         if teacher is not None:
             teacher.to(args.device)
             self._teacher_callback.pair(decoder_of(self.model), teacher)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and resume, as `Trainer` does, if the model can tell the views apart (see `check_views`)."""
-        if self.args.pair_weight:
-            check_views(self.model, self.data_collator, next(iter(self.train_dataset)))
+        self._attach()
+        row = next(iter(self.train_dataset), None) if self.train_dataset is not None else None
+        if row is None:
+            raise UsageError("there are no rows to train on: LlmJepaTrainer(train_dataset=...)")
+        self._check(row)
         return super().train(*args, **kwargs)
 
+    def _attach(self) -> None:
+        """Have the model compute this trainer's objective, though another one was made for the same model since."""
+        self.objective.attach(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+
+    def _check(self, row: dict[str, Any]) -> None:
+        """Once, see `check_views`."""
+        if not self._checked:
+            check_views(self.model, self.data_collator, row)
+        self._checked = True
+
     # ---- data
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As the base's, of rows as the constructor takes them."""
+        return super().get_eval_dataloader(read_rows(eval_dataset, self.view_tokenizer))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As `Trainer`'s, of rows as the constructor takes them."""
+        return super().get_test_dataloader(read_rows(test_dataset, self.view_tokenizer))
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = [
@@ -266,12 +300,23 @@ class LlmJepaTrainer(RepresentationTrainer):
             means.add("view_hit_rate", hit_rate(predictions, targets), one)
             means.add("view_hit_rate_chance", one / len(targets), one)
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Adds the share of right answers, where there are rows to generate for; every rank does its part of them."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> Any:
+        """Adds the share of right answers, where there are rows to generate for.
+
+        Every rank does its part of them; all of them where weights are divided among ranks, which then have to make the
+        same passes.
+        """
+        self._attach()
+        for row in islice(dataloader.dataset, 1):
+            self._check(row)
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.generation_rows:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            mine = self.generation_rows[self.args.process_index :: self.args.world_size]
+            mine = self.generation_rows
+            if not (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+                mine = mine[self.args.process_index :: self.args.world_size]
             shares, found = judge(
                 model,
                 self.view_tokenizer,
@@ -382,15 +427,29 @@ class LlmJepaTrainer(RepresentationTrainer):
 
 
 def _is_raw(dataset: Any) -> bool:
-    if dataset is None or isinstance(dataset, dict):
+    if isinstance(dataset, dict):
+        return any(map(_is_raw, dataset.values()))
+    if dataset is None or isinstance(dataset, str):
         return False
-    return "labels" not in next(iter(dataset))
+    first = next(iter(dataset), None)
+    return first is not None and "labels" not in first
 
 
 def read_rows(dataset: Any, view_tokenizer: PairedViewTokenizer | None) -> Any:
-    """Rows of token ids as they are, others through the tokenizer; what was cut is counted in the log."""
-    if dataset is None or not _is_raw(dataset):
+    """Rows of token ids as they are, others through the tokenizer; what was cut is counted in the log.
+
+    Args:
+        dataset: or several, by name; or the name of one.
+
+    Raises:
+        UsageError: rows that are not tokenised, without a tokenizer.
+    """
+    if not _is_raw(dataset):
         return dataset
+    if isinstance(dataset, dict):
+        return {name: read_rows(part, view_tokenizer) for name, part in dataset.items()}
+    if view_tokenizer is None:
+        raise UsageError("rows of text among rows of token ids: say how they are read (view_tokenizer=...)")
     rows = [view_tokenizer(row, number) for number, row in enumerate(dataset)]
     tell_of_cuts(rows, view_tokenizer.max_length)
     return rows

@@ -69,3 +69,8 @@ class LlmJepaTrainingArguments(TrainingArguments):
         if not self.infonce_temperature > 0:
             raise UsageError(f"infonce_temperature must be above 0, not {self.infonce_temperature}")
         super().__post_init__()
+        if self.use_liger_kernel and (self.liger_kernel_config or {}).get("fused_linear_cross_entropy", True):
+            raise UsageError(
+                "use_liger_kernel puts a forward of its own in place of the one that reads the views: leave it out, or "
+                'take its other kernels alone (in Python, liger_kernel_config={"fused_linear_cross_entropy": False})'
+            )

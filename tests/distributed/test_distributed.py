@@ -137,6 +137,18 @@ def test_rows_that_fill_up_an_epochs_last_batches_are_not_learnt_from(
         assert largest_difference(group[0][name]["weights"], alone[name]["weights"]) < 1e-5
 
 
+def test_shards_that_end_at_different_times_make_batches_of_one_size(ranks: list[Results]) -> None:
+    """The contrastive term compares samples across ranks in all five steps; each rank's rows come in their order."""
+    for rank in ranks:
+        found = rank["uneven shards"]
+        assert found["steps"] == 5
+        assert len(found["rows"]) == 5 * 4
+    targets = [[count > 0 for count in rank["uneven shards"]["targets"]] for rank in ranks]
+    assert targets == [[True] * 5] * 2
+    first = next(rank["uneven shards"]["rows"] for rank in ranks if len(set(rank["uneven shards"]["rows"])) == 9)
+    assert first[8] == first[9] == first[10] == first[11]
+
+
 def test_the_comparison_sees_ranks_that_count_for_themselves(ranks: list[Results], alone: Results) -> None:
     """Were each rank's loss divided by its own targets, the weights would differ by far more than 1e-5."""
     assert largest_difference(ranks[0]["wrong"]["weights"], alone["dropped"]["weights"]) > 1e-4

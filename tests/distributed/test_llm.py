@@ -16,7 +16,7 @@ from jepa_hf.cli.train import main
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-CONFIG = REPOSITORY / "configs" / "accelerate" / "cpu2.yaml"
+CONFIGURATIONS = REPOSITORY / "configs" / "accelerate"
 
 sys.path.insert(0, str(HERE.parent))
 
@@ -35,12 +35,12 @@ def flags(out: str, batch: int) -> list[str]:
     return [*FLAGS.split(), *sizes, "--output_dir", out]
 
 
-def run_two_ranks(folder: Path) -> None:
+def run_two_ranks(folder: Path, config: Path, script: Path, given: list[str]) -> None:
     """In processes of their own, which speak once."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
-    command = [*launch, str(REPOSITORY / "run_jepa.py"), *flags("two", batch=4)]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    command = [*launch, str(config), str(script), *given]
     done = subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=200, check=False
     )
@@ -57,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     model(len(words)).save_pretrained(folder / "llm")
     for name, rows in (("rows", conversations(21)), ("held_out", conversations(13))):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run_two_ranks(folder)
+    run_two_ranks(folder, CONFIGURATIONS / "cpu2.yaml", REPOSITORY / "run_jepa.py", flags("two", batch=4))
     with chdir(folder):
         assert main(flags("one", batch=8)) == 0
     two, one = (json.loads((folder / out / "metrics.json").read_text()) for out in ("two", "one"))
@@ -89,3 +89,14 @@ def test_an_evaluation_with_uneven_batches_counts_every_row_and_answer_once(
     _, two, one = runs
     for key in ("eval_lm_loss", "eval_view_cosine", "eval_pair_loss", "eval_exact_match", "eval_prefix_match"):
         assert two["eval"][key] == pytest.approx(one["eval"][key], abs=1e-4), key
+
+
+def test_ranks_that_divide_the_weights_answer_together(runs: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    """Five prompts, one at a time: of two and three answers the ranks would make different passes, and wait forever."""
+    folder, _, one = runs
+    config, script = CONFIGURATIONS / "fsdp2.yaml", HERE / "llm_two_shards.py"
+    given = [*flags("divided", batch=4), "--per_device_eval_batch_size", "1", "--generation_metrics", "prefix_match"]
+    run_two_ranks(folder, config, script, [*given, "--dataloader_pin_memory", "false"])
+    divided = json.loads((folder / "divided" / "metrics.json").read_text())
+    assert divided["eval"]["eval_prefix_match"] == one["eval"]["eval_prefix_match"]
+    assert divided["eval"]["eval_lm_loss"] == pytest.approx(one["eval"]["eval_lm_loss"], abs=1e-4)

@@ -123,6 +123,15 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
     "shards": lambda folder, processes: train(
         folder, processes, datasets.Dataset.from_list(LONG).to_iterable_dataset(num_shards=4), "dropped", "transformer"
     ),
+    # Two ranks have nine and four rows: in the third step one of them has a single one, the other starts anew.
+    "uneven shards": lambda folder, processes: train(
+        folder,
+        processes,
+        datasets.Dataset.from_list(LONG[:13]).to_iterable_dataset(num_shards=3),
+        "dropped",
+        "transformer",
+        2.0,
+    ),
     # What the tests must be able to see: each rank divides by its own targets.
     "wrong": lambda folder, processes: train(
         folder, processes, LONG, "dropped", "transformer", average_tokens_across_devices=False
