@@ -506,7 +506,9 @@ class RepresentationTrainer(Trainer):
         self._means["train"] = RunningMeans()
         self._training.fill_(1)
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+            self._end_workers()
+            return output
         except RuntimeError as error:
             if not _WORKER_DIED.match(str(error)):
                 raise
@@ -517,6 +519,18 @@ class RepresentationTrainer(Trainer):
         finally:
             self._guard = None
             self._training.fill_(0)
+
+    def _end_workers(self) -> None:
+        """End the training's persistent workers, whom nobody asks again: the next training makes a loader of its own.
+
+        Torch waits five seconds for each whose loader is left to be garbage.
+        """
+        loader = self.callback_handler.train_dataloader
+        loader = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+        iterator = getattr(loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+            loader._iterator = None  # who iterates over this loader all the same gets new ones
 
     def _check_states(self, checkpoint: Path) -> None:
         """Refuse a checkpoint without optimizer states: Trainer would go on with fresh ones.

@@ -14,10 +14,16 @@ import pytest
 import transformers
 
 
+def pytest_collectstart() -> None:
+    """While all is imported, there is no garbage to look for."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """`Trainer` collects garbage after each run: half a second over all that is imported, unless that is set aside."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

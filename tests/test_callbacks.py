@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from jepa_batches import rows, tiny_jepa
-from jepa_runs import At, Batch, Recorded, StopAfter, Weights, ema_of, end_workers, trainer, weights
+from jepa_runs import At, Batch, Recorded, StopAfter, Weights, ema_of, trainer, weights
 from tiny import save_tiny_encoder
 from torch import nn
 
@@ -88,7 +88,6 @@ def test_masks_are_new_every_epoch_and_the_same_with_any_workers(tmp_path: Path)
             dataloader_persistent_workers=persistent,
         )
         run.train()
-        end_workers(run)
         runs.append(by_row(run.batches))
     assert len(runs[0]) == 16
     assert all(len(set(masks)) == len(masks) == 3 for masks in runs[0].values())

@@ -395,6 +395,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
 # ---- scripts of one's own
 
 SCRIPT = """
+import multiprocessing
 import sys
 from transformers import TrainerCallback
 from jepa_hf import JepaTrainer, JepaTrainingArguments
@@ -408,8 +409,12 @@ args = JepaTrainingArguments(
     "out", max_steps=2, per_device_train_batch_size=4, dataloader_num_workers=1, use_cpu=True, report_to="none",
     save_strategy="no", dataloader_persistent_workers=sys.argv[1] == "ends with workers that stay",
 )
-trainer = JepaTrainer("bert", args, train_dataset=[{"text": line} for line in open("data.txt")], callbacks=[Fault()])
+data = [{"text": line} for line in open("data.txt")]
+trainer = JepaTrainer("bert", args, train_dataset=data, eval_dataset=data[:8], callbacks=[Fault()])
 trainer.train()
+trainer.evaluate()
+for process in multiprocessing.active_children():
+    print("still there:", process.pid)
 """
 
 
@@ -419,5 +424,6 @@ def test_a_script_ends_though_workers_are_still_there(how: str, folder: Path) ->
     (folder / "script.py").write_text(SCRIPT)
     done = start_process(folder / "script.py", how, cwd=folder)
     assert done.returncode == (1 if how == "fails" else 0), done.stderr
+    assert ("still there" in done.stdout) == (how != "fails")  # an evaluation's, which a next one would ask again
     last = done.stderr.strip().splitlines()[-1:]
     assert (last == ["ArithmeticError: a fault of one's own"]) == (how == "fails"), done.stderr

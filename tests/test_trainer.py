@@ -1,5 +1,6 @@
 """Claims about `JepaTrainer`: data, logs, evaluation, optimizer, precision, and what it pushes."""
 
+import multiprocessing
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hub import Hub
 from jepa_batches import rows, tiny_jepa
-from jepa_runs import At, Batch, Recorded, arguments, ema_of, largest_difference, trainer, weights
+from jepa_runs import At, Batch, Recorded, arguments, ema_of, end_workers, largest_difference, trainer, weights
 from tiny import CORPUS, save_tiny_encoder, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
@@ -376,6 +377,31 @@ def test_a_stream_of_tokens_trains(tmp_path: Path) -> None:
     run.train()
     assert run.state.global_step == 5
     assert len({batch["input_ids"].shape[1] for batch in run.batches}) > 1
+
+
+def test_persistent_workers_end_with_their_training(tmp_path: Path) -> None:
+    """Not those of evaluations, whom the next evaluation asks again; and there may be another training."""
+    before = set(multiprocessing.active_children())
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+    data = rows("bert", 16)
+    run = trainer(
+        tmp_path,
+        data=data,
+        eval_data=data,
+        dataloader_num_workers=1,
+        dataloader_persistent_workers=True,
+        **settings,
+        callbacks=[At(on_step_end=lambda *_: during.append(set(multiprocessing.active_children()) - before))],
+    )
+    evaluation = None
+    for _ in range(2):
+        during: list[set[Any]] = []
+        run.train()
+        assert [len(workers) for workers in during] == ([1, 2] if evaluation is None else [2, 2])
+        evaluation = evaluation or during[1] - during[0]
+        assert set(multiprocessing.active_children()) - before == evaluation
+    assert len(run.batches) == 4
+    end_workers(run)
 
 
 def test_every_part_by_hand(tmp_path: Path) -> None:

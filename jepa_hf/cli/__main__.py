@@ -1,5 +1,5 @@
 """`python -m jepa_hf.cli` is `jepa-hf`."""
 
-from .main import leave, main
+from .main import console
 
-leave(main())
+console()

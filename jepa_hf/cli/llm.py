@@ -25,7 +25,6 @@ from ..llm_jepa.objective import check_views, has_adapters
 from ..llm_jepa.trainer import tell_of_cuts
 from ..llm_jepa.views import IGNORED, MOST_PREDICTOR_TOKENS, special_ids
 from ..paired_data import PairedDataArguments, PairedRow, load_paired_rows, row_texts, train_bpe_tokenizer
-from ..plots import plot_language_model
 from ..run_directory import RunPlan
 from .arguments import StartArguments
 from .language_models import build_language_model, dtype_of, load_language_config, load_words, read_template
@@ -133,6 +132,8 @@ def run(parsed: LlmParsed, interruption: InterruptionCallback | None = None) -> 
     planned = plan(args, settings)
     if planned.finished:
         return None
+    from ..plots import plot_language_model  # not before, as in `train.run`
+
     set_seed(args.seed)
     trainer = _prepare(parsed, planned)
 

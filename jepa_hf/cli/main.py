@@ -1,6 +1,7 @@
 """`jepa-hf`: the console command."""
 
 import argparse
+import gc
 import os
 import subprocess  # nosec B404
 import sys
@@ -41,6 +42,12 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def console() -> NoReturn:
+    """The process of `jepa-hf`."""
+    gc.freeze()  # for the reason that run_jepa.py gives
+    leave(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,7 +16,6 @@ from ..errors import UsageError
 from ..files import whole_file
 from ..interruption import InterruptionCallback
 from ..model_card import DataNames
-from ..plots import plot_training
 from ..run_directory import RunPlan, finish_run, plan_run, start_run
 from ..sharing import Destination, PushError, push_run
 from .arguments import StartArguments
@@ -154,7 +153,7 @@ def carry_out(
     interruption: InterruptionCallback | None,
     begin: Callable[[], None],
     loading: str,
-    draw: Callable[[list[dict[str, Any]], Path], None] = plot_training,
+    draw: Callable[[list[dict[str, Any]], Path], None],
 ) -> None:
     """Train, evaluate, write. All is checked before: from here on the run writes.
 

@@ -14,7 +14,6 @@ from ..errors import RunError, UsageError
 from ..files import whole_file
 from ..interruption import InterruptionCallback
 from ..llm_jepa import LlmJepaTrainer
-from ..mask_plots import write_masks
 from ..sharing import PushError
 from ..trainer import JepaTrainer
 from .arguments import (
@@ -136,6 +135,9 @@ def run(parsed: Parsed, interruption: InterruptionCallback | None = None) -> Jep
     planned = plan(args, settings)
     if planned.finished:
         return None
+    # Not before: a start that ends in a sentence does without matplotlib.
+    from ..mask_plots import write_masks
+    from ..plots import plot_training
 
     set_seed(args.seed)
     prepared = prepare(parsed, planned)
@@ -160,7 +162,7 @@ def run(parsed: Parsed, interruption: InterruptionCallback | None = None) -> Jep
 
     names = data_names(data_args, args, own="Python's language reference")
     names.probe = last_parts(data_args.probe_task)
-    carry_out(trainer, planned, settings, names, interruption, begin, _loading(trainer))
+    carry_out(trainer, planned, settings, names, interruption, begin, _loading(trainer), plot_training)
     return trainer
 
 

@@ -5,6 +5,7 @@
 Each rank writes what it ends with to FOLDER/rank-N.pt.
 """
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -152,6 +153,7 @@ def run_all(folder: Path, processes: int, names: Sequence[str]) -> dict[str, Res
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported, which is no garbage; `Trainer` looks for some after each run
     processes, output, *names = sys.argv[1:]
     output = Path(output)
     results = run_all(output, int(processes), names)
