@@ -155,6 +155,8 @@ class RepresentationTrainer(Trainer):
         self.resumed = False
         self._pushes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")  # one after the other
         super().__init__(model=model, args=args, **kwargs)
+        # Of DDP: spares copies of all gradients, a twentieth of a compiled step.
+        self.accelerator.ddp_handler.gradient_as_bucket_view = True
         if self.is_fsdp_enabled:
             self._check_fsdp(self.accelerator.state.fsdp_plugin)
         if self.is_deepspeed_enabled:

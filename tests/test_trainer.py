@@ -660,6 +660,11 @@ def test_dataparallel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         trainer(tmp_path)
 
 
+def test_ddp_keeps_gradients_in_its_buckets(tmp_path: Path) -> None:
+    """Or each would be copied there and back."""
+    assert trainer(tmp_path).accelerator.ddp_handler.to_kwargs()["gradient_as_bucket_view"] is True
+
+
 def test_ranks_with_batches_of_different_sizes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their samples are compared by a collective that wants as many of each; in one process there is none."""
     trainer(tmp_path, tiny_jepa(), train_sampling_strategy="batch_rebalance")
