@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
@@ -56,6 +57,7 @@ from .model_card import CardFacts, DataNames, render_card
 from .pretrained import whole_weights
 from .sharing import LAST_CHECKPOINT, Destination, PushError, open_repo, push_files, push_run
 from .update_guard import NotFinite, UpdateGuard
+from .whole_batches import WholeBatchCollator, WholeBatches
 
 logger = logging.getLogger(__name__)
 
@@ -201,8 +203,9 @@ class RepresentationTrainer(Trainer):
     def count_tokens(self, inputs: dict[str, torch.Tensor], padding: bool = False) -> torch.Tensor:
         """Number of tokens, patches or time steps of one micro-batch, with or without padding, a scalar tensor."""
 
+    @staticmethod
     @abstractmethod
-    def leave_out(self, inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
+    def leave_out(inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
         """Change a micro-batch so that nothing is learnt from the rows where `own`, bool `[B]`, is False."""
 
     @abstractmethod
@@ -224,12 +227,27 @@ class RepresentationTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """As `Trainer`'s, but starting it draws nothing from the generator that dropout draws from.
 
-        Its workers serve until the run has left, see `outlast_signals`.
+        Its workers serve until the run has left, see `outlast_signals`. On several ranks a stream's batches are whole.
         """
-        loader = self._with_own_generator(super().get_train_dataloader())
+        with self._whole_batches():
+            loader = self._with_own_generator(super().get_train_dataloader())
         inner = getattr(loader, "base_dataloader", loader)
         inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn, self._training)
         return loader
+
+    @contextmanager
+    def _whole_batches(self) -> Iterator[None]:
+        """Have a loader that is made meanwhile fill up a stream's last batches, see `whole_batches`."""
+        rows, collator, ranks = self.train_dataset, self.data_collator, self.args.world_size
+        if ranks > 1 and isinstance(rows, datasets.IterableDataset):
+            self._set_signature_columns_if_needed()  # while the collator is there to say what it reads
+            self.data_collator = WholeBatchCollator(collator, self._train_batch_size, self.leave_out)
+            if rows.n_shards < ranks:  # else accelerate gives each rank its own, which may end before those of others
+                self.train_dataset = WholeBatches(rows, self._train_batch_size * ranks)
+        try:
+            yield
+        finally:
+            self.train_dataset, self.data_collator = rows, collator
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As `Trainer`'s, but starting it draws nothing from the generator that dropout draws from."""

@@ -144,7 +144,7 @@ def read_sample_hit_rate(history: History, curves: Curves, width: int | None = N
     """Whether a sample is found by its context among the others."""
     points, chance = curve(history, "health_sample_hit_rate"), curve(history, "health_sample_hit_rate_chance")
     told = f"The share of samples that their context finds {_change(points)}"
-    if not points or not chance:
+    if not points or not chance or not chance[-1][1] > 0:
         return Reading(f"{told}.")
     end, by_chance = points[-1][1], chance[-1][1]
     if end >= RULES.chance * by_chance:

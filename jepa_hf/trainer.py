@@ -45,7 +45,7 @@ from .pretrained import whole_weights
 from .tokenization import tokenize_dataset
 from .training_args import JepaTrainingArguments
 from .version import __version__
-from .whole_batches import REPEATED, WholeBatchCollator, WholeBatches
+from .whole_batches import REPEATED
 
 logger = logging.getLogger(__name__)
 
@@ -197,19 +197,8 @@ class JepaTrainer(RepresentationTrainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """As `Trainer`'s, with batches for training alone, see `MaskingCollator.for_training`."""
-        given, ranks = self.train_dataset, self.args.world_size
         with self._collating(lambda collator: collator.for_training()):
-            if ranks == 1 or not isinstance(given, datasets.IterableDataset):
-                return super().get_train_dataloader()
-            self._set_signature_columns_if_needed()  # while the collator is there to say what it reads
-            self.data_collator = WholeBatchCollator(self.data_collator, self._train_batch_size)
-            if given.n_shards >= ranks:  # accelerate gives each rank its own, which may end before those of others
-                return super().get_train_dataloader()
-            self.train_dataset = WholeBatches(given, self._train_batch_size * ranks)
-            try:
-                return super().get_train_dataloader()
-            finally:
-                self.train_dataset = given
+            return super().get_train_dataloader()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """As `Trainer`'s, with masks that are the same on every evaluation."""
@@ -302,8 +291,9 @@ class JepaTrainer(RepresentationTrainer):
         # Not by accelerate, which walks over all modules, and this is asked several times a step.
         return unwrapped(self.model)
 
-    def leave_out(self, inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
-        """These rows get no targets. Of a stream see `whole_batches`."""
+    @staticmethod
+    def leave_out(inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
+        """These rows get no targets."""
         inputs["target_valid"] = inputs["target_valid"] & own[:, None, None]
 
     def track(self, outputs: JepaOutput, inputs: dict[str, torch.Tensor], means: RunningMeans) -> None:

@@ -94,9 +94,14 @@ class JepaTrainingArguments(TrainingArguments):
             )
         untold = self.accelerator_config is None
         super().__post_init__()
-        # From pinned memory a batch is copied while the device works; otherwise the host waits for both.
-        if untold:
-            self.accelerator_config.non_blocking = self.dataloader_pin_memory
-        # The dispatcher, which None stands for while streaming, fails on batches of differing lengths.
-        if self.accelerator_config.dispatch_batches is None:
-            self.accelerator_config.dispatch_batches = False
+        settle_loading(self, untold)
+
+
+def settle_loading(args: TrainingArguments, untold: bool) -> None:
+    """How accelerate is to load batches, where that is left open; `untold`: where nothing of it was said."""
+    # From pinned memory a batch is copied while the device works; otherwise the host waits for both.
+    if untold:
+        args.accelerator_config.non_blocking = args.dataloader_pin_memory
+    # The dispatcher, which None stands for while streaming, fails on batches of differing lengths.
+    if args.accelerator_config.dispatch_batches is None:
+        args.accelerator_config.dispatch_batches = False

@@ -1,4 +1,4 @@
-"""Streams on several ranks: the rows that fill up their last batches say that they were read before."""
+"""Streams on several ranks: batches of one size, in which nothing is learnt from rows that fill them up."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -42,23 +42,29 @@ class WholeBatches(torch.utils.data.IterableDataset):
 
 
 class WholeBatchCollator:
-    """A collator whose batches are all of one size, and have no targets in rows that were read before.
+    """A collator whose batches are all of one size; of rows that were read before nothing is learnt.
 
     Samples are compared across ranks, whose shards of a stream do not end at the same time: a smaller batch is filled
     up as the stream is.
 
     Args:
-        collator: makes batches with `target_valid`, bool `[B, M, T]`.
+        collator: makes batches.
         size: rows in a batch.
+        leave_out: changes a batch so that nothing is learnt from the rows where a bool `[B]` is False.
     """
 
-    def __init__(self, collator: Callable[[Sequence[Row]], dict[str, torch.Tensor]], size: int):
-        self.collator, self.size = collator, size
+    def __init__(
+        self,
+        collator: Callable[[Sequence[Row]], dict[str, torch.Tensor]],
+        size: int,
+        leave_out: Callable[[dict[str, torch.Tensor], torch.Tensor], None],
+    ):
+        self.collator, self.size, self.leave_out = collator, size, leave_out
 
     def __call__(self, features: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Collate; rows without `repeated` were not."""
         features = [*features, *[{**features[0], REPEATED: True}] * (self.size - len(features))]
         repeated = torch.tensor([feature.get(REPEATED, False) for feature in features])
         batch = self.collator([{name: row[name] for name in row if name != REPEATED} for row in features])
-        batch["target_valid"][repeated] = False
+        self.leave_out(batch, ~repeated)  # if none, too: another rank's batch may have some, and they gather alike
         return batch

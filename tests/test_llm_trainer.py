@@ -1,9 +1,11 @@
 """LLM-JEPA through the real trainer: exact under accumulation and resume, a plain language model at its end."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -188,6 +190,32 @@ def test_rows_are_read_wherever_they_are_given(tmp_path: Path) -> None:
     )
     assert named.evaluate()["eval_all_loss"] == expected
     assert named.evaluate("some")["eval_loss"] == expected
+
+
+def test_a_stream_is_read_on_the_way(tmp_path: Path) -> None:
+    """One without end: what is learnt is what its first rows teach; a finite one is evaluated on."""
+    first, losses = conversations(8), []
+    for name, rows in (
+        ("stream", datasets.IterableDataset.from_generator(lambda: itertools.cycle(conversations(8)))),
+        ("list", first),
+    ):
+        torch.manual_seed(0)  # the predictor token's row is random
+        words = tokenizer()
+        args = LlmJepaTrainingArguments(
+            str(tmp_path / name),
+            max_steps=3,
+            per_device_train_batch_size=4,
+            train_sampling_strategy="sequential",
+            logging_steps=1,
+            use_cpu=True,
+            report_to="none",
+        )
+        held_out = datasets.Dataset.from_list(first).to_iterable_dataset() if name == "stream" else first
+        run = LlmJepaTrainer(model(len(words)), args, train_dataset=rows, eval_dataset=held_out, processing_class=words)
+        run.train()
+        losses.append([*logged(run, "loss"), run.evaluate()["eval_pair_loss"]])
+    assert len(losses[0]) == 4
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 def test_rows_that_cannot_be_read_are_told(tmp_path: Path) -> None:

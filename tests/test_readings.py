@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jepa_hf.plots import PANELS
@@ -209,6 +209,7 @@ VALUES = st.one_of(st.floats(width=32), st.integers(-5, 5), st.none(), st.just("
         max_size=6,
     )
 )
+@example([{"health_sample_hit_rate": 0.0, "health_sample_hit_rate_chance": 0.0}])
 def test_whatever_was_logged_every_curve_gets_one_sentence(entries: list[dict[str, Any]]) -> None:
     history = [{"step": step} | entry for step, entry in enumerate(entries)]
     found = readings(history)

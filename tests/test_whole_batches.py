@@ -12,6 +12,10 @@ def stream(count: int) -> datasets.IterableDataset:
     return datasets.IterableDataset.from_generator(lambda: ({"row": row} for row in range(count)))
 
 
+def leave_out(batch: dict[str, torch.Tensor], own: torch.Tensor) -> None:
+    batch["row"][~own] = -1
+
+
 @given(count=st.integers(0, 9), size=st.integers(1, 5))
 def test_all_rows_come_once_and_what_fills_up_says_so(count: int, size: int) -> None:
     """The length is the next multiple; a second pass is the first again."""
@@ -39,21 +43,21 @@ def test_a_new_epoch_reaches_the_stream() -> None:
     assert [row["row"] for row in rows] != first
 
 
-def test_rows_read_before_have_no_targets_and_the_collator_does_not_see_the_sign() -> None:
+def test_rows_read_before_are_left_out_and_the_collator_does_not_see_the_sign() -> None:
     def collate(features: list[dict[str, int]]) -> dict[str, torch.Tensor]:
         assert all(set(feature) == {"row"} for feature in features)
-        return {"target_valid": torch.ones(len(features), 1, 2, dtype=torch.bool)}
+        return {"row": torch.tensor([feature["row"] for feature in features])}
 
-    valid = WholeBatchCollator(collate, 3)([{"row": 3}, {"row": 0, REPEATED: True}, {"row": 4}])["target_valid"]
-    assert valid[:, 0, 0].tolist() == [True, False, True]
+    batch = WholeBatchCollator(collate, 3, leave_out)([{"row": 3}, {"row": 0, REPEATED: True}, {"row": 4}])
+    assert batch["row"].tolist() == [3, -1, 4]
 
 
-def test_a_smaller_batch_is_filled_up_with_rows_without_targets() -> None:
+def test_a_smaller_batch_is_filled_up_with_rows_that_are_left_out() -> None:
     """As where a rank's or a worker's shards of a stream end."""
 
     def collate(features: list[dict[str, int]]) -> dict[str, torch.Tensor]:
-        assert [feature["row"] for feature in features] == [3, 4, 3, 3]
-        return {"target_valid": torch.ones(len(features), 1, 2, dtype=torch.bool)}
+        return {"row": torch.tensor([feature["row"] for feature in features])}
 
-    valid = WholeBatchCollator(collate, 4)([{"row": 3}, {"row": 4}])["target_valid"]
-    assert valid[:, 0, 0].tolist() == [True, True, False, False]
+    whole = WholeBatchCollator(collate, 4, leave_out)
+    assert whole([{"row": 3}, {"row": 4}])["row"].tolist() == [3, 4, -1, -1]
+    assert whole([{"row": row} for row in range(4)])["row"].tolist() == [0, 1, 2, 3]

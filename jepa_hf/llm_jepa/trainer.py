@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -32,6 +33,7 @@ from ..metrics import effective_rank, hit_rate, mean_pairwise_cosine
 from ..model_card import DataNames
 from ..pretrained import whole_weights
 from ..version import __version__
+from ..whole_batches import REPEATED
 from .adapters import save_adapters
 from .data_collator import DataCollatorForPairedViews
 from .generation import judge
@@ -224,7 +226,7 @@ class LlmJepaTrainer(RepresentationTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = [
-            "input_ids", "labels", "content", "text_input_ids", "text_end", "code_input_ids", "code_end",
+            "input_ids", "labels", "content", "text_input_ids", "text_end", "code_input_ids", "code_end", REPEATED,
         ]  # fmt: skip
 
     # ---- one update
@@ -243,7 +245,9 @@ class LlmJepaTrainer(RepresentationTrainer):
         rows = inputs["row_valid"].sum() if "row_valid" in inputs else labels.new_tensor(len(labels))
         return torch.stack([self.count_targets(inputs), rows])
 
-    def leave_out(self, inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
+    @staticmethod
+    def leave_out(inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
+        """Neither answers nor views of these rows count."""
         inputs["labels"] = inputs["labels"].masked_fill(~own[:, None], IGNORED)
         inputs["row_valid"] = own
 
@@ -436,7 +440,8 @@ def _is_raw(dataset: Any) -> bool:
 
 
 def read_rows(dataset: Any, view_tokenizer: PairedViewTokenizer | None) -> Any:
-    """Rows of token ids as they are, others through the tokenizer; what was cut is counted in the log.
+    """Rows of token ids as they are, others through the tokenizer; what was cut is counted in the log, but for streams,
+    whose rows are read on the way.
 
     Args:
         dataset: or several, by name; or the name of one.
@@ -450,6 +455,8 @@ def read_rows(dataset: Any, view_tokenizer: PairedViewTokenizer | None) -> Any:
         return {name: read_rows(part, view_tokenizer) for name, part in dataset.items()}
     if view_tokenizer is None:
         raise UsageError("rows of text among rows of token ids: say how they are read (view_tokenizer=...)")
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset.map(view_tokenizer, with_indices=True, remove_columns=list(next(iter(dataset))))
     rows = [view_tokenizer(row, number) for number, row in enumerate(dataset)]
     tell_of_cuts(rows, view_tokenizer.max_length)
     return rows

@@ -6,6 +6,7 @@ from transformers import TrainingArguments
 
 from ..errors import UsageError
 from ..pair_losses import PAIR_LOSSES
+from ..training_args import settle_loading
 from .data_collator import VIEW_PASSES
 
 _CHOICES = {
@@ -68,7 +69,9 @@ class LlmJepaTrainingArguments(TrainingArguments):
             raise UsageError(f"ema_decay must lie between 0 and 1, not {self.ema_decay}")
         if not self.infonce_temperature > 0:
             raise UsageError(f"infonce_temperature must be above 0, not {self.infonce_temperature}")
+        untold = self.accelerator_config is None
         super().__post_init__()
+        settle_loading(self, untold)
         if self.use_liger_kernel and (self.liger_kernel_config or {}).get("fused_linear_cross_entropy", True):
             raise UsageError(
                 "use_liger_kernel puts a forward of its own in place of the one that reads the views: leave it out, or "

@@ -20,6 +20,7 @@ CONFIGURATIONS = REPOSITORY / "configs" / "accelerate"
 
 sys.path.insert(0, str(HERE.parent))
 
+from llm_stream_ranks import train  # noqa: E402
 from paired_views import conversations, model, tokenizer  # noqa: E402
 
 # Of the last batch that is evaluated, and of an epoch's last batch, one rank has four rows and the other one.
@@ -35,8 +36,10 @@ def flags(out: str, batch: int) -> list[str]:
     return [*FLAGS.split(), *sizes, "--output_dir", out]
 
 
-def run_two_ranks(folder: Path, config: Path, script: Path, given: list[str]) -> None:
-    """In processes of their own, which speak once."""
+def run_two_ranks(
+    folder: Path, config: Path, script: Path, given: list[str], once: str = "llama language model"
+) -> None:
+    """In processes of their own, which say `once` once."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
@@ -45,7 +48,7 @@ def run_two_ranks(folder: Path, config: Path, script: Path, given: list[str]) ->
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.count("llama language model") == 1
+    assert done.stdout.count(once) == 1
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +83,17 @@ def test_two_ranks_learn_what_one_process_does_with_the_doubled_batch(
     for log, expected in zip(two["history"], one["history"], strict=True):
         for key in ("loss", "lm_loss", "pair_loss", "view_cosine"):
             assert log.get(key) == pytest.approx(expected.get(key), abs=1e-4), key
+
+
+def test_a_streams_rows_are_learnt_from_once(runs: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
+    """Of 13 rows the last update has five, which two ranks fill up, and nothing is learnt from what fills them up. Nor
+    do the ranks wait forever where their shards of a stream end at different times."""
+    folder, _, _ = runs
+    script = HERE / "llm_stream_ranks.py"
+    run_two_ranks(folder, CONFIGURATIONS / "cpu2.yaml", script, ["llm", "stream"], "a llama language model in 4 steps")
+    train(str(folder / "llm"), str(folder / "one stream"), shards=1)
+    ours, theirs = (load_file(folder / name / "model.safetensors") for name in ("stream", "one stream"))
+    assert max((ours[name] - theirs[name]).abs().max().item() for name in theirs) < 1e-5
 
 
 def test_an_evaluation_with_uneven_batches_counts_every_row_and_answer_once(
