@@ -26,7 +26,8 @@ class PairedViewOutput(ModelOutput):
 
     Args:
         loss: scalar, the weighted sum of the parts, each divided by what the update has of it.
-        lm_loss: scalar, mean next-token loss over this batch's labels.
+        lm_loss: scalar, mean next-token loss over this batch's labels; with what a mixture of experts adds for its
+            router, where its configuration asks for it.
         pair_loss: scalar, mean distance over its pairs; None where the views were left out.
         tube_loss: scalar, mean over its rows; None where its weight is 0.
         num_labels, num_pairs: scalars.

@@ -92,7 +92,7 @@ class LlmJepaTrainer(RepresentationTrainer):
         args: `LlmJepaTrainingArguments`; default writes to `out`.
         data_collator: default `DataCollatorForPairedViews`.
         train_dataset, eval_dataset: rows of `PairedViewTokenizer`, or rows with `messages`, or with `text` and `code`,
-            which `view_tokenizer` reads.
+            which `view_tokenizer` reads, those of a `datasets.IterableDataset` on the way.
         processing_class: the tokenizer; default the one beside `model`, where that is a name.
         view_tokenizer: default a `PairedViewTokenizer` with its defaults, for rows that are not tokenised.
         generation_rows: rows with messages or columns whose prompts the model answers at each evaluation; the shares
