@@ -231,7 +231,7 @@ class RepresentationTrainer(Trainer):
         """
         with self._whole_batches():
             loader = self._with_own_generator(super().get_train_dataloader())
-        inner = getattr(loader, "base_dataloader", loader)
+        inner = _of_torch(loader)
         inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn, self._training)
         return loader
 
@@ -256,8 +256,7 @@ class RepresentationTrainer(Trainer):
     def _with_own_generator(self, loader: DataLoader) -> DataLoader:
         # A loader draws a seed for its workers whenever it starts them. Persistent ones start once in a whole run, but
         # once more after a resume: from the common generator, that would change the dropout of all later steps.
-        inner = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
-        inner.generator = torch.Generator().manual_seed(self.args.seed)
+        _of_torch(loader).generator = torch.Generator().manual_seed(self.args.seed)
         return loader
 
     # ---- one update
@@ -545,11 +544,9 @@ class RepresentationTrainer(Trainer):
 
         Torch waits five seconds for each whose loader is left to be garbage.
         """
-        loader = self.callback_handler.train_dataloader
-        loader = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
-        iterator = getattr(loader, "_iterator", None)
-        if iterator is not None:
-            iterator._shutdown_workers()
+        loader = _of_torch(self.callback_handler.train_dataloader)
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()
             loader._iterator = None  # who iterates over this loader all the same gets new ones
 
     def _check_states(self, checkpoint: Path) -> None:
@@ -859,6 +856,11 @@ class RepresentationTrainer(Trainer):
         super()._finish_current_push()
         if self.is_world_process_zero():
             shutil.rmtree(Path(self.args.output_dir, PUSH_FOLDER), ignore_errors=True)
+
+
+def _of_torch(loader: Any) -> DataLoader:
+    """Torch's own loader, below what accelerate puts around it."""
+    return getattr(loader, "base_dataloader", loader)
 
 
 def _start_worker(begin: Callable[[int], None] | None, training: torch.Tensor, worker: int) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -198,21 +198,23 @@ class LlmJepaTrainer(RepresentationTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and resume, as `Trainer` does, if the model can tell the views apart (see `check_views`)."""
         self._attach()
-        row = next(iter(self.train_dataset), None) if self.train_dataset is not None else None
-        if row is None:
+        first = list(islice(self.train_dataset or (), 1))
+        if not first:
             raise UsageError("there are no rows to train on: LlmJepaTrainer(train_dataset=...)")
-        self._check(row)
+        self._check(first)
         return super().train(*args, **kwargs)
 
     def _attach(self) -> None:
         """Have the model compute this trainer's objective, though another one was made for the same model since."""
         self.objective.attach(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
-    def _check(self, row: dict[str, Any]) -> None:
-        """Once, see `check_views`."""
-        if not self._checked:
+    def _check(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Once, by the first of them, see `check_views`."""
+        if self._checked:
+            return
+        for row in islice(rows, 1):
             check_views(self.model, self.data_collator, row)
-        self._checked = True
+            self._checked = True
 
     # ---- data
 
@@ -313,8 +315,7 @@ class LlmJepaTrainer(RepresentationTrainer):
         same passes.
         """
         self._attach()
-        for row in islice(dataloader.dataset, 1):
-            self._check(row)
+        self._check(dataloader.dataset)
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.generation_rows:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -456,7 +457,7 @@ def read_rows(dataset: Any, view_tokenizer: PairedViewTokenizer | None) -> Any:
     if view_tokenizer is None:
         raise UsageError("rows of text among rows of token ids: say how they are read (view_tokenizer=...)")
     if isinstance(dataset, datasets.IterableDataset):
-        return dataset.map(view_tokenizer, with_indices=True, remove_columns=list(next(iter(dataset))))
+        return dataset.map(view_tokenizer, with_indices=True, remove_columns=dataset.column_names)
     rows = [view_tokenizer(row, number) for number, row in enumerate(dataset)]
     tell_of_cuts(rows, view_tokenizer.max_length)
     return rows
