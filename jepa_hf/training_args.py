@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
-
+from .base_training_args import RepresentationTrainingArguments
 from .errors import UsageError
 
 
 @dataclass
-class JepaTrainingArguments(TrainingArguments):
+class JepaTrainingArguments(RepresentationTrainingArguments):
     """`TrainingArguments` with an EMA schedule, exports, health, and the defaults that a JEPA needs.
 
     Args:
@@ -22,8 +21,6 @@ class JepaTrainingArguments(TrainingArguments):
         health_steps: steps between two measurements of health on a fixed batch (see `HealthCallback`), below 1 a share
             of the run, but 25 steps at least; 0 for none.
         stop_on_collapse: end the run where these measurements show a collapse; otherwise it is a warning.
-
-    Where `accelerator_config` is not given, batches are copied from pinned memory without waiting (`non_blocking`).
 
     Raises:
         UsageError: a number out of range, an unknown choice, or `load_best_model_at_end` judged by the loss.
@@ -53,20 +50,12 @@ class JepaTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "End the run where representations collapse, instead of warning."}
     )
     # Changed defaults.
-    output_dir: str = field(default="out", metadata={"help": "Where the run writes."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Every trainable parameter is used: searching costs time."}
-    )
-    ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "No buffer changes in training: sending them costs up to a fifth of a step."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide NaN and inf losses from the log; waits for the device on every step."}
     )
     include_num_input_tokens_seen: str = field(
         default="non_padding", metadata={"help": "Count the tokens read: all, non_padding or no."}
     )
-    project: str = field(default="jepa_hf", metadata={"help": "Project name for trackers."})
 
     def __post_init__(self) -> None:
         for name in ("ema_decay", "ema_decay_end"):
@@ -92,16 +81,4 @@ class JepaTrainingArguments(TrainingArguments):
                 "load_best_model_at_end needs --metric_for_best_model, because a JEPA's loss is lowest when it has "
                 "collapsed; good ones are hit_rate and context_rank (with --greater_is_better true)"
             )
-        untold = self.accelerator_config is None
         super().__post_init__()
-        settle_loading(self, untold)
-
-
-def settle_loading(args: TrainingArguments, untold: bool) -> None:
-    """How accelerate is to load batches, where that is left open; `untold`: where nothing of it was said."""
-    # From pinned memory a batch is copied while the device works; otherwise the host waits for both.
-    if untold:
-        args.accelerator_config.non_blocking = args.dataloader_pin_memory
-    # The dispatcher, which None stands for while streaming, fails on batches of differing lengths.
-    if args.accelerator_config.dispatch_batches is None:
-        args.accelerator_config.dispatch_batches = False

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
-
+from ..base_training_args import RepresentationTrainingArguments
 from ..errors import UsageError
 from ..pair_losses import PAIR_LOSSES
-from ..training_args import settle_loading
 from .data_collator import VIEW_PASSES
 
 _CHOICES = {
@@ -18,7 +16,7 @@ _CHOICES = {
 
 
 @dataclass
-class LlmJepaTrainingArguments(TrainingArguments):
+class LlmJepaTrainingArguments(RepresentationTrainingArguments):
     """Arguments of `LlmJepaTrainer`.
 
     Args:
@@ -46,15 +44,6 @@ class LlmJepaTrainingArguments(TrainingArguments):
     tube_weight: float = field(default=0.0, metadata={"help": "Weight of STP's straightness of paths."})
     tube_form: str = field(default="triple", metadata={"help": "Of the paths: triple (paper) or patch (its code)."})
     view_passes: str = field(default="packed", metadata={"help": "Views share a row (packed), or not (separate)."})
-    # Changed defaults.
-    output_dir: str = field(default="out", metadata={"help": "Where the run writes."})
-    ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "No buffer changes in training: sending them costs up to a fifth of a step."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide NaN and inf losses from the log; waits for the device on every step."}
-    )
-    project: str = field(default="jepa_hf", metadata={"help": "Project name for trackers."})
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -69,9 +58,7 @@ class LlmJepaTrainingArguments(TrainingArguments):
             raise UsageError(f"ema_decay must lie between 0 and 1, not {self.ema_decay}")
         if not self.infonce_temperature > 0:
             raise UsageError(f"infonce_temperature must be above 0, not {self.infonce_temperature}")
-        untold = self.accelerator_config is None
         super().__post_init__()
-        settle_loading(self, untold)
         if self.use_liger_kernel and (self.liger_kernel_config or {}).get("fused_linear_cross_entropy", True):
             raise UsageError(
                 "use_liger_kernel puts a forward of its own in place of the one that reads the views: leave it out, or "
