@@ -1,18 +1,14 @@
-"""What every trainer here shares: counting targets, logging loss parts, whole checkpoints, export and card."""
+"""What every trainer here shares: counting targets, logging parts of the loss, whole checkpoints, exact resumes."""
 
 import logging
 import math
 import os
 import pickle  # nosec B403
-import platform
 import re
-import shutil
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,20 +17,15 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate import Accelerator
 from accelerate.data_loader import SeedableRandomSampler
-from accelerate.utils import FullyShardedDataParallelPlugin, gather_object
-from huggingface_hub import CommitInfo
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, has_length
-from transformers.utils import PushInProgress
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from . import divided, zero
 from .checkpoints import (
@@ -51,18 +42,14 @@ from .checkpoints import (
     writing,
 )
 from .errors import RunError, UsageError
-from .files import whole_file, whole_files
+from .files import whole_files
+from .hub_trainer import HubTrainer
 from .interruption import outlast_signals
-from .model_card import CardFacts, DataNames, render_card
-from .pretrained import whole_weights
-from .sharing import LAST_CHECKPOINT, Destination, PushError, open_repo, push_files, push_run
+from .running_means import RunningMeans
 from .update_guard import NotFinite, UpdateGuard
 from .whole_batches import WholeBatchCollator, WholeBatches
 
 logger = logging.getLogger(__name__)
-
-# Below the output directory: what is being pushed.
-PUSH_FOLDER = "_push"
 
 # What torch says of a loader's worker that was ended from outside.
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid")
@@ -70,59 +57,7 @@ _WORKER_DIED = re.compile(r"DataLoader worker \(pid")
 _ROWS_TOLD = 16
 
 
-class RunningMeans:
-    """Weighted means, and counts, that stay on the device until they are read, so that no step waits for it.
-
-    What is added is folded in once a micro-batch, in a few operators for all names together.
-    """
-
-    def __init__(self) -> None:
-        self._added: list[tuple[str, torch.Tensor, torch.Tensor]] = []
-        self._totals: dict[tuple[str, ...], torch.Tensor] = {}  # of names added together: [2, n], sums and weights
-        self._counts: dict[str, torch.Tensor] = {}
-
-    def add(self, name: str, value: torch.Tensor, weight: torch.Tensor) -> None:
-        """Count the scalar `value` with the scalar `weight`."""
-        self._added.append((name, value.detach(), weight.detach()))
-
-    def fold(self) -> None:
-        """Take in what was added, of which nothing is kept then."""
-        if not self._added:
-            return
-        names, values, weights = zip(*self._added, strict=True)
-        self._added = []
-        both = torch.stack([*values, *weights]).float().view(2, -1)
-        # A weight of 0 stands for "no such thing in this batch": its value may be anything.
-        both[0].mul_(both[1]).masked_fill_(both[1] <= 0, 0.0)
-        self._totals[names] = self._totals[names] + both if names in self._totals else both
-
-    def count(self, name: str, number: torch.Tensor) -> None:
-        """Add the scalar `number` to a count."""
-        self._counts[name] = self._counts.get(name, 0) + number.detach()
-
-    def flush(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means and counts over all ranks, and start anew. A name that one rank never added counts there as 0."""
-        self.fold()
-        pairs: dict[str, torch.Tensor] = {}
-        for names, totals in self._totals.items():
-            for name, pair in zip(names, totals.unbind(dim=1), strict=True):
-                pairs[name] = pairs[name] + pair if name in pairs else pair
-        known = gather_object([(sorted(pairs), sorted(self._counts))])
-        means, counts = (sorted(set().union(*names)) for names in zip(*known, strict=True))
-        if not means and not counts:
-            return {}
-        none = torch.zeros(2, device=accelerator.device)
-        rows = [pairs.get(name, none) for name in means]
-        for name in counts:
-            number = self._counts[name].float() if name in self._counts else none[0]
-            rows.append(torch.stack([number, none[0]]))
-        totals = accelerator.reduce(torch.stack(rows), reduction="sum").tolist()
-        self._totals, self._counts = {}, {}
-        values = {name: total / max(weight, 1e-12) for name, (total, weight) in zip(means, totals, strict=False)}
-        return values | {name: total for name, (total, _) in zip(counts, totals[len(means) :], strict=True)}
-
-
-class RepresentationTrainer(Trainer):
+class RepresentationTrainer(HubTrainer):
     """Base of the trainers: a `Trainer` whose loss is a sum over targets divided by the targets of the whole update.
 
     Subclasses say what a target is (`count_targets`) and what is logged (`track`).
@@ -155,7 +90,6 @@ class RepresentationTrainer(Trainer):
                     "it out, and evaluate in a callback's on_evaluate"
                 )
         self.resumed = False
-        self._pushes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")  # one after the other
         super().__init__(model=model, args=args, **kwargs)
         # Of DDP: spares copies of all gradients, a twentieth of a compiled step.
         self.accelerator.ddp_handler.gradient_as_bucket_view = True
@@ -727,136 +661,6 @@ class RepresentationTrainer(Trainer):
         with whole_files(folder) as new:
             self.write_final(model, str(new), state_dict)
 
-    def load_weights(self, checkpoint: str) -> nn.Module:
-        """The model that a checkpoint holds, beside the one that is trained."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with whole_weights():
-            return type(model).from_pretrained(checkpoint)
-
-    @abstractmethod
-    def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
-        """Write what others load.
-
-        Args:
-            model: the model without wrappers.
-            state_dict: its weights, where they are sharded and `model` does not hold them.
-        """
-
-    @abstractmethod
-    def card_facts(self, name: str) -> CardFacts:
-        """Real values for the model card of the model that users will load as `name`."""
-
-    def create_model_card(self, model_name: str | None = None, data: DataNames | None = None, **kwargs: Any) -> None:
-        """Write `README.md`.
-
-        Args:
-            model_name: what users pass to `from_pretrained`; default the Hub repository, or the output directory.
-            data: names of the data, which the trainer does not know.
-            kwargs: `language`, `license` and `dataset` as `Trainer.create_model_card` takes them.
-        """
-        if not self.is_world_process_zero():
-            return
-        # Nobody else has the directory: its last part is a name, its whole path is none.
-        folder = Path(self.args.output_dir).absolute().name
-        facts = self.card_facts(self.hub_model_id or self.args.hub_model_id or model_name or folder)
-        facts.language, facts.license = kwargs.get("language"), kwargs.get("license")
-        given = kwargs.get("dataset") or []
-        facts.data = data or DataNames()
-        facts.data.datasets += [given] if isinstance(given, str) else given
-        with whole_file(Path(self.args.output_dir) / "README.md") as new:
-            render_card(facts).save(new)
-
-    # ---- the Hub
-
-    def destination(self) -> Destination:
-        """Where `push_to_hub` pushes to."""
-        args = self.args
-        name = self.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name
-        return Destination(name, args.hub_private_repo, args.hub_revision, args.hub_token)
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As `Trainer`'s, but who may not push is told before the run, and a Hub that is unwell does not prevent it."""
-        if not self.is_world_process_zero():
-            return
-        self.push_in_progress = None
-        to = self.destination()
-        given = {"token": token, "private": private}
-        to = replace(to, **{name: value for name, value in given.items() if value is not None})
-        self.hub_model_id = to.repo_id
-        try:
-            self.hub_model_id = open_repo(to).repo_id
-        except PushError as error:
-            if error.status in (401, 403, 404):
-                raise UsageError(f"push_to_hub: {error}; or leave out --push_to_hub") from None
-            logger.warning("%s; the run goes on, and each push tries again", error)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:
-        """Write model and card to `output_dir`, and push what `files_to_push` names of it.
-
-        Args:
-            blocking: wait for it; otherwise a future is returned.
-            token, revision, private: in place of `hub_token`, `hub_revision`, `hub_private_repo`.
-            kwargs: see `create_model_card`.
-
-        Returns:
-            The commit, or its future; None on ranks other than 0.
-
-        Raises:
-            PushError: the Hub refused, failed or could not be reached.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self.create_model_card(**kwargs)
-        self._finish_current_push()
-        given = {"token": token, "revision": revision, "private": private}
-        to = replace(self.destination(), **{name: value for name, value in given.items() if value is not None})
-        job = self._pushes.submit(push_run, self.args.output_dir, to, commit_message or "End of training")
-        return job.result() if blocking else job
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push the final layout of the checkpoint's weights; with `hub_strategy` "checkpoint" the checkpoint too.
-
-        The inherited method would put the full model and a pickle at the root, where the plain encoder belongs, and
-        drop the folders below it. What is pushed is set aside first: meanwhile the run may delete the checkpoint.
-        """
-        args, step = self.args, self.state.global_step
-        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
-            return
-        if not args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
-            return
-        self.callback_handler.on_push_begin(args, self.state, self.control)
-        aside = Path(args.output_dir, PUSH_FOLDER, f"{PREFIX_CHECKPOINT_DIR}-{step}")
-        last = LAST_CHECKPOINT if args.hub_strategy == HubStrategy.CHECKPOINT else None
-        try:
-            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-            self.write_final(self.load_weights(checkpoint_folder), str(aside), None)
-            if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-                shutil.copytree(checkpoint_folder, aside / (last or aside.name))
-        except OSError as error:
-            logger.warning("step %d is not pushed (%s); the run goes on", step, error)
-            shutil.rmtree(aside, ignore_errors=True)
-            return
-        job = self._pushes.submit(_push_aside, aside, self.destination(), step, last)
-        if self.push_in_progress is None or self.push_in_progress.is_done():
-            self.push_in_progress = PushInProgress([job])
-        else:
-            self.push_in_progress.jobs.append(job)
-
-    def _finish_current_push(self) -> None:
-        super()._finish_current_push()
-        if self.is_world_process_zero():
-            shutil.rmtree(Path(self.args.output_dir, PUSH_FOLDER), ignore_errors=True)
-
 
 def _of_torch(loader: Any) -> DataLoader:
     """Torch's own loader, below what accelerate puts around it."""
@@ -885,42 +689,3 @@ def _refusing_pickles(checkpoint: str | None, what: str) -> Iterator[None]:
             f"the {what} in {checkpoint} is not only numbers ({why}), which can run any program: it is not "
             "loaded; take a checkpoint from a source that you trust"
         ) from None
-
-
-def _push_aside(folder: Path, to: Destination, step: int, replaced_folder: str | None) -> None:
-    """Push all of a folder that was set aside, and delete it. A Hub that fails does not stop the run."""
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    message = f"Training in progress, step {step}"
-    try:
-        push_files(files, open_repo(to), message, replaced_folder=replaced_folder)
-    except (PushError, UsageError) as error:
-        logger.warning("step %d: %s; the run goes on, and later pushes try again", step, error)
-    finally:
-        shutil.rmtree(folder)
-
-
-def hardware(device: torch.device, processes: int) -> str:
-    """What a run goes on: the kind of device, and how many processes.
-
-    >>> hardware(torch.device("cpu"), 2)  # doctest: +ELLIPSIS
-    '2 x CPU (...), ... thread...'
-    """
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    elif device.type == "cpu":
-        threads = torch.get_num_threads()
-        name = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''} each"
-    else:
-        name = device.type
-    return f"{processes} x {name}"
-
-
-def hub_name(name_or_path: str) -> str | None:
-    """What a card may name as base model: a Hub repository, not a path on somebody's machine."""
-    if not name_or_path or Path(name_or_path).exists():
-        return None
-    try:
-        validate_repo_id(name_or_path)
-    except HFValidationError:
-        return None
-    return name_or_path

@@ -1,12 +1,17 @@
 """The model card: what was trained, on what, how it went, what it is not good for, and how to load it."""
 
 import math
+import platform
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from .markdown import escaped, in_code, one_line, table
 
@@ -386,3 +391,30 @@ def _value(value: Any) -> str:
     return (
         f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else escaped(str(value))
     )
+
+
+def hardware(device: torch.device, processes: int) -> str:
+    """What a run goes on: the kind of device, and how many processes.
+
+    >>> hardware(torch.device("cpu"), 2)  # doctest: +ELLIPSIS
+    '2 x CPU (...), ... thread...'
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        threads = torch.get_num_threads()
+        name = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''} each"
+    else:
+        name = device.type
+    return f"{processes} x {name}"
+
+
+def hub_name(name_or_path: str) -> str | None:
+    """What a card may name as base model: a Hub repository, not a path on somebody's machine."""
+    if not name_or_path or Path(name_or_path).exists():
+        return None
+    try:
+        validate_repo_id(name_or_path)
+    except HFValidationError:
+        return None
+    return name_or_path

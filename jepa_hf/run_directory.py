@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .base_trainer import PUSH_FOLDER
 from .checkpoints import check_checkpoint, is_checkpoint_name, is_left_behind, newest_whole
 from .errors import UsageError
 from .export import JEPA_FOLDER, TARGET_FOLDER
 from .files import left_behind, remove, whole_file
+from .hub_trainer import PUSH_FOLDER
 from .sharing import LAST_CHECKPOINT, MODEL_FILES, RUN_FILES
 from .version import __version__
 

@@ -20,7 +20,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from .base_trainer import RepresentationTrainer, RunningMeans, hardware, hub_name
+from .base_trainer import RepresentationTrainer
 from .callbacks import EmaTargetCallback, HealthCallback, MaskEpochCallback, WeightDecayCallback, unwrapped
 from .configuration_jepa import JepaConfig
 from .data_collator import DataCollatorForSpanJEPA, MaskingCollator
@@ -38,10 +38,11 @@ from .metrics import (
     normalized_spread,
     sample_hit_rate,
 )
-from .model_card import CardFacts
+from .model_card import CardFacts, hardware, hub_name
 from .modeling_jepa import JepaForRepresentationPrediction, JepaOutput
 from .packing import document_counts, documents_at, positions_in_documents
 from .pretrained import whole_weights
+from .running_means import RunningMeans
 from .tokenization import tokenize_dataset
 from .training_args import JepaTrainingArguments
 from .version import __version__

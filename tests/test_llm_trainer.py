@@ -15,11 +15,11 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, OPTConfig, OPTForCausalLM
 
 from jepa_hf import UsageError
-from jepa_hf.base_trainer import RunningMeans
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments
 from jepa_hf.llm_jepa.objective import decoder_of
 from jepa_hf.model_card import DataNames
 from jepa_hf.pair_losses import pair_distance
+from jepa_hf.running_means import RunningMeans
 
 torch.set_num_threads(1)
 

@@ -25,13 +25,14 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..base_trainer import RepresentationTrainer, RunningMeans, hardware, hub_name
+from ..base_trainer import RepresentationTrainer
 from ..ema import match_parameters, update_target
 from ..errors import UsageError
 from ..files import whole_file
 from ..metrics import effective_rank, hit_rate, mean_pairwise_cosine
-from ..model_card import DataNames
+from ..model_card import DataNames, hardware, hub_name
 from ..pretrained import whole_weights
+from ..running_means import RunningMeans
 from ..version import __version__
 from ..whole_batches import REPEATED
 from .adapters import save_adapters
