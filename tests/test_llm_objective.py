@@ -2,15 +2,20 @@
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import peft
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from paired_views import conversations, model, tokenizer
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -19,8 +24,12 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedModel,
@@ -30,7 +39,7 @@ from transformers import (
 
 from jepa_hf import UsageError
 from jepa_hf.llm_jepa import DataCollatorForPairedViews, PairedViewObjective, PairedViewTokenizer
-from jepa_hf.llm_jepa.objective import check_views, decoder_of
+from jepa_hf.llm_jepa.objective import check_model, decoder_of
 from jepa_hf.llm_jepa.views import predictor_tokens
 
 COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 128}
@@ -196,6 +205,15 @@ def test_it_stays_a_language_model_that_generates() -> None:
     assert made(input_ids=ids, labels=ids).loss is not None
 
 
+@pytest.fixture
+def no_accelerator() -> Iterator[None]:
+    """None that another test of this process left behind: its precision could not be changed."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("no_accelerator")
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))], ids=["copy", "pickle"]
 )
@@ -249,16 +267,52 @@ def test_nothing_is_kept_of_a_pass_that_failed(monkeypatch: pytest.MonkeyPatch) 
     made(**batch_of())
 
 
-def test_a_model_without_positions_is_refused() -> None:
-    class Bare(torch.nn.Module):
-        def get_decoder(self) -> torch.nn.Module:
-            return torch.nn.Identity()
+WITHOUT_POSITIONS = {
+    "biases for positions": (BloomForCausalLM, BloomConfig(hidden_size=32, n_layer=2, n_head=4)),
+    "no attention": (MambaForCausalLM, MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=4)),
+}
 
-        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-            return input_ids
 
-    with pytest.raises(UsageError, match="takes no position_ids"):
-        PairedViewObjective().attach(Bare())
+@pytest.mark.parametrize("family", WITHOUT_POSITIONS)
+def test_a_model_without_positions_reads_views_in_rows_of_their_own(family: str) -> None:
+    """Each as alone, padded on either side with the same loss; in one row they are refused, in the check and later."""
+    kind, config = WITHOUT_POSITIONS[family]
+    config.vocab_size, given, losses = len(words()), rows(), []
+    torch.manual_seed(0)
+    made = kind(config).eval()
+    check_model(made, DataCollatorForPairedViews(words(), "separate"), given[0])
+    PairedViewObjective().attach(made)
+    for side in ("left", "right"):
+        found = made(**DataCollatorForPairedViews(words(side), "separate")(given))
+        losses.append(found.loss)
+        for at, row in enumerate(given):
+            for name, vectors in (("text", found.predictions), ("code", found.targets)):
+                expected = alone(made, row[f"{name}_input_ids"], row[f"{name}_end"])
+                torch.testing.assert_close(vectors[at], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*losses)
+    with pytest.raises(UsageError, match=r"takes no position_ids.*use --view_passes separate"):
+        check_model(made, DataCollatorForPairedViews(words()), given[0])
+    with pytest.raises(UsageError, match=r"takes no position_ids.*use --view_passes separate"):
+        made(**DataCollatorForPairedViews(words())(given))
+
+
+def test_a_model_with_a_loss_of_its_own_is_refused() -> None:
+    """BART's decoder compares a state with its own token; and a mean, whatever it is told to divide by. A mixture of
+    experts, whose loss has a part for the router, is not."""
+    (given,) = rows(1)
+    sizes = {"vocab_size": len(words()), "d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 64}
+    bart = BartForCausalLM(BartConfig(**sizes, decoder_attention_heads=4, max_position_embeddings=128))
+    with pytest.raises(UsageError, match="BartForCausalLM has a loss of its own"):
+        check_model(bart, DataCollatorForPairedViews(words(), "separate"), given)
+    router = {"num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 10.0}
+    experts = MixtralForCausalLM(MixtralConfig(vocab_size=len(words()), **router, **GATED))
+    check_model(experts, DataCollatorForPairedViews(words()), given)
+    made = model(len(words()))
+    check_model(made, DataCollatorForPairedViews(words()), given)
+    shared = made.loss_function
+    made.loss_function = lambda *args, num_items_in_batch, **rest: shared(*args, **rest)
+    with pytest.raises(UsageError, match="LlamaForCausalLM has a loss of its own"):
+        check_model(made, DataCollatorForPairedViews(words()), given)
 
 
 def test_a_model_whose_decoder_is_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,13 +344,13 @@ def test_a_model_that_does_not_keep_views_apart_is_refused() -> None:
         for parameter in made.parameters():
             parameter.normal_(std=0.3)
     with pytest.raises(UsageError, match="use --view_passes separate"):
-        check_views(made, DataCollatorForPairedViews(words()), given)
-    check_views(made, DataCollatorForPairedViews(words(), "separate"), given)
+        check_model(made, DataCollatorForPairedViews(words()), given)
+    check_model(made, DataCollatorForPairedViews(words(), "separate"), given)
     PairedViewObjective().attach(made)
     losses = [made(**DataCollatorForPairedViews(words(side), "separate")(rows())).loss for side in ("left", "right")]
     torch.testing.assert_close(*losses)
     for family in FAMILIES:
-        check_views(strong(family, "sdpa"), DataCollatorForPairedViews(words()), given)
+        check_model(strong(family, "sdpa"), DataCollatorForPairedViews(words()), given)
 
 
 def test_a_model_that_looks_at_positions_only_in_a_batch_of_one_is_refused() -> None:
@@ -309,7 +363,7 @@ def test_a_model_that_looks_at_positions_only_in_a_batch_of_one_is_refused() -> 
 
     made.model.forward = forgetful
     with pytest.raises(UsageError, match="use --view_passes separate"):
-        check_views(made, DataCollatorForPairedViews(words()), rows(1)[0])
+        check_model(made, DataCollatorForPairedViews(words()), rows(1)[0])
 
 
 @pytest.mark.parametrize(("passes", "count"), [("packed", 1), ("separate", 2)])

@@ -21,7 +21,7 @@ from ..llm_jepa import (
     add_predictor_tokens,
 )
 from ..llm_jepa.generation import room_for, scorer
-from ..llm_jepa.objective import check_views, has_adapters
+from ..llm_jepa.objective import check_model, has_adapters
 from ..llm_jepa.trainer import tell_of_cuts
 from ..llm_jepa.views import IGNORED, MOST_PREDICTOR_TOKENS, special_ids
 from ..paired_data import PairedDataArguments, PairedRow, load_paired_rows, row_texts, train_bpe_tokenizer
@@ -228,7 +228,7 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
     )
     collator = DataCollatorForPairedViews(tokenizer, args.view_passes, view_args.pad_to_multiple_of)
     if not (model_args.attn_implementation or "").startswith("flash"):  # which is for GPUs alone
-        check_views(model, collator, train_dataset[0])
+        check_model(model, collator, train_dataset[0])
     _learn_stop(model, tokenizer, train_dataset)
     lora = model_args.lora_settings()
     if lora is not None:

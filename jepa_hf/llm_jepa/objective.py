@@ -87,9 +87,9 @@ class PairedViewObjective:
             model: a causal language model, or a `PeftModel` around one.
 
         Raises:
-            UsageError: see `check_positions`.
+            UsageError: its views cannot be read: see `_check_decoder`.
         """
-        check_positions(model)
+        _check_decoder(model)
         earlier = vars(model).get(_ATTACHED)
         if earlier is self:
             return
@@ -101,6 +101,7 @@ class PairedViewObjective:
         else:
             self._plain = earlier._plain
         setattr(model, _ATTACHED, self)
+        self._takes_positions = _takes_positions(model)
         # For good, because torch.compile does not trace how a hook is registered.
         self._hooks = [
             model.get_output_embeddings().register_forward_pre_hook(self._choose),
@@ -160,9 +161,15 @@ class PairedViewObjective:
         total = total.clamp_min(1)
         output = PairedViewOutput(num_labels=labelled, num_pairs=rows)
 
-        read = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": _positions(attention_mask)}
         together = view_ends is not None and view_input_ids.dim() == 2
+        read = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._takes_positions:
+            read["position_ids"] = _positions(attention_mask)
+        else:
+            view_position_ids = None
         if together:
+            if not self._takes_positions:
+                raise _without_positions(model)
             read = _in_one_row(input_ids, attention_mask, view_input_ids, view_position_ids)
         # The model compares each state with the next label, so that the last state, any one, is compared with none.
         successors = F.pad(labels[:, 1:], (0, 1), value=IGNORED).gather(1, label_positions)
@@ -244,38 +251,66 @@ def _forward_like(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @torch.no_grad()
-def check_views(model: PreTrainedModel, collator: Callable[..., dict[str, torch.Tensor]], row: dict[str, Any]) -> None:
-    """Refuse a model that lets views in one row, or padding, change each other.
+def check_model(model: PreTrainedModel, collator: Callable[..., dict[str, torch.Tensor]], row: dict[str, Any]) -> None:
+    """Refuse a model that lets views in one row, or padding, change each other, or whose loss is not the shared one.
 
     Args:
-        collator: `DataCollatorForPairedViews`; the batches of one that makes no views are not looked at.
+        collator: `DataCollatorForPairedViews`; the batches of one that makes no views are not looked at for them.
         row: of `PairedViewTokenizer`.
 
     Raises:
-        UsageError: its second view, which comes after the first, has another representation by itself; or the model
-            takes no positions, so that views cannot share a row.
+        UsageError: its second view, which comes after the first, has another representation by itself; it takes no
+            positions, and views are to share a row; or its loss is not the sum over the next tokens, divided by
+            `num_items_in_batch`.
     """
-    check_positions(model)
+    _check_decoder(model)
     device = model.get_input_embeddings().weight.device
     # Two rows, because there are attentions that look at positions where a batch is one row, and nowhere else.
     batch = {name: value.to(device) for name, value in collator([row, row]).items()}
-    if "view_ends" not in batch:
-        return
     training, decoder = model.training, decoder_of(model)
     model.eval()
-    ids, positions, ends = (batch[name] for name in ("view_input_ids", "view_position_ids", "view_ends"))
-    if ids.dim() == 2:
-        ids, positions = _in_one_row(batch["input_ids"], batch["attention_mask"], ids, positions).values()
-        ends = batch["input_ids"].shape[1] + ends
-    among = _at_ends(decoder, ids, positions, ends)[0, 1]
-    ids = torch.tensor([row["code_input_ids"]], device=device)
-    alone = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, row["code_end"]]
-    model.train(training)
+    try:
+        _check_loss(model, torch.tensor([row["input_ids"][:16]], device=device))
+        if "view_ends" not in batch:
+            return
+        ids, positions, ends = (batch[name] for name in ("view_input_ids", "view_position_ids", "view_ends"))
+        if not _takes_positions(model):
+            positions = None
+        if ids.dim() == 2:
+            if positions is None:
+                raise _without_positions(model)
+            ids, positions = _in_one_row(batch["input_ids"], batch["attention_mask"], ids, positions).values()
+            ends = batch["input_ids"].shape[1] + ends
+        among = _at_ends(decoder, ids, positions, ends)[0, 1]
+        ids = torch.tensor([row["code_input_ids"]], device=device)
+        alone = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, row["code_end"]]
+    finally:
+        model.train(training)
     if (among - alone).float().norm() > 0.02 * alone.float().norm():
         remedy = "another model" if batch["view_input_ids"].dim() == 3 else "--view_passes separate, or another model"
         raise UsageError(
             f"{type(model).__name__} does not keep the views apart by their positions: what it makes of a view changes "
             f"beside others; use {remedy}"
+        )
+
+
+def _check_loss(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    """Refuse a model whose loss is a mean whatever it is told, or compares a state with its own token.
+
+    Args:
+        ids: `[1, N]`, a few tokens.
+    """
+    count = torch.tensor(ids.shape[1] - 1, device=ids.device)
+    once, twice = (
+        model(input_ids=ids, labels=ids, num_items_in_batch=total, use_cache=False, return_dict=True)
+        for total in (count, 2 * count)
+    )
+    half = F.cross_entropy(once.logits[0, :-1].float(), ids[0, 1:]) / 2
+    # The difference, without what a mixture of experts adds for its router.
+    if ((once.loss - twice.loss).float() - half).abs() > 0.02 * half:
+        raise UsageError(
+            f"{type(model).__name__} has a loss of its own, not the sum over next tokens divided by "
+            "num_items_in_batch, by which the parts of an update add up; use another model"
         )
 
 
@@ -292,9 +327,8 @@ def _in_one_row(
     return {"input_ids": torch.cat([ids, view_ids], dim=1), "position_ids": positions}
 
 
-def check_positions(model: PreTrainedModel) -> None:
-    """Refuse a model that takes no positions, so that views cannot share a row, that has no decoder but itself, or that
-    peft gives tokens of its own to."""
+def _check_decoder(model: PreTrainedModel) -> None:
+    """Refuse a model that has no decoder but itself, or that peft gives tokens of its own to."""
     if has_adapters(model) and model.peft_config[model.active_adapter].is_prompt_learning:
         raise UsageError(
             f"{model.peft_config[model.active_adapter].peft_type.value} puts tokens of its own before a row, and views "
@@ -305,10 +339,17 @@ def check_positions(model: PreTrainedModel) -> None:
             f"{type(model).__name__} does not tell its decoder from its head (get_decoder), and views are read by the "
             "one without the other; use another model"
         )
-    if "position_ids" not in inspect.signature(decoder_of(model).forward).parameters:
-        raise UsageError(
-            f"{type(model).__name__} takes no position_ids, by which views are kept apart; use another model"
-        )
+
+
+def _takes_positions(model: PreTrainedModel) -> bool:
+    return "position_ids" in inspect.signature(decoder_of(model).forward).parameters
+
+
+def _without_positions(model: PreTrainedModel) -> UsageError:
+    return UsageError(
+        f"{type(model).__name__} takes no position_ids, by which views in one row are kept apart; use --view_passes "
+        "separate, or another model"
+    )
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
@@ -323,11 +364,12 @@ def has_adapters(model: nn.Module) -> bool:
     return hasattr(model, "get_base_model")
 
 
-def _at_ends(decoder: nn.Module, ids: torch.Tensor, positions: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def _at_ends(decoder: nn.Module, ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor) -> torch.Tensor:
     """The last layer at the token that stands for each view, `[B, 2, D]`, in a pass without the language-model head."""
-    states = decoder(
-        input_ids=ids.flatten(0, -2), position_ids=positions.flatten(0, -2), use_cache=False, return_dict=True
-    ).last_hidden_state
+    read = {"input_ids": ids.flatten(0, -2)}
+    if positions is not None:
+        read["position_ids"] = positions.flatten(0, -2)
+    states = decoder(**read, use_cache=False, return_dict=True).last_hidden_state
     if ids.dim() == 2:
         return _at(states, ends)
     return _at(states, ends.reshape(-1, 1)).reshape(len(ends), 2, -1)

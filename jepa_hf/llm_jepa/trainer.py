@@ -39,7 +39,7 @@ from .adapters import save_adapters
 from .data_collator import DataCollatorForPairedViews
 from .generation import judge
 from .model_card import render_card
-from .objective import PairedViewObjective, PairedViewOutput, check_views, decoder_of, has_adapters
+from .objective import PairedViewObjective, PairedViewOutput, check_model, decoder_of, has_adapters
 from .training_args import LlmJepaTrainingArguments
 from .views import IGNORED, MOST_PREDICTOR_TOKENS, PairedViewTokenizer, predictor_tokens
 
@@ -197,7 +197,7 @@ class LlmJepaTrainer(RepresentationTrainer):
             self._teacher_callback.pair(decoder_of(self.model), teacher)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and resume, as `Trainer` does, if the model can tell the views apart (see `check_views`)."""
+        """Train, and resume, as `Trainer` does, if the model can tell the views apart (see `check_model`)."""
         self._attach()
         first = list(islice(self.train_dataset or (), 1))
         if not first:
@@ -210,11 +210,11 @@ class LlmJepaTrainer(RepresentationTrainer):
         self.objective.attach(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
     def _check(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Once, by the first of them, see `check_views`."""
+        """Once, by the first of them, see `check_model`."""
         if self._checked:
             return
         for row in islice(rows, 1):
-            check_views(self.model, self.data_collator, row)
+            check_model(self.model, self.data_collator, row)
             self._checked = True
 
     # ---- data
