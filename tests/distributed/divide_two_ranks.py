@@ -1,8 +1,8 @@
 """A run whose parameters two CPU ranks divide: by accelerate's FSDP2, or by DeepSpeed's ZeRO.
 
-accelerate launch --config_file configs/accelerate/LAUNCH.yaml divide_two_ranks.py LAUNCH PRECISION FOLDER:[CHECKPOINT]
+accelerate launch --config_file configs/accelerate/LAUNCH.yaml divide_two_ranks.py LAUNCH PRECISION:FOLDER:[CHECKPOINT]
 
-Of several folders one run after the other, each from the beginning or from a checkpoint.
+Of several folders one run after the other, each in fp32 or bf16, from the beginning or from a checkpoint.
 `test_fsdp.py` and `test_zero.py` start it by `start`, and call `run` for what one process leaves.
 """
 
@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,12 @@ def precision_of(launch: str, bf16: bool) -> dict[str, Any]:
     return {"deepspeed": config}
 
 
-def start(launch: str, runs: Mapping[Path, Path | None], bf16: bool = False) -> None:
-    """Run on two ranks, for each folder from the checkpoint that is given with it, and see that they did not fail."""
+def start(launch: str, runs: Mapping[Path, Path | None], bf16: Container[Path] = ()) -> None:
+    """Run on two ranks, for each folder from the checkpoint that is given with it, and see that they did not fail.
+
+    Args:
+        bf16: the folders whose runs compute in bfloat16.
+    """
     paths = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]))
     wanted = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
@@ -80,8 +84,10 @@ def start(launch: str, runs: Mapping[Path, Path | None], bf16: bool = False) -> 
     done = subprocess.run(
         [
             *command,
-            "bf16" if bf16 else "fp32",
-            *(f"{folder}:{checkpoint or ''}" for folder, checkpoint in runs.items()),
+            *(
+                f"{'bf16' if folder in bf16 else 'fp32'}:{folder}:{checkpoint or ''}"
+                for folder, checkpoint in runs.items()
+            ),
         ],
         env=os.environ | wanted,
         cwd=HERE.parents[1],
@@ -113,7 +119,7 @@ if __name__ == "__main__":
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     PartialState()
-    launch, precision, *runs = sys.argv[1:]
-    for folder, _, checkpoint in (given.partition(":") for given in runs):
+    launch, *runs = sys.argv[1:]
+    for precision, folder, checkpoint in (given.split(":") for given in runs):
         run(Path(folder), 2, Path(checkpoint) if checkpoint else None, **precision_of(launch, precision == "bf16"))
     leave(0)

@@ -28,10 +28,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks leave: `whole`; `again`, from its checkpoint; `from_one`, from the one process's checkpoint."""
+    """What two ranks leave: `whole`; `again`, from its checkpoint; `from_one`, from the one process's checkpoint; and
+    `bf16`, which is `whole` in bfloat16."""
     folder = tmp_path_factory.mktemp("fsdp2")
-    whole = folder / "whole"
-    start("fsdp2", {whole: None, folder / "again": whole / "checkpoint-2", folder / "from_one": alone / "checkpoint-2"})
+    whole, bf16 = folder / "whole", folder / "bf16"
+    resumed = {folder / "again": whole / "checkpoint-2", folder / "from_one": alone / "checkpoint-2"}
+    start("fsdp2", {whole: None, **resumed, bf16: None}, bf16={bf16})
     return folder
 
 
@@ -42,7 +44,7 @@ def divided(runs: Path) -> Path:
 
 def test_it_ends_with_the_weights_of_one_process(divided: Path, alone: Path) -> None:
     """Both encoders, the predictors and the head to 1e-5; the target moved as it should, and is whole."""
-    assert [told(folder)["launch"] for folder in sorted(divided.parent.iterdir())] == ["FSDP"] * 3
+    assert [told(folder)["launch"] for folder in sorted(divided.parent.iterdir())] == ["FSDP"] * 4
     assert largest_difference(model_of(divided), model_of(alone)) < 1e-5
     assert logged(divided, "loss") == pytest.approx(logged(alone, "loss"), abs=1e-5)
     distances = logged(divided, "health_encoder_distance")
@@ -68,13 +70,12 @@ def test_one_processs_checkpoint_goes_on_divided(alone: Path, runs: Path) -> Non
     assert largest_difference(model_of(runs / "from_one"), model_of(alone)) < 1e-5
 
 
-def test_in_bfloat16_the_loss_is_float32_and_that_of_float32(alone: Path, tmp_path: Path) -> None:
+def test_in_bfloat16_the_loss_is_float32_and_that_of_float32(runs: Path, alone: Path) -> None:
     """accelerate's own policy casts the loss, where a step is a hundredth, and leaves out autocast, without which the
     head's product of bfloat16 states and float32 embeddings fails."""
-    start("fsdp2", {tmp_path: None}, bf16=True)
-    assert told(tmp_path) == {"launch": "FSDP", "loss": "torch.float32"}
-    assert logged(tmp_path, "loss") == pytest.approx(logged(alone, "loss"), rel=2e-2)
-    assert logged(tmp_path, "loss") != logged(alone, "loss")
+    assert told(runs / "bf16") == {"launch": "FSDP", "loss": "torch.float32"}
+    assert logged(runs / "bf16", "loss") == pytest.approx(logged(alone, "loss"), rel=2e-2)
+    assert logged(runs / "bf16", "loss") != logged(alone, "loss")
 
 
 def test_neither_what_is_read_nor_what_is_summed_is_in_bfloat16(tmp_path: Path) -> None:
