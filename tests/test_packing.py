@@ -328,6 +328,7 @@ def test_compiled_it_is_the_same_and_compiled_once() -> None:
     collator = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), max_length=32)
     few_documents, more_documents = [14, 14, 12, 13], [14, 7, 7, 12, 5, 8]
     counter = CompileCounterWithBackend("aot_eager")
+    torch.compiler.reset()
     compiled = torch.compile(model, backend=counter)
     graphs = []
     for lengths in (few_documents, more_documents):
@@ -339,6 +340,7 @@ def test_compiled_it_is_the_same_and_compiled_once() -> None:
         torch.testing.assert_close(compiled(**batch).loss, model(**batch).loss)
         graphs.append(counter.frame_count)
     assert graphs[0] == graphs[1] > 0
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("name", ["sequence_ids", "sequence_valid"])
