@@ -3,13 +3,13 @@
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from commands import REPOSITORY, start_process
+from commands import REPOSITORY
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +21,20 @@ def throughput() -> Iterator[ModuleType]:
     sys.path.insert(0, str(SCRIPT.parent))
     yield importlib.import_module("throughput")
     sys.path.remove(str(SCRIPT.parent))
+
+
+@pytest.fixture
+def command(
+    throughput: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What `throughput.py` prints, called with flags in this process; the cells have processes of their own."""
+
+    def run(*argv: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, argv)])
+        throughput.main()
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -51,15 +65,12 @@ def test_a_step_is_counted_as_torch_counts_it(loop: str, num_masks: int, through
     assert counted == [pytest.approx(throughput.flops(cell), rel=1e-3)]
 
 
-def test_one_command_gives_rows_and_the_table(
-    throughput: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_command_gives_rows_and_the_table(command: Callable[..., str], tmp_path: Path) -> None:
     """Two loops in turns: as many windows each as asked for, beside each other and beside the floor."""
     output = tmp_path / "rows.jsonl"
     flags = ["--sizes", "tiny", "--lengths", "16", "--batch_sizes", "2", "--repeats", "2", "--seconds", "0"]
     flags += ["--loops", "jepa-dropped", "article", "--warmup", "1", "--threads", "1", "--device", "cpu"]
-    done = start_process(SCRIPT, "run", *flags, "--output", output, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    said = command("run", *flags, "--output", output)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     windows = [(row["cell"]["loop"], row["round"]) for row in rows if row["kind"] == "window"]
     assert windows == [("jepa-dropped", 0), ("article", 0), ("article", 1), ("jepa-dropped", 1)]
@@ -73,19 +84,15 @@ def test_one_command_gives_rows_and_the_table(
         for loop in ("jepa-dropped", "article")
     )
     ratios = sorted(theirs[number] / ours[number] for number in (0, 1))
-    line = next(line for line in done.stdout.splitlines() if "| jepa-dropped fp32 |" in line)
+    line = next(line for line in said.splitlines() if "| jepa-dropped fp32 |" in line)
     assert f"| {sum(ratios) / 2:.2f} [{ratios[0]:.2f}, {ratios[1]:.2f}] |" in line
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "table", str(output)])
-    throughput.main()
-    assert capsys.readouterr().out in done.stdout
+    assert command("table", output) in said
 
 
-def test_masks_are_compared(tmp_path: Path) -> None:
+def test_masks_are_compared(command: Callable[..., str]) -> None:
     """Both ways of masking, at each length, with a ratio; ours is the faster even in a hundredth of a second."""
     flags = ["--lengths", "128", "--repeats", "2", "--seconds", "0.01"]
-    done = start_process(SCRIPT, "masks", *flags, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
+    lines = [line.split(" | ") for line in command("masks", *flags).splitlines()[2:]]
     assert [line[0].strip("| ") for line in lines] == ["from ids to the masked view", "spans alone"]
     for line in lines:
         assert float(line[5].split(" ")[0]) > 3
