@@ -86,7 +86,9 @@ def test_one_command_gives_rows_and_the_table(command: Callable[..., str], tmp_p
     ratios = sorted(theirs[number] / ours[number] for number in (0, 1))
     line = next(line for line in said.splitlines() if "| jepa-dropped fp32 |" in line)
     assert f"| {sum(ratios) / 2:.2f} [{ratios[0]:.2f}, {ratios[1]:.2f}] |" in line
-    assert command("table", output) in said
+    table = command("table", output)
+    assert line in table
+    assert table in said
 
 
 def test_masks_are_compared(command: Callable[..., str]) -> None:
