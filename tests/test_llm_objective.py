@@ -22,6 +22,8 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -351,6 +353,18 @@ def test_a_model_that_does_not_keep_views_apart_is_refused() -> None:
     torch.testing.assert_close(*losses)
     for family in FAMILIES:
         check_model(strong(family, "sdpa"), DataCollatorForPairedViews(words()), given)
+
+
+def test_convolutions_with_small_random_weights_are_refused() -> None:
+    """They let a ten-thousandth of a neighbour through; attention with such weights lets nothing through."""
+    torch.manual_seed(0)
+    kinds = ["conv", "full_attention", "conv"]
+    hybrid = Lfm2ForCausalLM(Lfm2Config(vocab_size=len(words()), layer_types=kinds, **GATED))
+    (given,) = rows(1)
+    with pytest.raises(UsageError, match="use --view_passes separate"):
+        check_model(hybrid, DataCollatorForPairedViews(words()), given)
+    check_model(hybrid, DataCollatorForPairedViews(words(), "separate"), given)
+    check_model(model(len(words())), DataCollatorForPairedViews(words()), given)
 
 
 def test_a_model_that_looks_at_positions_only_in_a_batch_of_one_is_refused() -> None:

@@ -286,7 +286,9 @@ def check_model(model: PreTrainedModel, collator: Callable[..., dict[str, torch.
         alone = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, row["code_end"]]
     finally:
         model.train(training)
-    if (among - alone).float().norm() > 0.02 * alone.float().norm():
+    # Rounding is below 1e-6 in float32 on a CPU; convolutions with small random weights let 1e-4 through.
+    exact = alone.dtype == torch.float32 and device.type == "cpu"
+    if (among - alone).float().norm() > (1e-5 if exact else 0.02) * alone.float().norm():
         remedy = "another model" if batch["view_input_ids"].dim() == 3 else "--view_passes separate, or another model"
         raise UsageError(
             f"{type(model).__name__} does not keep the views apart by their positions: what it makes of a view changes "
