@@ -29,6 +29,7 @@ import numpy as np
 import pyarrow as pa
 import side_by_side
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from sentence_transformers.util import pairwise_cos_sim
 from transformers import (
@@ -40,7 +41,7 @@ from transformers import (
     set_seed,
 )
 
-from jepa_hf import JepaForRepresentationPrediction, JepaTrainer, predictors
+from jepa_hf import JepaForRepresentationPrediction, JepaTrainer, modeling_jepa, predictors
 from jepa_hf.cli.arguments import Parsed, parse_command, quiet_libraries
 from jepa_hf.cli.prepare import prepare
 from jepa_hf.cli.prepared import Prepared
@@ -49,7 +50,7 @@ from jepa_hf.embedding import Embedder
 from jepa_hf.evaluation import linear_probe, spearman
 from jepa_hf.evaluation_tasks import TaskArguments, load_tasks
 from jepa_hf.health import is_measurement
-from jepa_hf.losses import layer_normalize
+from jepa_hf.losses import batch_standardize, layer_normalize
 from jepa_hf.metrics import hit_rate
 from jepa_hf.packing import document_means
 from jepa_hf.positions import gather_positions
@@ -68,6 +69,8 @@ class TargetExperiment(JepaForRepresentationPrediction):
     - "feed_forward": what each layer's feed-forward part adds to the residual stream (data2vec, table 5).
     - "increments": what each layer adds, attention and feed-forward part.
     - "minus_embedding": the residual stream without the input embedding.
+    - "with_embedding": the input embedding is one of the averaged layers; "embedding": it is the only one.
+    - "batch": in place of `target_norm`, each feature has mean 0 and variance 1 over all tokens of the batch.
     - "centred_by_token", "centred_by_position": the targets less their mean over the batch's tokens of the same id, or
       at the same place.
     """
@@ -90,10 +93,12 @@ class TargetExperiment(JepaForRepresentationPrediction):
             layers = [after - before for before, after in pairwise(states[-count - 1 :])]
         elif self.kind == "minus_embedding":
             layers = [state - states[0] for state in states[-count:]]
+        elif self.kind == "embedding":
+            layers = [states[0]]
         else:
-            layers = list(states[-count:])
+            layers = [*states[-count:], *(states[:1] if self.kind == "with_embedding" else ())]
         total = sum(self._normalize(layer.float(), samples, most) for layer in layers)
-        total = self._normalize(total / count, samples, most)
+        total = self._normalize(total / len(layers), samples, most)
         if self.kind == "centred_by_token":
             ids = clean["input_ids"].flatten()
             total = _centred(total.flatten(0, 1), ids, self.config.encoder_config.vocab_size).view_as(total)
@@ -105,6 +110,11 @@ class TargetExperiment(JepaForRepresentationPrediction):
             pooled = [layer_normalize(document_means(state.float(), samples, most)) for state in states[-count:]]
             means = (sum(pooled) / count).flatten(0, 1)
         return gathered, means, states if hidden_states else None
+
+    def _normalize(self, states: torch.Tensor, samples: torch.Tensor, most: int) -> torch.Tensor:
+        if self.kind != "batch":
+            return super()._normalize(states, samples, most)
+        return batch_standardize(states.flatten(0, 1)).view_as(states)
 
 
 def _centred(vectors: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
@@ -118,6 +128,17 @@ def _centred(vectors: torch.Tensor, groups: torch.Tensor, count: int) -> torch.T
 def without_rotary() -> None:
     """The predictor as it was before 2026-11-29: it knows positions from its table alone."""
     predictors.rotary_angles = lambda positions, head_size: None
+
+
+def contrast_within_rows() -> None:
+    """Replace the prediction loss by finding each target among those of its own row, by cosine."""
+
+    def loss(kind: str, prediction: torch.Tensor, target: torch.Tensor, beta: float) -> torch.Tensor:
+        prediction, target = (F.normalize(x.float(), dim=-1) for x in (prediction, target))
+        logits = prediction @ target.transpose(1, 2) / 0.1
+        return logits.logsumexp(dim=-1) - logits.diagonal(dim1=1, dim2=2)
+
+    modeling_jepa.prediction_loss = loss
 
 
 # ---- one arm
@@ -155,6 +176,8 @@ def build(
     model = prepared.model
     if arm.get("rotary") is False:
         without_rotary()
+    if arm.get("row_infonce"):
+        contrast_within_rows()
     if "targets" in arm:
         model.__class__ = TargetExperiment
         model.choose(arm["targets"])
