@@ -174,13 +174,22 @@ class RepresentationTrainer(HubTrainer):
 
     @contextmanager
     def _whole_batches(self) -> Iterator[None]:
-        """Have a loader that is made meanwhile fill up a stream's last batches, see `whole_batches`."""
+        """Have a loader that is made meanwhile fill up a stream's last batches, see `whole_batches`.
+
+        Raises:
+            UsageError: ranks with shards of their own, and a strategy "epoch": their passes end at different times.
+        """
         rows, collator, ranks = self.train_dataset, self.data_collator, self.args.world_size
         if ranks > 1 and isinstance(rows, datasets.IterableDataset):
             self._set_signature_columns_if_needed()  # while the collator is there to say what it reads
             self.data_collator = WholeBatchCollator(collator, self._train_batch_size, self.leave_out)
             if rows.n_shards < ranks:  # else accelerate gives each rank its own, which may end before those of others
                 self.train_dataset = WholeBatches(rows, self._train_batch_size * ranks)
+            elif "epoch" in (self.args.eval_strategy, self.args.save_strategy, self.args.logging_strategy):
+                raise UsageError(
+                    'Expected strategies "steps" or "no" for a stream whose shards the ranks divide, got "epoch" '
+                    "(eval_strategy, save_strategy or logging_strategy). Set it to steps."
+                )
         try:
             yield
         finally:
