@@ -419,7 +419,7 @@ class RepresentationTrainer(HubTrainer):
         # A rank without any runs the model all the same, because the others may wait for it inside (FSDP).
         inputs = {name: value[: max(rows, 1)] for name, value in inputs.items()}
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs, output_hidden_states=True)
+            outputs = model(**inputs)
         if rows:
             self.track(outputs, inputs, self._means["eval"])
             self._means["eval"].fold()

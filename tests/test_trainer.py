@@ -1,5 +1,6 @@
 """Claims about `JepaTrainer`: data, logs, evaluation, optimizer, precision, and what it pushes."""
 
+import gc
 import multiprocessing
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -287,6 +288,34 @@ def test_evaluation_is_deterministic_and_does_not_see_the_epoch(tmp_path: Path) 
     masks = run.data_collator(rows("bert", 11))["target_positions"]
     fixed = run.data_collator.for_evaluation()(rows("bert", 11))["target_positions"]
     assert masks.shape != fixed.shape or not torch.equal(masks, fixed)
+
+
+@pytest.mark.parametrize("mode", ["kept", "dropped"])
+def test_evaluation_keeps_no_layers_but_the_last(mode: str, tmp_path: Path) -> None:
+    """In the predictor and when outputs are tracked, as many tensors are alive with six layers as with two."""
+
+    def alive(layers: int) -> list[int]:
+        model = tiny_jepa("bert", mode, encoder={"num_hidden_layers": layers}, target_layers=1)
+        own = {id(value) for value in (*model.parameters(), *model.buffers())}
+        counts: list[int] = []
+
+        def count() -> None:
+            objects = [each for each in gc.get_objects() if type(each) is torch.Tensor and each.dim() == 3]
+            counts.append(sum(each.is_floating_point() and id(each) not in own for each in objects))
+
+        class Counting(Recorded):
+            def track(self, outputs: Any, inputs: Batch, means: Any) -> None:
+                count()
+                assert outputs.context_hidden_states is outputs.target_hidden_states is None
+                super().track(outputs, inputs, means)
+
+        model.predictor.register_forward_pre_hook(lambda *_: count())
+        trainer(tmp_path, model, eval_data=rows("bert", 8), cls=Counting).evaluate()
+        return counts
+
+    few, many = alive(2), alive(6)
+    assert len(few) == 2
+    assert few == many
 
 
 def test_several_evaluation_sets_each_have_their_metrics(tmp_path: Path) -> None:
