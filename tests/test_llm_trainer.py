@@ -85,7 +85,7 @@ def test_an_interrupted_run_goes_on_exactly(settings: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_streamed_run_resumes_exactly_in_any_pass(accumulation: int, workers: int, tmp_path: Path) -> None:
-    """Bit for bit from inside a pass, its end, and later passes; a pass of five batches ends within an update of two."""
+    """Bit for bit from inside a pass, its end, and later ones; a pass of five batches ends within an update of two."""
     settings = {
         "target_gradient": "ema",
         "ema_decay": 0.5,

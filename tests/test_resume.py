@@ -193,9 +193,7 @@ def test_a_stream_and_a_list_of_its_rows_are_one_run(accumulation: int, tmp_path
     settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": accumulation, "max_steps": 7}
     runs = []
     for data in (rows("bert", 40), datasets.Dataset.from_list(rows("bert", 40)).to_iterable_dataset()):
-        run = trainer(
-            tmp_path, tiny_jepa(strong=False), data=data, train_sampling_strategy="sequential", **settings
-        )
+        run = trainer(tmp_path, tiny_jepa(strong=False), data=data, train_sampling_strategy="sequential", **settings)
         run.train()
         runs.append(run)
     listed, stream = ([entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in runs)

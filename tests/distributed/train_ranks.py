@@ -81,7 +81,7 @@ def train(
 
 
 def resume(folder: Path, processes: int, shards: int) -> Result:
-    """A streamed run of several passes with accumulation, and the largest difference of those resumed from its steps."""
+    """A streamed run of several passes with accumulation, and how far runs resumed from its steps end from it."""
     settings = five_steps(processes) | {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
     settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-3}
 
