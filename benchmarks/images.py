@@ -32,16 +32,30 @@ from transformers import (
     BaseImageProcessor,
     PreTrainedModel,
     Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
 
 from jepa_hf import DataCollatorForBlockJEPA, JepaForRepresentationPrediction
-from jepa_hf.callbacks import MaskEpochCallback
 
 FITTED, HELD_OUT = 20_000, 5000
 PENALTIES = (0.001, 0.01, 0.1)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the collator the epoch: each has other crops."""
+
+    def __init__(self, collator: DataCollatorForBlockJEPA):
+        self.collator = collator
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.collator.epoch = int(state.epoch or 0)
 
 
 def load(path: str, limit: int | None) -> datasets.Dataset:
@@ -182,7 +196,7 @@ def supervised(options: argparse.Namespace) -> None:
         ),
         train_dataset=train,
         eval_dataset=test,
-        callbacks=[MaskEpochCallback(views)],  # another crop in each epoch
+        callbacks=[EpochCallback(views)],
         compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())},
     )
     begin = time.time()

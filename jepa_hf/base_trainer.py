@@ -18,7 +18,7 @@ from typing import Any
 import datasets
 import torch
 from accelerate.data_loader import SeedableRandomSampler
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin, gather_object
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader, SequentialSampler
@@ -28,6 +28,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from . import divided, zero
+from .callbacks import PassCallback
 from .checkpoints import (
     STATE_FILE,
     aside,
@@ -41,6 +42,7 @@ from .checkpoints import (
     rotate,
     writing,
 )
+from .data_collator import MaskingCollator
 from .errors import RunError, UsageError
 from .files import whole_files
 from .hub_trainer import HubTrainer
@@ -91,6 +93,7 @@ class RepresentationTrainer(HubTrainer):
                 )
         self.resumed = False
         super().__init__(model=model, args=args, **kwargs)
+        self.add_callback(PassCallback)
         # Of DDP: spares copies of all gradients, a twentieth of a compiled step.
         self.accelerator.ddp_handler.gradient_as_bucket_view = True
         if self.is_fsdp_enabled:
@@ -171,13 +174,22 @@ class RepresentationTrainer(HubTrainer):
 
     @contextmanager
     def _whole_batches(self) -> Iterator[None]:
-        """Have a loader that is made meanwhile fill up a stream's last batches, see `whole_batches`."""
+        """Have a loader that is made meanwhile fill up a stream's last batches, see `whole_batches`.
+
+        Raises:
+            UsageError: ranks with shards of their own, and a strategy "epoch": their passes end at different times.
+        """
         rows, collator, ranks = self.train_dataset, self.data_collator, self.args.world_size
         if ranks > 1 and isinstance(rows, datasets.IterableDataset):
             self._set_signature_columns_if_needed()  # while the collator is there to say what it reads
             self.data_collator = WholeBatchCollator(collator, self._train_batch_size, self.leave_out)
             if rows.n_shards < ranks:  # else accelerate gives each rank its own, which may end before those of others
                 self.train_dataset = WholeBatches(rows, self._train_batch_size * ranks)
+            elif "epoch" in (self.args.eval_strategy, self.args.save_strategy, self.args.logging_strategy):
+                raise UsageError(
+                    'Expected strategies "steps" or "no" for a stream whose shards the ranks divide, got "epoch" '
+                    "(eval_strategy, save_strategy or logging_strategy). Set it to steps."
+                )
         try:
             yield
         finally:
@@ -192,6 +204,58 @@ class RepresentationTrainer(HubTrainer):
         # once more after a resume: from the common generator, that would change the dropout of all later steps.
         _of_torch(loader).generator = torch.Generator().manual_seed(self.args.seed)
         return loader
+
+    # ---- passes over the rows
+
+    @property
+    def _passes(self) -> PassCallback:
+        return next(each for each in self.callback_handler.callbacks if isinstance(each, PassCallback))
+
+    @property
+    def _is_stream(self) -> bool:
+        return not has_length(self.train_dataset)
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """As `Trainer`'s, but a resumed stream continues in its own pass: `Trainer` takes one for `max_steps` long.
+
+        Returns:
+            Passes that have ended, and micro-batches of the current pass to skip.
+        """
+        passes, skipped = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
+        accumulated = self.args.gradient_accumulation_steps
+        if self._is_stream and checkpoint is not None:
+            of_ranks = self.state.stateful_callbacks[PassCallback.__name__]["attributes"]["of_ranks"]
+            passes, updates = of_ranks[self.args.process_index % len(of_ranks)]
+            skipped = 0 if self.args.ignore_data_skip else updates * accumulated
+        self._passes.passes, self._passes.updates = passes, skipped // accumulated
+        return passes, skipped
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed after its last step, such as a run that was killed while it wrote its results: the inherited
+            # method would do one more.
+            self.control.should_training_stop = True
+            return
+        if isinstance(self.data_collator, MaskingCollator):
+            self.data_collator.epoch = epoch
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """As `Trainer`'s, but the last update of a stream's pass has as many micro-batches as the others.
+
+        `Trainer` would not end an update with fewer, and add its gradients to the next pass's first one. Nothing is
+        learned from the micro-batches that are added.
+        """
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        missing = num_batches - len(batches)
+        if self._is_stream and batches and missing:
+            empty = dict(batches[-1])
+            first = next(iter(empty.values()))
+            self.leave_out(empty, torch.zeros(len(first), dtype=torch.bool, device=first.device))
+            batches += [empty] * missing
+        return batches, count
 
     # ---- one update
 
@@ -234,14 +298,6 @@ class RepresentationTrainer(HubTrainer):
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
         """Autocast, where accelerate puts none around the model: around one that FSDP2 divides."""
         return self.accelerator.autocast() if self.is_fsdp_enabled else nullcontext()
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:
-            # Resumed after its last step, such as a run that was killed while it wrote its results: the inherited
-            # method would do one more.
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As `Trainer`'s, but without a group that has no parameters.
@@ -330,7 +386,7 @@ class RepresentationTrainer(HubTrainer):
         """Which samples this rank read in an update, as far as that can be known afterwards."""
         loader, accumulated = self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps
         if not has_length(loader):
-            return f"batches {(step - 1) * accumulated + 1} to {step * accumulated} of the stream"
+            return f"batches {(step - 1) * accumulated + 1} to {step * accumulated} read from the stream"
         epoch, update = divmod(step - 1, math.ceil(len(loader) / accumulated))
         first, last = update * accumulated, min((update + 1) * accumulated, len(loader))
         told = (
@@ -363,7 +419,7 @@ class RepresentationTrainer(HubTrainer):
         # A rank without any runs the model all the same, because the others may wait for it inside (FSDP).
         inputs = {name: value[: max(rows, 1)] for name, value in inputs.items()}
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs, output_hidden_states=True)
+            outputs = model(**inputs)
         if rows:
             self.track(outputs, inputs, self._means["eval"])
             self._means["eval"].fold()
@@ -546,6 +602,7 @@ class RepresentationTrainer(HubTrainer):
 
     def _write_parts(self, folder: str) -> None:
         """Write this rank's parts of a checkpoint."""
+        self._passes.of_ranks = gather_object([(self._passes.passes, self._passes.updates)])
         self.save_model(folder, _internal_call=True)
         if not self.args.save_only_model:
             self._save_optimizer_and_scheduler(folder)

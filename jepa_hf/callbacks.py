@@ -1,4 +1,4 @@
-"""Callbacks: the one that moves the target encoder, those that only keep time, and the one that watches."""
+"""Callbacks that move the target encoder, count, schedule and watch."""
 
 import logging
 import math
@@ -9,9 +9,9 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from .adapters import is_adapter
-from .data_collator import MaskingCollator
 from .ema import decay_at, default_decay_range, match_parameters, start_share, update_target
 from .health import diagnose, findings, is_measurement
 from .modeling_jepa import JepaForRepresentationPrediction
@@ -102,25 +102,32 @@ def _averaged(encoder: nn.Module, lora: dict[str, Any] | None) -> Iterator[tuple
     return ((name, value) for name, value in encoder.named_parameters() if lora is None or is_adapter(name))
 
 
-class MaskEpochCallback(TrainerCallback):
-    """Tells the collator, in all workers, which epoch it is: new masks every epoch, the same ones after a resume."""
+class PassCallback(TrainerCallback, ExportableState):
+    """Count the passes over the training rows, and the updates of the current pass, for checkpoints.
 
-    def __init__(self, collator: MaskingCollator):
-        self.collator = collator
-        self._begun = False
+    A stream has no length, so that the number of steps alone does not say where a resumed run continues.
 
-    def on_train_begin(
+    Attributes:
+        passes: passes that have ended.
+        updates: updates of the current pass.
+        of_ranks: both numbers of each rank, as the last checkpoint has them. Ranks with shards of their own differ.
+    """
+
+    def __init__(self) -> None:
+        self.passes = self.updates = 0
+        self.of_ranks: list[tuple[int, int]] = []
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"of_ranks": self.of_ranks}}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.updates += 1
+
+    def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._begun = False
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        # A resumed run begins in the middle of an epoch; later ones are counted, because state.epoch is unknown while
-        # streaming.
-        self.collator.epoch = self.collator.epoch + 1 if self._begun else int(state.epoch or 0)
-        self._begun = True
+        if not control.should_training_stop:  # else the pass may go on after a resume
+            self.passes, self.updates = self.passes + 1, 0
 
 
 class WeightDecayCallback(TrainerCallback):

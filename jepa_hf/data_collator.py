@@ -110,7 +110,8 @@ class DataCollatorForSpanJEPA(MaskingCollator):
     Args:
         tokenizer: gives the special tokens, which are never hidden, the padding token and side.
         mask_ratio: share of the maskable tokens that is hidden, in (0, 1).
-        mean_span_length: mean of the exponential distribution of span lengths, in tokens (in words with `whole_word`).
+        mean_span_length: mean of the geometric distribution of span lengths, in tokens (in words with `whole_word`);
+            1 hides single tokens independently of their neighbours.
         context_mode: "kept": hidden positions stay as [MASK] tokens; "dropped": the view lists the visible positions.
         num_masks: masks per sample, which share one pass of the target encoder.
         whole_word: hide whole words; rows then need `word_ids`.

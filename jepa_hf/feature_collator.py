@@ -20,7 +20,8 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
     Args:
         encoder_config: of the encoder; its mode, `input_dim` and `patch_size` say what a row is.
         mask_ratio: share of the positions (groups in mode "flat") that is hidden, in (0, 1).
-        mean_span_length: mean of the exponential distribution of span lengths; default 5 steps over time, else 1.
+        mean_span_length: mean of the geometric distribution of span lengths; default 5 steps over time, else 1: single
+            patches or groups, independently of their neighbours.
         context_mode: "dropped": the view lists the visible positions; "kept": hidden features stay, with
             `fill_values` in their place. Mode "flat", which has one position, needs "kept".
         num_masks: masks per sample, which share one pass of the target encoder.

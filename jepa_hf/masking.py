@@ -88,6 +88,22 @@ def maskable_units(maskable: np.ndarray, word_ids: np.ndarray | None = None) -> 
     return np.where(maskable, np.cumsum(start, axis=1) - 1, -1)
 
 
+def span_lengths(draws: np.ndarray, mean: float) -> np.ndarray:
+    """Turn uniform draws into geometric lengths: P(length = k) = (1 - p)^(k - 1) p with p = 1 / `mean`.
+
+    SpanBERT (Joshi et al. 2020, section 3.1) uses p = 0.2, a mean of 5, and draws again above 10.
+
+    Args:
+        draws: uniform in [0, 1).
+        mean: mean of the lengths, at least 1, where all lengths are 1.
+
+    Returns:
+        Positive whole numbers, float64 of the shape of `draws`.
+    """
+    with np.errstate(divide="ignore"):  # log 0 = -inf at a mean of 1
+        return 1.0 + np.floor(np.log1p(-draws) / np.log1p(-1.0 / mean))
+
+
 def sample_span_mask(
     maskable: np.ndarray,
     keys: np.ndarray,
@@ -97,18 +113,19 @@ def sample_span_mask(
 ) -> np.ndarray:
     """Mask contiguous spans until `mask_ratio` of each row's maskable tokens are masked.
 
-    Spans have length max(1, floor(Exp(`mean_span_length`))), at most the row's, and are placed one after another so
-    that each covers every maskable token with the same chance: they may merge, and are clipped at both ends of their
+    Lengths of spans are geometric (see `span_lengths`), at most the row's. Spans are placed one after another so that
+    each covers every maskable token with the same chance: they may merge, and are clipped at both ends of their
     run of maskable tokens. The last is cut, so that round(ratio × maskable) tokens are reached exactly; this favours
-    the ends of short rows, by 9 % at 16 tokens and a mean of 5, by 1 % at 200. With `word_ids` spans are counted in
-    words (SpanBERT, Joshi et al. 2020, section 3.1) and the number of masked tokens is the nearest that whole words
-    allow, within one word. At least one unit is masked and one is left.
+    the ends of short rows, by 9 % at 16 tokens and a mean of 5, by 1 % at 200. With a mean of 1, single tokens are
+    drawn uniformly without replacement, as data2vec and BERT do. With `word_ids` spans are counted in words (SpanBERT,
+    Joshi et al. 2020, section 3.1) and the number of masked tokens is the nearest that whole words allow, within one
+    word. At least one unit is masked and one is left.
 
     Args:
         maskable: `[B, L]` bool, False on special and padding tokens.
         keys: uint64 `[B]`, see `row_keys`.
         mask_ratio: share of the maskable tokens, in (0, 1).
-        mean_span_length: mean of the exponential distribution, in units (tokens, or words), at least 1.
+        mean_span_length: mean before merging and clipping, in units (tokens, or words), at least 1.
         word_ids: `[B, L]`, see `maskable_units`.
 
     Returns:
@@ -172,7 +189,7 @@ def sample_span_mask(
             break
         draws = uniforms(keys[short], 2 * drawn, 2 * block).reshape(-1, block, 2)
         units = num_units[short, None]
-        lengths = np.floor(-mean_span_length * np.log1p(-draws[:, :, 1])).clip(1, units).astype(np.int64)
+        lengths = span_lengths(draws[:, :, 1], mean_span_length).clip(max=units).astype(np.int64)
         # A span may begin before its run and is clipped: otherwise the first units of a run would seldom be covered.
         places = (draws[:, :, 0] * (units + num_runs[short, None] * (lengths - 1))).astype(np.int64)
         which = np.zeros_like(places)

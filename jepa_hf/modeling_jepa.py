@@ -60,9 +60,9 @@ class JepaOutput(ModelOutput):
             valid.
         sample_predictions: with `contrastive_weight`, what each view's mean predicts, `[B * S * views, D]`.
         sample_targets: with `contrastive_weight`, each sample's mean over the target layers, `[B * S, D]`.
-        context_state: the context encoder's last layer, `[B * M, C, D]`, on request.
-        context_valid: bool `[B * M, C]`, which of these are real tokens, on request.
-        context_samples: long `[B * M, C]`, as `target_samples`, on request.
+        context_state: the context encoder's last layer, `[B * M, C, D]`, in eval mode or on request.
+        context_valid: bool `[B * M, C]`, which of these are real tokens, in eval mode or on request.
+        context_samples: long `[B * M, C]`, as `target_samples`, in eval mode or on request.
         context_hidden_states: all layers of the context encoder, on request.
         target_hidden_states: all layers of the target encoder, `[B, L, D]` each, on request.
     """
@@ -472,7 +472,8 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             target_valid=valid.unflatten(0, (batch, masks)),
             target_samples=target_samples.unflatten(0, (batch, masks)),
         )
-        if self.pooled_predictor is not None or output_hidden_states:
+        shows_context = output_hidden_states or not self.training
+        if self.pooled_predictor is not None or shows_context:
             read = documents_at(samples, seen_positions[:: len(seen_positions) // len(seen)], seen)
         if self.pooled_predictor is not None:
             states = encoded.last_hidden_state
@@ -485,9 +486,10 @@ class JepaForRepresentationPrediction(PreTrainedModel):
                 per_sample = document_counts(target_samples, most)
                 per_view = per_sample.unflatten(0, (len(seen), -1)).sum(dim=1)
                 self._add_contrast(output, _by_sample(per_view[..., None], batch), sequence_valid, total)
-        if output_hidden_states:
+        if shows_context:
             output.context_state, output.context_valid = encoded.last_hidden_state, seen
             output.context_samples = read
+        if output_hidden_states:
             output.context_hidden_states = encoded.hidden_states
             output.target_hidden_states = target_states
         return output

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from .base_trainer import RepresentationTrainer
-from .callbacks import EmaTargetCallback, HealthCallback, MaskEpochCallback, WeightDecayCallback, unwrapped
+from .callbacks import EmaTargetCallback, HealthCallback, WeightDecayCallback, unwrapped
 from .configuration_jepa import WEIGHTS, JepaConfig
 from .data_collator import DataCollatorForSpanJEPA, MaskingCollator
 from .ema import match_parameters, relative_distance
@@ -151,7 +151,6 @@ class JepaTrainer(RepresentationTrainer):
             )
         if args.weight_decay_end is not None:
             callbacks.append(WeightDecayCallback(args.weight_decay_end))
-        callbacks.append(MaskEpochCallback(data_collator))
         if args.health_steps:
             callbacks.append(HealthCallback(self.measure_health, self.log, args.health_steps, args.stop_on_collapse))
         self.probe = probe

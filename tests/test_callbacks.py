@@ -15,7 +15,7 @@ from tiny import save_tiny_encoder
 from torch import nn
 
 from jepa_hf import EmaTargetCallback, JepaForRepresentationPrediction, JepaTrainer
-from jepa_hf.callbacks import MaskEpochCallback, unwrapped
+from jepa_hf.callbacks import unwrapped
 from jepa_hf.ema import decay_at, default_decay_range
 
 
@@ -93,23 +93,6 @@ def test_masks_are_new_every_epoch_and_the_same_with_any_workers(tmp_path: Path)
     assert all(len(set(masks)) == len(masks) == 3 for masks in runs[0].values())
     assert runs[1] == runs[0]
     assert runs[2] == runs[0]
-
-
-def test_the_epoch_is_set_on_the_collator_that_is_given() -> None:
-    """By hand: without a trainer the callback counts epochs too."""
-
-    class Collator:
-        epoch = 7
-
-    class State:
-        epoch = None
-
-    collator = Collator()
-    callback = MaskEpochCallback(collator)  # type: ignore[arg-type]
-    callback.on_train_begin(None, State(), None)
-    for expected in (0, 1, 2):
-        callback.on_epoch_begin(None, State(), None)
-        assert collator.epoch == expected
 
 
 # ---- the schedule

@@ -82,6 +82,38 @@ def test_an_interrupted_run_goes_on_exactly(settings: dict[str, Any], tmp_path: 
         assert largest_difference(*teachers) == 0.0
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_streamed_run_resumes_exactly_in_any_pass(accumulation: int, workers: int, tmp_path: Path) -> None:
+    """Bit for bit from inside a pass, its end, and later ones; a pass of five batches ends within an update of two."""
+    settings = {
+        "target_gradient": "ema",
+        "ema_decay": 0.5,
+        "loss_dropout": 0.3,
+        "max_steps": 12,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "gradient_accumulation_steps": accumulation,
+        "dataloader_num_workers": workers,
+    }
+
+    def streamed(folder: Path, **changed: Any) -> LlmJepaTrainer:
+        made = trainer(folder, rows=20, **settings, **changed)
+        stream = datasets.Dataset.from_list(conversations(20)).to_iterable_dataset().shuffle(seed=1, buffer_size=8)
+        given = {"processing_class": made.processing_class, "view_tokenizer": made.view_tokenizer}
+        return LlmJepaTrainer(made.model, made.args, train_dataset=stream, **given)
+
+    whole = streamed(tmp_path / "whole")
+    whole.train()
+    for step in (3, 5, 7, 11):
+        run = streamed(tmp_path / "resumed", seed=5)
+        run.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert largest_difference(weights(run.model), weights(whole.model)) == 0.0
+        assert largest_difference(weights(run.objective.teacher), weights(whole.objective.teacher)) == 0.0
+        assert logged(run, "loss") == logged(whole, "loss")
+        assert logged(run, "epoch") == logged(whole, "epoch")
+
+
 def test_the_teacher_is_the_average_of_what_is_trained(tmp_path: Path) -> None:
     """Two steps at 0.5: a quarter start, a quarter first step, a half second; and no gradient reaches it."""
     made = trainer(tmp_path, target_gradient="ema", ema_decay=0.5, max_steps=2)

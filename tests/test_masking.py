@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_hf.masking import maskable_units, row_keys, sample_span_mask, uniforms
+from jepa_hf.masking import maskable_units, row_keys, sample_span_mask, span_lengths, uniforms
 
 few = settings(max_examples=50, deadline=None)
 
@@ -65,7 +65,8 @@ def reference_mask(
     while not done:
         place, length = uniforms(np.array([key], dtype=np.uint64), 2 * number, 2)[0].tolist()
         number += 1
-        size = min(max(int(-mean_span_length * math.log1p(-length)), 1), len(units))
+        shorter = 1 - 1 / mean_span_length
+        size = min(1 + int(math.log1p(-length) / math.log1p(-1 / mean_span_length)) if shorter else 1, len(units))
         # Each run is as long as it has units, and one unit shorter than a span longer, on its left.
         extents = [(run, runs.count(run) + size - 1) for run in dict.fromkeys(runs)]
         place = int(place * sum(extent for _, extent in extents))
@@ -286,21 +287,45 @@ def test_spans_of_one_token_start_uniformly_over_maskable_tokens() -> None:
     assert (counts[~maskable[0]] == 0).all()
     counts = counts[maskable[0]]
     assert counts.sum() == 40_000
-    # Mean 1 still gives spans of two and more: the runs' edges are a little favoured when those are cut.
-    assert abs(counts / 1000 - 1).max() < 0.2
+    assert abs(counts / 1000 - 1).max() < 0.13  # four standard errors
+
+
+@pytest.mark.parametrize("mean", [1.0, 2.0, 5.0])
+def test_span_lengths_have_the_mean_and_the_shape_of_a_geometric_distribution(mean: float) -> None:
+    """Mean within three standard errors, P(length >= k) = (1 - 1 / mean)^(k - 1); at a mean of 1 every length is 1."""
+    lengths = span_lengths(uniforms(keys_of(100), 0, 1000).ravel(), mean)
+    deviation = math.sqrt(mean * (mean - 1))
+    assert abs(lengths.mean() - mean) <= 3 * deviation / math.sqrt(lengths.size)
+    for k in range(1, 12):
+        expected = (1 - 1 / mean) ** (k - 1)
+        assert abs((lengths >= k).mean() - expected) <= 4 * math.sqrt(expected * (1 - expected) / lengths.size)
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_a_mean_of_one_hides_single_tokens_independently_of_their_neighbours(whole_words: bool) -> None:
+    """Any two places are hidden together as often as in uniform draws without replacement, neighbours too; the share
+    is exact and every place is alike."""
+    count, length, hidden = 20_000, 64, 19
+    words = np.tile(np.arange(length), (count, 1)) if whole_words else None
+    mask = sample_span_mask(np.ones((count, length), bool), keys_of(count), 0.3, 1.0, words)
+    assert (mask.sum(axis=1) == hidden).all()
+    share = hidden / length
+    assert abs(mask.mean(axis=0) - share).max() < 4 * math.sqrt(share * (1 - share) / count)
+    for lag in (1, 2, 5):
+        pairs = (mask[:, lag:] & mask[:, :-lag]).mean(axis=1)
+        expected = hidden * (hidden - 1) / (length * (length - 1))
+        assert abs(pairs.mean() - expected) < 3 * pairs.std() / math.sqrt(count)
 
 
 @pytest.mark.parametrize("mean", [1.0, 3.0, 5.0, 12.0])
-def test_span_lengths_follow_the_floor_of_an_exponential(mean: float) -> None:
-    """Where spans hardly ever meet, P(length ≥ k) = exp(−k / mean) for k ≥ 2, and none is shorter than 1."""
+def test_spans_that_hardly_ever_meet_have_geometric_lengths(mean: float) -> None:
+    """In masks, P(length ≥ k) = (1 - 1 / mean)^(k - 1)."""
     mask = sample_span_mask(np.ones((40, 20_000), bool), keys_of(40), 0.02, mean)
     edges = np.diff(mask.astype(np.int8), axis=1, prepend=0, append=0)
     lengths = np.nonzero(edges == -1)[1] - np.nonzero(edges == 1)[1]
     for k in (2, math.ceil(mean), math.ceil(2 * mean), math.ceil(3 * mean)):
-        if k >= 2:
-            assert abs((lengths >= k).mean() - math.exp(-k / mean)) < 0.025
-    expected = 1 / (math.exp(1 / mean) - 1) + 1 - math.exp(-1 / mean)
-    assert abs(lengths.mean() / expected - 1) < 0.06
+        assert abs((lengths >= k).mean() - (1 - 1 / mean) ** (k - 1)) < 0.025
+    assert abs(lengths.mean() / mean - 1) < 0.06
 
 
 @pytest.mark.parametrize("mean", [2.0, 5.0, 10.0])

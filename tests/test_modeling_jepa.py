@@ -636,8 +636,9 @@ def test_a_batch_of_the_other_mode_is_refused_with_the_remedy(mode: str, other: 
 def test_fields_are_none_unless_asked_for() -> None:
     batch = text_batch("bert", "dropped")
     losses = {"loss", "prediction_loss", "cosine"}
-    always = losses | {"num_targets", "predictions", "targets", "target_valid", "target_samples"}
-    states = {"context_state", "context_valid", "context_samples", "context_hidden_states", "target_hidden_states"}
+    context = {"context_state", "context_valid", "context_samples"}
+    always = losses | context | {"num_targets", "predictions", "targets", "target_valid", "target_samples"}
+    states = {"context_hidden_states", "target_hidden_states"}
     parts = {"mlm_loss", "variance_loss", "covariance_loss", "sigreg_loss", "contrastive_loss"}
 
     def given(output: JepaOutput) -> set[str]:
@@ -652,6 +653,7 @@ def test_fields_are_none_unless_asked_for() -> None:
     assert given(tiny_jepa("bert", **EVERY_WEIGHT)(**batch)) == always | parts | samples
     # Asking changes no number.
     assert torch.equal(model(**batch).loss, model(**batch, output_hidden_states=True).loss)
+    assert given(model.train()(**batch)) == always - context
 
 
 # ---- resizing, checkpointing

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jepa_batches import ALLOWED, Row, pack, rows, tiny_jepa
 from jepa_runs import largest_difference, trainer, weights
@@ -161,13 +161,15 @@ def test_a_document_is_masked_as_in_a_row_of_its_own(settings: dict[str, Any], l
 
 @few
 @given(LENGTHS, st.sampled_from((None, 40)))
+@example([4] * 6, 40)
 def test_sequence_valid_counts_the_documents_of_each_row(lengths: list[int], max_length: int | None) -> None:
-    """As many as there are; with static shapes filled up to one of two widths."""
+    """As many as there are; static shapes have an eighth of the length, or the length where a row holds more."""
     rows, places = pack(documents(lengths))
     batch = DataCollatorForSpanJEPA(on_side("right"), max_length=max_length)(rows)
     counts = [sum(row == place for place, _ in places) for row in range(len(rows))]
     assert batch["sequence_valid"].sum(dim=1).tolist() == counts
-    assert batch["sequence_valid"].shape[1] == (max(counts) if max_length is None else 5)
+    columns = max(counts) if max_length is None else 5 if max(counts) <= 5 else 40
+    assert batch["sequence_valid"].shape[1] == columns
     numbers = torch.arange(batch["sequence_valid"].shape[1])
     assert torch.equal(batch["sequence_valid"], numbers < torch.tensor(counts)[:, None])
 

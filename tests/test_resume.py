@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from jepa_batches import pack, rows, tiny_jepa
-from jepa_runs import Batch, Recorded, StopAfter, ema_of, end_workers, trainer, weights
+from jepa_runs import Batch, Recorded, StopAfter, ema_of, end_workers, largest_difference, trainer, weights
 
 from jepa_hf import JepaForRepresentationPrediction, UsageError
 from jepa_hf.tokenization import pack_dataset
@@ -125,6 +125,105 @@ def test_masks_and_weights_go_on_where_they_stopped(stop: int, data: Callable[[]
     second.train(resume_from_checkpoint=True)
     assert same(first.batches + second.batches, whole.batches)
     assert same(weights(second.model), weights(whole.model))
+
+
+# ---- streams of several passes
+
+
+def shuffled_stream(count: int = 40) -> datasets.IterableDataset:
+    """Rows in another order in each pass, in two shards; 40 are five batches of eight."""
+    return datasets.Dataset.from_list(rows("bert", count)).to_iterable_dataset(2).shuffle(seed=3, buffer_size=16)
+
+
+def streamed(folder: Path, seed: int, data: Any = None, **overrides: Any) -> Recorded:
+    """Twelve steps over a stream of five batches a pass, with a checkpoint of each step."""
+    settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 12, "save_steps": 1}
+    return start(folder, seed, shuffled_stream() if data is None else data, **(settings | overrides))
+
+
+LOADERS = {
+    "no workers": {},
+    "workers": {"dataloader_num_workers": 2},
+    "persistent workers": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+    "accumulation": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3},
+}
+
+
+@pytest.fixture(scope="module", params=LOADERS)
+def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorded, dict]:
+    """A streamed run with its checkpoints, and its settings. With accumulation the last update of a pass is short."""
+    settings = LOADERS[request.param]
+    run = streamed(tmp_path_factory.mktemp("whole"), 1, **settings)
+    run.train()
+    return run, settings
+
+
+@pytest.mark.parametrize("step", [3, 4, 5, 7, 11])
+def test_a_streamed_run_resumes_exactly_in_any_pass(
+    step: int, undisturbed: tuple[Recorded, dict], tmp_path: Path
+) -> None:
+    """Weights, optimizer, masks, log and epochs, also at the end of a pass, and after a second resume."""
+    whole, settings = undisturbed
+    source = Path(whole.args.output_dir) / f"checkpoint-{step}"
+    for again in (step + 1, 12):
+        run = streamed(tmp_path, 2, **settings)
+        run.add_callback(StopAfter(again))
+        run.train(resume_from_checkpoint=str(source))
+        source = tmp_path / f"checkpoint-{again}"
+        end_workers(run)
+    assert same(run.batches, whole.batches[len(whole.batches) - len(run.batches) :])
+    assert same(weights(run.model), weights(whole.model))
+    assert same(run.optimizer.state_dict(), whole.optimizer.state_dict())
+    assert same(losses(run), losses(whole))
+    assert run.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
+
+
+def test_a_streams_epoch_is_its_passes_and_a_share_of_the_run(undisturbed: tuple[Recorded, dict]) -> None:
+    """The passes that have ended, plus the updates of the current one over max_steps."""
+    whole, settings = undisturbed
+    # Ten batches in updates of three; two workers with three batches each; five batches.
+    updates = 4 if "gradient_accumulation_steps" in settings else 6 if settings else 5
+    epochs = [entry["epoch"] for entry in losses(whole)]
+    assert epochs == pytest.approx([step // updates + (step % updates + 1) / 12 for step in range(12)])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 3])
+def test_a_stream_and_a_list_of_its_rows_are_one_run(accumulation: int, tmp_path: Path) -> None:
+    """Also where a pass ends within an update, which is then smaller: five batches of eight rows a pass."""
+    settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": accumulation, "max_steps": 7}
+    runs = []
+    for data in (rows("bert", 40), datasets.Dataset.from_list(rows("bert", 40)).to_iterable_dataset()):
+        run = trainer(tmp_path, tiny_jepa(strong=False), data=data, train_sampling_strategy="sequential", **settings)
+        run.train()
+        runs.append(run)
+    listed, stream = ([entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in runs)
+    assert len(listed) == 7
+    assert stream == pytest.approx(listed, abs=1e-7)
+    assert largest_difference(*(weights(run.model) for run in runs)) < 1e-7
+
+
+def test_a_checkpoint_of_the_end_of_a_pass_starts_the_next_one(tmp_path: Path) -> None:
+    """With save_strategy and eval_strategy "epoch": what was done at the end of the pass is not done again."""
+    settings = {"save_strategy": "epoch", "eval_strategy": "epoch"}
+    whole = streamed(tmp_path / "whole", 1, **settings)
+    whole.train()
+    run = streamed(tmp_path / "resumed", 2, **settings)
+    run.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    assert same(weights(run.model), weights(whole.model))
+    assert [entry["step"] for entry in run.state.log_history if "eval_loss" in entry] == [5, 10, 12]
+
+
+def test_ignore_data_skip_starts_the_pass_of_the_checkpoint_again(tmp_path: Path) -> None:
+    """In the order and with the masks of that pass; a later resume counts from there."""
+    whole = streamed(tmp_path, 1)
+    whole.train()
+    run = streamed(tmp_path / "again", 1, ignore_data_skip=True)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    assert same(run.batches, whole.batches[5:10])
+    exact = streamed(tmp_path / "exact", 1)
+    exact.train(resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-10"))
+    assert same(exact.batches, whole.batches[8:10])
+    assert same(weights(exact.model), weights(run.model))
 
 
 def test_a_longer_run_may_go_on_from_a_shorter_one(tmp_path: Path) -> None:

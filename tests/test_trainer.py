@@ -1,6 +1,9 @@
 """Claims about `JepaTrainer`: data, logs, evaluation, optimizer, precision, and what it pushes."""
 
+import gc
+import inspect
 import multiprocessing
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from hub import Hub
-from jepa_batches import rows, tiny_jepa
+from jepa_batches import REPOSITORY, rows, tiny_jepa
 from jepa_runs import At, Batch, Recorded, arguments, ema_of, end_workers, largest_difference, trainer, weights
 from tiny import CORPUS, save_tiny_encoder, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModel
+from transformers import AutoModel, Trainer
 
 from jepa_hf import (
     DataCollatorForSpanJEPA,
@@ -25,6 +28,7 @@ from jepa_hf import (
     JepaTrainingArguments,
     UsageError,
 )
+from jepa_hf.llm_jepa import LlmJepaTrainer
 
 STILL = {"learning_rate": 0.0, "weight_decay": 0.0, "ema_decay": 1.0}  # a run in which no weight moves
 SHORT = {"input_ids": [2, 60, 3]}  # one token between [CLS] and [SEP]: nothing to mask
@@ -287,6 +291,34 @@ def test_evaluation_is_deterministic_and_does_not_see_the_epoch(tmp_path: Path) 
     masks = run.data_collator(rows("bert", 11))["target_positions"]
     fixed = run.data_collator.for_evaluation()(rows("bert", 11))["target_positions"]
     assert masks.shape != fixed.shape or not torch.equal(masks, fixed)
+
+
+@pytest.mark.parametrize("mode", ["kept", "dropped"])
+def test_evaluation_keeps_no_layers_but_the_last(mode: str, tmp_path: Path) -> None:
+    """In the predictor and when outputs are tracked, as many tensors are alive with six layers as with two."""
+
+    def alive(layers: int) -> list[int]:
+        model = tiny_jepa("bert", mode, encoder={"num_hidden_layers": layers}, target_layers=1)
+        own = {id(value) for value in (*model.parameters(), *model.buffers())}
+        counts: list[int] = []
+
+        def count() -> None:
+            objects = [each for each in gc.get_objects() if type(each) is torch.Tensor and each.dim() == 3]
+            counts.append(sum(each.is_floating_point() and id(each) not in own for each in objects))
+
+        class Counting(Recorded):
+            def track(self, outputs: Any, inputs: Batch, means: Any) -> None:
+                count()
+                assert outputs.context_hidden_states is outputs.target_hidden_states is None
+                super().track(outputs, inputs, means)
+
+        model.predictor.register_forward_pre_hook(lambda *_: count())
+        trainer(tmp_path, model, eval_data=rows("bert", 8), cls=Counting).evaluate()
+        return counts
+
+    few, many = alive(2), alive(6)
+    assert len(few) == 2
+    assert few == many
 
 
 def test_several_evaluation_sets_each_have_their_metrics(tmp_path: Path) -> None:
@@ -792,3 +824,23 @@ def test_a_push_in_the_middle_leaves_the_run_as_it_was(hub: Hub, tmp_path: Path)
         results.append(weights(run.model))
     assert hub.repos["me/tiny"].history() != []
     assert largest_difference(*results) == 0
+
+
+# ---- what Trainer calls
+
+
+@pytest.mark.parametrize("trainer_class", [JepaTrainer, LlmJepaTrainer])
+def test_every_method_that_nobody_here_calls_is_one_of_trainers(trainer_class: type[Trainer]) -> None:
+    """A release of transformers that renames a method would never call ours again: the guard would go without a sign.
+
+    Each method of our trainers is called in this package or exists on `Trainer`; what `super()` is asked exists too.
+    """
+    source = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "jepa_hf").rglob("*.py"))
+    ours = [each for each in trainer_class.__mro__ if each.__module__.startswith("jepa_hf.")]
+    names = {name for each in ours for name, value in vars(each).items() if inspect.isfunction(value)}
+    assert {"_run_epoch", "_clip_grad_norm", "track"} <= names
+    uncalled = {name for name in names if not re.search(rf"(?<!super\(\))\.{name}\b", source)}
+    assert {name for name in uncalled if not hasattr(Trainer, name)} == set()
+    for each in ours:
+        inherited = set(re.findall(r"super\(\)\.(\w+)", inspect.getsource(each)))
+        assert {name for name in inherited if not hasattr(each.__base__, name)} == set()

@@ -1,10 +1,17 @@
 """Claims about streams whose last batches are filled up."""
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import datasets
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jepa_batches import rows
+from jepa_runs import trainer
 
+from jepa_hf import JepaTrainingArguments, UsageError
 from jepa_hf.whole_batches import REPEATED, WholeBatchCollator, WholeBatches
 
 
@@ -61,3 +68,16 @@ def test_a_smaller_batch_is_filled_up_with_rows_that_are_left_out() -> None:
     whole = WholeBatchCollator(collate, 4, leave_out)
     assert whole([{"row": 3}, {"row": 4}])["row"].tolist() == [3, 4, -1, -1]
     assert whole([{"row": row} for row in range(4)])["row"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("setting", ["eval_strategy", "save_strategy", "logging_strategy"])
+def test_work_at_the_end_of_a_pass_is_refused_where_ranks_have_shards_of_their_own(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their passes end at different times, and one would wait for the other forever; of one shard they end together."""
+    monkeypatch.setattr(JepaTrainingArguments, "world_size", 2)
+    for shards, refused in ((1, nullcontext()), (2, pytest.raises(UsageError, match=setting))):
+        data = datasets.Dataset.from_list(rows("bert", 8)).to_iterable_dataset(num_shards=shards)
+        run = trainer(tmp_path, data=data, eval_data=rows("bert", 4), **{setting: "epoch"})
+        with refused, run._whole_batches():
+            pass

@@ -145,7 +145,9 @@ class MaskArguments:
     )
     mean_span_length: float | None = field(
         default=None,
-        metadata={"help": "Mean length of a hidden span: default 5 tokens or time steps, 1 feature patch."},
+        metadata={
+            "help": "Mean length of a hidden span, 1 for single ones: default 5 tokens or time steps, 1 feature patch."
+        },
     )
     whole_word: bool = field(default=False, metadata={"help": "Hide whole words; spans then count words."})
     num_masks: int | None = field(

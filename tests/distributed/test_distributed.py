@@ -149,6 +149,16 @@ def test_shards_that_end_at_different_times_make_batches_of_one_size(ranks: list
     assert first[8] == first[9] == first[10] == first[11]
 
 
+def test_streams_resume_exactly_where_each_rank_was(ranks: list[Results]) -> None:
+    """Bit for bit in the first pass and later ones, also where one rank's shards end earlier than the other's."""
+    for rank in ranks:
+        for name in ("resumed", "resumed shards"):
+            assert rank[name]["differences"] == [0.0] * 3
+    together, apart = (ranks[0][name]["passes"] for name in ("resumed", "resumed shards"))
+    assert together[0] == together[1]
+    assert apart[0] != apart[1]
+
+
 def test_the_comparison_sees_ranks_that_count_for_themselves(ranks: list[Results], alone: Results) -> None:
     """Were each rank's loss divided by its own targets, the weights would differ by far more than 1e-5."""
     assert largest_difference(ranks[0]["wrong"]["weights"], alone["dropped"]["weights"]) > 1e-4

@@ -18,7 +18,7 @@ from accelerate import PartialState
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jepa_batches import pack, rows, tiny_jepa
-from jepa_runs import At, Recorded, trainer, weights
+from jepa_runs import At, Recorded, largest_difference, trainer, weights
 
 from jepa_hf.cli.main import leave
 
@@ -80,6 +80,25 @@ def train(
     }
 
 
+def resume(folder: Path, processes: int, shards: int) -> Result:
+    """A streamed run of several passes with accumulation, and how far runs resumed from its steps end from it."""
+    settings = five_steps(processes) | {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-3}
+
+    def run(name: str, checkpoint: str | None = None) -> Recorded:
+        data = datasets.Dataset.from_list(LONG[:13]).to_iterable_dataset(shards).shuffle(seed=1, buffer_size=4)
+        made = trainer(folder / name, tiny_jepa(strong=False, contrastive_weight=1.0), data=data, **settings)
+        made.train(resume_from_checkpoint=checkpoint)
+        return made
+
+    whole = run(f"{shards} whole")
+    resumed = {step: run(f"{shards} resumed", f"{whole.args.output_dir}/checkpoint-{step}") for step in (1, 4, 7)}
+    return {
+        "differences": [largest_difference(weights(each.model), weights(whole.model)) for each in resumed.values()],
+        "passes": whole._passes.of_ranks,
+    }
+
+
 def evaluate(folder: Path, processes: int, data: list[dict[str, list[int]]]) -> Result:
     """The metrics over `data` in batches of 4 on each rank."""
     run = trainer(
@@ -133,6 +152,9 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
         "transformer",
         2.0,
     ),
+    # The passes of the ranks end together, and do not.
+    "resumed": lambda folder, processes: resume(folder, processes, shards=1),
+    "resumed shards": lambda folder, processes: resume(folder, processes, shards=3),
     # What the tests must be able to see: each rank divides by its own targets.
     "wrong": lambda folder, processes: train(
         folder, processes, LONG, "dropped", "transformer", average_tokens_across_devices=False
