@@ -334,7 +334,7 @@ def formula(kind: str, beta: float, prediction: list[float], target: list[float]
 @pytest.mark.parametrize("kind", ["smooth_l1", "l2", "l1", "cosine"])
 @pytest.mark.parametrize("case", MODES, ids="-".join)
 def test_the_loss_is_the_formulas_mean_over_the_valid_targets(kind: str, case: tuple[str, str, str]) -> None:
-    model = tiny_jepa(*case, loss=kind, smooth_l1_beta=0.5)
+    model = tiny_jepa(*case, loss=kind, smooth_l1_beta=0.5, prediction_weight=3.0)
     batch = text_batch(case[0], case[1])
     assert not batch["target_valid"].all()
     output = model(**batch)
@@ -344,10 +344,10 @@ def test_the_loss_is_the_formulas_mean_over_the_valid_targets(kind: str, case: t
             output.predictions[batch["target_valid"]], output.targets[batch["target_valid"]], strict=True
         )
     ]
-    assert output.loss.item() == pytest.approx(sum(each) / len(each), rel=1e-5)
+    assert output.loss.item() == pytest.approx(3 * sum(each) / len(each), rel=1e-5)
     assert output.num_targets == len(each)
     shared = model(**batch, num_items_in_batch=torch.tensor(100))
-    assert shared.loss.item() == pytest.approx(sum(each) / 100, rel=1e-5)
+    assert shared.loss.item() == pytest.approx(3 * sum(each) / 100, rel=1e-5)
     assert shared.prediction_loss.item() == pytest.approx(sum(each) / len(each), rel=1e-5)
 
 
@@ -409,7 +409,7 @@ def masked_lm_sum(model: JepaForRepresentationPrediction, batch: Batch) -> torch
 
 @pytest.mark.parametrize("case", [*MODES, ("electra", "dropped", "transformer")], ids="-".join)
 def test_the_masked_lm_reads_mask_tokens_where_kept_and_guesses_where_dropped(case: tuple[str, str, str]) -> None:
-    model, batch = tiny_jepa(*case, mlm_weight=0.25), text_batch(case[0], case[1])
+    model, batch = tiny_jepa(*case, mlm_weight=0.25, prediction_weight=1.0), text_batch(case[0], case[1])
     output = model(**batch)
     expected = masked_lm_sum(model, batch) / batch["target_valid"].sum()
     assert output.mlm_loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -419,17 +419,49 @@ def test_the_masked_lm_reads_mask_tokens_where_kept_and_guesses_where_dropped(ca
 @pytest.mark.parametrize("case", MODES, ids="-".join)
 def test_the_loss_is_the_weighted_sum_of_its_parts(case: tuple[str, str, str]) -> None:
     weights = {"mlm_weight": 0.5, "variance_weight": 0.25, "covariance_weight": 0.125, "sigreg_weight": 2.0}
-    weights |= {"contrastive_weight": 0.75}
+    weights |= {"contrastive_weight": 0.75, "prediction_weight": 1.5}
     model, batch = tiny_jepa(*case, **weights), text_batch(case[0], case[1])
     strengthen(model.context_encoder, std=0.1)  # or no standard deviation is below 1
     output = model(**batch)
     parts = {name: getattr(output, name.replace("weight", "loss")).item() for name in weights}
     assert min(parts.values()) > 0
-    expected = output.prediction_loss.item() + sum(weights[name] * part for name, part in parts.items())
+    expected = sum(weights[name] * part for name, part in parts.items())
     assert output.loss.item() == pytest.approx(expected, rel=1e-5)
     # Statistics of the micro-batch count by its share of the update's targets.
     half = model(**batch, num_items_in_batch=2 * output.num_targets)
     assert half.loss.item() == pytest.approx(expected / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("case", MODES, ids="-".join)
+@pytest.mark.parametrize("mlm_weight", [0.0, 1.0])
+def test_without_the_prediction_loss_exactly_the_parameters_in_use_are_trained(
+    case: tuple[str, str, str], mlm_weight: float
+) -> None:
+    """DDP waits for the gradient of every trainable parameter."""
+    model = tiny_jepa(*case, prediction_weight=0.0, mlm_weight=mlm_weight, contrastive_weight=0.5)
+    output = model(**text_batch(case[0], case[1]))
+    expected = 0.5 * output.contrastive_loss + (mlm_weight * output.mlm_loss if mlm_weight else 0.0)
+    torch.testing.assert_close(output.loss, expected)
+    assert output.prediction_loss > 0  # still measured
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    uses_predictor = case[1] == "dropped" and mlm_weight > 0
+    assert all(parameter.requires_grad == uses_predictor for parameter in model.predictor.parameters())
+
+
+def test_the_predictor_starts_at_the_scale_that_its_encoder_asks_for() -> None:
+    """Unit gain, std 1/sqrt(fan-in), where the encoder's outputs carry no positions; else the small one."""
+
+    def scale(family: str, **kwargs: Any) -> float:
+        model = tiny_jepa(family, strong=False, pred_hidden_size=32, **kwargs)
+        layer = model.predictor.layers[0].fc2
+        return layer.weight.std().item() * layer.in_features**0.5
+
+    assert scale("modernbert") == pytest.approx(1.0, rel=0.05)
+    assert scale("bert", pred_init="unit_gain") == pytest.approx(1.0, rel=0.05)
+    assert scale("bert") == pytest.approx(0.02 * (4 * 32) ** 0.5, rel=0.05)
+    assert scale("modernbert", pred_init="small") == pytest.approx(0.02 * (4 * 32) ** 0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("masks", [1, 3])
