@@ -30,7 +30,7 @@ _REPRESENTATION = ("rank", "pairwise_cosine", "spread", "pooled_rank", "pooled_p
 DIRECTIONS_LEFT, DIMENSIONS_LEFT, POOLED_DIMENSIONS_LEFT, TOKENS_LEFT = 0.05, 0.25, 0.1, 0.1
 # What is left of the start's ratio of two losses, that of the position alone and the constant's, when we speak of a
 # position collapse.
-POSITIONS_LEFT = 0.2
+POSITIONS_LEFT = 0.25
 # What is left of the best skill, where that was at least `GOOD_SKILL`, when we speak of a divergence. Skill is 0 at a
 # hit rate of chance and 1 where every target is found.
 SKILL_LEFT, GOOD_SKILL = 0.2, 0.1

@@ -59,8 +59,8 @@ class HealthSample:
             self._parts["positions"].append(places[valid])
         if output.sample_targets is not None:
             there = there.flatten()
-            by_sample = output.sample_predictions.unflatten(0, (-1, len(output.sample_predictions) // len(there)))
-            self._parts["sample predictions"].append(by_sample[: len(there)][there])
+            by_sample = output.sample_predictions.unflatten(0, (-1, views))[: len(there)]
+            self._parts["sample predictions"].append(by_sample[there])
             self._parts["sample targets"].append(output.sample_targets[: len(there)][there])
 
     def measure(self, config: JepaConfig) -> dict[str, float]:

@@ -23,6 +23,9 @@ from jepa_hf.health import (
     representation_health,
 )
 from jepa_hf.metrics import effective_rank, sample_hit_rate, sample_means, within_sample_share
+from jepa_hf.model_card import render_card
+from jepa_hf.readings import Level
+from jepa_hf.report import write_report
 
 RIVALS_OF = ("constant", "position", "sample")
 
@@ -180,7 +183,7 @@ def test_guesses_that_know_the_position_alone_are_no_better_than_their_rival() -
 
 
 def half_places(token: float) -> dict[str, float]:
-    """A measurement of targets, at 30 of 100 positions, that are their position's vector and `token` times a token's."""
+    """A measurement of targets at 30 of 100 positions: a position's vector, and `token` times a token's."""
     generator = torch.Generator().manual_seed(0)
     positions = torch.rand(128, 100, generator=generator).argsort(dim=1)[:, :30].flatten()
     tokens = torch.randn(128 * 30, 64, generator=generator)
@@ -439,6 +442,55 @@ def test_a_target_that_chases_the_context_collapses_and_is_noticed(tmp_path: Pat
     run = watched(tmp_path, model=model, max_steps=60, health_steps=20, learning_rate=1e-2, ema_decay=0.0)
     run.train()
     assert "total" in findings(run.state.log_history)
+
+
+ONE_WORD = [{"input_ids": [2, *[5 + number % 50] * 16, 3]} for number in range(200)]
+
+
+def learning(folder: Path, frozen: bool) -> JepaTrainer:
+    """A run on texts of one word each. Word and place say all of a target, a context says which word, and no rival
+    knows both."""
+    model = tiny_jepa(strong=False, context_mode="kept", predictor_type="mlp", target_norm="layer")
+    model.predictor.requires_grad_(not frozen)
+    steps = {"max_steps": 80, "health_steps": 40, "learning_rate": 1e-2, "ema_decay": 0.999}
+    run = watched(folder, model=model, data=ONE_WORD, eval_data=ONE_WORD[:64], save_strategy="steps", **steps)
+    run.train()
+    return run
+
+
+def test_a_predictor_that_learns_nothing_is_a_verdict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Frozen at its random start: in one warning at the end of the console, in the report's verdict, in the card."""
+    with caplog.at_level(logging.WARNING, logger="jepa_hf"):
+        run = learning(tmp_path, frozen=True)
+    said = [record.getMessage() for record in caplog.records if "nothing learned" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("step 80: nothing learned about single targets: the prediction loss ends at ")
+    assert {kind: step for kind, (step, _) in run.found.items()} == {"nothing_learned": 80}
+    assert not run.gave_up
+    assert f"- {said[0]}\n" in str(render_card(run.card_facts("out"))).replace("\\", "")
+    assert write_report(tmp_path).level == Level.NOTHING_LEARNED
+    page = (tmp_path / "report.html").read_text()
+    top = page[: page.index("Loss and health")]
+    assert "<strong>Nothing learned: " in top
+    assert f"The watchdog at {said[0]}." in top
+
+
+def test_a_predictor_that_learns_is_no_finding(tmp_path: Path) -> None:
+    """The same run with a predictor that is trained."""
+    run = learning(tmp_path, frozen=False)
+    last = measured(run)[-1]
+    assert last["health_prediction_loss"] < 0.9 * best_rival({k[7:]: v for k, v in last.items()})[1]
+    assert run.found == {}
+    assert "showed no collapse and no divergence" in str(render_card(run.card_facts("out")))
+    assert write_report(tmp_path).level < Level.NOTHING_LEARNED
+
+
+def test_pooled_targets_are_judged_beside_a_constant(tmp_path: Path) -> None:
+    """A target that stands for all of a mask has no place, and no others beside it in its sample."""
+    health = watched(tmp_path, model=tiny_jepa(pooled_targets=True), eval_data=rows("bert", 20)).measure_health()
+    assert {"health_prediction_loss", "health_constant_prediction_loss", "health_hit_rate"} <= set(health)
+    unjudged = {"position_prediction_loss", "sample_prediction_loss", "hit_rate_in_sample"}
+    assert unjudged.isdisjoint(name.removeprefix("health_") for name in health)
 
 
 def test_a_healthy_run_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
