@@ -281,7 +281,7 @@ def verdict(readings: Iterable[Reading], measured: bool) -> Reading:
         case Level.WARNING:
             what = f"Warning: {said} of {len(judged)} readings {'ask' if said > 1 else 'asks'} for a closer look"
         case Level.NOTHING_LEARNED:
-            what = "Nothing learned: the predictions are no better than without any context"
+            what = "Nothing learned about single targets: the predictions are no better than without any context"
         case Level.COLLAPSED:
             what = f"Collapsed: {said} of {len(judged)} readings {'say' if said > 1 else 'says'} so"
         case _:

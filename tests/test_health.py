@@ -471,7 +471,7 @@ def test_a_predictor_that_learns_nothing_is_a_verdict(tmp_path: Path, caplog: py
     assert write_report(tmp_path).level == Level.NOTHING_LEARNED
     page = (tmp_path / "report.html").read_text()
     top = page[: page.index("Loss and health")]
-    assert "<strong>Nothing learned: " in top
+    assert "<strong>Nothing learned about single targets: " in top
     assert f"The watchdog at {said[0]}." in top
 
 

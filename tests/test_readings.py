@@ -193,7 +193,7 @@ def test_a_finished_run_that_learned_nothing_is_worse_than_a_warning() -> None:
     assert found.sentence.startswith("The watchdog at step 300: nothing learned")
     warning = Reading("A warning.", Level.WARNING)
     assert verdict([warning, found], measured=True).sentence == (
-        "Nothing learned: the predictions are no better than without any context."
+        "Nothing learned about single targets: the predictions are no better than without any context."
     )
     assert reasons([warning, found]) == [found.sentence, warning.sentence]
     assert read_findings(history, 600) == []
