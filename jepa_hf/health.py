@@ -92,7 +92,7 @@ def prediction_health(
         targets: `[N, D]`.
         loss, smooth_l1_beta: as in `JepaConfig`.
         samples, masks, positions: the sample of each target, the number of its mask there, and its place in its sample,
-            long `[N]`. None where a target stands for all positions of a mask.
+            long `[N]`. No `positions` where a target stands for all positions of a mask: the others are not read then.
 
     Returns:
         `prediction_loss`, `constant_prediction_loss`, `hit_rate` and `hit_rate_chance`. Where any two targets are of

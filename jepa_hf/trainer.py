@@ -162,7 +162,6 @@ class JepaTrainer(RepresentationTrainer):
         if args.health_steps:
             callbacks.append(HealthCallback(self.measure_health, self.log, args.health_steps, args.stop_on_collapse))
         self.probe = probe
-        self._evaluated = HealthSample(_EVALUATED_TARGETS)
         super().__init__(
             model=model,
             args=args,
@@ -325,7 +324,9 @@ class JepaTrainer(RepresentationTrainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Adds what the probe tells, where there is one."""
+        self._evaluated = HealthSample(_EVALUATED_TARGETS // self.args.world_size)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        del self._evaluated
         if self.probe is not None:
             with self.compute_loss_context_manager():
                 found = self.probe(self._unwrapped)
@@ -333,15 +334,15 @@ class JepaTrainer(RepresentationTrainer):
         return output
 
     def finish_evaluation(self, means: RunningMeans) -> None:
-        """Add the health of the evaluation's first rows, up to `_EVALUATED_TARGETS` targets on each rank.
+        """Add the health of the evaluation's first rows, up to `_EVALUATED_TARGETS` targets on all ranks together.
 
-        A rank counts by its targets. The prediction loss stays the mean over all targets.
+        The prediction loss stays the mean over all targets.
         """
-        evaluated, self._evaluated = self._evaluated, HealthSample(_EVALUATED_TARGETS)
-        weight = torch.tensor(float(evaluated.targets), device=self.args.device)
-        for name, value in evaluated.measure(self._unwrapped.config).items():
+        self._evaluated.gather(self.accelerator)
+        one = torch.ones((), device=self.args.device)
+        for name, value in self._evaluated.measure(self._unwrapped.config).items():
             if name != "prediction_loss":
-                means.add(name, weight.new_tensor(value), weight)
+                means.add(name, value * one, one)
 
     def training_logs(self) -> dict[str, float]:
         logs = super().training_logs()
