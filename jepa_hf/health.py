@@ -195,7 +195,9 @@ def diagnose(measured: Sequence[Mapping[str, float]], finished: bool = False) ->
                 f"({100 * now[name]:.2g} % of the variance is within samples, {100 * start[name]:.2g} % at the start)",
             )
     position, constant = "health_position_prediction_loss", "health_constant_prediction_loss"
-    if position in now and now[position] * start[constant] < POSITIONS_LEFT * start[position] * now[constant]:
+    # Where all vectors are the same, the ratio of the two losses is rounding.
+    compared = position in now and "total" not in found
+    if compared and now[position] * start[constant] < POSITIONS_LEFT * start[position] * now[constant]:
         found["position"] = (
             "position collapse: the target encoder gives all samples nearly the same sequence of vectors (the position "
             f"alone leaves {_share(now[position], now[constant])} of the best constant's loss, "
@@ -205,8 +207,8 @@ def diagnose(measured: Sequence[Mapping[str, float]], finished: bool = False) ->
     if not all(map(math.isfinite, now.values())):
         found["divergence"] = "divergence: representations are no finite numbers any more; lower the learning rate"
     elif hits is not None:
-        skill, best = _skill(now, hits), max(measured, key=lambda entry: _skill(entry, hits))
-        if _skill(best, hits) > GOOD_SKILL and skill < SKILL_LEFT * _skill(best, hits):
+        best = max(measured, key=lambda entry: _skill(entry, hits))
+        if _skill(best, hits) > GOOD_SKILL and _skill(now, hits) < SKILL_LEFT * _skill(best, hits):
             found["divergence"] = (
                 f"divergence: the predictor finds {100 * now[hits]:.2g} % of its targets and found "
                 f"{100 * best[hits]:.2g} % before; lower the learning rate"

@@ -87,7 +87,7 @@ class HealthSample:
         if not self._batches:
             return {}
         first = list(accumulate((len(taken["there"]) for taken in self._batches), initial=0))
-        whole = {name: torch.cat([taken[name] for taken in self._batches]) for name in self._batches[0]}
+        joined = {name: torch.cat([taken[name] for taken in self._batches]) for name in self._batches[0]}
         samples, context_samples = (
             torch.cat([taken[name] + number for taken, number in zip(self._batches, first, strict=False)])
             for name in ("samples", "context samples")
@@ -96,15 +96,15 @@ class HealthSample:
             return {}
         values = {}
         for encoder, states, owners in (("target", "targets", samples), ("context", "context", context_samples)):
-            health = representation_health(whole[states], owners)
+            health = representation_health(joined[states], owners)
             values |= {f"{encoder}_{name}": value for name, value in health.items()}
-        predictions, targets, positions = whole["predictions"], whole["targets"], whole.get("positions")
+        predictions, targets, positions = joined["predictions"], joined["targets"], joined.get("positions")
         values |= prediction_health(
-            predictions, targets, config.loss, config.smooth_l1_beta, samples, whole.get("masks"), positions
+            predictions, targets, config.loss, config.smooth_l1_beta, samples, joined.get("masks"), positions
         )
-        if "sample targets" in whole:
-            there = whole["there"]
-            found = sample_hit_rate(whole["sample predictions"][there].flatten(0, 1), whole["sample targets"][there])
+        if "sample targets" in joined:
+            there = joined["there"]
+            found = sample_hit_rate(joined["sample predictions"][there].flatten(0, 1), joined["sample targets"][there])
             values |= {"sample_hit_rate": found.item(), "sample_hit_rate_chance": 1 / int(there.sum())}
         return values
 
