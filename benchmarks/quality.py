@@ -6,7 +6,8 @@
 A line of `arms.jsonl` is one arm: `name`; `objective`, "jepa" (default; what run_jepa.py runs) or "mlm" (transformers'
 Trainer, its collator and its masked-language model around the same encoder, on the same rows); `flags` of run_jepa.py;
 `seconds`, which its own steps per second, measured before, turn into `max_steps`; `seeds`, default [0];
-`mlm_probability` of "mlm"; `pooled`, see `PooledTerm`. What follows `--` holds for all arms. Each GPU of the machine
+`mlm_probability` of "mlm"; `targets`, see `TargetExperiment`;
+`"rotary": false`, see `without_rotary`. What follows `--` holds for all arms. Each GPU of the machine
 takes one arm at a time.
 
 TASK is as `jepa-hf evaluate` takes it: a file is divided, so that settings can be chosen on training files and the
@@ -19,16 +20,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import side_by_side
 import torch
-import torch.nn.functional as F
+from datasets import Dataset
 from sentence_transformers.util import pairwise_cos_sim
-from torch import nn
 from transformers import (
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
@@ -38,7 +40,7 @@ from transformers import (
     set_seed,
 )
 
-from jepa_hf import JepaForRepresentationPrediction, JepaTrainer
+from jepa_hf import JepaForRepresentationPrediction, JepaTrainer, predictors
 from jepa_hf.cli.arguments import Parsed, parse_command, quiet_libraries
 from jepa_hf.cli.prepare import prepare
 from jepa_hf.cli.prepared import Prepared
@@ -47,7 +49,10 @@ from jepa_hf.embedding import Embedder
 from jepa_hf.evaluation import linear_probe, spearman
 from jepa_hf.evaluation_tasks import TaskArguments, load_tasks
 from jepa_hf.health import is_measurement
-from jepa_hf.losses import covariance_penalty, layer_normalize, masked_mean, variance_hinge
+from jepa_hf.losses import layer_normalize
+from jepa_hf.metrics import hit_rate
+from jepa_hf.packing import document_means
+from jepa_hf.positions import gather_positions
 from jepa_hf.run_directory import RunPlan
 
 POOLING = ("mean", "layers")
@@ -57,63 +62,83 @@ QUIET += ("--disable_tqdm=yes", "--health_steps=500", "--include_num_input_token
 UNTIMED, TIMED = 20, 40
 
 
-class PooledTerm(JepaForRepresentationPrediction):
-    """An experiment: beside the targets, the context's mean predicts the mean of the whole clean row.
+class TargetExperiment(JepaForRepresentationPrediction):
+    """An experiment: other targets than the averaged hidden states, before they are normalised and averaged.
 
-    The target is the mean over real positions of the averaged, layer-normalised target layers; `standardize` brings
-    each of its features to mean 0 and standard deviation 1 over the batch, so that what all rows share earns nothing.
-    (To find it among those of the batch is `contrastive_weight`, a flag.) `anchor` is the weight of 1 - the cosine
-    between the context's mean and the target encoder's own last mean, which no predictor stands between.
+    - "feed_forward": what each layer's feed-forward part adds to the residual stream (data2vec, table 5).
+    - "increments": what each layer adds, attention and feed-forward part.
+    - "minus_embedding": the residual stream without the input embedding.
+    - "centred_by_token", "centred_by_position": the targets less their mean over the batch's tokens of the same id, or
+      at the same place.
     """
 
-    def add(
-        self,
-        weight: float,
-        standardize: bool = True,
-        variance: float = 0.0,
-        covariance: float = 0.0,
-        anchor: float = 0.0,
-    ) -> None:
-        width = self.config.hidden_size
-        self.row_predictor = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        self.pooled = {"weight": weight, "standardize": standardize, "variance": variance, "covariance": covariance}
-        self.anchor = anchor
+    def choose(self, kind: str) -> None:
+        self.kind = kind
+        self.fed: list[torch.Tensor] = []
+        if kind == "feed_forward":
+            for layer in self.target_encoder.layers:
+                layer.mlp.register_forward_hook(lambda _module, _inputs, output: self.fed.append(output))
 
     @torch.no_grad()
     def _targets(self, clean: Any, samples: Any, most: int, positions: Any, masks: int, hidden_states: bool) -> Any:
-        gathered, means, states = super()._targets(clean, samples, most, positions, masks, True)
-        upper = states[-self.config.target_layers :]
-        average = sum(layer_normalize(state.float()) for state in upper) / len(upper)
-        valid = self.backbone.valid(clean)[..., None]
-        self._row_means = masked_mean(average, valid, dim=1)
-        self._last_means = masked_mean(states[-1].float(), valid, dim=1)
+        self.fed = []
+        count = self.config.target_layers
+        states = self.backbone.encode(self.target_encoder, clean, hidden_states=True).hidden_states
+        if self.kind == "feed_forward":
+            layers = self.fed[-count:]
+        elif self.kind == "increments":
+            layers = [after - before for before, after in pairwise(states[-count - 1 :])]
+        elif self.kind == "minus_embedding":
+            layers = [state - states[0] for state in states[-count:]]
+        else:
+            layers = list(states[-count:])
+        total = sum(self._normalize(layer.float(), samples, most) for layer in layers)
+        total = self._normalize(total / count, samples, most)
+        if self.kind == "centred_by_token":
+            ids = clean["input_ids"].flatten()
+            total = _centred(total.flatten(0, 1), ids, self.config.encoder_config.vocab_size).view_as(total)
+        elif self.kind == "centred_by_position":
+            total = total - total.mean(dim=0, keepdim=True)
+        gathered = gather_positions(total, positions.reshape(len(samples), -1)).reshape(*positions.shape, -1)
+        means = None
+        if self.config.contrastive_weight > 0:
+            pooled = [layer_normalize(document_means(state.float(), samples, most)) for state in states[-count:]]
+            means = (sum(pooled) / count).flatten(0, 1)
         return gathered, means, states if hidden_states else None
 
-    def _add_losses(
-        self, output: Any, clean: Any, encoded: Any, seen: Any, positions: Any, valid: Any, total: Any
-    ) -> None:
-        super()._add_losses(output, clean, encoded, seen, positions, valid, total)
-        targets = self._row_means
-        if self.pooled["standardize"]:
-            targets = (targets - targets.mean(0)) / (targets.std(0) + 1e-5)
-        context = masked_mean(encoded.last_hidden_state.float(), seen[..., None], dim=1)
-        guess = self.row_predictor(context.to(encoded.last_hidden_state.dtype)).float()
-        masks = len(guess) // len(targets)
-        each = self.pooled["weight"] * F.smooth_l1_loss(guess, targets.repeat_interleave(masks, dim=0))
-        if self.anchor:
-            last = self._last_means.repeat_interleave(masks, dim=0)
-            each = each + self.anchor * (1 - F.cosine_similarity(context, last, dim=-1)).mean()
-        every = torch.ones(len(context), dtype=torch.bool, device=context.device)
-        for kind, penalty in (("variance", variance_hinge), ("covariance", covariance_penalty)):
-            if self.pooled[kind]:
-                each = each + self.pooled[kind] * penalty(context, every)
-        output.loss = output.loss + output.num_targets / total * each
+
+def _centred(vectors: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
+    """`[N, D]` less the mean of the others of the same group; 0 where a vector is alone in it."""
+    sums = vectors.new_zeros(count, vectors.shape[-1]).index_add_(0, groups, vectors)
+    sizes = vectors.new_zeros(count).index_add_(0, groups, torch.ones_like(vectors[:, 0]))
+    others = (sizes[groups] - 1)[:, None]
+    return torch.where(others > 0, vectors - (sums[groups] - vectors) / others.clamp_min(1), 0.0)
+
+
+def without_rotary() -> None:
+    """The predictor as it was before 2026-11-29: it knows positions from its table alone."""
+    predictors.rotary_angles = lambda positions, head_size: None
 
 
 # ---- one arm
 
 
-def build(arm: dict[str, Any], seed: int, common: Sequence[str], max_steps: int | None) -> tuple[Trainer, Prepared]:
+def token_rows(path: str, length: int) -> Dataset:
+    """Rows of token ids, `[N, L]` of one length with a special token at each end, divided into rows of `length`."""
+    ids = np.load(path)
+    first, last = ids[0, 0], ids[0, -1]
+    inner = ids[:, 1:-1].reshape(-1)
+    inner = inner[: len(inner) // (length - 2) * (length - 2)].reshape(-1, length - 2)
+    ids = np.pad(inner, ((0, 0), (1, 1)))
+    ids[:, 0], ids[:, -1] = first, last
+    offsets = np.arange(len(ids) + 1, dtype=np.int32) * length
+    column = pa.ListArray.from_arrays(offsets, ids.astype(np.int32).reshape(-1))
+    return Dataset(pa.table({"input_ids": column}))
+
+
+def build(
+    arm: dict[str, Any], seed: int, common: Sequence[str], max_steps: int | None, rows: str | None = None
+) -> tuple[Trainer, Prepared]:
     """The trainer of an arm, from a fresh start."""
     flags = [*common, *QUIET, *(f"--{name}={value}" for name, value in arm.get("flags", {}).items()), f"--seed={seed}"]
     if max_steps is not None:
@@ -123,12 +148,16 @@ def build(arm: dict[str, Any], seed: int, common: Sequence[str], max_steps: int 
     complete(model_args, data_args, args)
     set_seed(seed)
     prepared = prepare(parsed, RunPlan())
+    if rows is not None:
+        prepared.train_dataset = token_rows(rows, data_args.max_seq_length)
     if arm.get("objective") == "mlm":
         return _mlm_trainer(arm, parsed, prepared, seed), prepared
     model = prepared.model
-    if "pooled" in arm:
-        model.__class__ = PooledTerm
-        model.add(**arm["pooled"])
+    if arm.get("rotary") is False:
+        without_rotary()
+    if "targets" in arm:
+        model.__class__ = TargetExperiment
+        model.choose(arm["targets"])
     rows, tokenizer = prepared.train_dataset, prepared.processing_class
     trainer = JepaTrainer(model, args, prepared.collator, train_dataset=rows, processing_class=tokenizer)
     return trainer, prepared
@@ -180,7 +209,7 @@ def run_arm(options: argparse.Namespace, common: list[str]) -> None:
     common = [*common, f"--output_dir={folder / 'out'}"]
 
     def make(max_steps: int | None) -> tuple[Trainer, Prepared]:
-        return build(arm, options.seed, common, max_steps)
+        return build(arm, options.seed, common, max_steps, options.rows)
 
     row: dict[str, Any] = {**arm, "seed": options.seed}
     max_steps = None
@@ -199,6 +228,7 @@ def run_arm(options: argparse.Namespace, common: list[str]) -> None:
     if isinstance(trainer, JepaTrainer):
         last = [entry for entry in trainer.state.log_history if is_measurement(entry)][-1:]
         row["health"] = {name: value for entry in last for name, value in entry.items()}
+        row["health"] |= in_row(trainer)
         row["found"] = {kind: step for kind, (step, _) in trainer.found.items()}
         encoder = trainer._unwrapped.get_encoder()
     else:
@@ -209,6 +239,24 @@ def run_arm(options: argparse.Namespace, common: list[str]) -> None:
         prepared.processing_class.save_pretrained(folder / "encoder")
     np.savez(folder / "vectors.npz", **embed(encoder, prepared, options))
     (folder / "row.json").write_text(json.dumps(row))
+
+
+@torch.no_grad()
+def in_row(trainer: JepaTrainer) -> dict[str, float]:
+    """Hit rate among the row's own targets, and the share of their variance within rows that is predicted."""
+    model, hits, chance, errors, total = trainer._unwrapped.eval(), [], [], 0.0, 0.0
+    for batch in trainer._health_batches:
+        batch = trainer._prepare_inputs(batch)
+        with trainer.compute_loss_context_manager():
+            output = model(**batch, return_loss=False)
+        for guess, target, valid in zip(output.predictions, output.targets, output.target_valid, strict=True):
+            guess, target = guess[valid].float(), target[valid].float()
+            centre = target.mean(0)
+            hits.append(hit_rate(guess, target).item())
+            chance.append(1 / len(target))
+            residual = (target - centre) - (guess - guess.mean(0))
+            errors, total = errors + residual.square().sum().item(), total + (target - centre).square().sum().item()
+    return {"in_row_hit_rate": mean(hits), "in_row_chance": mean(chance), "in_row_r2": 1 - errors / total}
 
 
 def embed(encoder: PreTrainedModel, prepared: Prepared, options: argparse.Namespace) -> dict[str, np.ndarray]:
@@ -263,6 +311,7 @@ def run(options: argparse.Namespace, common: list[str]) -> None:
         for name in ("max_train_samples", "max_test_samples", "max_seq_length"):
             given += [f"--{name}", str(getattr(options, name))]
         given += ["--save"] if options.save else []
+        given += ["--rows", options.rows] if options.rows else []
         return [sys.executable, "-W", "ignore", __file__, kind, *given, "--", *common]
 
     rows = side_by_side.run(
@@ -378,6 +427,7 @@ def main() -> None:
         command.add_argument("--max_test_samples", type=int, default=2000)
         command.add_argument("--max_seq_length", type=int, default=128, help="where the tasks' texts are cut")
         command.add_argument("--save", action="store_true", help="keep the encoders")
+        command.add_argument("--rows", help="a .npy file of token ids [N, L] to train on, in place of --train_file")
     table.add_argument("rows")
     for command in (whole, table):
         command.add_argument("--against", default="mlm", help="the arm that others are compared with")

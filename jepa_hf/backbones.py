@@ -32,6 +32,8 @@ class TextBackbone:
     modality = "text"
     input_names = ("input_ids", "attention_mask")
     context_modes = ("dropped", "kept")
+    # Whether the outputs carry absolute positions.
+    absolute_positions = True
     unused_parameters = ()
     # What a compiled model takes in place of an attention implementation.
     compiled_attention: ClassVar[dict[str, str]] = {SDPA: SDPA_UNMASKED}
@@ -176,6 +178,8 @@ class RobertaBackbone(TextBackbone):
 class ModernBertBackbone(TextBackbone):
     """ModernBERT's local layers see a window of true positions, not of neighbours in the shortened sequence."""
 
+    absolute_positions = False
+
     def attention(self, encoder: PreTrainedModel, valid: torch.Tensor) -> torch.Tensor:
         """Its layers' masks differ, which transformers makes of the one by token."""
         return valid.long()
@@ -209,6 +213,7 @@ class FullLengthTextBackbone(TextBackbone):
     """Text encoders whose tokens cannot be left out exactly: relative positions of what is left, or unknown to us."""
 
     context_modes = ("kept",)
+    absolute_positions = False
     compiled_attention: ClassVar[dict[str, str]] = {}
 
     def clean_inputs(self, given: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
@@ -255,6 +260,7 @@ class VisionBackbone:
     modality = "images"
     input_names = ("pixel_values",)
     context_modes = ("dropped",)
+    absolute_positions = True
     # Stands in for patches in pretraining by masked images; nothing here reads it.
     unused_parameters = ("embeddings.mask_token",)
     compiled_attention: ClassVar[dict[str, str]] = {}
@@ -371,6 +377,7 @@ class FeatureBackbone:
 
     modality = "features"
     input_names = ("features", "attention_mask")
+    absolute_positions = True
     unused_parameters = ()
     compiled_attention: ClassVar[dict[str, str]] = {}
 

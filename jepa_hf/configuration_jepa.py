@@ -30,10 +30,23 @@ _EMA_DECAY: dict[str, tuple[float, float] | None] = {
     "features": (0.996, 0.996),
 }
 
+# The weights of the terms that the loss is a sum of.
+WEIGHTS = (
+    "prediction_weight",
+    "mlm_weight",
+    "variance_weight",
+    "covariance_weight",
+    "sigreg_weight",
+    "contrastive_weight",
+)
 _REAL_NUMBERS = (
-    "pred_mlp_ratio", "pred_dropout", "smooth_l1_beta", "mlm_weight", "variance_weight", "covariance_weight",
-    "sigreg_weight", "contrastive_weight", "contrastive_temperature", "initializer_range",
-)  # fmt: skip
+    *WEIGHTS,
+    "pred_mlp_ratio",
+    "pred_dropout",
+    "smooth_l1_beta",
+    "contrastive_temperature",
+    "initializer_range",
+)
 
 
 class JepaConfig(PreTrainedConfig):
@@ -55,6 +68,9 @@ class JepaConfig(PreTrainedConfig):
         smooth_l1_beta: where smooth L1 turns from quadratic to linear, default 1.
         target_layers: how many of the target encoder's top layers are averaged; default half of them (data2vec).
         target_norm: "layer", "instance" or "none": normalisation, without affine, of each layer and of their average.
+        prediction_weight: weight of the prediction loss, which is a mean over D; 0 trains on the other terms alone.
+            Default √D for text, which makes it data2vec's sum over D divided by √D; 1 for images and features (I-JEPA)
+            and with the cosine loss.
         mlm_weight: weight of a masked-language-model loss on the same encoder, default 0.
         variance_weight: weight of the variance hinge on the context encoder's token representations, default 0.
         covariance_weight: weight of their covariance penalty, default 0.
@@ -67,7 +83,11 @@ class JepaConfig(PreTrainedConfig):
         lora: train adapters beside the context encoder's frozen weights: arguments of `peft.LoraConfig`, such as
             `{"r": 16, "lora_alpha": 32}`; default None, all weights are trained. The target encoder is then the same
             frozen weights with the moving average of the adapters, and what is exported has them merged.
-        initializer_range: standard deviation of the predictor's random weights, default 0.02.
+        pred_init: standard deviation of the random weights of the predictor's linear layers. "unit_gain": 1/√fan-in,
+            which keeps the scale of what passes through; "small": `initializer_range`. Default unit gain where the
+            encoder's outputs carry no absolute position (ModernBERT, DeBERTa), else small: with unit gain a predictor
+            of an encoder with absolute positions learns the positions and nothing more.
+        initializer_range: standard deviation of the other random weights outside the encoder, default 0.02.
 
     Raises:
         UsageError: values that contradict each other or the encoder.
@@ -96,6 +116,7 @@ class JepaConfig(PreTrainedConfig):
         smooth_l1_beta: float = 1.0,
         target_layers: int | None = None,
         target_norm: str = "layer",
+        prediction_weight: float | None = None,
         mlm_weight: float = 0.0,
         variance_weight: float = 0.0,
         covariance_weight: float = 0.0,
@@ -104,6 +125,7 @@ class JepaConfig(PreTrainedConfig):
         contrastive_temperature: float = 0.1,
         pooled_targets: bool = False,
         lora: dict[str, Any] | None = None,
+        pred_init: str | None = None,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ):
@@ -121,6 +143,10 @@ class JepaConfig(PreTrainedConfig):
             pred_num_attention_heads = math.gcd(encoder_config.num_attention_heads, pred_hidden_size)
         if target_layers is None:
             target_layers = math.ceil(depth / 2)
+        if prediction_weight is None:
+            prediction_weight = width**0.5 if backbone.modality == "text" and loss != "cosine" else 1.0
+        if pred_init is None:
+            pred_init = "small" if backbone.absolute_positions else "unit_gain"
         if contrastive_weight is None:
             contrastive_weight = 1.0 if backbone.modality == "text" else 0.0
 
@@ -136,6 +162,7 @@ class JepaConfig(PreTrainedConfig):
         self.smooth_l1_beta = smooth_l1_beta
         self.target_layers = target_layers
         self.target_norm = target_norm
+        self.prediction_weight = prediction_weight
         self.mlm_weight = mlm_weight
         self.variance_weight = variance_weight
         self.covariance_weight = covariance_weight
@@ -144,6 +171,7 @@ class JepaConfig(PreTrainedConfig):
         self.contrastive_temperature = contrastive_temperature
         self.pooled_targets = pooled_targets
         self.lora = lora
+        self.pred_init = pred_init
         self.initializer_range = initializer_range
         self._validate_choices(backbone, depth)
         if len(backbone.grid) == 2 and pred_hidden_size % 4:
@@ -255,6 +283,7 @@ class JepaConfig(PreTrainedConfig):
             ("predictor_type", ("transformer", "mlp")),
             ("loss", ("smooth_l1", "l2", "l1", "cosine")),
             ("target_norm", ("layer", "instance", "none")),
+            ("pred_init", ("unit_gain", "small")),
         ):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
@@ -311,9 +340,11 @@ class JepaConfig(PreTrainedConfig):
             raise UsageError(f"smooth_l1_beta must be above 0, not {self.smooth_l1_beta}; use --loss l1 for its limit")
         if self.contrastive_temperature <= 0:
             raise UsageError(f"contrastive_temperature must be above 0, not {self.contrastive_temperature}")
-        for name in ("mlm_weight", "variance_weight", "covariance_weight", "sigreg_weight", "contrastive_weight"):
+        for name in WEIGHTS:
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if not any(getattr(self, name) for name in WEIGHTS):
+            raise UsageError(f"every weight is 0, so nothing is learned: give one of {', '.join(WEIGHTS)} above 0")
 
 
 def _as_configuration(encoder_config: PreTrainedConfig | dict[str, Any]) -> PreTrainedConfig:

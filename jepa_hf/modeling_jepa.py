@@ -268,6 +268,10 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, TransformerPredictor):
+            if self.config.pred_init == "unit_gain":
+                for part in module.modules():
+                    if isinstance(part, nn.Linear):
+                        init.trunc_normal_(part.weight, std=part.in_features**-0.5)
             init.trunc_normal_(module.mask_token, std=self.config.initializer_range)
             if len(module.grid) == 1:
                 init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
@@ -315,10 +319,17 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         all of the context encoder but the adapters."""
         self.target_encoder.requires_grad_(False)
         # A parameter that takes no part in the loss would make DDP wait for its gradient.
+        if self.config.prediction_weight == 0 and not self._predicts_tokens:
+            self.predictor.requires_grad_(False)
         adapted = self.config.lora is not None
         for name, parameter in self.context_encoder.named_parameters():
             if name in self.backbone.unused_parameters or (adapted and not is_adapter(name)):
                 parameter.requires_grad_(False)
+
+    @property
+    def _predicts_tokens(self) -> bool:
+        """Whether the masked-language-model loss is read from the predictor's outputs."""
+        return self.config.mlm_weight > 0 and self.config.context_mode == "dropped"
 
     def get_encoder(self, which: str = "context") -> PreTrainedModel:
         """The trained encoder: a plain transformers model; with `lora`, one with adapters in it (see `merged_encoder`).
@@ -595,7 +606,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         # Told by every run: here, torch.compile makes one kernel of it.
         alike = F.cosine_similarity(predictions.detach().float(), targets.float(), dim=-1)
         output.cosine = torch.where(valid, alike, torch.zeros_like(alike)).sum() / here
-        loss = summed / total
+        loss = config.prediction_weight * summed / total
         if config.mlm_weight > 0:
             summed = self._mlm_sum(clean, encoded, predictions, positions, valid)
             output.mlm_loss = summed / here
@@ -654,10 +665,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
     ) -> torch.Tensor:
         """Summed cross-entropy of the hidden tokens, read from the encoder's [MASK] positions where they were kept,
         from the predictor's guesses where they were dropped."""
-        if self.config.context_mode == "kept":
-            states = gather_positions(encoded.last_hidden_state, positions)
-        else:
-            states = predictions
+        states = predictions if self._predicts_tokens else gather_positions(encoded.last_hidden_state, positions)
         logits = self.mlm_head(states, _whole(self.get_input_embeddings().weight))
         masks = positions.shape[0] // clean["input_ids"].shape[0]
         labels = repeat_samples(clean["input_ids"], masks).gather(1, positions)

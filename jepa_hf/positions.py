@@ -1,4 +1,4 @@
-"""Picking positions out of sequences."""
+"""Positions in sequences: gathering, sine-cosine tables, rotary angles."""
 
 import torch
 import torch.nn.functional as F
@@ -31,3 +31,25 @@ def sincos_positions(grid: tuple[int, ...], width: int) -> torch.Tensor:
     column = torch.arange(columns).repeat(rows)[:, None] * frequency
     table = torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=1)
     return F.pad(table, (0, width % 4))
+
+
+def rotary_angles(positions: torch.Tensor, head_size: int, base: float = 10000.0) -> torch.Tensor:
+    """Compute the angles by which rotary attention turns queries and keys (Su et al. 2021, "RoFormer", equation 15).
+
+    Args:
+        positions: `[N, S]` integers.
+        head_size: features of a head; of an odd number the last one is not turned.
+
+    Returns:
+        float32 `[N, S, head_size // 2]`, position / base^(2 i / head_size).
+    """
+    index = torch.arange(head_size // 2, device=positions.device)
+    return positions[..., None] * base ** (-2 * index / head_size)
+
+
+def rotate(vectors: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Turn pairs of features (i, i + half): `[..., S, d]`, `[..., S, d // 2]` -> `[..., S, d]`, computed in float32."""
+    half = angles.shape[-1]
+    first, second, rest = vectors.float().split([half, half, vectors.shape[-1] - 2 * half], dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).to(vectors.dtype)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .packing import documents_at, positions_in_documents, same_document
-from .positions import gather_positions, sincos_positions
+from .positions import gather_positions, rotary_angles, rotate, sincos_positions
 
 
 class MLPPredictor(nn.Module):
@@ -63,23 +63,46 @@ class PredictorBlock(nn.Module):
         self.dropout = dropout
         inner = round(hidden_size * mlp_ratio)
         self.norm1 = nn.LayerNorm(hidden_size)
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
         self.norm2 = nn.LayerNorm(hidden_size)
         self.fc1 = nn.Linear(hidden_size, inner)
         self.fc2 = nn.Linear(inner, hidden_size)
 
-    def forward(self, states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`[N, S, H]`, bool `[N, 1, 1 or S, S]` (True: may be attended to) -> `[N, S, H]`."""
-        n, length, width = states.shape
-        heads = self.num_attention_heads
-        qkv = self.qkv(self.norm1(states)).view(n, length, 3, heads, width // heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    def forward(
+        self,
+        states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        angles: torch.Tensor | None = None,
+        num_queries: int | None = None,
+    ) -> torch.Tensor:
+        """Mix the positions, then transform each of them.
+
+        Args:
+            states: `[N, S, H]`.
+            attention_mask: bool `[N, 1, 1 or Q, S]`, True where a query may attend to a key.
+            angles: rotary angles of the positions, `[N, S, H / heads // 2]`, see `rotary_angles`; default none.
+            num_queries: compute only the last Q positions; default all S.
+
+        Returns:
+            `[N, Q, H]`.
+        """
+        normed = self.norm1(states)
+        first = 0 if num_queries is None else states.shape[1] - num_queries
+        query = self._heads(self.query(normed[:, first:]))
+        key, value = (self._heads(part) for part in self.key_value(normed).chunk(2, dim=-1))
+        if angles is not None:
+            query, key = rotate(query, angles[:, None, first:]), rotate(key, angles[:, None])
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        mixed = self.proj(mixed.transpose(1, 2).reshape(n, length, width))
-        states = states + F.dropout(mixed, self.dropout, self.training)
+        mixed = self.proj(mixed.transpose(1, 2).flatten(2))
+        states = states[:, first:] + F.dropout(mixed, self.dropout, self.training)
         fed = self.fc2(F.gelu(self.fc1(self.norm2(states))))
         return states + F.dropout(fed, self.dropout, self.training)
+
+    def _heads(self, states: torch.Tensor) -> torch.Tensor:
+        """`[N, S, H]` -> `[N, heads, S, H / heads]`."""
+        return states.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
 
 
 class _NarrowTransformer(nn.Module):
@@ -106,12 +129,18 @@ class _NarrowTransformer(nn.Module):
 class TransformerPredictor(_NarrowTransformer):
     """A narrow transformer over context outputs and mask tokens (I-JEPA, section 3).
 
-    Projection down, position embedding, one learned mask token, pre-norm blocks, layer norm, projection up.
+    Projection down, position embedding, one learned mask token, pre-norm blocks, layer norm, projection up. The last
+    block computes the targets only.
+
+    Over a line of positions the attention is also rotary (Su et al. 2021, "RoFormer", section 3.2). The table alone
+    makes "next to" a relation that has to be learned for each pair of positions. An encoder with rotary positions puts
+    no position into its outputs, and then a mask token does not find its neighbours.
 
     Args:
         hidden_size: width D of the encoder.
         width: width of the predictor.
-        grid: positions it embeds: `(length,)` gets a learned table, `(rows, columns)` fixed 2-D sine and cosine.
+        grid: positions it embeds: `(length,)` gets a learned table and rotary attention, `(rows, columns)` fixed 2-D
+            sine and cosine.
     """
 
     def __init__(
@@ -156,23 +185,25 @@ class TransformerPredictor(_NarrowTransformer):
             `[N, T, D]`; what stands where `target_valid` is False means nothing.
         """
         valid = torch.cat([context_valid, target_valid], dim=1)
+        positions = torch.cat([context_positions, target_positions], dim=1)
         if sequence_ids is None:
             attention_mask = valid[:, None, None, :]
             # A row without a single valid position would attend to nothing and give NaN: let it attend to itself.
             attention_mask = attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
         else:
-            positions = torch.cat([context_positions, target_positions], dim=1)
             attention_mask = same_document(documents_at(sequence_ids, positions, valid))
-            places = positions_in_documents(sequence_ids)
-            context_positions, target_positions = (
-                places.gather(1, positions) for positions in (context_positions, target_positions)
-            )
-        seen = self.embed(context) + self.position_embeddings[context_positions]
-        hidden = self.mask_token + self.position_embeddings[target_positions]
-        states = torch.cat([seen, hidden.to(seen.dtype)], dim=1)
-        for layer in self.layers:
-            states = layer(states, attention_mask)
-        return self.proj(self.norm(states[:, context.shape[1] :]))
+            positions = positions_in_documents(sequence_ids).gather(1, positions)
+        masked = self.mask_token.expand(*target_positions.shape, -1)
+        states = torch.cat([self.embed(context), masked], dim=1) + self.position_embeddings[positions]
+        angles = None
+        if len(self.grid) == 1:
+            angles = rotary_angles(positions, states.shape[-1] // self.layers[0].num_attention_heads)
+        for layer in self.layers[:-1]:
+            states = layer(states, attention_mask, angles)
+        # Queries of the context in the last block would only be thrown away.
+        num_queries = target_positions.shape[1]
+        states = self.layers[-1](states, attention_mask[:, :, -num_queries:], angles, num_queries)
+        return self.proj(self.norm(states))
 
 
 class TokenPredictor(_NarrowTransformer):

@@ -21,7 +21,7 @@ from transformers import (
 
 from .base_trainer import RepresentationTrainer
 from .callbacks import EmaTargetCallback, HealthCallback, MaskEpochCallback, WeightDecayCallback, unwrapped
-from .configuration_jepa import JepaConfig
+from .configuration_jepa import WEIGHTS, JepaConfig
 from .data_collator import DataCollatorForSpanJEPA, MaskingCollator
 from .ema import match_parameters, relative_distance
 from .errors import UsageError
@@ -407,9 +407,9 @@ class JepaTrainer(RepresentationTrainer):
         config, state, args = self.model.config, self.state, self.args
         first, last = self.ema.decay_range(max(state.max_steps, 1))
         objective = f"{config.loss}, targets: mean of the top {config.target_layers} layers, {config.target_norm} norm"
-        weights = ("mlm_weight", "variance_weight", "covariance_weight", "sigreg_weight", "contrastive_weight")
         objective += ", one for all targets of a mask" if config.pooled_targets else ""
-        objective += "".join(f", {weight} {getattr(config, weight)}" for weight in weights if getattr(config, weight))
+        weights = {name: getattr(config, name) for name in WEIGHTS}
+        objective += "".join(f", {name} {weight:.4g}" for name, weight in weights.items() if weight)
         collator, packed = self.data_collator, _is_packed(self.train_dataset)
         views = f"masked positions {config.context_mode}"
         if isinstance(collator, MaskingCollator):

@@ -103,10 +103,16 @@ class ModelArguments(StartArguments):
     pred_num_attention_heads: int | None = field(default=None, metadata={"help": "Its number of heads."})
     pred_mlp_ratio: float | None = field(default=None, metadata={"help": "Width of hidden layers over the input's."})
     pred_dropout: float | None = field(default=None, metadata={"help": "Dropout in the predictor."})
+    pred_init: str | None = field(
+        default=None, metadata={"help": "Scale of the predictor's random weights: unit_gain or small (0.02)."}
+    )
     loss: str | None = field(default=None, metadata={"help": "smooth_l1, l2, l1 or cosine."})
     smooth_l1_beta: float | None = field(default=None, metadata={"help": "Where smooth L1 turns linear."})
     target_layers: int | None = field(default=None, metadata={"help": "How many top layers the targets average."})
     target_norm: str | None = field(default=None, metadata={"help": "Normalisation of targets: layer, instance, none."})
+    prediction_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the prediction loss; 0 trains on the other terms alone."}
+    )
     mlm_weight: float | None = field(default=None, metadata={"help": "Weight of a masked-language-model loss."})
     variance_weight: float | None = field(default=None, metadata={"help": "Weight of the variance hinge."})
     covariance_weight: float | None = field(default=None, metadata={"help": "Weight of the covariance penalty."})
