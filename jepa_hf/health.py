@@ -219,7 +219,7 @@ def diagnose(measured: Sequence[Mapping[str, float]], finished: bool = False) ->
         if loss > NO_BETTER * best_loss:
             found["nothing_learned"] = (
                 f"nothing learned about single targets: the prediction loss ends at {loss:.4g}, where {rival} gives "
-                f"{best_loss:.4g}; try more steps, a higher learning rate, or less weight on the other terms"
+                f"{best_loss:.4g}; try more steps, a higher learning rate, or a larger prediction_weight"
             )
     return found
 

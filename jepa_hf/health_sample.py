@@ -98,7 +98,8 @@ class HealthSample:
         for encoder, states, owners in (("target", "targets", samples), ("context", "context", context_samples)):
             health = representation_health(joined[states], owners)
             values |= {f"{encoder}_{name}": value for name, value in health.items()}
-        predictions, targets, positions = joined["predictions"], joined["targets"], joined.get("positions")
+        predictions = joined["predictions"] if config.prediction_weight > 0 else None
+        targets, positions = joined["targets"], joined.get("positions")
         values |= prediction_health(
             predictions, targets, config.loss, config.smooth_l1_beta, samples, joined.get("masks"), positions
         )

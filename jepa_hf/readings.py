@@ -102,6 +102,8 @@ def read_loss(history: History, curves: Curves, width: int | None = None) -> Rea
         return Reading(sentence, Level.DIVERGED)
     told = f"The prediction loss{where} {_change(points)}"
     constant = curve(history, "measured_constant_prediction_loss")
+    if constant and not curve(history, "measured_hit_rate"):  # which is measured of a predictor that is trained
+        return Reading(f"{told}; its weight is 0, so it is not compared with its rivals.")
     if not measured:
         return Reading(f"{told}; without a measurement there is no constant predictor to compare it with.")
     if not constant:

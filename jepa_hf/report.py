@@ -278,7 +278,7 @@ def render(run: Run, represented: Representations | str, evaluation: Any = None)
     curves, readings = _curves(run.history, None if config is None else config.hidden_size)
     samples = _no_samples(represented) if isinstance(represented, str) else _samples(represented, readings)
     readings += read_findings(run.history, run.max_steps)
-    judged = verdict(readings, measured=bool(curve(run.history, f"{MEASURED}prediction_loss")))
+    judged = verdict(readings, measured=bool(curve(run.history, f"{MEASURED}constant_prediction_loss")))
     modality = "any" if config is None else backbone_for(config.encoder_config).modality
     body = [
         f"<h1>{escape(run.folder.resolve().name)}</h1>",

@@ -485,6 +485,18 @@ def test_a_predictor_that_learns_is_no_finding(tmp_path: Path) -> None:
     assert write_report(tmp_path).level < Level.NOTHING_LEARNED
 
 
+def test_without_a_prediction_loss_predictions_are_not_measured(tmp_path: Path) -> None:
+    """A predictor that no loss trains is neither called poor nor found to have learned nothing; its targets are."""
+    model = tiny_jepa(prediction_weight=0.0, contrastive_weight=1.0)
+    run = watched(tmp_path, model=model, eval_data=rows("bert", 20))
+    run.train()
+    assert run.found == {}
+    last = measured(run)[-1]
+    assert {f"health_{rival}_prediction_loss" for rival in RIVALS_OF} <= set(last)
+    assert {"health_prediction_loss", "health_hit_rate", "health_hit_rate_in_sample"}.isdisjoint(last)
+    assert "eval_hit_rate" not in run.evaluate()
+
+
 def test_pooled_targets_are_judged_beside_a_constant(tmp_path: Path) -> None:
     """A target that stands for all of a mask has no place, and no others beside it in its sample."""
     health = watched(tmp_path, model=tiny_jepa(pooled_targets=True), eval_data=rows("bert", 20)).measure_health()

@@ -175,6 +175,16 @@ def test_a_run_without_measurements_is_not_judged() -> None:
     assert overall(history).level == Level.UNJUDGED
 
 
+@pytest.mark.parametrize("source", ["health_", "eval_"])
+def test_a_prediction_loss_of_weight_0_is_not_judged(source: str) -> None:
+    """Evaluations log it all the same, but no hits: of a predictor that is not trained."""
+    rivals = {f"{source}{rival}_prediction_loss": 0.4 for rival in ("constant", "position", "sample")}
+    history = [{"step": step, "prediction_loss": 0.9, "eval_prediction_loss": 0.9} | rivals for step in (10, 300)]
+    found = readings(history)["Prediction"]
+    assert found.level == Level.UNJUDGED
+    assert found.sentence.endswith("its weight is 0, so it is not compared with its rivals.")
+
+
 def test_the_watchdogs_findings_are_readings() -> None:
     start = {"health_target_within_sample": 0.5, "health_hit_rate": 0.5, "health_hit_rate_chance": 0.002}
     end = {"health_target_within_sample": 0.01, "health_hit_rate": 0.001, "health_hit_rate_chance": 0.002}
