@@ -227,8 +227,8 @@ def test_the_card_of_a_run_is_filled_with_its_values(tmp_path: Path, monkeypatch
         "samples per step": "8",
         "learning rate": r"0\.001, linear",
         "weight decay": "0",
-        "objective": r"smooth_l1, targets: mean of the top 1 layers, layer norm, mlm_weight 0\.5, "
-        r"contrastive_weight 1\.0",
+        "objective": r"smooth_l1, targets: mean of the top 1 layers, layer norm, prediction_weight [\d.]+, "
+        r"mlm_weight 0\.5, contrastive_weight 1",
         "views": r"masked positions dropped, mask ratio 0\.3, mean span length 5\.0",
         "predictor": "transformer",
         "EMA decay": r"0\.9 to 0\.9, linear",
