@@ -3,7 +3,8 @@
     python benchmarks/health.py configs/quickstart.yaml --seeds 5 [--flag value ...]
 
 Runs a recipe once per seed and prints, per seed, the least that is left of what each threshold of `jepa_hf.health`
-looks at, as a share of its value at the start, over both encoders and all measurements; and what the watchdog found.
+looks at, as a share of its value at the start, over both encoders and all measurements. Of the last measurement it
+prints the hit rate in a sample and the prediction loss over its best rival's; and what the watchdog found.
 """
 
 import argparse
@@ -17,8 +18,10 @@ from jepa_hf.health import (
     DIMENSIONS_LEFT,
     DIRECTIONS_LEFT,
     POOLED_DIMENSIONS_LEFT,
+    POSITIONS_LEFT,
+    RIVALS,
     TOKENS_LEFT,
-    findings,
+    best_rival,
     is_measurement,
 )
 
@@ -41,6 +44,21 @@ def lowest(history: list[dict[str, float]]) -> list[str]:
     return cells
 
 
+def position_share(entry: dict[str, float]) -> float:
+    """The position alone's loss over the best constant's; 1 where there is no position."""
+    constant = entry["health_constant_prediction_loss"]
+    return entry.get("health_position_prediction_loss", constant) / constant
+
+
+def at_the_end(entry: dict[str, float]) -> list[str]:
+    """Hit rate in a sample beside chance, and the prediction loss over its best rival's."""
+    hits = "-"
+    if "health_hit_rate_in_sample" in entry:
+        hits = f"{entry['health_hit_rate_in_sample']:.3f} ({entry['health_hit_rate_in_sample_chance']:.3f})"
+    rival, least = best_rival({name: entry[f"health_{name}"] for name in RIVALS if f"health_{name}" in entry})
+    return [hits, f"{entry['health_prediction_loss'] / least:.3f} ({rival})"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
@@ -48,19 +66,20 @@ def main() -> None:
     options, flags = parser.parse_known_args()
     quiet_libraries()
     columns = [f"{label} (alarm {threshold})" for label, _, threshold, _ in _LEFT]
-    print(f"| recipe | seed | {' | '.join(columns)} | hit rate / chance at the end | found |")
-    print("|" + " --- |" * (len(columns) + 4))
+    columns += [f"position / constant, start, least of it (alarm {POSITIONS_LEFT})"]
+    columns += ["hit rate in sample (chance)", "loss / best rival"]
+    print(f"| recipe | seed | {' | '.join(columns)} | found |")
+    print("|" + " --- |" * (len(columns) + 3))
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as folder:
             own = ["--output_dir", f"{folder}/out", "--seed", str(seed), "--report_to", "none", "--disable_tqdm"]
             trainer = run(parse_command([options.recipe, *own, *flags]))
         history = [entry for entry in trainer.state.log_history if is_measurement(entry)]
-        found = ", ".join(f"{kind} at {step}" for kind, (step, _) in findings(history).items()) or "nothing"
-        hits = history[-1]["health_hit_rate"] / history[-1]["health_hit_rate_chance"]
-        print(
-            f"| {Path(options.recipe).stem} | {seed} | {' | '.join(lowest(history))} | {hits:.0f} | {found} |",
-            flush=True,
-        )
+        found = ", ".join(f"{kind.replace('_', ' ')} at {step}" for kind, (step, _) in trainer.found.items())
+        start = position_share(history[0])
+        least = min(position_share(entry) / start for entry in history)
+        cells = [*lowest(history), f"{start:.2f}, {least:.2f}", *at_the_end(history[-1])]
+        print(f"| {Path(options.recipe).stem} | {seed} | {' | '.join(cells)} | {found or 'nothing'} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -153,8 +153,8 @@ class WeightDecayCallback(TrainerCallback):
 class HealthCallback(TrainerCallback):
     """Measures on a fixed batch whether representations are healthy, and warns in words where they collapse.
 
-    Measures before the first step, every `every` steps and after the last one. Each finding of `health.diagnose`, which
-    compares with the run's start, is a warning once per run.
+    Measures before the first step, every `every` steps and after the last one. Each kind of finding of
+    `health.diagnose` is a warning once per run; whether anything was learned is judged after the last step.
 
     Args:
         measure: gives the numbers, as `JepaTrainer.measure_health` does; none at all where they cannot be had.
@@ -179,7 +179,7 @@ class HealthCallback(TrainerCallback):
     ) -> None:
         # A resumed run has its start, and what was told since, in the log.
         self._measured = [entry for entry in state.log_history if is_measurement(entry)]
-        self._told = set(findings(self._measured))
+        self._told = set(findings(self._measured, state.max_steps))
         if not self._measured:
             self._measure()
 
@@ -191,7 +191,8 @@ class HealthCallback(TrainerCallback):
         self._measure()
         control.should_log = wanted  # which writing to the log takes back
         # Every rank measures the same batch, but must not stop for a last digit of its own.
-        (found,) = broadcast_object_list([diagnose(self._measured) if self._measured else {}])
+        finished = state.global_step >= state.max_steps
+        (found,) = broadcast_object_list([diagnose(self._measured, finished) if self._measured else {}])
         for kind, sentence in found.items():
             if kind not in self._told:
                 logger.warning("step %d: %s", state.global_step, sentence)

@@ -2,8 +2,11 @@
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from .losses import batch_standardize, prediction_loss
+
+_SMOOTH_L1_STEPS = 8
 
 
 def effective_rank(vectors: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
@@ -86,6 +89,37 @@ def hit_rate(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return _hits(similarity, torch.arange(targets.shape[0], device=targets.device))
 
 
+def hit_rate_in_sample(
+    predictions: torch.Tensor, targets: torch.Tensor, samples: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Share of predictions whose own target is the nearest, by cosine, among those of its sample; and that of chance.
+
+    Predictions and targets are centred on their own means in the sample. Predictions that know the sample alone do not
+    differ within it, so they find one target of it at most, which is chance.
+
+    Args:
+        predictions, targets: `[N, D]`.
+        samples: the sample of each, long `[N]`. A target that is alone in its sample is left out.
+
+    Returns:
+        Two scalars, the second of which is the mean over the targets of 1/(number of candidates); NaN where all targets
+        are alone.
+    """
+    owner, counts = samples.unique(return_inverse=True, return_counts=True)[1:]
+    order = owner.argsort(stable=True)
+    order, sizes = order[counts[owner[order]] > 1], counts[counts > 1]
+    if not len(sizes):
+        return targets.new_full((2,), torch.nan, dtype=torch.float32).unbind()
+    guesses, candidates = (
+        pad_sequence(F.normalize(_centred(vectors.float(), owner), dim=-1)[order].split(sizes.tolist()), True)
+        for vectors in (predictions, targets)
+    )
+    place = torch.arange(guesses.shape[1], device=targets.device).expand(guesses.shape[:2])
+    there = place < sizes[:, None]
+    similarity = (guesses @ candidates.mT).masked_fill(~there[:, None], -torch.inf)
+    return _hits(similarity[there], place[there]), len(sizes) / sizes.sum()
+
+
 def sample_hit_rate(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Share of views whose own sample's target is the nearest, by cosine, among those of all samples.
 
@@ -111,37 +145,55 @@ def _hits(similarity: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
 
 
 def constant_predictor_loss(targets: torch.Tensor, kind: str, smooth_l1_beta: float = 1.0) -> torch.Tensor:
-    """Mean loss of always predicting the mean target: `[N, D]` -> scalar.
+    """Mean loss of always predicting the constant that is best for that loss: `[N, D]` -> scalar.
 
-    A model whose loss is no lower has learnt nothing about single positions, however low both are. The constant is
-    fitted on the very targets it is judged on, so it is a hard rival, the harder the fewer targets there are.
+    The constant is the mean for l2, the median for l1, the mean direction for cosine. For smooth L1 it comes from
+    `_SMOOTH_L1_STEPS` steps of reweighted least squares from the mean (Huber 1964), none of which raises the loss. It
+    is fitted to the targets that it is judged on: its loss is too low by a share of about 1/N.
     """
     targets = targets.float()
-    unit = F.normalize(targets, dim=-1) if kind == "cosine" else targets
-    constant = unit.mean(dim=0, keepdim=True).expand_as(targets)
-    return prediction_loss(kind, constant, targets, smooth_l1_beta).mean()
+    if kind == "l1":
+        constant = targets.contiguous().median(dim=0).values  # of an expanded tensor torch's median is not the median
+    else:
+        constant = (F.normalize(targets, dim=-1) if kind == "cosine" else targets).mean(dim=0)
+    if kind == "smooth_l1":
+        for _ in range(_SMOOTH_L1_STEPS):
+            weight = (targets - constant).abs_().clamp_min_(smooth_l1_beta).reciprocal_()
+            constant = (weight * targets).sum(dim=0) / weight.sum(dim=0)
+    return prediction_loss(kind, constant.expand_as(targets), targets, smooth_l1_beta).mean()
 
 
-def position_predictor_loss(
-    targets: torch.Tensor, positions: torch.Tensor, kind: str, smooth_l1_beta: float = 1.0
+def group_predictor_loss(
+    targets: torch.Tensor, groups: torch.Tensor, kind: str, smooth_l1_beta: float = 1.0
 ) -> torch.Tensor:
-    """Mean loss of predicting each target by the mean of the other targets at its position.
+    """Mean loss of predicting each target by the true mean of its group, estimated from the group's n targets.
 
-    A model whose loss is no lower has learnt where its targets stand and nothing of what stands around them. Encoders
-    with absolute positions make that easy: at a random start half of what they say of a token is its position.
+    Deviations from a mean that was fitted to n targets are too small: their variance is that from the true mean times
+    1 - 1/n. Multiplied by sqrt(n / (n - 1)) they have its variance. So the estimate is unbiased for l2, and for l1 and
+    smooth L1 where deviations are Gaussian. For cosine the loss of the true mean direction is 1 - |mean unit vector|.
+    The mean cosine between different targets of a group estimates that length's square without bias; the mean over all
+    groups is taken before the root.
 
     Args:
         targets: `[N, D]`.
-        positions: long `[N]`; a target that is alone at its position is left out.
+        groups: the group of each, long `[N]`. A target that is alone in its group is predicted by the mean of all.
 
     Returns:
-        A scalar; NaN where every target is alone.
+        A scalar; at N = 1, 0.
     """
     targets = targets.float()
-    places = positions.unique(return_inverse=True)[1]
-    count = places.bincount()
     unit = F.normalize(targets, dim=-1) if kind == "cosine" else targets
-    sums = unit.new_zeros(len(count), unit.shape[-1]).index_add_(0, places, unit)
-    others = count[places] - 1
-    guesses = (sums[places] - unit) / others.clamp_min(1)[:, None]
-    return prediction_loss(kind, guesses, targets, smooth_l1_beta)[others > 0].mean()
+    owner, counts = groups.unique(return_inverse=True, return_counts=True)[1:]
+    # Those that are alone become one group of all targets.
+    sizes = torch.where(counts > 1, counts, len(targets))[owner, None]
+    means = torch.where(counts[:, None] > 1, sample_means(unit, owner), unit.mean(dim=0))[owner]
+    if kind == "cosine":
+        others = (sizes * means - unit) / (sizes - 1).clamp_min(1)
+        return 1.0 - (others * unit).sum(dim=-1).mean().clamp_min(0.0).sqrt()
+    deviations = (targets - means) * (sizes / (sizes - 1).clamp_min(1)).sqrt()
+    return prediction_loss(kind, deviations, torch.zeros_like(deviations), smooth_l1_beta).mean()
+
+
+def _centred(vectors: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """Less the mean of their groups, whose numbers are 0, 1, ...: `[N, D]`, long `[N]` -> `[N, D]`."""
+    return vectors - sample_means(vectors, owner)[owner]

@@ -48,10 +48,12 @@ model = JepaForRepresentationPrediction.from_pretrained("{name}", subfolder="jep
 
 {results}
 
-{health}The loss alone says little: it is lowest when a model has collapsed. *Hit rate* is how often the right target
-is the nearest among those of the batch; *rank* is the effective number of directions the representations use; the
-*constant predictor* always guesses the mean target, and the *position prediction loss*, on a fixed batch, is that of
-guessing the mean target of the same position: what is not below it has learnt places, not content.
+{health}The loss alone says little: it is lowest when a model has collapsed. Three rivals read no context: *constant
+prediction loss* is that of the best constant, *position prediction loss* that of each position's mean target, *sample
+prediction loss* that of each sample's. A predictor that is not below all three has learned nothing about single
+targets. *Hit rate in sample* is how often the right target is the nearest among those of its sample, *hit rate* among
+those of many samples, where knowing the sample is enough for many hits. *Rank* is the effective number of directions
+that the representations use.
 
 ![loss and health over the run](training.png)
 

@@ -61,12 +61,18 @@ PANELS: tuple[Panel, ...] = (
             (f"{MEASURED}prediction_loss", "fixed samples"),
             (f"{MEASURED}constant_prediction_loss", "constant predictor"),
             (f"{MEASURED}position_prediction_loss", "the position alone"),
+            (f"{MEASURED}sample_prediction_loss", "the sample alone"),
         ),
         read_loss,
     ),
     Panel(
         "Hit rate: is the right target the nearest?",
-        ((f"{MEASURED}hit_rate", "fixed samples"), (f"{MEASURED}hit_rate_chance", "chance")),
+        (
+            (f"{MEASURED}hit_rate_in_sample", "among its sample's targets"),
+            (f"{MEASURED}hit_rate_in_sample_chance", "chance there"),
+            (f"{MEASURED}hit_rate", "among the batch's targets"),
+            (f"{MEASURED}hit_rate_chance", "chance there"),
+        ),
         read_hit_rate,
         (0.0,),
     ),
@@ -102,7 +108,7 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel(
         "Samples found by their context",
-        (("health_sample_hit_rate", "fixed samples"), ("health_sample_hit_rate_chance", "chance")),
+        ((f"{MEASURED}sample_hit_rate", "fixed samples"), (f"{MEASURED}sample_hit_rate_chance", "chance")),
         read_sample_hit_rate,
         (0.0,),
     ),

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from .health import DIMENSIONS_LEFT, DIRECTIONS_LEFT, POOLED_DIMENSIONS_LEFT, TOKENS_LEFT, findings, is_measurement
+from .health import (
+    DIMENSIONS_LEFT,
+    DIRECTIONS_LEFT,
+    NO_BETTER,
+    POOLED_DIMENSIONS_LEFT,
+    RIVALS,
+    TOKENS_LEFT,
+    best_rival,
+    findings,
+    is_measurement,
+)
 
 History = list[dict[str, Any]]
 # Stands before the name of what is measured on a fixed batch, or else in evaluations.
@@ -21,8 +31,9 @@ class Level(IntEnum):
     UNJUDGED = 0
     HEALTHY = 1
     WARNING = 2
-    COLLAPSED = 3
-    DIVERGED = 4
+    NOTHING_LEARNED = 3
+    COLLAPSED = 4
+    DIVERGED = 5
 
 
 @dataclass(frozen=True)
@@ -38,10 +49,10 @@ class Rules:
     """The thresholds of this file that are not the watchdog's (see `health`).
 
     Args:
-        no_better: a loss above this share of the constant predictor's is no better than it.
         constant_lost: a constant predictor whose loss is below this share of its start predicts targets that are all
             alike.
-        chance: a hit rate below so many times chance is chance.
+        chance: a hit rate below so many times chance is chance,
+        skill: and so is one among a sample's own targets with less than this share of the way from chance to 1.
         kept: a rank below this share of its start, or of the random start's, is a warning, and below the watchdog's
             share the representation has collapsed;
         rank_least: so has one of fewer directions than this, whatever the start.
@@ -52,9 +63,9 @@ class Rules:
         few_steps: in a shorter run, guesses without skill have had no time to become better.
     """
 
-    no_better: float = 0.98
     constant_lost: float = 0.01
     chance: float = 2.0
+    skill: float = 0.05
     kept: float = 0.5
     rank_least: float = 2.0
     alike: float = 0.9
@@ -82,7 +93,7 @@ def curve(history: History, name: str) -> list[tuple[int, float]]:
 
 
 def read_loss(history: History, curves: Curves, width: int | None = None) -> Reading:
-    """Whether the guesses beat those of a constant predictor, and of one that knows nothing but the position."""
+    """Whether the predictions beat those of rivals that read no context: a constant, the position, the sample."""
     measured = curve(history, "measured_prediction_loss")
     points = measured or curve(history, "prediction_loss")
     where = "" if measured else " in training"
@@ -91,6 +102,8 @@ def read_loss(history: History, curves: Curves, width: int | None = None) -> Rea
         return Reading(sentence, Level.DIVERGED)
     told = f"The prediction loss{where} {_change(points)}"
     constant = curve(history, "measured_constant_prediction_loss")
+    if constant and not curve(history, "measured_hit_rate"):  # which is measured of a predictor that is trained
+        return Reading(f"{told}; its weight is 0, so it is not compared with its rivals.")
     if not measured:
         return Reading(f"{told}; without a measurement there is no constant predictor to compare it with.")
     if not constant:
@@ -98,51 +111,46 @@ def read_loss(history: History, curves: Curves, width: int | None = None) -> Rea
     if not constant[-1][1] > max(RULES.constant_lost * constant[0][1], 0.0):
         ends = f"that of a constant predictor {_change(constant)}"
         return Reading(f"{told}, but {ends}: all targets have become alike.", Level.COLLAPSED)
-    share = points[-1][1] / constant[-1][1]
-    if share < RULES.no_better:
-        ends = f"{told} and ends {percent(1 - share)} below that of a constant predictor"
-        position = curve(history, "measured_position_prediction_loss")
-        if not position:
-            return Reading(f"{ends}: the guesses are not always the same.", Level.HEALTHY)
-        rival = position[-1][1]
-        if points[-1][1] < RULES.no_better * rival:
-            rest = f"{percent(1 - points[-1][1] / rival)} below what the position alone tells"
-            return Reading(f"{ends}, {rest}: the guesses depend on the sample.", Level.HEALTHY)
-        rest = f"but not below the {number(rival)} that the position alone gives"
-        return Reading(f"{ends}, {rest}: where a target stands is learnt, what stands around it is not.", Level.WARNING)
-    ends = f"ends at {percent(share)} of that of a constant predictor"
-    sentence = f"{told} and {ends}: the guesses are no better than always the same one"
-    if not _by_chance(history):
-        return Reading(f"{sentence}, though they still find the right target.", Level.WARNING)
+    lost = {name: values[-1][1] for name in RIVALS if (values := curve(history, f"{MEASURED}{name}"))}
+    rival, least = best_rival(lost)
+    loss = points[-1][1]
+    if least > 0 and loss < NO_BETTER * least:
+        ends = f"ends {percent(1 - loss / least)} below what {rival} gives, its best rival that reads no context"
+        return Reading(f"{told} and {ends}: the predictions depend on the context.", Level.HEALTHY)
+    ends = f"ends at {number(loss)}, where {rival} gives {number(least)} without any context"
+    sentence = f"{told} and {ends}: nothing is learned beyond that"
+    if loss < NO_BETTER * constant[-1][1] or not _by_chance(history):
+        return Reading(f"{sentence}.", Level.WARNING)
     if points[-1][0] < RULES.few_steps:
         return Reading(f"{sentence}; {points[-1][0]} steps are too few to tell why.", Level.WARNING)
     within = curve(history, "measured_target_within_sample")
     if within and within[-1][1] >= TOKENS_LEFT * within[0][1]:
-        return Reading(
-            f"{sentence}, nor do they find the right target: of single positions nothing is learnt yet.", Level.WARNING
-        )
-    return Reading(f"{sentence}, nor do they find the right target: token collapse.", Level.COLLAPSED)
+        return Reading(f"{sentence}, nor do the predictions find their targets.", Level.WARNING)
+    return Reading(f"{sentence}, nor do the predictions find their targets: token collapse.", Level.COLLAPSED)
 
 
 def read_hit_rate(history: History, curves: Curves, width: int | None = None) -> Reading:
-    """Whether the right target is found more often than by chance."""
-    points, chance = curve(history, "measured_hit_rate"), curve(history, "measured_hit_rate_chance")
+    """Whether the right target is found more often than by chance, among its sample's where that was measured."""
+    name = _hits(history)
+    points, chance = curve(history, f"{MEASURED}{name}"), curve(history, f"{MEASURED}{name}_chance")
+    in_sample = name == "hit_rate_in_sample"
+    told = f"The hit rate among {'a sample' if in_sample else 'the batch'}'s targets {_change(points)}"
     if not points or not chance or not chance[-1][1] > 0:
-        return Reading(f"The hit rate {_change(points)}.")
+        return Reading(f"{told}.")
     end, by_chance = points[-1][1], chance[-1][1]
-    told = f"The hit rate {_change(points)}"
     if not _by_chance(history):
-        times = end / by_chance
-        return Reading(
-            f"{told}, {number(times)} times what chance gives: guesses tell the targets apart.", Level.HEALTHY
-        )
+        times = f"{number(end / by_chance)} times what chance gives"
+        return Reading(f"{told}, {times}: predictions tell the targets apart.", Level.HEALTHY)
     sentence = f"{told}, where chance gives {number(by_chance)}: the right target is found no more often than any other"
+    batch = curve(history, f"{MEASURED}hit_rate")
+    if in_sample and batch:
+        sentence += f" (the {number(batch[-1][1])} among the batch's targets tells samples apart)"
     return Reading(f"{sentence}.", Level.WARNING)
 
 
 def read_sample_hit_rate(history: History, curves: Curves, width: int | None = None) -> Reading:
     """Whether a sample is found by its context among the others."""
-    points, chance = curve(history, "health_sample_hit_rate"), curve(history, "health_sample_hit_rate_chance")
+    points, chance = curve(history, "measured_sample_hit_rate"), curve(history, "measured_sample_hit_rate_chance")
     told = f"The share of samples that their context finds {_change(points)}"
     if not points or not chance or not chance[-1][1] > 0:
         return Reading(f"{told}.")
@@ -222,12 +230,12 @@ def read_within_sample(history: History, curves: Curves, width: int | None = Non
     return _worst(history, curves, told)
 
 
-def read_findings(history: History) -> list[Reading]:
-    """What the watchdog said during the run."""
-    levels = {"divergence": Level.DIVERGED}
+def read_findings(history: History, max_steps: int | None = None) -> list[Reading]:
+    """What the watchdog found in a run of `max_steps` steps, see `health.findings`."""
+    levels = {"divergence": Level.DIVERGED, "nothing_learned": Level.NOTHING_LEARNED}
     return [
         Reading(f"The watchdog at step {step}: {sentence}.", levels.get(kind, Level.COLLAPSED))
-        for kind, (step, sentence) in findings(history).items()
+        for kind, (step, sentence) in findings(history, max_steps).items()
     ]
 
 
@@ -274,6 +282,8 @@ def verdict(readings: Iterable[Reading], measured: bool) -> Reading:
             what = "Healthy: none of the curves that are judged shows a sign of collapse"
         case Level.WARNING:
             what = f"Warning: {said} of {len(judged)} readings {'ask' if said > 1 else 'asks'} for a closer look"
+        case Level.NOTHING_LEARNED:
+            what = "Nothing learned about single targets: the predictions are no better than without any context"
         case Level.COLLAPSED:
             what = f"Collapsed: {said} of {len(judged)} readings {'say' if said > 1 else 'says'} so"
         case _:
@@ -307,10 +317,20 @@ def _worst(
     return max(readings, key=lambda reading: reading.level)
 
 
+def _hits(history: History) -> str:
+    """The hit rate that is judged: among a sample's own targets, where that was measured."""
+    return "hit_rate_in_sample" if curve(history, f"{MEASURED}hit_rate_in_sample") else "hit_rate"
+
+
 def _by_chance(history: History) -> bool:
-    """Whether the last evaluation's hit rate is that of chance; unknown is taken for no."""
-    hits, chance = curve(history, "measured_hit_rate"), curve(history, "measured_hit_rate_chance")
-    return bool(hits and chance) and not hits[-1][1] >= RULES.chance * chance[-1][1]
+    """Whether the last measurement's hit rate is that of chance; unknown is taken for no."""
+    name = _hits(history)
+    hits, chances = curve(history, f"{MEASURED}{name}"), curve(history, f"{MEASURED}{name}_chance")
+    if not hits or not chances:
+        return False
+    rate, chance = hits[-1][1], chances[-1][1]
+    least = RULES.chance * chance if name == "hit_rate" else chance + RULES.skill * (1 - chance)
+    return not rate >= least
 
 
 def _is_number(value: Any) -> bool:

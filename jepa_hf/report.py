@@ -73,6 +73,7 @@ class Run:
         folder: the directory.
         status: how far it got, a sentence.
         history: what was logged, `trainer.state.log_history`.
+        max_steps: the length that it was to have, None where it has logged nothing.
         settings: all arguments; empty where the directory does not note them.
         versions: of the packages that trained it, by name; empty where the directory does not note them.
         model: where the full model lies, None before the first checkpoint.
@@ -81,6 +82,7 @@ class Run:
     folder: Path
     status: str
     history: History
+    max_steps: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     model: Path | None = None
@@ -174,12 +176,13 @@ def load_run(run_dir: str | Path) -> Run:
             f"{str(run_dir)!r} holds no run (no {RUN_FILE}, metrics.json or checkpoint); name its output_dir"
         )
     if metrics.is_file() and (noted["finished"] or checkpoint is None):
-        history, status = _history(metrics, "history"), "The run is finished"
+        (history, max_steps), status = _history(metrics, "history"), "The run is finished"
     elif checkpoint is not None:
-        history = _history(checkpoint / STATE_FILE, "log_history")
+        history, max_steps = _history(checkpoint / STATE_FILE, "log_history")
         status = f"The run is not finished: this is its state at {checkpoint.name}"
     else:
-        history, status = [], "The run has begun and saved no checkpoint yet, so there is nothing to show of it"
+        history, max_steps = [], None
+        status = "The run has begun and saved no checkpoint yet, so there is nothing to show of it"
     steps = max((entry["step"] for entry in history if "step" in entry), default=0)
     if noted["settings"] and not noted["settings"].get("do_train", True):
         status = "This run only evaluated a model"
@@ -187,17 +190,21 @@ def load_run(run_dir: str | Path) -> Run:
         status += f", after {steps:,} steps"
     models = [folder / JEPA_FOLDER] if noted["finished"] else []
     models = [place for place in (*models, checkpoint) if place is not None and (place / "config.json").is_file()]
-    return Run(folder, f"{status}.", history, noted["settings"], noted["versions"], models[0] if models else None)
+    model = models[0] if models else None
+    return Run(folder, f"{status}.", history, max_steps, noted["settings"], noted["versions"], model)
 
 
-def _history(path: Path, key: str) -> History:
+def _history(path: Path, key: str) -> tuple[History, int | None]:
+    """What was logged, and the length of the run in steps."""
     content = _read_json(path)
     history = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(history, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("step", 0), int) for entry in history
+    if (
+        not isinstance(history, list)
+        or not all(isinstance(entry, dict) and isinstance(entry.get("step", 0), int) for entry in history)
+        or not isinstance(content.get("max_steps", 0), int)
     ):
         raise UsageError(f"{path} is damaged (it holds no list {key} of what was logged); restore it, or train again")
-    return history
+    return history, content.get("max_steps")
 
 
 def _read_json(path: Path) -> Any:
@@ -270,8 +277,8 @@ def render(run: Run, represented: Representations | str, evaluation: Any = None)
     config = _config(run.model)
     curves, readings = _curves(run.history, None if config is None else config.hidden_size)
     samples = _no_samples(represented) if isinstance(represented, str) else _samples(represented, readings)
-    readings += read_findings(run.history)
-    judged = verdict(readings, measured=bool(curve(run.history, f"{MEASURED}prediction_loss")))
+    readings += read_findings(run.history, run.max_steps)
+    judged = verdict(readings, measured=bool(curve(run.history, f"{MEASURED}constant_prediction_loss")))
     modality = "any" if config is None else backbone_for(config.encoder_config).modality
     body = [
         f"<h1>{escape(run.folder.resolve().name)}</h1>",
@@ -285,7 +292,7 @@ def render(run: Run, represented: Representations | str, evaluation: Any = None)
         _section("Versions", _versions(run.versions)),
     ]
     template = Template(files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
-    title = escape(f"{run.folder.resolve().name}: {judged.level.name.lower()}")
+    title = escape(f"{run.folder.resolve().name}: {judged.level.name.lower().replace('_', ' ')}")
     return template.substitute(title=title, body="\n".join(body)), judged
 
 

@@ -1,7 +1,6 @@
 """`JepaTrainer`: a `Trainer` for `JepaForRepresentationPrediction`."""
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import cached_property
@@ -28,19 +27,12 @@ from .ema import match_parameters, relative_distance
 from .errors import UsageError
 from .export import export_run
 from .feature_collator import DataCollatorForFeatureJEPA
-from .health import findings, is_measurement, prediction_health, representation_health
+from .health import RIVALS, findings, is_measurement
+from .health_sample import HealthSample
 from .image_collator import DataCollatorForBlockJEPA
-from .metrics import (
-    constant_predictor_loss,
-    effective_rank,
-    hit_rate,
-    mean_pairwise_cosine,
-    normalized_spread,
-    sample_hit_rate,
-)
 from .model_card import CardFacts, hardware, hub_name
 from .modeling_jepa import JepaForRepresentationPrediction, JepaOutput
-from .packing import document_counts, documents_at, positions_in_documents
+from .packing import document_counts, documents_at
 from .pretrained import whole_weights
 from .running_means import RunningMeans
 from .tokenization import tokenize_dataset
@@ -50,9 +42,8 @@ from .whole_batches import REPEATED
 
 logger = logging.getLogger(__name__)
 
-# Vectors that health metrics are computed from: enough for a rank in a thousand dimensions, cheap enough to log.
-_SAMPLE = 2048
-_SAMPLE_PER_BATCH = 512
+# Targets of an evaluation that its health is measured on: a bound on memory.
+_EVALUATED_TARGETS = 8192
 
 # Samples of the fixed batch that health is measured on during training.
 _HEALTH_SAMPLES = 128
@@ -70,6 +61,22 @@ _TOLD = (
     "sigreg_loss",
     "contrastive_loss",
     "cosine",
+)
+
+# Measures of an evaluation that a card shows.
+_ON_CARD = (
+    "loss",
+    "prediction_loss",
+    *RIVALS,
+    "hit_rate_in_sample",
+    "hit_rate_in_sample_chance",
+    "hit_rate",
+    "hit_rate_chance",
+    "sample_hit_rate",
+    "sample_hit_rate_chance",
+    "target_rank",
+    "context_rank",
+    "context_pairwise_cosine",
 )
 
 # What a position is, for readers.
@@ -154,7 +161,6 @@ class JepaTrainer(RepresentationTrainer):
         if args.health_steps:
             callbacks.append(HealthCallback(self.measure_health, self.log, args.health_steps, args.stop_on_collapse))
         self.probe = probe
-        self._eval_samples: dict[str, list[torch.Tensor]] = {}
         super().__init__(
             model=model,
             args=args,
@@ -180,7 +186,7 @@ class JepaTrainer(RepresentationTrainer):
     @property
     def found(self) -> dict[str, tuple[int, str]]:
         """What the watchdog found: by kind the first step and a sentence, see `health.findings`."""
-        return findings(self.state.log_history)
+        return findings(self.state.log_history, self.state.max_steps)
 
     @property
     def gave_up(self) -> bool:
@@ -312,29 +318,14 @@ class JepaTrainer(RepresentationTrainer):
             without = ~valid.flatten(1).any(dim=1)
         means.count("rows_without_targets", without.sum())
         if means is self._means["eval"]:
-            self._track_evaluation(outputs, means)
-
-    def _track_evaluation(self, outputs: JepaOutput, means: RunningMeans) -> None:
-        """What only an evaluation can afford: it may wait for the device."""
-        config = self._unwrapped.config
-        means.add("loss", outputs.loss, outputs.num_targets)
-        predictions, targets = (x[outputs.target_valid] for x in (outputs.predictions, outputs.targets))
-        if len(targets) < 2:
-            return
-        constant = constant_predictor_loss(targets, config.loss, config.smooth_l1_beta)
-        means.add("constant_prediction_loss", constant, outputs.num_targets)
-        hits, chance = _hits(predictions, targets)
-        means.add("hit_rate", hits, outputs.num_targets)
-        means.add("hit_rate_chance", chance, outputs.num_targets)
-        context = outputs.context_state[outputs.context_valid]
-        for name, vectors in (("target", targets), ("context", context)):
-            kept = self._eval_samples.setdefault(name, [])
-            if sum(len(part) for part in kept) < _SAMPLE:
-                kept.append(vectors[:_SAMPLE_PER_BATCH].float())
+            means.add("loss", outputs.loss, outputs.num_targets)
+            self._evaluated.add(outputs, inputs, self._unwrapped.config.pooled_targets)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Adds what the probe tells, where there is one."""
+        self._evaluated = HealthSample(_EVALUATED_TARGETS // self.args.world_size)
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        del self._evaluated
         if self.probe is not None:
             with self.compute_loss_context_manager():
                 found = self.probe(self._unwrapped)
@@ -342,11 +333,15 @@ class JepaTrainer(RepresentationTrainer):
         return output
 
     def finish_evaluation(self, means: RunningMeans) -> None:
-        """Adds health metrics over a sample of the evaluation's vectors; each rank has its own sample."""
-        samples, self._eval_samples = self._eval_samples, {}
-        for name, parts in samples.items():
-            for metric, value in _health(torch.cat(parts)[:_SAMPLE]).items():
-                means.add(f"{name}_{metric}", value, value.new_ones(()))
+        """Add the health of the evaluation's first rows, up to `_EVALUATED_TARGETS` targets on all ranks together.
+
+        The prediction loss stays the mean over all targets.
+        """
+        self._evaluated.gather(self.accelerator)
+        one = torch.ones((), device=self.args.device)
+        for name, value in self._evaluated.measure(self._unwrapped.config).items():
+            if name != "prediction_loss":
+                means.add(name, value * one, one)
 
     def training_logs(self) -> dict[str, float]:
         logs = super().training_logs()
@@ -383,61 +378,21 @@ class JepaTrainer(RepresentationTrainer):
         """Health of both encoders and of the predictor on a fixed batch, the same one on every rank.
 
         Returns:
-            As `health_target_...` and `health_context_...` what `representation_health` tells of the targets and of the
-            context encoder's outputs; as `health_...` what `prediction_health` tells of the guesses; with
-            `contrastive_weight` `health_sample_hit_rate` and its chance, see `metrics.sample_hit_rate`; and
-            `health_encoder_distance`, the relative L2 distance between the two encoders' parameters. Empty where the
-            batch has targets of fewer than two samples.
+            What `HealthSample.measure` gives and `encoder_distance`, the relative L2 distance between the two encoders'
+            parameters, each after `health_`. Empty where the batch has targets of fewer than two samples.
         """
         model, training = self._unwrapped, self.model.training
-        parts: dict[str, list[torch.Tensor]] = defaultdict(list)
-        seen = 0
+        sample = HealthSample()
         model.eval()
         for batch in self._health_batches:
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
                 output = model(**batch, output_hidden_states=True, return_loss=False)
-            valid, seen_positions, places = output.target_valid, output.context_valid, batch["target_positions"]
-            there = batch.get("sequence_valid", torch.ones_like(valid[:, 0, :1]))
-            # A row is one sample, or as many as documents fit in any.
-            samples = torch.arange(len(there), device=valid.device) * there.shape[1] + seen
-            seen += there.numel()
-            views = samples.repeat_interleave(len(seen_positions) // len(samples))
-            if self._unwrapped.config.pooled_targets:
-                # The one target that stands for all of a mask has no place of its own.
-                places = torch.zeros_like(valid, dtype=torch.long)
-            elif "sequence_ids" in batch:
-                within = positions_in_documents(batch["sequence_ids"])
-                places = within.gather(1, places.flatten(1)).view_as(places)
-            for name, values, kept, owner in (
-                ("prediction", output.predictions, valid, None),
-                ("target", output.targets, valid, samples[:, None, None] + output.target_samples),
-                ("context", output.context_state, seen_positions, views[:, None] + output.context_samples),
-            ):
-                parts[name].append(values[kept].float())
-                if owner is not None:
-                    parts[f"{name} of"].append(owner[kept])
-            parts["positions"].append(places[valid])
-            if output.sample_targets is not None:
-                there = there.flatten()
-                parts["sample_predictions"].append(output.sample_predictions.unflatten(0, (len(there), -1))[there])
-                parts["sample_targets"].append(output.sample_targets[there])
+            sample.add(output, batch, model.config.pooled_targets)
         model.train(training)
-        whole = {name: torch.cat(chunks) for name, chunks in parts.items()}
-        if len(whole["target of"].unique()) < 2:
+        values = sample.measure(model.config)
+        if not values:
             return {}
-        config, values = model.config, {}
-        for encoder in ("target", "context"):
-            health = representation_health(whole[encoder], whole[f"{encoder} of"])
-            values |= {f"{encoder}_{name}": value for name, value in health.items()}
-        values |= prediction_health(
-            whole["prediction"], whole["target"], whole["positions"], config.loss, config.smooth_l1_beta
-        )
-        if "sample_targets" in whole:
-            values["sample_hit_rate"] = sample_hit_rate(
-                whole["sample_predictions"].flatten(0, 1), whole["sample_targets"]
-            ).item()
-            values["sample_hit_rate_chance"] = 1 / len(whole["sample_targets"])
         encoders = (model.context_encoder.named_parameters(), model.target_encoder.named_parameters())
         values["encoder_distance"] = relative_distance(*(self.ema.pairs or match_parameters(*encoders)))
         return {f"health_{name}": value for name, value in values.items()}
@@ -475,20 +430,15 @@ class JepaTrainer(RepresentationTrainer):
         if seconds:
             training["seconds since it was resumed" if self.resumed else "seconds"] = round(seconds[-1], 1)
         evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
-        shown = ("loss", "prediction_loss", "constant_prediction_loss", "hit_rate", "hit_rate_chance", "target_rank")
         metrics = {}
         probed = sorted(
             {name.removeprefix("eval_") for entry in evaluations for name in entry if "eval_probe_" in name}
         )
-        for metric in (*shown, "context_rank", "context_pairwise_cosine", *probed):
+        for metric in (*_ON_CARD, *probed):
             values = [entry[f"eval_{metric}"] for entry in evaluations if f"eval_{metric}" in entry]
             if values:
                 started = evaluations[0]["step"] < evaluations[-1]["step"]
                 metrics[metric.replace("_", " ")] = (values[0] if started else None, values[-1])
-        for metric in ("position_prediction_loss", "sample_hit_rate", "sample_hit_rate_chance") if evaluations else ():
-            values = [entry[f"health_{metric}"] for entry in state.log_history if f"health_{metric}" in entry]
-            if values:
-                metrics[metric.replace("_", " ")] = (values[0], values[-1])
         return CardFacts(
             name=name,
             modality=self.model.backbone.modality,
@@ -567,20 +517,6 @@ def _citations(config: JepaConfig, modality: str) -> list[str]:
         "cpc": bool(config.contrastive_weight),
     }
     return [key for key, is_used in used.items() if is_used]
-
-
-def _hits(predictions: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hit rate among at most `_SAMPLE_PER_BATCH` targets, and that of chance."""
-    predictions, targets = predictions[:_SAMPLE_PER_BATCH], targets[:_SAMPLE_PER_BATCH]
-    return hit_rate(predictions, targets), targets.new_tensor(1.0 / len(targets), dtype=torch.float32)
-
-
-def _health(vectors: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {
-        "rank": effective_rank(vectors),
-        "pairwise_cosine": mean_pairwise_cosine(vectors),
-        "spread": normalized_spread(vectors),
-    }
 
 
 def _tokenized(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, word_ids: bool) -> Any:

@@ -37,7 +37,7 @@ def text_run(folder: Path) -> Path:
 def image_run(folder: Path) -> Path:
     """A run on a folder of two classes of images."""
     rng = np.random.default_rng(0)
-    for number in range(24):
+    for number in range(60):
         place = folder / "pictures" / f"class {number % 2}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(place / f"{number}.png")

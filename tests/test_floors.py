@@ -16,7 +16,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("model_card", "sharing", "tokenization", "data_collator", "training_args", "callbacks"), 2),
     **dict.fromkeys(("image_collator", "feature_collator", "base_trainer", "trainer", "checkpoints"), 2),
     **dict.fromkeys(("divided", "zero", "update_guard", "interruption", "whole_batches"), 2),
-    **dict.fromkeys(("base_training_args", "hub_trainer", "running_means"), 2),
+    **dict.fromkeys(("base_training_args", "hub_trainer", "running_means", "health_sample"), 2),
     **dict.fromkeys(("llm_jepa", "llm_jepa.views", "llm_jepa.data_collator", "llm_jepa.objective"), 2),
     "llm_jepa.adapters": 2,
     **dict.fromkeys(("llm_jepa.trainer", "llm_jepa.training_args", "llm_jepa.generation", "llm_jepa.model_card"), 2),

@@ -1,6 +1,7 @@
 """Claims about health: each kind of collapse is told apart, in numbers and in a run; a healthy run is left alone."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jepa_runs import trainer
 from jepa_hf import JepaTrainer
 from jepa_hf.health import (
     MOST_CANDIDATES,
+    best_rival,
     diagnose,
     findings,
     is_measurement,
@@ -21,6 +23,11 @@ from jepa_hf.health import (
     representation_health,
 )
 from jepa_hf.metrics import effective_rank, sample_hit_rate, sample_means, within_sample_share
+from jepa_hf.model_card import render_card
+from jepa_hf.readings import Level
+from jepa_hf.report import write_report
+
+RIVALS_OF = ("constant", "position", "sample")
 
 
 def cloud(samples: int = 40, positions: int = 20, width: int = 32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,30 +95,114 @@ def test_a_large_batch_is_thinned_evenly() -> None:
     assert representation_health(vectors, samples)["rank"] == pytest.approx(effective_rank(vectors[::5]).item())
 
 
+def guesses_health(predictions: torch.Tensor | None, targets: torch.Tensor, size: int) -> dict[str, float]:
+    """Health of predictions whose targets are `size` in a row to a sample, at positions 0, 1, ... of it."""
+    index = torch.arange(len(targets))
+    return prediction_health(predictions, targets, "l2", 1.0, index // size, index * 0, index % size)
+
+
 def test_the_hit_rate_keeps_its_scale() -> None:
     """As many candidates for any batch that is large enough: chance does not depend on the number of targets."""
     generator = torch.Generator().manual_seed(0)
     for count in (MOST_CANDIDATES, 4 * MOST_CANDIDATES):
         targets = torch.randn(count, 64, generator=generator)
-        health = prediction_health(targets, targets, torch.arange(count) % 10, "l2")
+        health = guesses_health(targets, targets, 16)
         assert health["hit_rate_chance"] == 1 / MOST_CANDIDATES
-        assert health["hit_rate"] == 1
+        assert health["hit_rate_in_sample_chance"] == 1 / 16
+        assert health["hit_rate"] == health["hit_rate_in_sample"] == 1
         assert health["prediction_loss"] == 0
-        assert health["constant_prediction_loss"] == pytest.approx(1, abs=0.1)
-        assert health["position_prediction_loss"] == pytest.approx(1, abs=0.1)
+        for rival in ("constant", "position", "sample"):
+            assert health[f"{rival}_prediction_loss"] == pytest.approx(1, abs=0.1)
 
 
 def test_the_hit_rate_chooses_among_the_candidates_alone() -> None:
     """Every target four times: among all of them there is no nearest one, among every fourth there is."""
     targets = torch.randn(MOST_CANDIDATES, 64, generator=torch.Generator().manual_seed(0)).repeat_interleave(4, dim=0)
-    assert prediction_health(targets, targets, torch.arange(len(targets)), "l2")["hit_rate"] == 1
+    assert prediction_health(targets, targets, "l2")["hit_rate"] == 1
 
 
-def test_without_two_targets_at_one_position_the_position_says_nothing() -> None:
+def test_without_two_targets_of_a_kind_a_rival_says_nothing() -> None:
     """No number rather than NaN, which the watchdog would call a divergence."""
     targets = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
-    assert "position_prediction_loss" not in prediction_health(targets, targets, torch.arange(5), "l2")
-    assert "position_prediction_loss" in prediction_health(targets, targets, torch.tensor([0, 1, 2, 3, 0]), "l2")
+    apart, together = torch.arange(5), torch.tensor([0, 1, 2, 3, 0])
+    expected = {"prediction_loss", "constant_prediction_loss", "hit_rate", "hit_rate_chance"}
+    in_sample = {"sample_prediction_loss", "hit_rate_in_sample", "hit_rate_in_sample_chance"}
+    for samples, positions, more in (
+        (apart, apart, set()),
+        (apart, together, {"position_prediction_loss"}),
+        (together, apart, in_sample),
+    ):
+        found = prediction_health(targets, targets, "l2", 1.0, samples, apart * 0, positions)
+        assert set(found) == expected | more
+        assert all(map(math.isfinite, found.values()))
+
+
+def test_a_predictor_that_is_not_trained_leaves_the_rivals() -> None:
+    targets = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    assert set(guesses_health(None, targets, 8)) == {f"{which}_prediction_loss" for which in RIVALS_OF}
+
+
+def test_a_position_that_two_masks_hide_counts_once() -> None:
+    """Each target twice, in two masks: no hit is lost by the copy, and no rival knows a target from its copy."""
+    targets = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
+    index = torch.arange(400)
+    once = guesses_health(targets, targets, 10)
+    places = [part.repeat(2) for part in (index // 10, index % 10)]
+    masks = torch.arange(2).repeat_interleave(400)
+    twice = prediction_health(targets.repeat(2, 1), targets.repeat(2, 1), "l2", 1.0, places[0], masks, places[1])
+    assert twice == pytest.approx(once, rel=1e-4)
+
+
+def test_guesses_that_know_the_document_alone_are_at_chance_in_it() -> None:
+    """A document part of 0.2 of the variance: far above chance in the batch, chance in the sample, no better than the
+    rival that knows the sample."""
+    generator = torch.Generator().manual_seed(0)
+    documents = 0.2**0.5 * torch.randn(128, 1, 64, generator=generator).expand(128, 30, 64)
+    targets = (documents + 0.8**0.5 * torch.randn(128, 30, 64, generator=generator)).flatten(0, 1)
+    health = guesses_health(documents.flatten(0, 1), targets, 30)
+    assert health["hit_rate"] > 20 * health["hit_rate_chance"]
+    assert health["hit_rate_in_sample"] == pytest.approx(health["hit_rate_in_sample_chance"], abs=0.01)
+    assert best_rival(health) == ("the sample alone", health["sample_prediction_loss"])
+    assert health["prediction_loss"] == pytest.approx(health["sample_prediction_loss"], rel=0.01)
+    assert "nothing_learned" in diagnose([{f"health_{name}": value for name, value in health.items()}], finished=True)
+
+
+def test_guesses_that_know_the_position_alone_are_no_better_than_their_rival() -> None:
+    """Half token, half place: they hit in the sample and in the batch, and the position's rival has their loss."""
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randn(1, 30, 64, generator=generator).expand(128, 30, 64)
+    targets = (places + torch.randn(128, 30, 64, generator=generator)).flatten(0, 1)
+    health = guesses_health(places.flatten(0, 1), targets, 30)
+    assert health["hit_rate_in_sample"] > 0.9
+    assert best_rival(health)[0] == "the position alone"
+    assert health["prediction_loss"] == pytest.approx(health["position_prediction_loss"], rel=0.01)
+    entry = {f"health_{name}": value for name, value in health.items()}
+    assert list(diagnose([entry], finished=True)) == ["nothing_learned"]
+    assert diagnose([entry]) == {}
+    assert diagnose([entry | {"health_prediction_loss": 0.9 * entry["health_prediction_loss"]}], finished=True) == {}
+
+
+def half_places(token: float) -> dict[str, float]:
+    """A measurement of targets at 30 of 100 positions: a position's vector, and `token` times a token's."""
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.rand(128, 100, generator=generator).argsort(dim=1)[:, :30].flatten()
+    tokens = torch.randn(128 * 30, 64, generator=generator)
+    targets = torch.randn(100, 64, generator=generator)[positions] + token * tokens
+    owner = torch.arange(128).repeat_interleave(30)
+    values = prediction_health(targets, targets, "l2", 1.0, owner, owner * 0, positions)
+    for encoder in ("target", "context"):
+        values |= {f"{encoder}_{name}": value for name, value in representation_health(targets, owner).items()}
+    return {f"health_{name}": value for name, value in values.items()}
+
+
+def test_representations_that_become_their_position_are_a_collapse() -> None:
+    """From half token, half place to 0.04 % token: no other number sees it. A third less token is none."""
+    start = half_places(1.0)
+    found = diagnose([start, half_places(0.02)])
+    assert list(found) == ["position"]
+    assert "the position alone leaves 0.04 % of the best constant's loss, 50 % at the start" in found["position"]
+    assert diagnose([start, half_places(0.67)]) == {}
+    assert diagnose([half_places(0.02), half_places(0.02)]) == {}
 
 
 def test_each_kind_of_collapse_is_told_apart() -> None:
@@ -139,13 +230,26 @@ def test_neither_a_new_sample_nor_another_scale_is_a_collapse(seed: int, scale: 
     assert diagnose([as_entry(*cloud(seed=seed + 1)), as_entry(scale * vectors, samples)]) == {}
 
 
+def rates(name: str, values: tuple[float, ...], chance: float) -> list[dict[str, float]]:
+    return [{f"health_{name}": rate, f"health_{name}_chance": chance} for rate in values]
+
+
 def test_guesses_that_were_good_and_are_no_longer_are_a_divergence() -> None:
     """The rates of a run on images whose learning rate was too high; a rate that never rose is none."""
-    lost = [{"health_hit_rate": rate, "health_hit_rate_chance": 1 / 512} for rate in (0.002, 0.31, 0.42, 0.018)]
+    lost = rates("hit_rate", (0.002, 0.31, 0.42, 0.018), 1 / 512)
     assert list(diagnose(lost)) == ["divergence"]
     assert "finds 1.8 % of its targets and found 42 % before" in diagnose(lost)["divergence"]
     assert diagnose(lost[:3]) == {}
     assert diagnose([lost[0], lost[3], lost[0]]) == {}
+
+
+def test_a_divergence_is_judged_among_the_sample_s_own_targets() -> None:
+    """Where documents were found by the batch's rate and no longer are, but targets of each are, nothing diverged."""
+    batch = rates("hit_rate", (0.002, 0.28, 0.01), 1 / 512)
+    for kept, kinds in ((0.5, []), (0.06, ["divergence"])):
+        in_sample = rates("hit_rate_in_sample", (0.05, 0.5, kept), 0.05)
+        measured = [one | other for one, other in zip(batch, in_sample, strict=True)]
+        assert list(diagnose(measured)) == kinds
 
 
 def test_numbers_that_are_not_finite_are_a_divergence() -> None:
@@ -170,6 +274,18 @@ def test_findings_are_the_first_of_each_kind() -> None:
     assert [is_measurement(entry) for entry in history] == [False, True, True, True, True]
     assert {kind: step for kind, (step, _) in findings(history).items()} == {"total": 20}
     assert findings(history[:1]) == {}
+
+
+def test_whether_anything_was_learned_is_asked_at_the_end_of_a_run_alone() -> None:
+    """Not before its last step, not where its length is not known, and not where the predictor is not trained."""
+    losses = {f"health_{rival}_prediction_loss": 0.4 for rival in RIVALS_OF}
+    history = [{"step": step, "health_prediction_loss": 0.395} | losses for step in (0, 50, 100)]
+    assert findings(history) == findings(history, max_steps=200) == {}
+    assert {kind: step for kind, (step, _) in findings(history, max_steps=100).items()} == {"nothing_learned": 100}
+    assert "ends at 0.395, where the best constant gives 0.4" in findings(history, 100)["nothing_learned"][1]
+    for entry in history:
+        del entry["health_prediction_loss"]
+    assert findings(history, max_steps=100) == {}
 
 
 # ---- in a run
@@ -326,6 +442,67 @@ def test_a_target_that_chases_the_context_collapses_and_is_noticed(tmp_path: Pat
     run = watched(tmp_path, model=model, max_steps=60, health_steps=20, learning_rate=1e-2, ema_decay=0.0)
     run.train()
     assert "total" in findings(run.state.log_history)
+
+
+ONE_WORD = [{"input_ids": [2, *[5 + number % 50] * 16, 3]} for number in range(200)]
+
+
+def learning(folder: Path, frozen: bool) -> JepaTrainer:
+    """A run on texts of one word each. Word and place say all of a target, a context says which word, and no rival
+    knows both."""
+    model = tiny_jepa(strong=False, context_mode="kept", predictor_type="mlp", target_norm="layer")
+    model.predictor.requires_grad_(not frozen)
+    steps = {"max_steps": 80, "health_steps": 40, "learning_rate": 1e-2, "ema_decay": 0.999}
+    run = watched(folder, model=model, data=ONE_WORD, eval_data=ONE_WORD[:64], save_strategy="steps", **steps)
+    run.train()
+    return run
+
+
+def test_a_predictor_that_learns_nothing_is_a_verdict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Frozen at its random start: in one warning at the end of the console, in the report's verdict, in the card."""
+    with caplog.at_level(logging.WARNING, logger="jepa_hf"):
+        run = learning(tmp_path, frozen=True)
+    said = [record.getMessage() for record in caplog.records if "nothing learned" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].startswith("step 80: nothing learned about single targets: the prediction loss ends at ")
+    assert {kind: step for kind, (step, _) in run.found.items()} == {"nothing_learned": 80}
+    assert not run.gave_up
+    assert f"- {said[0]}\n" in str(render_card(run.card_facts("out"))).replace("\\", "")
+    assert write_report(tmp_path).level == Level.NOTHING_LEARNED
+    page = (tmp_path / "report.html").read_text()
+    top = page[: page.index("Loss and health")]
+    assert "<strong>Nothing learned about single targets: " in top
+    assert f"The watchdog at {said[0]}." in top
+
+
+def test_a_predictor_that_learns_is_no_finding(tmp_path: Path) -> None:
+    """The same run with a predictor that is trained."""
+    run = learning(tmp_path, frozen=False)
+    last = measured(run)[-1]
+    assert last["health_prediction_loss"] < 0.9 * best_rival({k[7:]: v for k, v in last.items()})[1]
+    assert run.found == {}
+    assert "showed no collapse and no divergence" in str(render_card(run.card_facts("out")))
+    assert write_report(tmp_path).level < Level.NOTHING_LEARNED
+
+
+def test_without_a_prediction_loss_predictions_are_not_measured(tmp_path: Path) -> None:
+    """A predictor that no loss trains is neither called poor nor found to have learned nothing; its targets are."""
+    model = tiny_jepa(prediction_weight=0.0, contrastive_weight=1.0)
+    run = watched(tmp_path, model=model, eval_data=rows("bert", 20))
+    run.train()
+    assert run.found == {}
+    last = measured(run)[-1]
+    assert {f"health_{rival}_prediction_loss" for rival in RIVALS_OF} <= set(last)
+    assert {"health_prediction_loss", "health_hit_rate", "health_hit_rate_in_sample"}.isdisjoint(last)
+    assert "eval_hit_rate" not in run.evaluate()
+
+
+def test_pooled_targets_are_judged_beside_a_constant(tmp_path: Path) -> None:
+    """A target that stands for all of a mask has no place, and no others beside it in its sample."""
+    health = watched(tmp_path, model=tiny_jepa(pooled_targets=True), eval_data=rows("bert", 20)).measure_health()
+    assert {"health_prediction_loss", "health_constant_prediction_loss", "health_hit_rate"} <= set(health)
+    unjudged = {"position_prediction_loss", "sample_prediction_loss", "hit_rate_in_sample"}
+    assert unjudged.isdisjoint(name.removeprefix("health_") for name in health)
 
 
 def test_a_healthy_run_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

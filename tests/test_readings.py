@@ -17,6 +17,7 @@ def evaluated(steps: int = 300, **last: float) -> History:
         "prediction_loss": 0.41,
         "constant_prediction_loss": 0.40,
         "position_prediction_loss": 0.39,
+        "sample_prediction_loss": 0.41,
         "hit_rate": 0.01,
         "hit_rate_chance": 0.01,
         "target_rank": 290.0,
@@ -51,8 +52,8 @@ def test_a_healthy_run() -> None:
     found = readings(evaluated())
     assert {reading.level for reading in found.values()} == {Level.HEALTHY}
     assert found["Prediction"].sentence == (
-        "The prediction loss fell from 0.41 to 0.25 and ends 38 % below that of a constant predictor, 36 % "
-        "below what the position alone tells: the guesses depend on the sample."
+        "The prediction loss fell from 0.41 to 0.25 and ends 36 % below what the position alone gives, its best rival "
+        "that reads no context: the predictions depend on the context."
     )
     assert "fell from 290 to 250 of 384 directions" in found["Effective"].sentence
     assert "rose from 0.01 to 0.6, 60 times what chance gives" in found["Hit"].sentence
@@ -82,12 +83,28 @@ def test_guesses_that_know_the_position_alone() -> None:
     found = readings(evaluated(position_prediction_loss=0.24))["Prediction"]
     assert found.level == Level.WARNING
     assert found.sentence.endswith(
-        "ends 38 % below that of a constant predictor, but not below the 0.24 that the position alone gives: where a "
-        "target stands is learnt, what stands around it is not."
+        "ends at 0.25, where the position alone gives 0.24 without any context: nothing is learned beyond that."
     )
     assert readings(evaluated(position_prediction_loss=0.0))["Prediction"].level == Level.WARNING
-    history = [{name: value for name, value in entry.items() if "position" not in name} for entry in evaluated()]
-    assert "not always the same" in readings(history)["Prediction"].sentence
+    assert "the sample alone gives 0.2" in readings(evaluated(sample_prediction_loss=0.2))["Prediction"].sentence
+    history = [
+        {name: value for name, value in entry.items() if "position" not in name and "sample" not in name}
+        for entry in evaluated()
+    ]
+    assert "below what the best constant gives" in readings(history)["Prediction"].sentence
+
+
+def test_hits_in_the_batch_are_not_taken_for_hits_in_the_sample() -> None:
+    """Guesses that know their document: far above chance in the batch, at chance in the sample, and a warning."""
+    history = evaluated(hit_rate=0.26)
+    for entry in history:
+        entry |= {"eval_hit_rate_in_sample": 0.06, "eval_hit_rate_in_sample_chance": 0.05}
+    found = readings(history)["Hit"]
+    assert found.level == Level.WARNING
+    assert "among a sample's targets stayed at 0.06, where chance gives 0.05" in found.sentence
+    assert "the 0.26 among the batch's targets tells samples apart" in found.sentence
+    history[-1]["eval_hit_rate_in_sample"] = 0.3
+    assert readings(history)["Hit"].level == Level.HEALTHY
 
 
 @pytest.mark.parametrize("whose", ["target", "context"])
@@ -118,7 +135,7 @@ def test_guesses_without_skill_are_no_collapse_where_positions_still_differ() ->
         entry["eval_target_within_sample"] = 0.9
     found = readings(history)["Prediction"]
     assert found.level == Level.WARNING
-    assert found.sentence.endswith("of single positions nothing is learnt yet.")
+    assert found.sentence.endswith("nothing is learned beyond that, nor do the predictions find their targets.")
     history[-1]["eval_target_within_sample"] = 0.01
     assert readings(history)["Prediction"].level == Level.COLLAPSED
 
@@ -158,6 +175,16 @@ def test_a_run_without_measurements_is_not_judged() -> None:
     assert overall(history).level == Level.UNJUDGED
 
 
+@pytest.mark.parametrize("source", ["health_", "eval_"])
+def test_a_prediction_loss_of_weight_0_is_not_judged(source: str) -> None:
+    """Evaluations log it all the same, but no hits: of a predictor that is not trained."""
+    rivals = {f"{source}{rival}_prediction_loss": 0.4 for rival in ("constant", "position", "sample")}
+    history = [{"step": step, "prediction_loss": 0.9, "eval_prediction_loss": 0.9} | rivals for step in (10, 300)]
+    found = readings(history)["Prediction"]
+    assert found.level == Level.UNJUDGED
+    assert found.sentence.endswith("its weight is 0, so it is not compared with its rivals.")
+
+
 def test_the_watchdogs_findings_are_readings() -> None:
     start = {"health_target_within_sample": 0.5, "health_hit_rate": 0.5, "health_hit_rate_chance": 0.002}
     end = {"health_target_within_sample": 0.01, "health_hit_rate": 0.001, "health_hit_rate_chance": 0.002}
@@ -165,6 +192,21 @@ def test_the_watchdogs_findings_are_readings() -> None:
     assert [reading.level for reading in found] == [Level.COLLAPSED, Level.DIVERGED]
     assert found[0].sentence.startswith("The watchdog at step 40: token collapse: ")
     assert verdict(found, measured=True).sentence == "Diverged: 1 of 2 readings says so."
+
+
+def test_a_finished_run_that_learned_nothing_is_worse_than_a_warning() -> None:
+    """The watchdog's finding at the last step is the verdict; in a run that goes on there is none."""
+    start = {f"health_{rival}_prediction_loss": 0.4 for rival in ("constant", "position")}
+    history = [{"step": step, "health_prediction_loss": 0.399} | start for step in (0, 300)]
+    (found,) = read_findings(history, 300)
+    assert found.level == Level.NOTHING_LEARNED
+    assert found.sentence.startswith("The watchdog at step 300: nothing learned")
+    warning = Reading("A warning.", Level.WARNING)
+    assert verdict([warning, found], measured=True).sentence == (
+        "Nothing learned about single targets: the predictions are no better than without any context."
+    )
+    assert reasons([warning, found]) == [found.sentence, warning.sentence]
+    assert read_findings(history, 600) == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

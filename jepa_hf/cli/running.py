@@ -253,9 +253,9 @@ def _write_results(
     folder = Path(trainer.args.output_dir)
     history = trainer.state.log_history
     found = {kind: {"step": step, "sentence": sentence} for kind, (step, sentence) in trainer.found.items()}
-    content = json.dumps({**metrics, "found": found, "history": history}, indent=1)
+    content = {**metrics, "found": found, "max_steps": trainer.state.max_steps, "history": history}
     with whole_file(folder / "metrics.json") as new:
-        new.write_text(f"{content}\n", encoding="utf-8")
+        new.write_text(f"{json.dumps(content, indent=1)}\n", encoding="utf-8")
     with whole_file(folder / "training.png") as new:
         draw(history, new)
     if trainer.args.do_train:
