@@ -31,7 +31,7 @@ class HealthSample:
         """Take the rows of a batch. It waits for the device.
 
         Args:
-            output: what the model gives for it, with `output_hidden_states`.
+            output: what the model returns for it in eval mode.
             pooled_targets: as in `JepaConfig`.
         """
         rows = self._rows(output.target_valid)

@@ -387,7 +387,7 @@ class JepaTrainer(RepresentationTrainer):
         for batch in self._health_batches:
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
-                output = model(**batch, output_hidden_states=True, return_loss=False)
+                output = model(**batch, return_loss=False)
             sample.add(output, batch, model.config.pooled_targets)
         model.train(training)
         values = sample.measure(model.config)
