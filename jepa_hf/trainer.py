@@ -420,7 +420,7 @@ class JepaTrainer(RepresentationTrainer):
                     parts[f"{name} of"].append(owner[kept])
             parts["positions"].append(places[valid])
             if output.sample_targets is not None:
-                there = there.flatten()
+                there = (document_counts(output.target_samples.flatten(1), there.shape[1]) > 0).flatten()
                 parts["sample_predictions"].append(output.sample_predictions.unflatten(0, (len(there), -1))[there])
                 parts["sample_targets"].append(output.sample_targets[there])
         model.train(training)

@@ -29,7 +29,14 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
 
-from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction, JepaOutput, UsageError
+from jepa_hf import (
+    DataCollatorForSpanJEPA,
+    JepaConfig,
+    JepaForRepresentationPrediction,
+    JepaOutput,
+    JepaTrainer,
+    UsageError,
+)
 from jepa_hf.export import export_run
 from jepa_hf.positions import sincos_positions
 
@@ -458,6 +465,31 @@ def test_the_contrastive_term_finds_a_sample_s_own_target_mean(case: tuple[str, 
     assert output.contrastive_loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("case", MODES, ids="-".join)
+def test_rows_without_targets_are_compared_with_nothing(case: tuple[str, str, str]) -> None:
+    """Four rows, and the same ones filled up to 32 with copies that are left out: each part of the loss is the same.
+
+    So are the gradients.
+    """
+    model = tiny_jepa(*case, **EVERY_WEIGHT)
+    strengthen(model.context_encoder, std=0.1)  # or no standard deviation is below 1
+    batch = text_batch(case[0], case[1], masks=2)
+    filled = {name: torch.cat([value, value[:1].expand(28, *value.shape[1:])]) for name, value in batch.items()}
+    JepaTrainer.leave_out(filled, torch.arange(32) < 4)
+    found = []
+    for given in (batch, filled):
+        model.zero_grad()
+        output = model(**given)
+        output.loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append(({name: value for name, value in output.items() if name.endswith("loss")}, gradients))
+    (parts, gradients), (others, other_gradients) = found
+    assert {"contrastive_loss", "variance_loss", "covariance_loss", "sigreg_loss"} <= set(parts)
+    for name, value in parts.items():
+        torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    torch.testing.assert_close(other_gradients, gradients, rtol=1e-4, atol=1e-5 * gradients.abs().max().item())
+
+
 def test_the_contrastive_term_teaches_the_context_encoder_and_nothing_of_the_target() -> None:
     """With it alone; and without it there is no predictor for it, so that DDP waits for no gradient."""
     model = tiny_jepa("bert", contrastive_weight=1.0).train()
@@ -772,6 +804,14 @@ def test_several_target_layers_compile_into_one_graph() -> None:
     torch.compiler.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)(**text_batch("bert", "dropped")).loss
     torch.testing.assert_close(compiled, model(**text_batch("bert", "dropped")).loss)
+    torch.compiler.reset()
+
+
+def test_every_term_compiles_into_one_graph() -> None:
+    """In evaluation, with its fixed directions of SIGReg, and in training, with random ones."""
+    model, batch = tiny_jepa("bert", "dropped", **EVERY_WEIGHT), text_batch("bert", "dropped")
+    assert_compiles_into_one_graph(model, batch)
+    torch.compile(model.train(), backend="eager", fullgraph=True)(**batch).loss.backward()
     torch.compiler.reset()
 
 
