@@ -84,7 +84,7 @@ def train(
 def evaluate(folder: Path, processes: int, data: list[dict[str, list[int]]]) -> Result:
     """The metrics over `data` in batches of 4 on each rank."""
     run = trainer(
-        folder, tiny_jepa(mlm_weight=0.5), eval_data=data, mask={"on_short": "skip"}, per_device_eval_batch_size=4
+        folder, tiny_jepa(mlm_weight=0.5), eval_data=data, mask={"on_short": "skip"}, per_device_train_batch_size=4
     )
     return {"metrics": run.evaluate()}
 
