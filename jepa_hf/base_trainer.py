@@ -360,8 +360,8 @@ class RepresentationTrainer(HubTrainer):
             return
         if args.process_index == 0:
             logger.warning(
-                "evaluation uses batches of %d rows, as training does, and not of %d, because the loss compares the rows "
-                "of a batch",
+                "evaluation uses batches of %d rows, as training does, and not of %d, because the loss compares the "
+                "rows of a batch",
                 args.per_device_train_batch_size,
                 args.per_device_eval_batch_size,
             )
@@ -378,7 +378,7 @@ class RepresentationTrainer(HubTrainer):
         inputs = self._prepare_inputs(inputs)
         given = len(next(iter(inputs.values())))
         rows = self._rows_of_its_own(given, self.accelerator.gradient_state.remainder)
-        # A rank without any runs the model all the same, because the others wait for it inside. Its one row is left out.
+        # A rank without any runs the model too, because the others wait for it inside. Its one row is left out.
         inputs = {name: value[: max(rows, 1)] for name, value in inputs.items()}
         if self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader:
             first = next(iter(inputs.values()))

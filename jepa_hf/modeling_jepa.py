@@ -391,7 +391,6 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         output_hidden_states: bool = False,
         return_loss: bool = True,
-        **kwargs: Any,
     ) -> JepaOutput:
         """Predict the target encoder's representations at the target positions.
 

@@ -128,6 +128,15 @@ def test_the_parts_add_up_with_their_weights() -> None:
     torch.testing.assert_close(found.loss, 0.5 * plain + 3.0 * (1 - cosine).mean())
 
 
+def test_a_misspelt_name_in_a_batch_is_refused() -> None:
+    """Without `view_ends`, the views would be left out of the loss."""
+    made, batch = model(len(words())), batch_of()
+    PairedViewObjective().attach(made)
+    batch["view_end"] = batch.pop("view_ends")
+    with pytest.raises(TypeError, match="view_end"):
+        made(**batch)
+
+
 def test_micro_batches_add_up_to_the_whole_batch() -> None:
     """Divided by the labels and the rows of the update; a mean of means would differ, the rows being unlike."""
     made, given = model(len(words())), rows(4)

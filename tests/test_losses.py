@@ -320,19 +320,21 @@ def test_sigreg_counts_samples_and_not_tokens() -> None:
     expected = dense_sigreg(states, directions, 17)
     assert expected > 1
     tokens = states[:, None].expand(30, 4, 6)
-    for given, samples in ((states, None), (states, torch.tensor(30)), (tokens, torch.tensor(30))):
-        value = sigreg(given, every(given), samples, directions)
+    for cloud, samples in ((states, None), (states, torch.tensor(30)), (tokens, torch.tensor(30))):
+        value = sigreg(cloud, every(cloud), samples, directions)
         torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sigreg_grows_with_the_samples() -> None:
-    """A hundred times the samples of the same cloud give about a hundred times the value; a Gaussian cloud stays where it is."""
+    """A hundred times the samples of the same cloud give about a hundred times the value; not so of a Gaussian one."""
     directions = gaussian(8, 64, seed=1)
     small, large = (
         sigreg(cloud, every(cloud), directions=directions) for cloud in (2 * gaussian(50, 8), 2 * gaussian(5000, 8))
     )
     assert 80 < large / small < 120
-    small, large = (sigreg(cloud, every(cloud), directions=directions) for cloud in (gaussian(50, 8), gaussian(5000, 8)))
+    small, large = (
+        sigreg(cloud, every(cloud), directions=directions) for cloud in (gaussian(50, 8), gaussian(5000, 8))
+    )
     assert 0.5 < large / small < 2
 
 

@@ -423,6 +423,17 @@ def test_the_masked_lm_reads_mask_tokens_where_kept_and_guesses_where_dropped(ca
     assert output.loss.item() == pytest.approx(output.prediction_loss.item() + 0.25 * expected.item(), rel=1e-5)
 
 
+def test_a_misspelt_name_in_a_batch_is_refused() -> None:
+    """Without `context_valid`, padding would be read as text; without `attention_mask`, as features."""
+    batch = text_batch("bert", "dropped")
+    batch["context_valids"] = batch.pop("context_valid")
+    with pytest.raises(TypeError, match="context_valids"):
+        tiny_jepa("bert")(**batch)
+    encoder = JepaForRepresentationPrediction(JepaConfig.for_features(4, mode="time", embed_dim=32)).get_encoder()
+    with pytest.raises(TypeError, match="attention_masks"):
+        encoder(features=torch.zeros(2, 3, 4), attention_masks=torch.ones(2, 3))
+
+
 @pytest.mark.parametrize("case", MODES, ids="-".join)
 def test_the_loss_is_the_weighted_sum_of_its_parts(case: tuple[str, str, str]) -> None:
     weights = {"mlm_weight": 0.5, "variance_weight": 0.25, "covariance_weight": 0.125, "sigreg_weight": 2.0}

@@ -26,7 +26,7 @@ class DataCollatorForPairedViews:
     | `view_input_ids` | `[B, V]` packed, `[B, 2, V]` separate | the views, the one that predicts first |
     | `view_position_ids` | the same | restart at 0 with each view and each padding token |
     | `view_ends` | `[B, 2]` | the token that stands for each view |
-    | `second_view` | `[B, W]` packed only | where the second view's tokens are; what fills up a shorter one comes last |
+    | `second_view` | `[B, W]` packed only | where the second view's tokens are; padding of shorter ones comes last |
     | `content` | `[B, 2]` | first and last token of the conversation that STP's paths may touch |
 
     Restarting positions are how transformers knows sequences that share a row: it keeps them from seeing each other,

@@ -147,7 +147,6 @@ class PairedViewObjective:
         second_view: torch.Tensor | None = None,
         row_valid: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | None = None,
-        **kwargs: Any,
     ) -> PairedViewOutput:
         """The loss of a batch of `DataCollatorForPairedViews`; without its views, of the other parts.
 
