@@ -9,8 +9,8 @@ from transformers import TrainingArguments
 class RepresentationTrainingArguments(TrainingArguments):
     """Base of the trainers' arguments: `TrainingArguments` with other defaults, and nothing of its own.
 
-    `per_device_eval_batch_size` defaults to `per_device_train_batch_size`, so that evaluation compares as many rows of a
-    batch as training does.
+    `per_device_eval_batch_size` defaults to `per_device_train_batch_size`, so that evaluation compares as many rows of
+    a batch as training does.
 
     Where `accelerator_config` is not given, batches are copied from pinned memory without waiting (`non_blocking`).
     """

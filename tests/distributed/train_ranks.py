@@ -81,11 +81,10 @@ def train(
     }
 
 
-def evaluate(folder: Path, processes: int, data: list[dict[str, list[int]]]) -> Result:
+def evaluate(folder: Path, processes: int, data: list[dict[str, list[int]]], **weights: float) -> Result:
     """The metrics over `data` in batches of 4 on each rank."""
-    run = trainer(
-        folder, tiny_jepa(mlm_weight=0.5), eval_data=data, mask={"on_short": "skip"}, per_device_train_batch_size=4
-    )
+    model = tiny_jepa(mlm_weight=0.5, **weights)
+    run = trainer(folder, model, eval_data=data, mask={"on_short": "skip"}, per_device_train_batch_size=4)
     return {"metrics": run.evaluate()}
 
 
@@ -146,7 +145,10 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
     ),
     "evaluation": lambda folder, processes: evaluate(folder, processes, LONG[:16]),
     "uneven evaluation": lambda folder, processes: evaluate(folder, processes, LONG[20:31]),
-    "evaluation of one row": lambda folder, processes: evaluate(folder, processes, LONG[20:21]),
+    # Other ranks repeat the row, with which nothing is to be compared.
+    "evaluation of one row": lambda folder, processes: evaluate(
+        folder, processes, LONG[20:21], contrastive_weight=1.0, sigreg_weight=1.0
+    ),
     "evaluation without targets on one rank": lambda folder, processes: evaluate(
         folder, processes, [*LONG[20:24], *[SHORT] * 4]
     ),
