@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import torch
@@ -62,6 +62,9 @@ class RepresentationTrainer(HubTrainer):
 
     Subclasses say what a target is (`count_targets`) and what is logged (`track`).
     """
+
+    # Arguments of the model's forward that only an evaluation gives.
+    asked_in_evaluation: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any):
         if args.n_gpu > 1:
@@ -384,7 +387,7 @@ class RepresentationTrainer(HubTrainer):
             first = next(iter(inputs.values()))
             self.leave_out(inputs, torch.arange(len(first), device=first.device) < rows)
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs, output_hidden_states=True)
+            outputs = model(**inputs, **self.asked_in_evaluation)
         if rows:
             self.track(outputs, inputs, self._means["eval"])
             self._means["eval"].fold()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import torch
@@ -99,6 +99,7 @@ class JepaTrainer(RepresentationTrainer):
     """
 
     args: JepaTrainingArguments
+    asked_in_evaluation: ClassVar[dict[str, Any]] = {"output_hidden_states": True}
 
     def __init__(
         self,
