@@ -406,6 +406,23 @@ class RepresentationTrainer(HubTrainer):
 
     # ---- evaluation
 
+    @staticmethod
+    def _evaluate_in_training_batches(args: TrainingArguments) -> None:
+        """Set the evaluation batch size to the training one, for losses that compare the rows of a batch.
+
+        With fewer rows to compare such a loss is lower, and could not be read beside the training loss.
+        """
+        if args.per_device_eval_batch_size == args.per_device_train_batch_size:
+            return
+        if args.process_index == 0:
+            logger.warning(
+                "evaluation uses batches of %d rows, as training does, and not of %d, because the loss compares the "
+                "rows of a batch",
+                args.per_device_train_batch_size,
+                args.per_device_eval_batch_size,
+            )
+        args.per_device_eval_batch_size = args.per_device_train_batch_size
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -415,9 +432,13 @@ class RepresentationTrainer(HubTrainer):
     ) -> tuple[torch.Tensor, None, None]:
         """One evaluation batch. Its loss is per target; its tensors, of differing shapes, are not gathered."""
         inputs = self._prepare_inputs(inputs)
-        rows = self._rows_of_its_own(len(next(iter(inputs.values()))), self.accelerator.gradient_state.remainder)
-        # A rank without any runs the model all the same, because the others may wait for it inside (FSDP).
+        given = len(next(iter(inputs.values())))
+        rows = self._rows_of_its_own(given, self.accelerator.gradient_state.remainder)
+        # A rank without any runs the model too, because the others wait for it inside. Its one row is left out.
         inputs = {name: value[: max(rows, 1)] for name, value in inputs.items()}
+        if self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader:
+            first = next(iter(inputs.values()))
+            self.leave_out(inputs, torch.arange(len(first), device=first.device) < rows)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         if rows:

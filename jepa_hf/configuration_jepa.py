@@ -1,7 +1,9 @@
 """The configuration of a JEPA: any encoder's configuration, the predictor, the objective."""
 
+import difflib
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Real
 from types import NoneType
@@ -129,6 +131,7 @@ class JepaConfig(PreTrainedConfig):
         initializer_range: float = 0.02,
         **kwargs: Any,
     ):
+        _refuse_misspelt(kwargs)
         if encoder_config is None:
             raise UsageError("JepaConfig needs encoder_config, the configuration of an encoder such as BertConfig()")
         encoder_config = _as_configuration(encoder_config)
@@ -345,6 +348,20 @@ class JepaConfig(PreTrainedConfig):
                 raise UsageError(f"{name} must not be negative, but is {getattr(self, name)}")
         if not any(getattr(self, name) for name in WEIGHTS):
             raise UsageError(f"every weight is 0, so nothing is learned: give one of {', '.join(WEIGHTS)} above 0")
+
+
+def _refuse_misspelt(names: Iterable[str]) -> None:
+    """Refuse names that are nearly an argument's: `PreTrainedConfig` would keep them, and nothing would read them.
+
+    Others pass, because configurations carry names of transformers, of tools and of users.
+
+    Raises:
+        UsageError: a name is nearly that of an argument of `JepaConfig`.
+    """
+    known = list(inspect.signature(JepaConfig.__init__).parameters)
+    for name in names:
+        if meant := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise UsageError(f"Expected an argument of JepaConfig, got {name!r}. Did you mean {meant[0]!r}?")
 
 
 def _as_configuration(encoder_config: PreTrainedConfig | dict[str, Any]) -> PreTrainedConfig:

@@ -10,7 +10,7 @@ from .configuration_jepa import JepaConfig
 from .health import prediction_health, representation_health
 from .metrics import sample_hit_rate
 from .modeling_jepa import JepaOutput
-from .packing import positions_in_documents
+from .packing import document_counts, positions_in_documents
 
 
 class HealthSample:
@@ -39,9 +39,11 @@ class HealthSample:
             return
         valid = output.target_valid[:rows]
         views = len(output.context_valid) // len(output.target_valid)
-        there = batch["sequence_valid"][:rows] if "sequence_valid" in batch else torch.ones_like(valid[:, 0, :1])
         # A row is one sample, or as many as documents fit in any.
-        samples = torch.arange(rows, device=valid.device) * there.shape[1]
+        most = batch["sequence_valid"].shape[1] if "sequence_valid" in batch else 1
+        samples = torch.arange(rows, device=valid.device) * most
+        # As in the contrastive term, samples without targets are no candidates.
+        counted = document_counts(output.target_samples[:rows].flatten(1), most) > 0
         seen = output.context_valid[: rows * views]
         readers = samples.repeat_interleave(views)[:, None] + output.context_samples[: rows * views]
         taken = {
@@ -50,7 +52,7 @@ class HealthSample:
             "predictions": output.predictions[:rows][valid].float(),
             "targets": output.targets[:rows][valid].float(),
             "samples": (samples[:, None, None] + output.target_samples[:rows])[valid],
-            "there": there.flatten(),
+            "counted": counted.flatten(),
         }
         if not pooled_targets:  # one target that stands for all of a mask has no place of its own
             places = batch["target_positions"][:rows]
@@ -60,8 +62,8 @@ class HealthSample:
             masks = torch.arange(valid.shape[1], device=valid.device)[None, :, None].expand_as(valid)
             taken |= {"masks": masks[valid], "positions": places[valid]}
         if output.sample_targets is not None:
-            taken["sample targets"] = output.sample_targets[: there.numel()]
-            taken["sample predictions"] = output.sample_predictions.unflatten(0, (-1, views))[: there.numel()]
+            taken["sample targets"] = output.sample_targets[: counted.numel()]
+            taken["sample predictions"] = output.sample_predictions.unflatten(0, (-1, views))[: counted.numel()]
         self._batches.append(taken)
 
     def gather(self, accelerator: Accelerator) -> None:
@@ -86,7 +88,7 @@ class HealthSample:
         """
         if not self._batches:
             return {}
-        first = list(accumulate((len(taken["there"]) for taken in self._batches), initial=0))
+        first = list(accumulate((len(taken["counted"]) for taken in self._batches), initial=0))
         joined = {name: torch.cat([taken[name] for taken in self._batches]) for name in self._batches[0]}
         samples, context_samples = (
             torch.cat([taken[name] + number for taken, number in zip(self._batches, first, strict=False)])
@@ -104,9 +106,11 @@ class HealthSample:
             predictions, targets, config.loss, config.smooth_l1_beta, samples, joined.get("masks"), positions
         )
         if "sample targets" in joined:
-            there = joined["there"]
-            found = sample_hit_rate(joined["sample predictions"][there].flatten(0, 1), joined["sample targets"][there])
-            values |= {"sample_hit_rate": found.item(), "sample_hit_rate_chance": 1 / int(there.sum())}
+            predicted, candidates = (joined[f"sample {name}"][joined["counted"]] for name in ("predictions", "targets"))
+            values |= {
+                "sample_hit_rate": sample_hit_rate(predicted.flatten(0, 1), candidates).item(),
+                "sample_hit_rate_chance": 1 / len(candidates),
+            }
         return values
 
     def _rows(self, valid: torch.Tensor) -> int:

@@ -1,9 +1,22 @@
 """Losses and target normalisations: one equation each, on tensors whose last dimension is the representation's."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import distributed
+
+# Random directions in a call of `sigreg`.
+NUM_SLICES = 256
+
+
+def without_autocast(tensor: torch.Tensor) -> torch.autocast:
+    """Turn autocast off on the tensor's device, so that float32 inputs are computed with in float32.
+
+    Autocast would run matrix products in half precision, whatever the dtype of their inputs.
+    """
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def cosine_distance(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -63,11 +76,16 @@ def layer_normalize(states: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
 
 
 def batch_standardize(vectors: torch.Tensor, valid: torch.Tensor | None = None, eps: float = 1e-5) -> torch.Tensor:
-    """Zero mean, unit variance of each feature over the vectors, so that what all share says nothing: `[N, D]`.
+    """Give each feature zero mean and unit variance over the vectors, in float32, so that what all share says nothing.
 
     Args:
-        valid: bool `[N]`, the vectors that count; default all.
+        vectors: `[N, D]`.
+        valid: bool `[N]`, the vectors whose mean and variance count; default all.
+
+    Returns:
+        `[N, D]`, float32.
     """
+    vectors = vectors.float()
     if valid is None:
         valid = torch.ones_like(vectors[:, 0], dtype=torch.bool)
     centred = vectors - masked_mean(vectors, valid[:, None], dim=0)
@@ -78,6 +96,7 @@ def variance_hinge(states: torch.Tensor, valid: torch.Tensor, eps: float = 1e-4)
     """Mean over D of relu(1 − std of feature d over the valid vectors) (VICReg, Bardes et al. 2022, equation 1).
 
     A statistic of the micro-batch: it changes with the batch size under gradient accumulation and data parallelism.
+    Computed in float32.
 
     Args:
         states: `[..., D]`.
@@ -87,9 +106,7 @@ def variance_hinge(states: torch.Tensor, valid: torch.Tensor, eps: float = 1e-4)
         A scalar; 1 where all vectors are the same, 0 where every feature has a standard deviation of at least 1.
     """
     states, weight = _flat(states, valid)
-    count = weight.sum().clamp_min(2.0)
-    centred = (states - (states * weight).sum(dim=0) / count) * weight
-    std = torch.sqrt((centred**2).sum(dim=0) / (count - 1) + eps)
+    std = torch.sqrt(_centred_over_count(states, weight).square().sum(dim=0) + eps)
     return F.relu(1.0 - std).mean() * (weight.sum() > 1)
 
 
@@ -99,54 +116,102 @@ def covariance_penalty(states: torch.Tensor, valid: torch.Tensor) -> torch.Tenso
     A statistic of the micro-batch, see `variance_hinge`. `[..., D]`, bool `[...]` -> scalar.
     """
     states, weight = _flat(states, valid)
-    count = weight.sum().clamp_min(2.0)
-    centred = (states - (states * weight).sum(dim=0) / count) * weight
-    covariance = centred.T @ centred / (count - 1)
-    off_diagonal = (covariance**2).sum() - (covariance.diagonal() ** 2).sum()
-    return off_diagonal / states.shape[-1]
+    with without_autocast(states):
+        centred = _centred_over_count(states, weight)
+        covariance = centred.T @ centred
+        off_diagonal = (covariance**2).sum() - (covariance.diagonal() ** 2).sum()
+        return off_diagonal / states.shape[-1]
 
 
 def sigreg(
     states: torch.Tensor,
     valid: torch.Tensor,
-    num_slices: int = 256,
+    num_samples: torch.Tensor | None = None,
+    directions: torch.Tensor | None = None,
     num_points: int = 17,
-    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Sliced Epps–Pulley distance to an isotropic Gaussian (LeJEPA, Balestriero and LeCun 2025, section 4).
 
-    For random unit directions the characteristic function of the projected vectors is compared with exp(−t²/2) on
-    `num_points` knots in [0, 3], weighted by exp(−t²/2), with the trapezoidal rule (twice, for the symmetric half), and
-    multiplied by the number of vectors.
+    Vectors are projected on unit directions. The characteristic function of each projection is compared with exp(−t²/2)
+    on `num_points` knots in [0, 3], weighted by exp(−t²/2). The trapezoidal rule counts twice, for the symmetric half.
 
-    A statistic of the micro-batch, see `variance_hinge`.
+    The statistic is multiplied by the number of samples, as the paper's, so that its lambda carries over. A sample may
+    have several vectors: its tokens all belong to the cloud, and the sample counts once.
+
+    The cloud and its samples are those of the micro-batches of all ranks, and so are the directions. Value and gradient
+    equal those of one process with all of them, see `sum_over_ranks`. Computed in float32.
 
     Args:
         states: `[..., D]`.
         valid: `[...]` bool.
-        num_slices: random directions per call.
+        num_samples: scalar, this rank's number of samples; default its number of valid vectors.
+        directions: `[D, slices]` of any length, the same on every rank; default `NUM_SLICES` random ones.
         num_points: knots of the quadrature.
-        generator: source of the directions (on the device of `states`); the global one when left out.
 
     Returns:
         A scalar, at least 0.
     """
     states, weight = _flat(states, valid)
-    count = weight.sum().clamp_min(1.0)
-    directions = torch.randn(
-        states.shape[-1], num_slices, device=states.device, dtype=states.dtype, generator=generator
-    )
-    projected = states @ F.normalize(directions, dim=0)
-    step = 3.0 / (num_points - 1)
-    distance = states.new_zeros(())
-    for index in range(num_points):
-        t = index * step
-        gaussian = math.exp(-0.5 * t * t)
-        real = (torch.cos(t * projected) * weight).sum(dim=0) / count
-        imaginary = (torch.sin(t * projected) * weight).sum(dim=0) / count
-        end = 0.5 if index in (0, num_points - 1) else 1.0
-        distance = distance + end * step * gaussian * ((real - gaussian) ** 2 + imaginary**2).mean()
-    return 2.0 * distance * weight.sum()
+    count = weight.sum()
+    num_samples = count if num_samples is None else num_samples.to(count)
+    with without_autocast(states):
+        if directions is None:
+            # A sum of Gaussian vectors points anywhere too, and it is the same on every rank.
+            directions = sum_over_ranks(torch.randn(states.shape[-1], NUM_SLICES, device=states.device))
+        projected = states @ F.normalize(directions, dim=0)
+        step = 3.0 / (num_points - 1)
+        knots = [index * step for index in range(num_points)]
+        # Knot by knot, so that no tensor holds all vectors at all knots.
+        sums = [(wave(t * projected) * weight).sum(dim=0) for t in knots for wave in (torch.cos, torch.sin)]
+        totals = sum_over_ranks(torch.cat([*sums, count[None], num_samples[None]]))
+        *_, count, num_samples = totals.unbind()
+        waves = totals[:-2].view(num_points, 2, -1) / count.clamp_min(1.0)
+        distance = states.new_zeros(())
+        for index, (t, (real, imaginary)) in enumerate(zip(knots, waves, strict=True)):
+            gaussian = math.exp(-0.5 * t * t)
+            end = 0.5 if index in (0, num_points - 1) else 1.0
+            distance = distance + end * step * gaussian * ((real - gaussian) ** 2 + imaginary**2).mean()
+        return 2.0 * distance * num_samples
+
+
+@torch.compiler.assume_constant_result  # torch.compile does not trace a generator that is made in a graph
+def fixed_directions(width: int, device: torch.device) -> torch.Tensor:
+    """Draw directions `[width, NUM_SLICES]` that are always the same, and leave the global generator alone."""
+    return torch.randn(width, NUM_SLICES, generator=torch.Generator(device).manual_seed(0), device=device)
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Add up a tensor over all ranks; the gradient of each rank's part is the sum of all ranks' gradients.
+
+    With one rank, or without process group, the tensor itself.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return values
+    return _SumOverRanks.apply(values)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """An all-reduce that torch.compile traces, which that of `torch.distributed.nn.functional` is not."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        return _all_reduced(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return _all_reduced(gradient)
+
+
+def _all_reduced(values: torch.Tensor) -> torch.Tensor:
+    values = values.contiguous().clone()
+    distributed.all_reduce(values)
+    return values
+
+
+def _centred_over_count(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Centre the valid vectors and divide by √(N − 1): their products sum to covariances without large sums."""
+    count = weight.sum().clamp_min(2.0)
+    return (states - (states * weight).sum(dim=0) / count) * weight / (count - 1).sqrt()
 
 
 def _flat(states: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

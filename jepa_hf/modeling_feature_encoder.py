@@ -91,14 +91,12 @@ class FeatureEncoderAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         batch, length, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, length, 3, -1, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        mixed, _ = attend(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5, **kwargs)
+        mixed, _ = attend(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5)
         return self.proj(mixed.reshape(batch, length, width))
 
 
@@ -115,11 +113,9 @@ class FeatureEncoderLayer(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(inner, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """`[B, L, D]` and the mask of the attention in use -> `[B, L, D]`."""
-        attended = self.attention(self.norm1(hidden_states), attention_mask, **kwargs)
+        attended = self.attention(self.norm1(hidden_states), attention_mask)
         hidden_states = hidden_states + self.dropout(attended)
         fed = self.fc2(F.gelu(self.fc1(self.norm2(hidden_states))))
         return hidden_states + self.dropout(fed)
@@ -221,7 +217,6 @@ class FeatureEncoderModel(PreTrainedModel):
         positions: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
     ) -> BaseModelOutputWithPooling | tuple[torch.Tensor, ...]:
         """Encode raw features.
 
@@ -232,7 +227,6 @@ class FeatureEncoderModel(PreTrainedModel):
             positions: long `[B, C]`, optional: the blocks run on these positions only, which equals the full pass with
                 the others hidden by `attention_mask`.
             output_hidden_states, return_dict: default as in the configuration.
-            kwargs: passed to the attention function.
 
         Returns:
             `last_hidden_state` `[B, L, D]`; `pooler_output` `[B, D]`, its mean over the valid positions, 0 where there
@@ -265,7 +259,7 @@ class FeatureEncoderModel(PreTrainedModel):
 
         states = (hidden_states,)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+            hidden_states = layer(hidden_states, attention_mask)
             if output_hidden_states:
                 states += (hidden_states,)
         last_hidden_state = self.norm(hidden_states)

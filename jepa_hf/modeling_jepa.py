@@ -28,6 +28,7 @@ from .errors import UsageError
 from .losses import (
     batch_standardize,
     covariance_penalty,
+    fixed_directions,
     layer_normalize,
     prediction_loss,
     sigreg,
@@ -401,7 +402,6 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         output_hidden_states: bool = False,
         return_loss: bool = True,
-        **kwargs: Any,
     ) -> JepaOutput:
         """Predict the target encoder's representations at the target positions.
 
@@ -472,21 +472,22 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             target_valid=valid.unflatten(0, (batch, masks)),
             target_samples=target_samples.unflatten(0, (batch, masks)),
         )
-        shows_context = output_hidden_states or not self.training
-        if self.pooled_predictor is not None or shows_context:
-            read = documents_at(samples, seen_positions[:: len(seen_positions) // len(seen)], seen)
+        read = documents_at(samples, seen_positions[:: len(seen_positions) // len(seen)], seen)
         if self.pooled_predictor is not None:
             states = encoded.last_hidden_state
             pooled = _by_sample(document_means(states.float(), read, most).to(states.dtype), batch)
             output.sample_predictions, output.sample_targets = self.pooled_predictor(pooled), sample_targets
         if return_loss:
             total = output.num_targets.clamp_min(1) if num_items_in_batch is None else num_items_in_batch
-            self._add_losses(output, clean, encoded, seen, positions, valid, total)
+            per_view = document_counts(target_samples, most).unflatten(0, (len(seen), -1)).sum(dim=1)
+            # A sample without targets, such as a row that only fills up a batch, is compared with nothing.
+            counted = per_view.unflatten(0, (batch, -1)).sum(dim=1) > 0
+            of_counted = repeat_samples(counted, len(seen) // batch).gather(1, read.clamp_min(0)) & seen
+            self._add_losses(output, clean, encoded, of_counted, counted.sum(), positions, valid, total)
             if self.config.contrastive_weight > 0:
-                per_sample = document_counts(target_samples, most)
-                per_view = per_sample.unflatten(0, (len(seen), -1)).sum(dim=1)
-                self._add_contrast(output, _by_sample(per_view[..., None], batch), sequence_valid, total)
-        if shows_context:
+                same_size = sequence_valid is None
+                self._add_contrast(output, _by_sample(per_view[..., None], batch), counted.flatten(), same_size, total)
+        if output_hidden_states or not self.training:
             output.context_state, output.context_valid = encoded.last_hidden_state, seen
             output.context_samples = read
         if output_hidden_states:
@@ -594,11 +595,18 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         output: JepaOutput,
         clean: dict[str, torch.Tensor],
         encoded: Any,
-        seen: torch.Tensor,
+        counted: torch.Tensor,
+        num_samples: torch.Tensor,
         positions: torch.Tensor,
         valid: torch.Tensor,
         total: torch.Tensor | int,
     ) -> None:
+        """Add the losses of predictions and tokens, and the statistics of the context encoder's outputs.
+
+        Args:
+            counted: bool `[B * views, C]`, the outputs that statistics are about.
+            num_samples: scalar, how many samples these are of.
+        """
         config = self.config
         here = output.num_targets.clamp_min(1)
         predictions, targets = output.predictions.flatten(0, 1), output.targets.flatten(0, 1)
@@ -617,14 +625,14 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         share = output.num_targets / total
         states = encoded.last_hidden_state
         if config.variance_weight > 0:
-            output.variance_loss = variance_hinge(states, seen)
+            output.variance_loss = variance_hinge(states, counted)
             loss = loss + config.variance_weight * share * output.variance_loss
         if config.covariance_weight > 0:
-            output.covariance_loss = covariance_penalty(states, seen)
+            output.covariance_loss = covariance_penalty(states, counted)
             loss = loss + config.covariance_weight * share * output.covariance_loss
         if config.sigreg_weight > 0:
-            fixed = None if self.training else torch.Generator(states.device).manual_seed(0)
-            output.sigreg_loss = sigreg(states, seen, generator=fixed)
+            directions = None if self.training else fixed_directions(states.shape[-1], states.device)
+            output.sigreg_loss = sigreg(states, counted, num_samples, directions)
             loss = loss + config.sigreg_weight * share * output.sigreg_loss
         output.loss = loss
 
@@ -632,7 +640,8 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         self,
         output: JepaOutput,
         counts: torch.Tensor,
-        sequence_valid: torch.Tensor | None,
+        counted: torch.Tensor,
+        same_size: bool,
         total: torch.Tensor | int,
     ) -> None:
         """Add each view's cross-entropy of finding its own sample's target among those of the batch, of all ranks.
@@ -640,15 +649,13 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         Args:
             counts: targets of each view, long `[B * S * views, 1]`: a view counts by them, so that micro-batches and
                 ranks add up to the whole.
+            counted: bool `[B * S]`, the samples that have targets; others are no candidates.
+            same_size: False where ranks may have room for different numbers of samples.
         """
         config, predictions, targets = self.config, output.sample_predictions, output.sample_targets
-        there = None
-        if sequence_valid is None:
-            candidates, own = candidates_of_all_ranks(targets)
-        else:
-            marked = torch.cat([targets, sequence_valid.reshape(-1, 1).to(targets.dtype)], dim=1)
-            marked, own = candidates_of_all_ranks(marked, same_size=False)
-            candidates, there = marked[:, :-1], marked[:, -1] > 0
+        marked = torch.cat([targets, counted[:, None].to(targets.dtype)], dim=1)
+        marked, own = candidates_of_all_ranks(marked, same_size)
+        candidates, there = marked[:, :-1], marked[:, -1] > 0
         own = own.repeat_interleave(len(predictions) // len(own))
         candidates = batch_standardize(candidates, there)
         each = infonce(predictions, candidates, own, config.contrastive_temperature, there)

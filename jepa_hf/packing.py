@@ -6,7 +6,7 @@ padding and for what is only filled up.
 
 import torch
 
-from .losses import masked_mean
+from .losses import masked_mean, without_autocast
 from .positions import gather_positions
 
 
@@ -64,10 +64,9 @@ def document_means(values: torch.Tensor, documents: torch.Tensor, count: int) ->
         return masked_mean(values, (documents >= 0)[..., None], dim=1)[:, None]
     of_document = _membership(documents, count)
     share = of_document / of_document.sum(dim=-1, keepdim=True).clamp_min(1)
-    # `where` first: 0 × NaN would be NaN. A product of matrices, because sums by index are not the same twice on a GPU;
-    # autocast would round what they add up.
+    # `where` first: 0 × NaN would be NaN. A product of matrices, because sums by index are not the same twice on a GPU.
     values = torch.where(documents[..., None] >= 0, values, torch.zeros_like(values))
-    with torch.autocast(values.device.type, enabled=False):
+    with without_autocast(values):
         return share.to(values.dtype) @ values
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributed
 
-from .losses import cosine_distance
+from .losses import cosine_distance, without_autocast
 
 PAIR_LOSSES = ("cosine", "l2", "mse", "infonce")
 
@@ -47,7 +47,7 @@ def infonce(
 ) -> torch.Tensor:
     """Cross-entropy of finding each prediction's target among all candidates by cosine (van den Oord et al. 2018).
 
-    A statistic of the batch: it changes with the number of candidates.
+    Computed in float32. A statistic of the batch: it changes with the number of candidates.
 
     Args:
         prediction: `[N, D]`.
@@ -59,11 +59,12 @@ def infonce(
     Returns:
         `[N]`, at least 0; of a prediction whose own target is none it means nothing.
     """
-    prediction, candidates = (F.normalize(vectors.float(), dim=-1) for vectors in (prediction, candidates))
-    logits = prediction @ candidates.T / temperature
-    if valid is not None:
-        logits = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
-    return F.cross_entropy(logits, own, reduction="none")
+    with without_autocast(prediction):
+        prediction, candidates = (F.normalize(vectors.float(), dim=-1) for vectors in (prediction, candidates))
+        logits = prediction @ candidates.T / temperature
+        if valid is not None:
+            logits = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
+        return F.cross_entropy(logits, own, reduction="none")
 
 
 def candidates_of_all_ranks(vectors: torch.Tensor, same_size: bool = True) -> tuple[torch.Tensor, torch.Tensor]:

@@ -140,6 +140,7 @@ class JepaTrainer(RepresentationTrainer):
                 "--per_device_train_batch_size, or give --contrastive_weight 0"
             )
 
+        self._evaluate_in_training_batches(args)
         model.freeze()
         if args.torch_compile:
             model.prepare_to_compile()

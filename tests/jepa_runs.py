@@ -30,7 +30,6 @@ def arguments(folder: str | Path, **overrides: Any) -> JepaTrainingArguments:
         "output_dir": str(folder),
         "max_steps": 4,
         "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
         "learning_rate": 1e-3,
         "logging_steps": 1,
         "save_strategy": "no",

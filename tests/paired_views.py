@@ -87,7 +87,6 @@ def trainer(folder: str | Path, predictors: int = 1, seed: int = 0, rows: int = 
         "output_dir": str(folder),
         "max_steps": 4,
         "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
         "learning_rate": 1e-3,
         "logging_steps": 1,
         "save_strategy": "no",

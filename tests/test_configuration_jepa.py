@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from jepa_batches import image_config
 from tiny import FAMILIES, tiny_config
-from transformers import AutoConfig, BertConfig
+from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 from jepa_hf import JepaConfig, UsageError
 
@@ -157,3 +157,28 @@ def test_special_tokens_are_those_of_the_encoder() -> None:
     config = JepaConfig(encoder_config)
     assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (1, 0, 2)
     assert JepaConfig(encoder_config, bos_token_id=5).bos_token_id == 5
+
+
+@pytest.mark.parametrize(("name", "meant"), [("mlm_wieght", "mlm_weight"), ("target_layer", "target_layers")])
+def test_a_misspelt_argument_is_refused(name: str, meant: str) -> None:
+    """It would be kept as an attribute that nothing reads, however the configuration is made."""
+    encoder = tiny_config("bert")
+    for make in (JepaConfig, JepaConfig.for_encoder):
+        with pytest.raises(UsageError, match=f"got '{name}'. Did you mean '{meant}'"):
+            make(encoder, **{name: 1})
+
+
+def test_names_of_transformers_and_of_users_are_kept(tmp_path: Path) -> None:
+    """All that a base configuration has, what saving adds, and an attribute of somebody's own."""
+    common = PreTrainedConfig().to_dict()
+    config = JepaConfig(
+        tiny_config("bert"),
+        **{name: value for name, value in common.items() if name != "model_type"},
+        auto_map={"AutoModel": "modeling.Model"},
+        attn_implementation="eager",
+        note="mine",
+    )
+    config.save_pretrained(tmp_path)
+    loaded = JepaConfig.from_pretrained(tmp_path)
+    assert loaded.note == "mine"
+    assert loaded.to_dict() == config.to_dict()

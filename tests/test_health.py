@@ -363,6 +363,18 @@ def test_a_run_with_the_contrastive_term_tells_how_many_samples_are_found(tmp_pa
     assert "health_sample_hit_rate" not in watched(tmp_path / "other").measure_health()
 
 
+def test_samples_without_targets_are_no_candidates(tmp_path: Path) -> None:
+    """Twelve rows, and the same beside four that are too short to be masked: the same rate, and the same chance."""
+    model = tiny_jepa("bert", contrastive_weight=1.0)
+    short = [{"input_ids": [2, 60, 3]}] * 4
+    found = []
+    for data in (rows("bert", 12), [*rows("bert", 12)[:5], *short, *rows("bert", 12)[5:]]):
+        health = watched(tmp_path, model=model, eval_data=data, mask={"on_short": "skip"}).measure_health()
+        found.append({name: value for name, value in health.items() if "sample_hit_rate" in name})
+    assert found[0]["health_sample_hit_rate_chance"] == 1 / 12
+    assert found[1] == pytest.approx(found[0])
+
+
 @pytest.mark.parametrize(("family", "least", "most"), [("bert", 0.0, 0.8), ("modernbert", 0.95, 1.2)])
 def test_of_absolute_positions_a_random_target_is_in_part_its_place(
     family: str, least: float, most: float, tmp_path: Path

@@ -128,6 +128,15 @@ def test_the_parts_add_up_with_their_weights() -> None:
     torch.testing.assert_close(found.loss, 0.5 * plain + 3.0 * (1 - cosine).mean())
 
 
+def test_a_misspelt_name_in_a_batch_is_refused() -> None:
+    """Without `view_ends`, the views would be left out of the loss."""
+    made, batch = model(len(words())), batch_of()
+    PairedViewObjective().attach(made)
+    batch["view_end"] = batch.pop("view_ends")
+    with pytest.raises(TypeError, match="view_end"):
+        made(**batch)
+
+
 def test_micro_batches_add_up_to_the_whole_batch() -> None:
     """Divided by the labels and the rows of the update; a mean of means would differ, the rows being unlike."""
     made, given = model(len(words())), rows(4)
@@ -378,6 +387,27 @@ def test_a_model_that_looks_at_positions_only_in_a_batch_of_one_is_refused() -> 
     made.model.forward = forgetful
     with pytest.raises(UsageError, match="use --view_passes separate"):
         check_model(made, DataCollatorForPairedViews(words()), rows(1)[0])
+
+
+@pytest.mark.parametrize("family", ["llama", "learned positions", "a sliding window"])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("passes", ["packed", "separate"])
+def test_the_teacher_reads_the_second_view_alone(passes: str, side: str, family: str) -> None:
+    """One row of it for each conversation, as wide as the longest; what it gives is what it gives of both."""
+    made, teacher, given, shapes = strong(family, "sdpa"), strong(family, "sdpa"), rows(4), []
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.mul_(0.9)
+    decoder = decoder_of(teacher)
+    expected = torch.stack([alone(teacher, row["code_input_ids"], row["code_end"]) for row in given])
+    decoder.register_forward_hook(lambda module, args, output: shapes.append(output.last_hidden_state.shape))
+    PairedViewObjective(target_gradient="ema", teacher=decoder).attach(made)
+    batch = DataCollatorForPairedViews(words(side), passes)(given)
+    found = made(**batch).targets
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    longest = max(len(row["code_input_ids"]) for row in given)
+    width = longest if passes == "packed" else batch["view_input_ids"].shape[-1]
+    assert shapes == [(4, width, 32)]
 
 
 @pytest.mark.parametrize(("passes", "count"), [("packed", 1), ("separate", 2)])

@@ -11,12 +11,14 @@ import torch
 from huggingface_hub import ModelCard
 from jepa_runs import StopAfter, largest_difference, weights
 from paired_views import conversations, model, tokenizer, trainer
+from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, OPTConfig, OPTForCausalLM
 
 from jepa_hf import UsageError
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments
-from jepa_hf.llm_jepa.objective import decoder_of
+from jepa_hf.llm_jepa.objective import _draws_of_rows, decoder_of
+from jepa_hf.llm_jepa.trainer import TEACHER_FILE
 from jepa_hf.model_card import DataNames
 from jepa_hf.pair_losses import pair_distance
 from jepa_hf.running_means import RunningMeans
@@ -208,6 +210,58 @@ def test_an_evaluation_tells_of_both_losses_the_rank_of_the_views_and_the_answer
     ):
         assert f"eval_{name}" in metrics, name
     assert metrics["eval_loss"] == pytest.approx(metrics["eval_lm_loss"] + metrics["eval_pair_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"pair_loss": "infonce"}, {"tube_weight": 1.0}], ids=["infonce", "paths"])
+def test_an_evaluation_does_not_depend_on_its_batch_size(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Nor on which rows share a batch, unless they are compared, as many as in training."""
+    found = {}
+    for size in (None, 2, 8, 20):
+        metrics = trainer(tmp_path, per_device_eval_batch_size=size, **settings).evaluate()
+        timing = ("runtime", "per_second", "preparation_time")
+        found[size] = {name: value for name, value in metrics.items() if not name.endswith(timing)}
+    for metrics in found.values():
+        assert metrics == pytest.approx(found[None], rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["triple", "patch"])
+def test_an_evaluation_changes_nothing_and_repeats_itself(form: str, tmp_path: Path) -> None:
+    """Paths of an evaluation are its rows' own: twice the same numbers, and training goes on as without it."""
+    settings = {"tube_weight": 1.0, "tube_form": form}
+    plain = trained(tmp_path / "plain", **settings)
+    evaluated = trained(tmp_path / "evaluated", eval_strategy="steps", eval_steps=1, **settings)
+    assert largest_difference(weights(evaluated.model), weights(plain.model)) == 0.0
+    state = torch.random.get_rng_state()
+    one, other = (evaluated.evaluate() for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name in ("eval_loss", "eval_tube_loss", "eval_pair_loss", "eval_lm_loss"):
+        assert one[name] == other[name], name
+
+
+def test_rows_of_an_evaluation_draw_paths_of_their_own() -> None:
+    """Whatever batch they are in, and however they are padded; from anywhere between 0 and 1."""
+    ids = torch.randint(1, 50_000, (2000, 12), generator=torch.Generator().manual_seed(0))
+    real = torch.ones_like(ids)
+    draws = _draws_of_rows(ids, real)
+    padded = [torch.cat([torch.full((2000, 3), value), part], dim=1) for value, part in ((7, ids), (0, real))]
+    assert torch.equal(draws[5:9], _draws_of_rows(*padded)[5:9])
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    torch.testing.assert_close(draws.mean(dim=0), torch.full((3,), 0.5), atol=0.03, rtol=0)
+    torch.testing.assert_close(torch.corrcoef(draws.T), torch.eye(3), atol=0.1, rtol=0)
+
+
+def test_the_best_checkpoint_brings_its_teacher_along(tmp_path: Path) -> None:
+    """Not the teacher of the last step beside the model of the best one."""
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "lm_loss", "greater_is_better": True}
+    made = trained(tmp_path, target_gradient="ema", ema_decay=0.5, max_steps=3, learning_rate=1e-2, **settings)
+    best = Path(made.state.best_model_checkpoint)
+    assert best.name == "checkpoint-1"
+    expected = load_file(best / TEACHER_FILE)
+    assert largest_difference(weights(made.objective.teacher), expected) == 0.0
+    last = load_file(tmp_path / "checkpoint-3" / TEACHER_FILE)
+    assert largest_difference(last, expected) > 0.0
 
 
 def test_rows_are_read_wherever_they_are_given(tmp_path: Path) -> None:

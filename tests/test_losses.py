@@ -1,6 +1,7 @@
 """Claims about losses and target normalisations."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from jepa_hf.losses import (
     batch_standardize,
     cosine_distance,
     covariance_penalty,
+    fixed_directions,
     l1,
     l2,
     layer_normalize,
@@ -21,6 +23,7 @@ from jepa_hf.losses import (
     smooth_l1,
     variance_hinge,
 )
+from jepa_hf.pair_losses import infonce
 
 few = settings(max_examples=40, deadline=None)
 SEEDS = st.integers(0, 2**31)
@@ -196,6 +199,71 @@ def test_batch_statistics_read_any_leading_dimensions(statistic) -> None:
     assert (leaf.grad == 0).all()
 
 
+def every(states: torch.Tensor) -> torch.Tensor:
+    return torch.ones(states.shape[:-1], dtype=torch.bool)
+
+
+# Sums over these vectors, or their products, exceed float16's largest number.
+LARGE = {"std 5": 5 * gaussian(4096, 16), "many": 1.6 * gaussian(32_768, 8), "one feature of std 4": gaussian(5760, 16)}
+LARGE["one feature of std 4"][:, 3] *= 4
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cloud", LARGE)
+@pytest.mark.parametrize("statistic", [variance_hinge, covariance_penalty, sigreg])
+def test_batch_statistics_of_half_precision_are_those_of_float32(
+    statistic: Callable[..., torch.Tensor], cloud: str, half: torch.dtype
+) -> None:
+    """Value and gradient of the same numbers, widened first, without autocast; they are finite."""
+    found = []
+    for dtype in (half, torch.float32):
+        states = LARGE[cloud].to(half).to(dtype).requires_grad_()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", half, enabled=dtype == half):
+            value = statistic(states, every(states))
+        value.backward()
+        found.append((value.detach(), states.grad.float()))
+    (value, gradient), (expected, expected_gradient) = found
+    assert value.isfinite()
+    assert gradient.isfinite().all()
+    torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient.to(half).float(), rtol=1e-2, atol=1e-7)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_autocast_changes_no_loss_of_a_batch(half: torch.dtype) -> None:
+    """Values and gradients to 1e-6 of the largest: InfoNCE, covariance, variance, SIGReg and standardisation."""
+    own = torch.arange(40)
+    losses: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "infonce": lambda x: infonce(x[:40], x[40:], own, 0.05).mean(),
+        "covariance": lambda x: covariance_penalty(x, every(x)),
+        "variance": lambda x: variance_hinge(0.5 * x, every(x)),
+        "sigreg": lambda x: sigreg(x, every(x), directions=gaussian(16, 8)),
+        "standardised": lambda x: batch_standardize(x).abs().mean(),
+        **{kind: lambda x, kind=kind: prediction_loss(kind, x[:40], x[40:]).mean() for kind in ("cosine", "smooth_l1")},
+    }
+    for name, loss in losses.items():
+        found = []
+        for enabled in (True, False):
+            x = gaussian(80, 16).requires_grad_()
+            with torch.autocast("cpu", half, enabled=enabled):
+                value = loss(x)
+            value.backward()
+            found.append((value.detach(), x.grad))
+        (value, gradient), (expected, expected_gradient) = found
+        assert value.dtype == torch.float32, name
+        assert (value - expected).abs() <= 1e-6 * expected.abs(), name
+        assert (gradient - expected_gradient).abs().max() <= 1e-6 * expected_gradient.abs().max(), name
+
+
+def test_vectors_of_half_precision_are_standardised_in_float32() -> None:
+    """A mean of 20,000 numbers around 5 is none of float16's sums."""
+    vectors = (5 + gaussian(20_000, 3)).half()
+    found = batch_standardize(vectors)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, batch_standardize(vectors.float()))
+
+
 def dense_sigreg(states: torch.Tensor, directions: torch.Tensor, num_points: int) -> torch.Tensor:
     """The whole integral over [−3, 3] at once, with complex exponentials and torch's trapezoidal rule."""
     directions = directions.double() / directions.double().norm(dim=0)
@@ -213,7 +281,7 @@ def test_sigreg_equals_a_dense_implementation(n: int, d: int, slices: int, point
     """With the same directions it is N times the trapezoidal integral of the weighted squared distance over [−3, 3]."""
     states, valid = 1.5 * gaussian(n, d, seed=seed) + 0.2, some_valid(max(n, 2), seed=seed)[:n]
     spoiled = torch.where(valid.unsqueeze(-1), states, torch.tensor(float("nan")))
-    value = sigreg(spoiled, valid, slices, points, generator=torch.Generator().manual_seed(seed))
+    value = sigreg(spoiled, valid, directions=gaussian(d, slices, seed=seed), num_points=points)
     directions = gaussian(d, slices, seed=seed)
     expected = dense_sigreg(states[valid], directions, points)
     torch.testing.assert_close(value.double(), expected, atol=1e-4, rtol=1e-4)
@@ -224,8 +292,7 @@ def test_sigreg_tells_a_gaussian_from_anything_else() -> None:
     cloud = gaussian(500, 16)
 
     def value(states: torch.Tensor) -> float:
-        every = torch.ones(len(states), dtype=torch.bool)
-        return sigreg(states, every, num_slices=32, generator=torch.Generator().manual_seed(1)).item()
+        return sigreg(states, every(states), directions=gaussian(16, 32, seed=1)).item()
 
     healthy = value(cloud)
     assert 0 < healthy < 2
@@ -239,23 +306,46 @@ def test_sigreg_gradient_leads_towards_the_gaussian() -> None:
     """Gradient descent on a collapsed, shifted cloud brings its mean to 0 and its standard deviation to 1."""
     states = (0.3 * gaussian(100, 4) + 0.5).requires_grad_()
     optimizer = torch.optim.Adam([states], lr=0.05)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(60):
+    for step in range(60):
         optimizer.zero_grad()
-        sigreg(states, torch.ones(100, dtype=torch.bool), num_slices=8, generator=generator).backward()
+        sigreg(states, every(states), directions=gaussian(4, 8, seed=step)).backward()
         optimizer.step()
     assert states.mean(dim=0).abs().max() < 0.15
     assert (states.std(dim=0) - 1).abs().max() < 0.2
 
 
-def test_sigreg_is_repeated_by_its_generator() -> None:
-    """Equal generators give equal values and leave the global one alone; another seed gives other directions."""
-    states, valid = gaussian(30, 6) * 2, torch.ones(30, dtype=torch.bool)
+def test_sigreg_counts_samples_and_not_tokens() -> None:
+    """The paper's N · (integral) for N samples of one vector each, and for the same samples with four tokens each."""
+    states, directions = 1.5 * gaussian(30, 6) + 0.2, gaussian(6, 12, seed=1)
+    expected = dense_sigreg(states, directions, 17)
+    assert expected > 1
+    tokens = states[:, None].expand(30, 4, 6)
+    for cloud, samples in ((states, None), (states, torch.tensor(30)), (tokens, torch.tensor(30))):
+        value = sigreg(cloud, every(cloud), samples, directions)
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sigreg_grows_with_the_samples() -> None:
+    """A hundred times the samples of the same cloud give about a hundred times the value; not so of a Gaussian one."""
+    directions = gaussian(8, 64, seed=1)
+    small, large = (
+        sigreg(cloud, every(cloud), directions=directions) for cloud in (2 * gaussian(50, 8), 2 * gaussian(5000, 8))
+    )
+    assert 80 < large / small < 120
+    small, large = (
+        sigreg(cloud, every(cloud), directions=directions) for cloud in (gaussian(50, 8), gaussian(5000, 8))
+    )
+    assert 0.5 < large / small < 2
+
+
+def test_sigreg_draws_new_directions_in_each_call() -> None:
+    """Unless they are given: `fixed_directions` are the same ones, and take nothing from the global generator."""
+    states = 2 * gaussian(30, 6)
+    one, other = (sigreg(states, every(states)).item() for _ in range(2))
+    assert one != other
     state = torch.random.get_rng_state()
-    values = [
-        sigreg(states, valid, num_slices=4, generator=torch.Generator().manual_seed(seed)).item() for seed in (5, 5, 6)
-    ]
-    assert values[0] == values[1] != values[2]
+    one, other = (sigreg(states, every(states), directions=fixed_directions(6, states.device)).item() for _ in range(2))
+    assert one == other
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

@@ -29,7 +29,14 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
 
-from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction, JepaOutput, UsageError
+from jepa_hf import (
+    DataCollatorForSpanJEPA,
+    JepaConfig,
+    JepaForRepresentationPrediction,
+    JepaOutput,
+    JepaTrainer,
+    UsageError,
+)
 from jepa_hf.export import export_run
 from jepa_hf.positions import sincos_positions
 
@@ -416,6 +423,17 @@ def test_the_masked_lm_reads_mask_tokens_where_kept_and_guesses_where_dropped(ca
     assert output.loss.item() == pytest.approx(output.prediction_loss.item() + 0.25 * expected.item(), rel=1e-5)
 
 
+def test_a_misspelt_name_in_a_batch_is_refused() -> None:
+    """Without `context_valid`, padding would be read as text; without `attention_mask`, as features."""
+    batch = text_batch("bert", "dropped")
+    batch["context_valids"] = batch.pop("context_valid")
+    with pytest.raises(TypeError, match="context_valids"):
+        tiny_jepa("bert")(**batch)
+    encoder = JepaForRepresentationPrediction(JepaConfig.for_features(4, mode="time", embed_dim=32)).get_encoder()
+    with pytest.raises(TypeError, match="attention_masks"):
+        encoder(features=torch.zeros(2, 3, 4), attention_masks=torch.ones(2, 3))
+
+
 @pytest.mark.parametrize("case", MODES, ids="-".join)
 def test_the_loss_is_the_weighted_sum_of_its_parts(case: tuple[str, str, str]) -> None:
     weights = {"mlm_weight": 0.5, "variance_weight": 0.25, "covariance_weight": 0.125, "sigreg_weight": 2.0}
@@ -488,6 +506,31 @@ def test_the_contrastive_term_finds_a_sample_s_own_target_mean(case: tuple[str, 
     targets = batch["target_valid"].reshape(len(losses), -1).sum(dim=1)
     expected = (torch.stack(losses) * targets).sum() / targets.sum()
     assert output.contrastive_loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("case", MODES, ids="-".join)
+def test_rows_without_targets_are_compared_with_nothing(case: tuple[str, str, str]) -> None:
+    """Four rows, and the same ones filled up to 32 with copies that are left out: each part of the loss is the same.
+
+    So are the gradients.
+    """
+    model = tiny_jepa(*case, **EVERY_WEIGHT)
+    strengthen(model.context_encoder, std=0.1)  # or no standard deviation is below 1
+    batch = text_batch(case[0], case[1], masks=2)
+    filled = {name: torch.cat([value, value[:1].expand(28, *value.shape[1:])]) for name, value in batch.items()}
+    JepaTrainer.leave_out(filled, torch.arange(32) < 4)
+    found = []
+    for given in (batch, filled):
+        model.zero_grad()
+        output = model(**given)
+        output.loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append(({name: value for name, value in output.items() if name.endswith("loss")}, gradients))
+    (parts, gradients), (others, other_gradients) = found
+    assert {"contrastive_loss", "variance_loss", "covariance_loss", "sigreg_loss"} <= set(parts)
+    for name, value in parts.items():
+        torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    torch.testing.assert_close(other_gradients, gradients, rtol=1e-4, atol=1e-5 * gradients.abs().max().item())
 
 
 def test_the_contrastive_term_teaches_the_context_encoder_and_nothing_of_the_target() -> None:
@@ -806,6 +849,14 @@ def test_several_target_layers_compile_into_one_graph() -> None:
     torch.compiler.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)(**text_batch("bert", "dropped")).loss
     torch.testing.assert_close(compiled, model(**text_batch("bert", "dropped")).loss)
+    torch.compiler.reset()
+
+
+def test_every_term_compiles_into_one_graph() -> None:
+    """In evaluation, with its fixed directions of SIGReg, and in training, with random ones."""
+    model, batch = tiny_jepa("bert", "dropped", **EVERY_WEIGHT), text_batch("bert", "dropped")
+    assert_compiles_into_one_graph(model, batch)
+    torch.compile(model.train(), backend="eager", fullgraph=True)(**batch).loss.backward()
     torch.compiler.reset()
 
 

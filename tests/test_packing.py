@@ -472,7 +472,7 @@ def test_a_run_on_packed_rows_is_the_run_on_their_texts(terms: str, tmp_path: Pa
     runs = []
     for data in (texts, packed):
         model = tiny_jepa(strong=False, **TERMS[terms])
-        size = {"per_device_train_batch_size": len(data), "per_device_eval_batch_size": len(data)}
+        size = {"per_device_train_batch_size": len(data)}
         run = trainer(tmp_path / str(len(data)), model, data, data, mask=mask, **size, **common)
         assert run.train_dataset is data
         run.train()

@@ -229,15 +229,32 @@ def test_eval_loss_is_the_mean_over_targets_however_batches_are_cut(
     """13 rows of very different lengths, in batches of 4 (the last of 1) and in one: the same; not the batch mean."""
     model = tiny_jepa(**weights_of_parts)
     data = rows("bert", 13, longest=60)
-    run = trainer(tmp_path, model, eval_data=data, per_device_eval_batch_size=4)
+    run = trainer(tmp_path, model, eval_data=data, per_device_train_batch_size=4)
     collator = run.data_collator.for_evaluation()
     with torch.no_grad():
         expected = model(**collator(data)).loss.item()
         parts = [model(**collator(data[i : i + 4])).loss.item() for i in range(0, 13, 4)]
     assert run.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
-    whole = trainer(tmp_path, model, eval_data=data, per_device_eval_batch_size=13)
+    whole = trainer(tmp_path, model, eval_data=data, per_device_train_batch_size=13)
     assert whole.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
     assert np.mean(parts) != pytest.approx(expected, rel=1e-3)
+
+
+def test_an_evaluation_does_not_depend_on_its_batch_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Terms compare the rows of a batch: it compares as many as training does, and says once that it does."""
+    every_term = {"variance_weight": 0.1, "covariance_weight": 0.1, "sigreg_weight": 0.1, "contrastive_weight": 1.0}
+    model, found = tiny_jepa(**every_term), {}
+    for size in (None, 2, 8, 20):
+        caplog.clear()
+        run = trainer(tmp_path, model, eval_data=rows("bert", 20), per_device_eval_batch_size=size)
+        said = [record.message for record in caplog.records if "evaluation uses batches of 8 rows" in record.message]
+        assert len(said) == (size in (2, 20))
+        assert len(run.get_eval_dataloader()) == 3
+        metrics = run.evaluate()
+        timing = ("runtime", "per_second", "preparation_time")
+        found[size] = {name: value for name, value in metrics.items() if not name.endswith(timing)}
+    assert {"eval_loss", "eval_contrastive_loss", "eval_sigreg_loss", "eval_hit_rate"} <= found[None].keys()
+    assert all(metrics == found[None] for metrics in found.values())
 
 
 @pytest.mark.parametrize("loss", ["cosine", "l2", "l1", "smooth_l1"])
@@ -245,7 +262,7 @@ def test_the_constant_predictor_and_chance_by_hand(loss: str, tmp_path: Path) ->
     """The loss of the best constant (smooth L1's is near the mean), and one over the number of targets."""
     model = tiny_jepa(loss=loss, smooth_l1_beta=0.5)
     data = rows("bert", 13)
-    run = trainer(tmp_path, model, eval_data=data, per_device_eval_batch_size=13)
+    run = trainer(tmp_path, model, eval_data=data, per_device_train_batch_size=13)
     metrics = run.evaluate()
     predictions, targets = valid_pairs(model, run.data_collator.for_evaluation()(data))
     difference = np.abs(targets - (np.median(targets, axis=0) if loss == "l1" else targets.mean(axis=0)))

@@ -26,6 +26,7 @@ class DataCollatorForPairedViews:
     | `view_input_ids` | `[B, V]` packed, `[B, 2, V]` separate | the views, the one that predicts first |
     | `view_position_ids` | the same | restart at 0 with each view and each padding token |
     | `view_ends` | `[B, 2]` | the token that stands for each view |
+    | `second_view` | `[B, W]` packed only | where the second view's tokens are; padding of shorter ones comes last |
     | `content` | `[B, 2]` | first and last token of the conversation that STP's paths may touch |
 
     Restarting positions are how transformers knows sequences that share a row: it keeps them from seeing each other,
@@ -77,10 +78,15 @@ class DataCollatorForPairedViews:
             "view_position_ids": self._padded(view_positions, 0, view_side),
             "view_ends": ends,
         }
+        if self.view_passes == "packed":
+            places = [range(len(a), len(a) + len(b)) for a, b in zip(firsts, seconds, strict=True)]
+            batch["second_view"] = self._padded(places, 0, "right")
         if side == "left":
             batch["content"] += _padding(batch["input_ids"], whole)
         if view_side == "left":
-            batch["view_ends"] += _padding(batch["view_input_ids"], views)
+            padding = _padding(batch["view_input_ids"], views)
+            batch["view_ends"] += padding
+            batch["second_view"] += padding
         if self.view_passes == "separate":
             for name in ("view_input_ids", "view_position_ids"):
                 batch[name] = batch[name].unflatten(0, (-1, 2))

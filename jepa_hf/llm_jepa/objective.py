@@ -29,7 +29,7 @@ class PairedViewOutput(ModelOutput):
         lm_loss: scalar, mean next-token loss over this batch's labels; with what a mixture of experts adds for its
             router, where its configuration asks for it.
         pair_loss: scalar, mean distance over its pairs; None where the views were left out.
-        tube_loss: scalar, mean over its rows; None where its weight is 0.
+        tube_loss: scalar, mean over its rows, of which one too short for a path counts 0; None where its weight is 0.
         num_labels, num_pairs: scalars.
         predictions, targets: the views' representations `[B, D]`; None where they were left out.
     """
@@ -144,9 +144,9 @@ class PairedViewObjective:
         view_input_ids: torch.Tensor | None = None,
         view_position_ids: torch.Tensor | None = None,
         view_ends: torch.Tensor | None = None,
+        second_view: torch.Tensor | None = None,
         row_valid: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | None = None,
-        **kwargs: Any,
     ) -> PairedViewOutput:
         """The loss of a batch of `DataCollatorForPairedViews`; without its views, of the other parts.
 
@@ -188,8 +188,13 @@ class PairedViewObjective:
         loss = self.lm_weight * found.loss
         output.lm_loss = found.loss.detach() * total[0] / labelled.clamp_min(1)
         if self.tube_weight:
-            each, straight = self._tubes(states, content, counts)
-            output.tube_loss = each.sum() / straight.sum().clamp_min(1)
+            uniform = (
+                torch.rand(len(labels), 3, device=labels.device)
+                if model.training
+                else _draws_of_rows(input_ids, attention_mask)
+            )
+            each = self._tubes(states, content, counts, uniform)
+            output.tube_loss = each.sum() / rows.clamp_min(1)
             loss = loss + self.tube_weight * each.sum() / total[1]
         if view_ends is not None:
             views = view_input_ids, view_position_ids, view_ends
@@ -197,7 +202,7 @@ class PairedViewObjective:
             predictions, targets = both.unbind(dim=1)
             if self.target_gradient == "ema":
                 with torch.no_grad():
-                    targets = _at_ends(self.teacher, *views)[:, 1]
+                    targets = _at_ends(self.teacher, *_second_view(*views, second_view))[:, 0]
             elif self.target_gradient == "stop":
                 targets = targets.detach()
             each = self._distance(predictions, targets, row_valid) * counts
@@ -218,12 +223,14 @@ class PairedViewObjective:
         return infonce(predictions, candidates, own, self.temperature, row_valid)
 
     def _tubes(
-        self, states: torch.Tensor, content: torch.Tensor, counts: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[B]` each: the turn of a random path, 0 where a row counts nowhere or is too short for one, and which rows
-        are neither."""
+        self, states: torch.Tensor, content: torch.Tensor, counts: torch.Tensor, uniform: torch.Tensor
+    ) -> torch.Tensor:
+        """Give the turn of a random path in each row, `[B]`, 0 where a row counts nowhere or is too short for one.
+
+        Args:
+            uniform: `[B, 3]`, numbers in [0, 1) that say which path.
+        """
         first, last = content.unbind(dim=1)
-        uniform = torch.rand(len(states), 3, device=states.device)
         long_enough = (last - first >= 2) & (counts > 0)
         if self.tube_form == "triple":
             each = tube_distance(states, draw_triples(first, last, uniform).clamp_max(states.shape[1] - 1))
@@ -231,7 +238,7 @@ class PairedViewObjective:
             triples = draw_triples(first, last, uniform).clamp_max(states.shape[1] - 1)
             patches = torch.stack([first, triples[:, 0], triples[:, 2], last], dim=1)
             each = patch_distance(states, patches)
-        return torch.where(long_enough, each, torch.zeros_like(each)), long_enough
+        return torch.where(long_enough, each, torch.zeros_like(each))
 
 
 def _forward_like(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -366,15 +373,41 @@ def has_adapters(model: nn.Module) -> bool:
     return hasattr(model, "get_base_model")
 
 
+def _second_view(
+    ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor, second: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """The second view in a row of its own, `[B, 1, W]`, as `_at_ends` reads it.
+
+    Args:
+        ids, positions, ends, second: `view_input_ids`, `view_position_ids`, `view_ends` and `second_view` of
+            `DataCollatorForPairedViews`; views in rows of their own need no `second`.
+    """
+    if second is None:
+        return ids[:, 1:], None if positions is None else positions[:, 1:], ends[:, 1:]
+    own = torch.arange(second.shape[1], device=second.device).expand_as(second)
+    return ids.gather(1, second)[:, None], own[:, None], ends[:, 1:] - second[:, :1]
+
+
+def _draws_of_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Numbers in [0, 1), `[B, 3]`, that a row's tokens fix, whichever batch it is in: every evaluation draws alike."""
+    tokens = (input_ids * attention_mask).sum(dim=1, keepdim=True)
+    # Multiplicative hashing (Knuth, The Art of Computer Programming 3, section 6.4), of which the high bits are good.
+    hashed = tokens * tokens.new_tensor([2654435761, 2246822519, 3266489917]) % 2**32
+    return (hashed >> 8).float() / 2**24
+
+
 def _at_ends(decoder: nn.Module, ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor) -> torch.Tensor:
-    """The last layer at the token that stands for each view, `[B, 2, D]`, in a pass without the language-model head."""
+    """The last layer at the token that stands for each view, `[B, 2, D]`, in a pass without the language-model head.
+
+    Views in rows of their own may be any number V: ids `[B, V, L]`, ends `[B, V]`, `[B, V, D]`.
+    """
     read = {"input_ids": ids.flatten(0, -2)}
     if positions is not None:
         read["position_ids"] = positions.flatten(0, -2)
     states = decoder(**read, use_cache=False, return_dict=True).last_hidden_state
     if ids.dim() == 2:
         return _at(states, ends)
-    return _at(states, ends.reshape(-1, 1)).reshape(len(ends), 2, -1)
+    return _at(states, ends.reshape(-1, 1)).reshape(*ends.shape, -1)
 
 
 def _at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -46,7 +46,7 @@ from .views import IGNORED, MOST_PREDICTOR_TOKENS, PairedViewTokenizer, predicto
 logger = logging.getLogger(__name__)
 
 TEACHER_FILE = "teacher.safetensors"
-_VIEWS = ("view_input_ids", "view_position_ids", "view_ends")
+_VIEWS = ("view_input_ids", "view_position_ids", "view_ends", "second_view")
 # Rows whose views tell of their health.
 _SAMPLE = 1024
 
@@ -172,6 +172,9 @@ class LlmJepaTrainer(RepresentationTrainer):
             tube_weight=args.tube_weight,
             tube_form=args.tube_form,
         )
+        self._generation_batch_size = args.per_device_eval_batch_size
+        if args.pair_loss == "infonce":
+            self._evaluate_in_training_batches(args)
         self._embeddings: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.view_tokenizer, self.generation_rows = view_tokenizer, generation_rows
         self.generation_metrics, self.database, self.max_new_tokens = generation_metrics, database, max_new_tokens
@@ -318,6 +321,12 @@ class LlmJepaTrainer(RepresentationTrainer):
         self._attach()
         self._check(dataloader.dataset)
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        weights = {"lm": self.args.lm_weight, "pair": self.args.pair_weight, "tube": self.args.tube_weight}
+        names = {f"{metric_key_prefix}_{part}_loss": weight for part, weight in weights.items()}
+        parts = [weight * output.metrics[name] for name, weight in names.items() if name in output.metrics]
+        if parts:
+            # Trainer's own is a mean over rows, and so depends on which rows share a batch: labels are not rows.
+            output.metrics[f"{metric_key_prefix}_loss"] = sum(parts)
         if self.generation_rows:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
             mine = self.generation_rows
@@ -330,7 +339,7 @@ class LlmJepaTrainer(RepresentationTrainer):
                 self.generation_metrics,
                 self.database,
                 max_new_tokens=self.max_new_tokens,
-                batch_size=self.args.per_device_eval_batch_size,
+                batch_size=self._generation_batch_size,
             )
             for metric, share in shares.items():
                 counted = torch.tensor([share * len(found), float(len(found))], device=self.accelerator.device)
@@ -349,11 +358,24 @@ class LlmJepaTrainer(RepresentationTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.objective.teacher is not None:
-            path = Path(resume_from_checkpoint) / TEACHER_FILE
-            if not path.is_file():
-                raise UsageError(f"{resume_from_checkpoint} holds no teacher ({TEACHER_FILE}); start over")
-            self.objective.teacher.load_state_dict(load_file(path))
+        self._load_teacher(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_teacher(self.state.best_model_checkpoint)
+
+    def _load_teacher(self, checkpoint: str) -> None:
+        """Load the teacher that a checkpoint holds, where this run has one.
+
+        Raises:
+            UsageError: the checkpoint holds none.
+        """
+        if self.objective.teacher is None:
+            return
+        path = Path(checkpoint) / TEACHER_FILE
+        if not path.is_file():
+            raise UsageError(f"{checkpoint} holds no teacher ({TEACHER_FILE}); start over")
+        self.objective.teacher.load_state_dict(load_file(path))
 
     def create_model_card(self, model_name: str | None = None, data: DataNames | None = None, **kwargs: Any) -> None:
         """Write `README.md`.

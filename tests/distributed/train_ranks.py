@@ -46,11 +46,12 @@ def train(
     mode: str,
     predictor: str,
     contrastive_weight: float = 0.0,
+    sigreg_weight: float = 0.0,
     **overrides: Any,
 ) -> Result:
     """Five steps of AdamW over batches of 8 samples in all, from weights that only rank 0 has."""
     rank = PartialState().process_index
-    weight = {"mlm_weight": 0.5, "contrastive_weight": contrastive_weight}
+    weight = {"mlm_weight": 0.5, "contrastive_weight": contrastive_weight, "sigreg_weight": sigreg_weight}
     model = tiny_jepa("bert", mode, predictor, strong=False, initializer_range=0.1, **weight)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -99,11 +100,10 @@ def resume(folder: Path, processes: int, shards: int) -> Result:
     }
 
 
-def evaluate(folder: Path, processes: int, data: list[dict[str, list[int]]]) -> Result:
+def evaluate(folder: Path, processes: int, data: list[dict[str, list[int]]], **weights: float) -> Result:
     """The metrics over `data` in batches of 4 on each rank."""
-    run = trainer(
-        folder, tiny_jepa(mlm_weight=0.5), eval_data=data, mask={"on_short": "skip"}, per_device_eval_batch_size=4
-    )
+    model = tiny_jepa(mlm_weight=0.5, **weights)
+    run = trainer(folder, model, eval_data=data, mask={"on_short": "skip"}, per_device_train_batch_size=4)
     return {"metrics": run.evaluate()}
 
 
@@ -112,11 +112,11 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
     "kept": lambda folder, processes: train(folder, processes, LONG, "kept", "mlp"),
     "contrastive": lambda folder, processes: train(folder, processes, LONG, "dropped", "transformer", 2.0),
     "compiled": lambda folder, processes: train(
-        folder, processes, LONG, "dropped", "transformer", 2.0, torch_compile=True, torch_compile_backend="eager"
+        folder, processes, LONG, "dropped", "transformer", 2.0, 0.5, torch_compile=True, torch_compile_backend="eager"
     ),
     # The ranks' rows hold different numbers of texts.
     "packed": lambda folder, processes: train(
-        folder, processes, pack(rows("bert", 180, longest=20), 64)[0][:40], "dropped", "transformer", 2.0
+        folder, processes, pack(rows("bert", 180, longest=20), 64)[0][:40], "dropped", "transformer", 2.0, 0.5
     ),
     "accumulated": lambda folder, processes: train(
         folder,
@@ -135,9 +135,15 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
         folder, processes, [*LONG[20:24], *[SHORT] * 4] * 5, "dropped", "transformer"
     ),
     # Five rows for the last step, which the ranks fill up to eight.
-    "incomplete": lambda folder, processes: train(folder, processes, LONG[:37], "dropped", "transformer"),
+    "incomplete": lambda folder, processes: train(folder, processes, LONG[:37], "dropped", "transformer", 2.0, 0.5),
     "incomplete stream": lambda folder, processes: train(
-        folder, processes, datasets.Dataset.from_list(LONG[:37]).to_iterable_dataset(), "dropped", "transformer"
+        folder,
+        processes,
+        datasets.Dataset.from_list(LONG[:37]).to_iterable_dataset(),
+        "dropped",
+        "transformer",
+        2.0,
+        0.5,
     ),
     # Each rank has shards of its own.
     "shards": lambda folder, processes: train(
@@ -161,7 +167,10 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
     ),
     "evaluation": lambda folder, processes: evaluate(folder, processes, LONG[:16]),
     "uneven evaluation": lambda folder, processes: evaluate(folder, processes, LONG[20:31]),
-    "evaluation of one row": lambda folder, processes: evaluate(folder, processes, LONG[20:21]),
+    # Other ranks repeat the row, with which nothing is to be compared.
+    "evaluation of one row": lambda folder, processes: evaluate(
+        folder, processes, LONG[20:21], contrastive_weight=1.0, sigreg_weight=1.0
+    ),
     "evaluation without targets on one rank": lambda folder, processes: evaluate(
         folder, processes, [*LONG[20:24], *[SHORT] * 4]
     ),
