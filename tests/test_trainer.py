@@ -68,7 +68,7 @@ def rank(vectors: np.ndarray) -> float:
 @pytest.mark.parametrize("mode", ["kept", "dropped"])
 def test_what_is_logged_is_what_the_batches_say(mode: str, tmp_path: Path) -> None:
     """Two updates of two micro-batches between two logs, recomputed from the batches by hand."""
-    model = tiny_jepa("bert", mode, loss="l2")
+    model = tiny_jepa("bert", mode, loss="l2", prediction_weight=1.0)
     run = trainer(
         tmp_path,
         model,
@@ -104,13 +104,13 @@ def test_what_is_logged_is_what_the_batches_say(mode: str, tmp_path: Path) -> No
 
 
 def test_each_part_of_the_loss_is_logged_only_where_it_counts(tmp_path: Path) -> None:
-    """loss = prediction + weight x each part; parts of weight 0 are not named."""
+    """The loss is the weighted sum of its parts; parts of weight 0 are not named."""
     parts = {"mlm_weight": 0.5, "variance_weight": 0.25, "covariance_weight": 0.125, "sigreg_weight": 0.0625}
-    run = trainer(tmp_path, tiny_jepa(**parts), max_steps=1)
+    run = trainer(tmp_path, tiny_jepa(prediction_weight=3.0, **parts), max_steps=1)
     run.train()
     (log,) = step_logs(run)
     names = {name: name.replace("weight", "loss") for name in parts}
-    total = log["prediction_loss"] + sum(weight * log[names[name]] for name, weight in parts.items())
+    total = 3 * log["prediction_loss"] + sum(weight * log[names[name]] for name, weight in parts.items())
     assert log["loss"] == pytest.approx(total, rel=1e-5)
     assert min(log[name] for name in names.values()) > 0
     plain = trainer(tmp_path, max_steps=1)
