@@ -51,7 +51,6 @@ from jepa_hf.evaluation import linear_probe, spearman
 from jepa_hf.evaluation_tasks import TaskArguments, load_tasks
 from jepa_hf.health import is_measurement
 from jepa_hf.losses import batch_standardize, layer_normalize
-from jepa_hf.metrics import hit_rate
 from jepa_hf.packing import document_means
 from jepa_hf.positions import gather_positions
 from jepa_hf.run_directory import RunPlan
@@ -251,7 +250,6 @@ def run_arm(options: argparse.Namespace, common: list[str]) -> None:
     if isinstance(trainer, JepaTrainer):
         last = [entry for entry in trainer.state.log_history if is_measurement(entry)][-1:]
         row["health"] = {name: value for entry in last for name, value in entry.items()}
-        row["health"] |= in_row(trainer)
         row["found"] = {kind: step for kind, (step, _) in trainer.found.items()}
         encoder = trainer._unwrapped.get_encoder()
     else:
@@ -262,24 +260,6 @@ def run_arm(options: argparse.Namespace, common: list[str]) -> None:
         prepared.processing_class.save_pretrained(folder / "encoder")
     np.savez(folder / "vectors.npz", **embed(encoder, prepared, options))
     (folder / "row.json").write_text(json.dumps(row))
-
-
-@torch.no_grad()
-def in_row(trainer: JepaTrainer) -> dict[str, float]:
-    """Hit rate among the row's own targets, and the share of their variance within rows that is predicted."""
-    model, hits, chance, errors, total = trainer._unwrapped.eval(), [], [], 0.0, 0.0
-    for batch in trainer._health_batches:
-        batch = trainer._prepare_inputs(batch)
-        with trainer.compute_loss_context_manager():
-            output = model(**batch, return_loss=False)
-        for guess, target, valid in zip(output.predictions, output.targets, output.target_valid, strict=True):
-            guess, target = guess[valid].float(), target[valid].float()
-            centre = target.mean(0)
-            hits.append(hit_rate(guess, target).item())
-            chance.append(1 / len(target))
-            residual = (target - centre) - (guess - guess.mean(0))
-            errors, total = errors + residual.square().sum().item(), total + (target - centre).square().sum().item()
-    return {"in_row_hit_rate": mean(hits), "in_row_chance": mean(chance), "in_row_r2": 1 - errors / total}
 
 
 def embed(encoder: PreTrainedModel, prepared: Prepared, options: argparse.Namespace) -> dict[str, np.ndarray]:
