@@ -155,8 +155,10 @@ def accuracy_on_pairs(folder: Path) -> float:
 
 @pytest.mark.timeout(600)
 def test_a_predictor_learns_that_a_hidden_token_is_a_function_of_its_neighbour(tmp_path: Path) -> None:
-    """More than half of the hidden tokens are named: 0.74 of them, by chance 0.08, and 0.16 by a predictor without rotary
-    angles and with `pred_init="small"`, which knows what is in the row and not what stands next to the token."""
+    """More than half of the hidden tokens are named: 0.74 of them, by chance 0.08.
+
+    Without rotary angles and with `pred_init="small"` it was 0.16: what a row holds, and not what stands where.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
