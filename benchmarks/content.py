@@ -12,6 +12,7 @@ on held-out rows:
 
 - loss, beside those of the best constant and of the mean target of the same position;
 - R² in row: of the guesses, the row's mean taken away from guesses and targets;
+- R² of content: the mean of the same position taken away before, as some encoders put absolute positions into targets;
 - own target: how often the nearest among the targets of the guess's row is its own, and chance;
 - accuracy: how often the nearest class mean of targets is that of the hidden token (mlm: the largest logit is its own).
   The class means are of training rows.
@@ -232,6 +233,12 @@ def accuracy(seen: dict[str, torch.Tensor], learned_from: dict[str, torch.Tensor
     return (tokens[nearest] == seen["tokens"]).float().mean().item()
 
 
+def explained(error: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor) -> float:
+    """Share of the variance within rows that is not left in the error: `[N, D]`, `[N, D]`, and rows, long `[N]`."""
+    left, total = ((x - sample_means(x, rows)[rows]).square().sum() for x in (error, targets))
+    return 1 - (left / total).item()
+
+
 def measure(model: JepaForRepresentationPrediction, task: Task) -> Row:
     """Measure a trained model on the held-out rows."""
     collator = task.collator(model.config.context_mode)
@@ -245,8 +252,10 @@ def measure(model: JepaForRepresentationPrediction, task: Task) -> Row:
         found |= {name: health[f"{name}prediction_loss"] for name in ("", "constant_", "position_")}
         found = {f"{name}loss": value for name, value in found.items()}
         error = targets - seen["guesses"]
-        left, total = ((x - sample_means(x, rows)[rows]).square().sum() for x in (error, targets))
-        found["R² in row"] = 1 - (left / total).item()
+        found["R² in row"] = explained(error, targets, rows)
+        places = seen["positions"].unique(return_inverse=True)[1]
+        without_places = (x - sample_means(x, places)[places] for x in (error, targets))
+        found["R² of content"] = explained(*without_places, rows)
         each = [hit_rate(seen["guesses"][rows == row], targets[rows == row]) for row in rows.unique()]
         found["own target"] = torch.stack(each).mean().item()
         found["chance"] = len(each) / len(rows)
@@ -330,7 +339,7 @@ def cell(name: str, values: list[float | None]) -> str:
     if name == "CPU seconds":
         return f"{np.mean(numbers):.0f}"
     mean = f"{np.mean(numbers):.3f}"
-    if name in ("R² in row", "own target", "accuracy") and len(numbers) > 1:
+    if name in ("R² in row", "R² of content", "own target", "accuracy") and len(numbers) > 1:
         mean += f" ({', '.join(f'{number:.3f}' for number in numbers)})"
     return mean
 
