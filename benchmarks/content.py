@@ -1,7 +1,7 @@
 """Does a predictor learn content? What a guess says of a hidden position beyond the position and its row.
 
     python benchmarks/content.py pairs     # rows of pairs (a, f(a)): a hidden token is a function of its neighbour
-    python benchmarks/content.py text      # the docstrings of the running Python's standard library
+    python benchmarks/content.py text      # docstrings and language reference of the running Python
     python benchmarks/content.py series    # an autoregression of four features
 
 Arms: the transformer predictor "before" 2026-11-29 (no rotary angles, small weights, prediction weight 1) and "after",
@@ -50,7 +50,7 @@ from jepa_hf import (
     JepaTrainer,
     JepaTrainingArguments,
 )
-from jepa_hf.data import train_wordpiece_tokenizer
+from jepa_hf.data import embedded_corpus, train_wordpiece_tokenizer
 from jepa_hf.data_collator import MaskingCollator
 from jepa_hf.health import prediction_health
 from jepa_hf.masking import row_keys
@@ -92,7 +92,8 @@ class SingleTokens(DataCollatorForSpanJEPA):
 
     def _hidden(self, input_ids: np.ndarray, real: np.ndarray, words: list[np.ndarray] | None) -> np.ndarray:
         maskable = real & ~np.isin(input_ids, self.tokenizer.all_special_ids)
-        draws = [np.random.default_rng(key).random(real.shape[1]) for key in row_keys(input_ids, real, self.seed, 0)]
+        keys = row_keys(input_ids, real, self.seed, self.epoch)
+        draws = [np.random.default_rng(key).random(real.shape[1]) for key in keys]
         ranks = np.where(maskable, draws, 2.0).argsort(axis=1).argsort(axis=1)
         return (ranks < np.round(self.mask_ratio * maskable.sum(axis=1, keepdims=True)))[:, None]
 
@@ -135,7 +136,7 @@ def pairs(family: str, seed: int, steps: int) -> Task:
 
 def text(family: str, seed: int, steps: int) -> Task:
     """Rows of 64 tokens, a fiftieth of them held out; 0.3 of each row's tokens are hidden."""
-    texts = docstrings()
+    texts = docstrings() + embedded_corpus()
     tokenizer = train_wordpiece_tokenizer(texts, vocab_size=2048, model_max_length=64)
     rows = tokenize_dataset(datasets.Dataset.from_dict({"text": texts}), tokenizer, max_seq_length=64, concat=True)
     rows = [row for row in rows.with_format("numpy") if len(row["input_ids"]) == 64]
