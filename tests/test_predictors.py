@@ -6,7 +6,8 @@ import pytest
 import torch
 from jepa_batches import strengthen, text_batch, tiny_jepa
 
-from jepa_hf.positions import gather_positions, sincos_positions
+from jepa_hf.packing import documents_at, positions_in_documents, same_document
+from jepa_hf.positions import gather_positions, rotary_angles, sincos_positions
 from jepa_hf.predictors import MLPPredictor, TransformerPredictor
 
 N, C, T, WIDTH, LENGTH = 3, 6, 4, 16, 12
@@ -86,6 +87,40 @@ def test_a_prediction_depends_on_the_position_of_its_target(
     free = [next(p for p in range(LENGTH) if p not in {*row.tolist()}) for row in inputs["target_positions"]]
     moved["target_positions"][:, 0] = torch.tensor(free)
     assert (predictor(**moved) - predictor(**inputs))[:, 0].abs().amax(dim=-1).min() > 0.1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_last_block_gives_the_targets_what_it_gives_them_among_all_positions(
+    packed: bool, predictor: TransformerPredictor, inputs: dict[str, torch.Tensor]
+) -> None:
+    """Predictions equal those of a reference that runs every block on all positions."""
+    positions = torch.cat([inputs["context_positions"], inputs["target_positions"]], dim=1)
+    valid = torch.cat([inputs["context_valid"], inputs["target_valid"]], dim=1)
+    mask = valid[:, None, None, :]
+    if packed:
+        inputs["sequence_ids"] = (torch.arange(LENGTH) >= 5).long().expand(N, -1)
+        mask = same_document(documents_at(inputs["sequence_ids"], positions, valid))
+        positions = positions_in_documents(inputs["sequence_ids"]).gather(1, positions)
+    tokens = torch.cat([predictor.embed(inputs["context"]), predictor.mask_token.expand(N, T, -1)], dim=1)
+    states = tokens + predictor.position_embeddings[positions]
+    angles = rotary_angles(positions, WIDTH // 4)
+    for layer in predictor.layers:
+        states = layer(states, mask, angles)
+    expected = predictor.proj(predictor.norm(states))[:, C:]
+    torch.testing.assert_close(predictor(**inputs)[inputs["target_valid"]], expected[inputs["target_valid"]])
+
+
+def test_apart_from_the_table_predictions_depend_on_distances_alone(
+    predictor: TransformerPredictor, inputs: dict[str, torch.Tensor]
+) -> None:
+    """Without the table, moving all positions by a constant changes nothing; moving the targets alone does."""
+    with torch.no_grad():
+        predictor.position_embeddings = torch.nn.Parameter(torch.zeros(3 * LENGTH, WIDTH))
+    before = predictor(**inputs)[inputs["target_valid"]]
+    targets_moved = inputs | {"target_positions": inputs["target_positions"] + LENGTH}
+    all_moved = targets_moved | {"context_positions": inputs["context_positions"] + LENGTH}
+    torch.testing.assert_close(predictor(**all_moved)[inputs["target_valid"]], before, rtol=0, atol=1e-5)
+    assert (predictor(**targets_moved)[inputs["target_valid"]] - before).abs().amax(dim=-1).min() > 0.01
 
 
 def textbook_attention(
