@@ -126,7 +126,9 @@ def _centred(vectors: torch.Tensor, groups: torch.Tensor, count: int) -> torch.T
 
 def without_rotary() -> None:
     """The predictor as it was before 2026-11-29: it knows positions from its table alone."""
-    predictors.rotary_angles = lambda positions, head_size: None
+    predictors.rotary_angles = lambda positions, head_size: positions.new_zeros(
+        (*positions.shape, head_size // 2), dtype=torch.float32
+    )
 
 
 def contrast_within_rows() -> None:

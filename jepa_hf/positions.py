@@ -47,9 +47,16 @@ def rotary_angles(positions: torch.Tensor, head_size: int, base: float = 10000.0
     return positions[..., None] * base ** (-2 * index / head_size)
 
 
-def rotate(vectors: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Turn pairs of features (i, i + half): `[..., S, d]`, `[..., S, d // 2]` -> `[..., S, d]`, computed in float32."""
-    half = angles.shape[-1]
+def rotate(vectors: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the pairs of features (i, i + d // 2), computed in float32.
+
+    Args:
+        vectors: queries or keys `[..., S, d]`.
+        cos, sin: of the angles, broadcastable to `[..., S, d // 2]`.
+
+    Returns:
+        `[..., S, d]`, in the type of `vectors`.
+    """
+    half = cos.shape[-1]
     first, second, rest = vectors.float().split([half, half, vectors.shape[-1] - 2 * half], dim=-1)
-    cos, sin = angles.cos(), angles.sin()
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).to(vectors.dtype)

@@ -74,7 +74,7 @@ class PredictorBlock(nn.Module):
         self,
         states: torch.Tensor,
         attention_mask: torch.Tensor,
-        angles: torch.Tensor | None = None,
+        rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
         num_queries: int | None = None,
     ) -> torch.Tensor:
         """Mix the positions, then transform each of them.
@@ -82,7 +82,8 @@ class PredictorBlock(nn.Module):
         Args:
             states: `[N, S, H]`.
             attention_mask: bool `[N, 1, 1 or Q, S]`, True where a query may attend to a key.
-            angles: rotary angles of the positions, `[N, S, H / heads // 2]`, see `rotary_angles`; default none.
+            rotation: cosines and sines of the positions' rotary angles, `[N, 1, S, H / heads // 2]` each; default no
+                rotary attention.
             num_queries: compute only the last Q positions; default all S.
 
         Returns:
@@ -92,8 +93,9 @@ class PredictorBlock(nn.Module):
         first = 0 if num_queries is None else states.shape[1] - num_queries
         query = self._heads(self.query(normed[:, first:]))
         key, value = (self._heads(part) for part in self.key_value(normed).chunk(2, dim=-1))
-        if angles is not None:
-            query, key = rotate(query, angles[:, None, first:]), rotate(key, angles[:, None])
+        if rotation is not None:
+            cos, sin = rotation
+            query, key = rotate(query, cos[:, :, first:], sin[:, :, first:]), rotate(key, cos, sin)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         mixed = self.proj(mixed.transpose(1, 2).flatten(2))
         states = states[:, first:] + F.dropout(mixed, self.dropout, self.training)
@@ -195,14 +197,15 @@ class TransformerPredictor(_NarrowTransformer):
             positions = positions_in_documents(sequence_ids).gather(1, positions)
         masked = self.mask_token.expand(*target_positions.shape, -1)
         states = torch.cat([self.embed(context), masked], dim=1) + self.position_embeddings[positions]
-        angles = None
+        rotation = None
         if len(self.grid) == 1:
-            angles = rotary_angles(positions, states.shape[-1] // self.layers[0].num_attention_heads)
+            angles = rotary_angles(positions, states.shape[-1] // self.layers[0].num_attention_heads)[:, None]
+            rotation = angles.cos(), angles.sin()
         for layer in self.layers[:-1]:
-            states = layer(states, attention_mask, angles)
+            states = layer(states, attention_mask, rotation)
         # Queries of the context in the last block would only be thrown away.
         num_queries = target_positions.shape[1]
-        states = self.layers[-1](states, attention_mask[:, :, -num_queries:], angles, num_queries)
+        states = self.layers[-1](states, attention_mask[:, :, -num_queries:], rotation, num_queries)
         return self.proj(self.norm(states))
 
 

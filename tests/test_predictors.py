@@ -103,9 +103,9 @@ def test_the_last_block_gives_the_targets_what_it_gives_them_among_all_positions
         positions = positions_in_documents(inputs["sequence_ids"]).gather(1, positions)
     tokens = torch.cat([predictor.embed(inputs["context"]), predictor.mask_token.expand(N, T, -1)], dim=1)
     states = tokens + predictor.position_embeddings[positions]
-    angles = rotary_angles(positions, WIDTH // 4)
+    angles = rotary_angles(positions, WIDTH // 4)[:, None]
     for layer in predictor.layers:
-        states = layer(states, mask, angles)
+        states = layer(states, mask, (angles.cos(), angles.sin()))
     expected = predictor.proj(predictor.norm(states))[:, C:]
     torch.testing.assert_close(predictor(**inputs)[inputs["target_valid"]], expected[inputs["target_valid"]])
 
