@@ -97,9 +97,10 @@ def flops(cell: Cell) -> float:
     else:
         narrow = jepa.pred_hidden_size
         read = tokens if jepa.context_mode == "dropped" else tokens + guessed
-        predictor = transformer(
-            narrow, round(narrow * jepa.pred_mlp_ratio), jepa.pred_num_hidden_layers, read, read / cell.batch_size
-        )
+        inner, seen = round(narrow * jepa.pred_mlp_ratio), read / cell.batch_size
+        predictor = transformer(narrow, inner, jepa.pred_num_hidden_layers - 1, read, seen)
+        # The last layer has keys and values of all, and the rest of the targets alone.
+        predictor += read * 4 * narrow**2 + guessed * (4 * narrow**2 + 4 * narrow * inner + 4 * seen * narrow)
         predictor += 2 * width * narrow * read
     return whole / cell.num_masks + 3 * (context + predictor)
 

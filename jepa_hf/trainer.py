@@ -33,6 +33,7 @@ from .image_collator import DataCollatorForBlockJEPA
 from .model_card import CardFacts, hardware, hub_name
 from .modeling_jepa import JepaForRepresentationPrediction, JepaOutput
 from .packing import document_counts, documents_at
+from .predictors import TransformerPredictor
 from .pretrained import whole_weights
 from .running_means import RunningMeans
 from .tokenization import tokenize_dataset
@@ -254,7 +255,7 @@ class JepaTrainer(RepresentationTrainer):
             2 * sizes["encoder"] * samples * length
             + 6 * sizes["encoder"] * visible
             + 6 * sizes["predictor"] * through_predictor
-            + 6 * sizes["mlm_head"] * guessed
+            + 6 * (sizes["targets_only"] + sizes["mlm_head"]) * guessed
         )
 
     @cached_property
@@ -265,13 +266,20 @@ class JepaTrainer(RepresentationTrainer):
         head = 0
         if model.mlm_head is not None:
             head = sum(p.numel() for p in model.mlm_head.parameters()) + model.get_input_embeddings().weight.numel()
+        targets_only = 0
+        if isinstance(model.predictor, TransformerPredictor):
+            last = model.predictor.layers[-1]
+            parts = (last.query, last.proj, last.norm2, last.fc1, last.fc2)
+            targets_only = sum(p.numel() for part in parts for p in part.parameters())
+        predictor = sum(
+            p.numel()
+            for name, p in model.predictor.named_parameters(prefix="predictor")
+            if not name.endswith(_PREDICTOR_TABLES)
+        )
         return {
             "encoder": sum(p.numel() for p in model.target_encoder.parameters()) - tables,
-            "predictor": sum(
-                p.numel()
-                for name, p in model.predictor.named_parameters(prefix="predictor")
-                if not name.endswith(_PREDICTOR_TABLES)
-            ),
+            "predictor": predictor - targets_only,
+            "targets_only": targets_only,
             "mlm_head": head,
         }
 

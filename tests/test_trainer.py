@@ -200,8 +200,10 @@ def test_floating_point_operations_by_hand(mode: str, predictor: str, tmp_path: 
     norm, layer = 2 * 32, 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32) + 2 * (2 * 32)
     encoder = norm + 2 * layer
     mlp = (32 * 128 + 128) + (128 * 32 + 32)
-    block = 2 * (2 * 16) + (16 * 48 + 48) + (16 * 16 + 16) + (16 * 64 + 64) + (64 * 16 + 16)
-    transformer = (32 * 16 + 16) + 2 * block + 2 * 16 + (16 * 32 + 32)
+    of_all = 2 * 16 + (16 * 32 + 32)  # the first norm, keys and values
+    of_queries = (16 * 16 + 16) + (16 * 16 + 16) + 2 * 16 + (16 * 64 + 64) + (64 * 16 + 16)
+    # The last block has queries of the targets alone.
+    transformer = (32 * 16 + 16) + 2 * of_all + of_queries + 2 * 16 + (16 * 32 + 32)
     samples, length, targets, visible = 3, 10, 4, 7
     batch = {
         "input_ids": torch.zeros(samples, length, dtype=torch.long),
@@ -213,6 +215,7 @@ def test_floating_point_operations_by_hand(mode: str, predictor: str, tmp_path: 
     read = targets if predictor == "mlp" else context + targets
     expected = 2 * encoder * samples * length + 6 * encoder * samples * context
     expected += 6 * (mlp if predictor == "mlp" else transformer) * samples * read
+    expected += 0 if predictor == "mlp" else 6 * of_queries * samples * targets
     run = trainer(tmp_path, tiny_jepa("bert", mode, predictor), max_steps=1)
     assert run.floating_point_ops(batch) == expected
     run.train()

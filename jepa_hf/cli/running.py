@@ -189,13 +189,13 @@ def carry_out(
         _write_results(trainer, metrics, names, draw)
         if args.do_train and args.should_save and not trainer.gave_up:
             finish_run(args.output_dir, settings)
+    for step, sentence in trainer.found.values():
+        say(args, f"\nat step {step}: {sentence}{'; the run was stopped' if trainer.gave_up else ''}")
     if args.do_train:
         say(args, f"\nwritten to {args.output_dir}: {loading}")
     else:
         evaluation = json.dumps(metrics.get("eval"), indent=1)
         say(args, f"{evaluation}\nwritten to {args.output_dir}: metrics.json, training.png")
-    for step, sentence in trainer.found.values():
-        say(args, f"\nat step {step}: {sentence}{'; the run was stopped' if trainer.gave_up else ''}")
 
 
 def push(trainer: RepresentationTrainer) -> None:
