@@ -17,7 +17,8 @@ class RepresentationTrainingArguments(TrainingArguments):
 
     output_dir: str = field(default="out", metadata={"help": "Where the run writes."})
     per_device_eval_batch_size: int | None = field(
-        default=None, metadata={"help": "Evaluation batch size per device; default the training batch size."}
+        default=None,
+        metadata={"help": "Used by --objective llm alone; otherwise evaluation uses the training batch size."},
     )
     ddp_broadcast_buffers: bool | None = field(
         default=False, metadata={"help": "No buffer changes in training: sending them costs up to a fifth of a step."}

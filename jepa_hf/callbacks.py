@@ -182,6 +182,11 @@ class HealthCallback(TrainerCallback):
         self._told = set(findings(self._measured, state.max_steps))
         if not self._measured:
             self._measure()
+        if not self._measured:
+            logger.warning(
+                "health is not measured, so that no collapse is reported: it needs targets of two samples, from the "
+                "evaluation rows or else from the training rows"
+            )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         every = self.every if self.every >= 1 else max(math.ceil(self.every * state.max_steps), _LEAST_STEPS)

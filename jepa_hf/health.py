@@ -217,9 +217,11 @@ def diagnose(measured: Sequence[Mapping[str, float]], finished: bool = False) ->
         loss = now["health_prediction_loss"]
         rival, best_loss = best_rival({name: now[f"health_{name}"] for name in RIVALS if f"health_{name}" in now})
         if loss > NO_BETTER * best_loss:
+            # After a collapse or a divergence the remedy is theirs.
+            remedy = "" if found else "; try more steps, or a larger prediction_weight"
             found["nothing_learned"] = (
                 f"nothing learned about single targets: the prediction loss ends at {loss:.4g}, where {rival} gives "
-                f"{best_loss:.4g}; try more steps, a higher learning rate, or a larger prediction_weight"
+                f"{best_loss:.4g}{remedy}"
             )
     return found
 

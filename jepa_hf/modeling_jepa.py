@@ -425,6 +425,11 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             output_hidden_states: also return the encoders' states.
             return_loss: also compute the loss.
         """
+        if target_positions is None or target_valid is None:
+            raise ValueError(
+                "target_positions and target_valid are missing; make the batch with the collator, or call "
+                "get_encoder() for representations alone"
+            )
         clean = self.backbone.clean_inputs(
             {
                 "input_ids": input_ids,

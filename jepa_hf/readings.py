@@ -111,8 +111,7 @@ def read_loss(history: History, curves: Curves, width: int | None = None) -> Rea
     if not constant[-1][1] > max(RULES.constant_lost * constant[0][1], 0.0):
         ends = f"that of a constant predictor {_change(constant)}"
         return Reading(f"{told}, but {ends}: all targets have become alike.", Level.COLLAPSED)
-    lost = {name: values[-1][1] for name in RIVALS if (values := curve(history, f"{MEASURED}{name}"))}
-    rival, least = best_rival(lost)
+    rival, least = _best_rival(history)
     loss = points[-1][1]
     if least > 0 and loss < NO_BETTER * least:
         ends = f"ends {percent(1 - loss / least)} below what {rival} gives, its best rival that reads no context"
@@ -140,6 +139,9 @@ def read_hit_rate(history: History, curves: Curves, width: int | None = None) ->
     end, by_chance = points[-1][1], chance[-1][1]
     if not _by_chance(history):
         times = f"{number(end / by_chance)} times what chance gives"
+        loss = curve(history, f"{MEASURED}prediction_loss")
+        if loss and not loss[-1][1] < NO_BETTER * _best_rival(history)[1]:
+            return Reading(f"{told}, {times}, which knowing the position alone can give.")
         return Reading(f"{told}, {times}: predictions tell the targets apart.", Level.HEALTHY)
     sentence = f"{told}, where chance gives {number(by_chance)}: the right target is found no more often than any other"
     batch = curve(history, f"{MEASURED}hit_rate")
@@ -275,6 +277,8 @@ def verdict(readings: Iterable[Reading], measured: bool) -> Reading:
     if not judged:
         return Reading("Nothing was logged that tells whether this run is healthy.")
     worst = max(reading.level for reading in judged)
+    if worst == Level.HEALTHY and not measured:
+        return Reading("Not judged: health was not measured. Training alone shows no sign of collapse.")
     basis = "" if measured else ", as far as training tells, for nothing was measured beside it"
     said = sum(reading.level == worst for reading in judged)
     match worst:
@@ -315,6 +319,12 @@ def _worst(
         else:
             readings.append(told(labels[name], points))
     return max(readings, key=lambda reading: reading.level)
+
+
+def _best_rival(history: History) -> tuple[str, float]:
+    """The best rival at the end, in words, and its loss; infinity where none was measured."""
+    lost = {name: values[-1][1] for name in RIVALS if (values := curve(history, f"{MEASURED}{name}"))}
+    return best_rival(lost) if lost else ("", math.inf)
 
 
 def _hits(history: History) -> str:

@@ -408,6 +408,12 @@ class JepaTrainer(RepresentationTrainer):
 
     # ---- what is written
 
+    def _passes_read(self) -> dict[str, float]:
+        """How often the rows were read. A stream has no length, so that only its complete passes are known."""
+        if isinstance(self.train_dataset, Sized):
+            return {"epochs": round(self.state.epoch or 0.0, 2)}
+        return {"complete passes": self._passes.passes}
+
     def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         export_run(model, output_dir, self.processing_class, self.args.export_encoder, state_dict)
 
@@ -417,7 +423,8 @@ class JepaTrainer(RepresentationTrainer):
         objective = f"{config.loss}, targets: mean of the top {config.target_layers} layers, {config.target_norm} norm"
         objective += ", one for all targets of a mask" if config.pooled_targets else ""
         weights = {name: getattr(config, name) for name in WEIGHTS}
-        objective += "".join(f", {name} {weight:.4g}" for name, weight in weights.items() if weight)
+        shown = {name: weight for name, weight in weights.items() if weight or name == "prediction_weight"}
+        objective += "".join(f", {name} {weight:.4g}" for name, weight in shown.items())
         collator, packed = self.data_collator, _is_packed(self.train_dataset)
         views = f"masked positions {config.context_mode}"
         if isinstance(collator, MaskingCollator):
@@ -443,7 +450,9 @@ class JepaTrainer(RepresentationTrainer):
         probed = sorted(
             {name.removeprefix("eval_") for entry in evaluations for name in entry if "eval_probe_" in name}
         )
-        for metric in (*_ON_CARD, *probed):
+        # An untrained predictor is not compared with its rivals.
+        passed_over = () if config.prediction_weight else ("prediction_loss", *RIVALS)
+        for metric in (name for name in (*_ON_CARD, *probed) if name not in passed_over):
             values = [entry[f"eval_{metric}"] for entry in evaluations if f"eval_{metric}" in entry]
             if values:
                 started = evaluations[0]["step"] < evaluations[-1]["step"]
@@ -459,7 +468,7 @@ class JepaTrainer(RepresentationTrainer):
             rows=len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None,
             seen={
                 f"{_UNITS[self.model.backbone.modality]} read": int(state.num_input_tokens_seen),
-                "epochs": round(state.epoch or 0.0, 2),
+                **self._passes_read(),
             },
             found=[f"step {step}: {sentence}" for step, sentence in self.found.values()]
             if any(map(is_measurement, state.log_history))

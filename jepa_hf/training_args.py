@@ -79,6 +79,7 @@ class JepaTrainingArguments(RepresentationTrainingArguments):
         if self.load_best_model_at_end and self.metric_for_best_model in (None, "loss", "eval_loss"):
             raise UsageError(
                 "load_best_model_at_end needs --metric_for_best_model, because a JEPA's loss is lowest when it has "
-                "collapsed; good ones are hit_rate_in_sample and context_rank (with --greater_is_better true)"
+                "collapsed; good ones are probe_linear (needs --probe_task) and context_rank, with --greater_is_better "
+                "true"
             )
         super().__post_init__()

@@ -74,6 +74,7 @@ def test_epochs_are_counted_while_streaming(tmp_path: Path) -> None:
     seen = epochs_of(run)
     run.train()
     assert seen == [0, 0, 1, 1, 2, 2]
+    assert run.card_facts("out").seen["complete passes"] == 2  # whether the third is one, only the next row would say
 
 
 def test_masks_are_new_every_epoch_and_the_same_with_any_workers(tmp_path: Path) -> None:

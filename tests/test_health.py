@@ -507,6 +507,30 @@ def test_without_a_prediction_loss_predictions_are_not_measured(tmp_path: Path) 
     assert {f"health_{rival}_prediction_loss" for rival in RIVALS_OF} <= set(last)
     assert {"health_prediction_loss", "health_hit_rate", "health_hit_rate_in_sample"}.isdisjoint(last)
     assert "eval_hit_rate" not in run.evaluate()
+    facts = run.card_facts("out")
+    assert "prediction_weight 0, contrastive_weight 1" in facts.training["objective"]
+    assert {"prediction loss", "position prediction loss"}.isdisjoint(facts.metrics)
+    assert "target rank" in facts.metrics
+
+
+def test_a_run_of_one_sample_warns_that_its_health_is_not_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing could be found of it, which is not the same as healthy."""
+    with caplog.at_level(logging.WARNING, logger="jepa_hf"):
+        watched(tmp_path, data=rows("bert", 1), max_steps=2).train()
+    said = [record.getMessage() for record in caplog.records if "health is not measured" in record.getMessage()]
+    assert len(said) == 1
+
+
+def test_the_remedy_of_a_collapse_is_not_contradicted() -> None:
+    """With a collapse the verdict names no remedy of its own."""
+    start = {"health_target_rank": 200.0, "health_prediction_loss": 0.5, "health_constant_prediction_loss": 0.4}
+    learned_nothing = diagnose([start, start | {"health_prediction_loss": 0.4}], finished=True)
+    collapsed = diagnose([start, start | {"health_target_rank": 10.0}], finished=True)
+    assert learned_nothing["nothing_learned"].endswith("; try more steps, or a larger prediction_weight")
+    assert collapsed.keys() == {"dimensional", "nothing_learned"}
+    assert collapsed["nothing_learned"].endswith("where the best constant gives 0.4")
 
 
 def test_pooled_targets_are_judged_beside_a_constant(tmp_path: Path) -> None:

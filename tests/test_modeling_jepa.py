@@ -450,6 +450,13 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(case: tuple[str, str, str]) -
     assert half.loss.item() == pytest.approx(expected / 2, rel=1e-5)
 
 
+def test_a_batch_without_targets_is_refused_in_a_sentence() -> None:
+    batch = text_batch("bert", "dropped")
+    del batch["target_positions"]
+    with pytest.raises(ValueError, match=r"target_positions .* missing; make the batch with the collator"):
+        tiny_jepa("bert")(**batch)
+
+
 @pytest.mark.parametrize("case", MODES, ids="-".join)
 @pytest.mark.parametrize("mlm_weight", [0.0, 1.0])
 def test_without_the_prediction_loss_exactly_the_parameters_in_use_are_trained(

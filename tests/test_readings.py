@@ -75,7 +75,7 @@ def test_total_collapse_with_a_rank_that_does_not_show_it() -> None:
     assert [found[name].level for name in ("Prediction", "Mean", "Spread")] == [Level.COLLAPSED] * 3
     assert found["Effective"].level == Level.HEALTHY
     assert overall(history).level == Level.COLLAPSED
-    assert overall(history).sentence.startswith("Collapsed: 3 of 5 readings")
+    assert overall(history).sentence.startswith("Collapsed: 3 of 4 readings")
 
 
 def test_guesses_that_know_the_position_alone() -> None:
@@ -162,9 +162,26 @@ def test_the_fixed_batch_speaks_before_evaluations() -> None:
     assert overall(history).level == Level.COLLAPSED
     for entry in list(history):
         healthy = {f"health_{whose}_rank": 200.0 for whose in ("target", "context")}
+        healthy |= {"health_prediction_loss": 0.25, "health_constant_prediction_loss": 0.41}
         history.append({"step": entry["step"]} | healthy)
     assert curve(history, "measured_target_rank") == [(entry["step"], 200.0) for entry in history[3:]]
     assert overall(history).level == Level.HEALTHY
+
+
+def test_a_run_whose_health_was_not_measured_is_not_called_healthy() -> None:
+    """Training's own curves say nothing about the representations."""
+    steady = [Reading("The gradient norm is steady.", Level.HEALTHY)]
+    assert verdict(steady, measured=True).level == Level.HEALTHY
+    assert verdict(steady, measured=False).level == Level.UNJUDGED
+    assert verdict(steady, measured=False).sentence.startswith("Not judged: health was not measured")
+
+
+def test_hits_that_the_position_alone_can_give_are_not_praised() -> None:
+    """Many hits in the sample, and a loss no better than the position's: the reading does not say it is healthy."""
+    learned, places = (readings(evaluated(position_prediction_loss=loss))["Hit"] for loss in (0.4, 0.24))
+    assert learned.level == Level.HEALTHY
+    assert places.level == Level.UNJUDGED
+    assert places.sentence.endswith("which knowing the position alone can give.")
 
 
 def test_a_run_without_measurements_is_not_judged() -> None:

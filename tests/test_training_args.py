@@ -44,7 +44,7 @@ def test_the_best_model_is_not_judged_by_the_loss(metric: str | None, tmp_path: 
         "eval_steps": 2,
     }
     best |= {"save_steps": 2}
-    with pytest.raises(UsageError, match=r"--metric_for_best_model.*collapsed.*hit_rate_in_sample and context_rank"):
+    with pytest.raises(UsageError, match=r"--metric_for_best_model.*collapsed.*probe_linear .* and context_rank"):
         arguments(tmp_path, **best, metric_for_best_model=metric)
     args = arguments(tmp_path, **best, metric_for_best_model="hit_rate")
     assert args.greater_is_better is True

@@ -104,7 +104,11 @@ class ModelArguments(StartArguments):
     pred_mlp_ratio: float | None = field(default=None, metadata={"help": "Width of hidden layers over the input's."})
     pred_dropout: float | None = field(default=None, metadata={"help": "Dropout in the predictor."})
     pred_init: str | None = field(
-        default=None, metadata={"help": "Scale of the predictor's random weights: unit_gain or small (0.02)."}
+        default=None,
+        metadata={
+            "help": "Random weights of the transformer predictor: unit_gain, or small (0.02; default for encoders with "
+            "absolute positions)."
+        },
     )
     loss: str | None = field(default=None, metadata={"help": "smooth_l1, l2, l1 or cosine."})
     smooth_l1_beta: float | None = field(default=None, metadata={"help": "Where smooth L1 turns linear."})
