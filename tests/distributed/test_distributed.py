@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -30,6 +32,9 @@ TRAINED = [
     "streaming",
     "one rank without targets",
 ]
+# Older versions of transformers look for a device named cpu:0 when ranks on CPUs resume.
+CAN_RESUME = Version(transformers.__version__) >= Version("5.20")
+ON_TWO_RANKS = [name for name in train_ranks.RUNS if CAN_RESUME or not name.startswith("resumed")]
 EVALUATED = [name for name in train_ranks.RUNS if "evaluation" in name]
 ON_FOUR_RANKS = [
     "dropped",
@@ -58,7 +63,7 @@ def launch(processes: int, folder: Path, names: Sequence[str]) -> list[Results]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
     """What each of two ranks ended with."""
-    return launch(2, tmp_path_factory.mktemp("two"), list(train_ranks.RUNS))
+    return launch(2, tmp_path_factory.mktemp("two"), ON_TWO_RANKS)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +156,7 @@ def test_shards_that_end_at_different_times_make_batches_of_one_size(ranks: list
     assert first[8] == first[9] == first[10] == first[11]
 
 
+@pytest.mark.skipif(not CAN_RESUME, reason="ranks on CPUs cannot resume with this transformers")
 def test_streams_resume_exactly_where_each_rank_was(ranks: list[Results]) -> None:
     """Bit for bit in the first pass and later ones, also where one rank's shards end earlier than the other's."""
     for rank in ranks:
