@@ -162,7 +162,7 @@ CASES = [
     Case("unknown schedule", "--lr_scheduler_type nonsense", ["--lr_scheduler_type", "'nonsense'", "'cosine'"]),
     Case("bf16 and fp16", "--bf16 --fp16", ["fp16 and bf16"]),
     Case("negative warm-up", "--warmup_steps -5", ["warmup_steps", "-5"]),
-    Case("best by no metric", "--load_best_model_at_end", ["--metric_for_best_model", "hit_rate"]),
+    Case("best by no metric", "--load_best_model_at_end", ["--metric_for_best_model", "probe_linear"]),
     Case(
         "best of other steps",
         "--load_best_model_at_end --metric_for_best_model hit_rate --eval_strategy steps --save_strategy epoch",
