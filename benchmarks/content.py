@@ -10,7 +10,7 @@ Arms: the transformer predictor "before" 2026-11-29 (no rotary angles, small wei
 A Markdown table of means over the seeds goes to stdout, the row of each run to stderr as JSON. Everything is measured
 on held-out rows:
 
-- loss, beside those of the best constant and of the mean target of the same position;
+- loss, next to those of the best constant and of the mean target of the same position;
 - R² in row: of the guesses, the row's mean taken away from guesses and targets;
 - R² of content: the mean of the same position taken away before, as some encoders put absolute positions into targets;
 - own target: how often the nearest among the targets of the guess's row is its own, and chance;
@@ -186,7 +186,7 @@ def without_rotary_angles() -> Iterator[None]:
     """Turn no query and no key of a predictor."""
 
     def zeros(positions: torch.Tensor, head_size: int) -> torch.Tensor:
-        return torch.zeros(*positions.shape, head_size // 2)
+        return torch.zeros(*positions.shape, head_size // 2, device=positions.device)
 
     with mock.patch("jepa_hf.predictors.rotary_angles", zeros):
         yield

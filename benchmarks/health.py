@@ -51,7 +51,7 @@ def position_share(entry: dict[str, float]) -> float:
 
 
 def at_the_end(entry: dict[str, float]) -> list[str]:
-    """Hit rate in a sample beside chance, and the prediction loss over its best rival's."""
+    """Hit rate in a sample next to chance, and the prediction loss over its best rival's."""
     hits = "-"
     if "health_hit_rate_in_sample" in entry:
         hits = f"{entry['health_hit_rate_in_sample']:.3f} ({entry['health_hit_rate_in_sample_chance']:.3f})"

@@ -47,7 +47,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the collator the epoch: each has other crops."""
+    """Set the collator's epoch, so that each epoch has other crops."""
 
     def __init__(self, collator: DataCollatorForBlockJEPA):
         self.collator = collator

@@ -7,7 +7,7 @@ A line of `arms.jsonl` is one arm: `name`; `objective`, "jepa" (default; what ru
 Trainer, its collator and its masked-language model around the same encoder, on the same rows); `flags` of run_jepa.py;
 `seconds`, which its own steps per second, measured before, turn into `max_steps`; `seeds`, default [0];
 `mlm_probability` of "mlm"; `targets`, see `TargetExperiment`;
-`"rotary": false`, see `without_rotary`. What follows `--` holds for all arms. Each GPU of the machine
+`"rotary": false`, see `content.without_rotary_angles`. What follows `--` holds for all arms. Each GPU of the machine
 takes one arm at a time.
 
 TASK is as `jepa-hf evaluate` takes it: a file is divided, so that settings can be chosen on training files and the
@@ -19,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +31,7 @@ import pyarrow as pa
 import side_by_side
 import torch
 import torch.nn.functional as F
+from content import without_rotary_angles
 from datasets import Dataset
 from sentence_transformers.util import pairwise_cos_sim
 from transformers import (
@@ -41,7 +43,7 @@ from transformers import (
     set_seed,
 )
 
-from jepa_hf import JepaForRepresentationPrediction, JepaTrainer, modeling_jepa, predictors
+from jepa_hf import JepaForRepresentationPrediction, JepaTrainer, modeling_jepa
 from jepa_hf.cli.arguments import Parsed, parse_command, quiet_libraries
 from jepa_hf.cli.prepare import prepare
 from jepa_hf.cli.prepared import Prepared
@@ -124,13 +126,6 @@ def _centred(vectors: torch.Tensor, groups: torch.Tensor, count: int) -> torch.T
     return torch.where(others > 0, vectors - (sums[groups] - vectors) / others.clamp_min(1), 0.0)
 
 
-def without_rotary() -> None:
-    """The predictor as it was before 2026-11-29: it knows positions from its table alone."""
-    predictors.rotary_angles = lambda positions, head_size: positions.new_zeros(
-        (*positions.shape, head_size // 2), dtype=torch.float32
-    )
-
-
 def contrast_within_rows() -> None:
     """Replace the prediction loss by finding each target among those of its own row, by cosine."""
 
@@ -175,8 +170,6 @@ def build(
     if arm.get("objective") == "mlm":
         return _mlm_trainer(arm, parsed, prepared, seed), prepared
     model = prepared.model
-    if arm.get("rotary") is False:
-        without_rotary()
     if arm.get("row_infonce"):
         contrast_within_rows()
     if "targets" in arm:
@@ -443,7 +436,9 @@ def main() -> None:
         case "run":
             run(options, common)
         case "arm":
-            run_arm(options, common)
+            without_rotary = json.loads(options.arm).get("rotary") is False
+            with without_rotary_angles() if without_rotary else nullcontext():
+                run_arm(options, common)
         case "judge":
             judge(options)
         case "table":

@@ -252,8 +252,7 @@ class RepresentationTrainer(HubTrainer):
         missing = num_batches - len(batches)
         if self._is_stream and batches and missing:
             empty = dict(batches[-1])
-            first = next(iter(empty.values()))
-            self.leave_out(empty, torch.zeros(len(first), dtype=torch.bool, device=first.device))
+            self._keep_rows(empty, 0)
             batches += [empty] * missing
         return batches, count
 
@@ -265,9 +264,8 @@ class RepresentationTrainer(HubTrainer):
         if not batch_samples:
             return None
         if self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader and self._incomplete:
-            first = next(iter(batch_samples[-1].values()))
-            rows = self._rows_of_its_own(len(first), self._incomplete)
-            self.leave_out(batch_samples[-1], torch.arange(len(first), device=first.device) < rows)
+            given = len(next(iter(batch_samples[-1].values())))
+            self._keep_rows(batch_samples[-1], self._rows_of_its_own(given, self._incomplete))
         count = sum(self.count_items(batch) for batch in batch_samples).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count[None]).sum(dim=0)
@@ -410,7 +408,7 @@ class RepresentationTrainer(HubTrainer):
     def _evaluate_in_training_batches(args: TrainingArguments) -> None:
         """Set the evaluation batch size to the training one, for losses that compare the rows of a batch.
 
-        With fewer rows to compare such a loss is lower, and could not be read beside the training loss.
+        With fewer rows to compare such a loss is lower, and could not be compared with the training loss.
         """
         if args.per_device_eval_batch_size == args.per_device_train_batch_size:
             return
@@ -437,8 +435,7 @@ class RepresentationTrainer(HubTrainer):
         # A rank without any runs the model too, because the others wait for it inside. Its one row is left out.
         inputs = {name: value[: max(rows, 1)] for name, value in inputs.items()}
         if self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader:
-            first = next(iter(inputs.values()))
-            self.leave_out(inputs, torch.arange(len(first), device=first.device) < rows)
+            self._keep_rows(inputs, rows)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         if rows:
@@ -456,6 +453,11 @@ class RepresentationTrainer(HubTrainer):
         if self.args.dataloader_drop_last or not has_length(loader.dataset):
             return 0
         return len(loader.dataset) % loader.total_batch_size
+
+    def _keep_rows(self, inputs: dict[str, torch.Tensor], rows: int) -> None:
+        """Leave out all rows of a micro-batch but the first `rows`, see `leave_out`."""
+        first = next(iter(inputs.values()))
+        self.leave_out(inputs, torch.arange(len(first), device=first.device) < rows)
 
     def _rows_of_its_own(self, batch_size: int, remainder: int) -> int:
         """How many rows of this rank's batch are no repetitions, which fill the last batches up to the same size.

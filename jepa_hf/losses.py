@@ -195,14 +195,15 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
-        return _all_reduced(values)
+        return all_reduced(values)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return _all_reduced(gradient)
+        return all_reduced(gradient)
 
 
-def _all_reduced(values: torch.Tensor) -> torch.Tensor:
+def all_reduced(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all ranks, without gradient."""
     values = values.contiguous().clone()
     distributed.all_reduce(values)
     return values

@@ -487,8 +487,10 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             per_view = document_counts(target_samples, most).unflatten(0, (len(seen), -1)).sum(dim=1)
             # A sample without targets, such as a row that only fills up a batch, is compared with nothing.
             counted = per_view.unflatten(0, (batch, -1)).sum(dim=1) > 0
-            of_counted = repeat_samples(counted, len(seen) // batch).gather(1, read.clamp_min(0)) & seen
-            self._add_losses(output, clean, encoded, of_counted, counted.sum(), positions, valid, total)
+            self._add_losses(output, clean, encoded, positions, valid, total)
+            if self.config.variance_weight > 0 or self.config.covariance_weight > 0 or self.config.sigreg_weight > 0:
+                of_counted = repeat_samples(counted, len(seen) // batch).gather(1, read.clamp_min(0)) & seen
+                self._add_statistics(output, encoded.last_hidden_state, of_counted, counted.sum(), total)
             if self.config.contrastive_weight > 0:
                 same_size = sequence_valid is None
                 self._add_contrast(output, _by_sample(per_view[..., None], batch), counted.flatten(), same_size, total)
@@ -600,18 +602,11 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         output: JepaOutput,
         clean: dict[str, torch.Tensor],
         encoded: Any,
-        counted: torch.Tensor,
-        num_samples: torch.Tensor,
         positions: torch.Tensor,
         valid: torch.Tensor,
         total: torch.Tensor | int,
     ) -> None:
-        """Add the losses of predictions and tokens, and the statistics of the context encoder's outputs.
-
-        Args:
-            counted: bool `[B * views, C]`, the outputs that statistics are about.
-            num_samples: scalar, how many samples these are of.
-        """
+        """Add the losses of predictions and tokens."""
         config = self.config
         here = output.num_targets.clamp_min(1)
         predictions, targets = output.predictions.flatten(0, 1), output.targets.flatten(0, 1)
@@ -626,9 +621,26 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             summed = self._mlm_sum(clean, encoded, predictions, positions, valid)
             output.mlm_loss = summed / here
             loss = loss + config.mlm_weight * summed / total
-        # Statistics of the micro-batch count by its share of the update's targets, so that the shares add up to 1.
-        share = output.num_targets / total
-        states = encoded.last_hidden_state
+        output.loss = loss
+
+    def _add_statistics(
+        self,
+        output: JepaOutput,
+        states: torch.Tensor,
+        counted: torch.Tensor,
+        num_samples: torch.Tensor,
+        total: torch.Tensor | int,
+    ) -> None:
+        """Add the statistics of the context encoder's outputs.
+
+        A micro-batch counts by its share of the update's targets, so that the shares add up to 1.
+
+        Args:
+            states: `[B * views, C, D]`.
+            counted: bool `[B * views, C]`, the outputs that statistics are about.
+            num_samples: scalar, how many samples these are of.
+        """
+        config, loss, share = self.config, output.loss, output.num_targets / total
         if config.variance_weight > 0:
             output.variance_loss = variance_hinge(states, counted)
             loss = loss + config.variance_weight * share * output.variance_loss

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributed
 
-from .losses import cosine_distance, without_autocast
+from .losses import all_reduced, cosine_distance, without_autocast
 
 PAIR_LOSSES = ("cosine", "l2", "mse", "infonce")
 
@@ -108,9 +108,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.contiguous().clone()
-        distributed.all_reduce(gradient)
-        return gradient.chunk(distributed.get_world_size())[distributed.get_rank()]
+        return all_reduced(gradient).chunk(distributed.get_world_size())[distributed.get_rank()]
 
 
 def draw_triples(first: torch.Tensor, last: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

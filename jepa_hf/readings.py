@@ -51,7 +51,7 @@ class Rules:
     Args:
         constant_lost: a constant predictor whose loss is below this share of its start predicts targets that are all
             alike.
-        chance: a hit rate below so many times chance is chance,
+        chance: a hit rate below this multiple of chance is chance,
         skill: and so is one among a sample's own targets with less than this share of the way from chance to 1.
         kept: a rank below this share of its start, or of the random start's, is a warning, and below the watchdog's
             share the representation has collapsed;

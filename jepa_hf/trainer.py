@@ -408,12 +408,6 @@ class JepaTrainer(RepresentationTrainer):
 
     # ---- what is written
 
-    def _passes_read(self) -> dict[str, float]:
-        """How often the rows were read. A stream has no length, so that only its complete passes are known."""
-        if isinstance(self.train_dataset, Sized):
-            return {"epochs": round(self.state.epoch or 0.0, 2)}
-        return {"complete passes": self._passes.passes}
-
     def write_final(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         export_run(model, output_dir, self.processing_class, self.args.export_encoder, state_dict)
 
@@ -457,6 +451,10 @@ class JepaTrainer(RepresentationTrainer):
             if values:
                 started = evaluations[0]["step"] < evaluations[-1]["step"]
                 metrics[metric.replace("_", " ")] = (values[0] if started else None, values[-1])
+        # A stream has no length, so that only its complete passes are known.
+        passes = (
+            {"complete passes": self._passes.passes} if self._is_stream else {"epochs": round(state.epoch or 0.0, 2)}
+        )
         return CardFacts(
             name=name,
             modality=self.model.backbone.modality,
@@ -468,7 +466,7 @@ class JepaTrainer(RepresentationTrainer):
             rows=len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None,
             seen={
                 f"{_UNITS[self.model.backbone.modality]} read": int(state.num_input_tokens_seen),
-                **self._passes_read(),
+                **passes,
             },
             found=[f"step {step}: {sentence}" for step, sentence in self.found.values()]
             if any(map(is_measurement, state.log_history))
