@@ -73,7 +73,8 @@ class TargetExperiment(JepaForRepresentationPrediction):
     - "with_embedding": the input embedding is one of the averaged layers; "embedding": it is the only one.
     - "batch": in place of `target_norm`, each feature has mean 0 and variance 1 over all tokens of the batch.
     - "centred_by_token", "centred_by_position": the targets less their mean over the batch's tokens of the same id, or
-      at the same place.
+      at the same place, normalised once more; "centred_by_token_and_plain": their mean with the targets themselves.
+    - "whitened": the targets with the identity for a covariance over all tokens of the batch.
     """
 
     def choose(self, kind: str) -> None:
@@ -102,9 +103,17 @@ class TargetExperiment(JepaForRepresentationPrediction):
         total = self._normalize(total / len(layers), samples, most)
         if self.kind == "centred_by_token":
             ids = clean["input_ids"].flatten()
-            total = _centred(total.flatten(0, 1), ids, self.config.encoder_config.vocab_size).view_as(total)
+            total = layer_normalize(
+                _centred(total.flatten(0, 1), ids, self.config.encoder_config.vocab_size).view_as(total)
+            )
+        elif self.kind == "centred_by_token_and_plain":
+            ids = clean["input_ids"].flatten()
+            centred = _centred(total.flatten(0, 1), ids, self.config.encoder_config.vocab_size).view_as(total)
+            total = (layer_normalize(centred) + total) / 2
         elif self.kind == "centred_by_position":
-            total = total - total.mean(dim=0, keepdim=True)
+            total = layer_normalize(total - total.mean(dim=0, keepdim=True))
+        elif self.kind == "whitened":
+            total = _whitened(total.flatten(0, 1)).view_as(total)
         gathered = gather_positions(total, positions.reshape(len(samples), -1)).reshape(*positions.shape, -1)
         means = None
         if self.config.contrastive_weight > 0:
@@ -124,6 +133,25 @@ def _centred(vectors: torch.Tensor, groups: torch.Tensor, count: int) -> torch.T
     sizes = vectors.new_zeros(count).index_add_(0, groups, torch.ones_like(vectors[:, 0]))
     others = (sizes[groups] - 1)[:, None]
     return torch.where(others > 0, vectors - (sums[groups] - vectors) / others.clamp_min(1), 0.0)
+
+
+def _whitened(vectors: torch.Tensor, floor: float = 0.01, iterations: int = 20) -> torch.Tensor:
+    """`[N, D]` times the inverse root of their covariance, by the Newton-Schulz iteration.
+
+    Args:
+        floor: added to each variance, as a share of their mean.
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        vectors = vectors.float() - vectors.float().mean(dim=0)
+        covariance = vectors.T @ vectors / len(vectors)
+        eye = torch.eye(len(covariance), device=vectors.device)
+        covariance = covariance + floor * covariance.diagonal().mean() * eye
+        scale = covariance.norm()
+        root, inverse = covariance / scale, eye
+        for _ in range(iterations):
+            step = 1.5 * eye - 0.5 * inverse @ root
+            root, inverse = root @ step, step @ inverse
+        return vectors @ inverse / scale.sqrt()
 
 
 def contrast_within_rows() -> None:
