@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
-from jepa_hf.health import findings
+from jepa_hf.monitoring.health import findings
 
 folder = Path(sys.argv[1])
 history = json.loads((folder / "metrics.json").read_text())["history"]

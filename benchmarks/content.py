@@ -50,12 +50,12 @@ from jepa_hf import (
     JepaTrainer,
     JepaTrainingArguments,
 )
-from jepa_hf.data import embedded_corpus, train_wordpiece_tokenizer
-from jepa_hf.data_collator import MaskingCollator
-from jepa_hf.health import prediction_health
-from jepa_hf.metrics import hit_rate, sample_means
-from jepa_hf.positions import gather_positions
-from jepa_hf.tokenization import tokenize_dataset
+from jepa_hf.data.text_datasets import embedded_corpus, train_wordpiece_tokenizer
+from jepa_hf.data.tokenization import tokenize_dataset
+from jepa_hf.masking.span_collator import MaskingCollator
+from jepa_hf.models.positions import gather_positions
+from jepa_hf.monitoring.health import prediction_health
+from jepa_hf.monitoring.metrics import hit_rate, sample_means
 
 ARMS: dict[str, dict[str, Any]] = {
     "before": {"pred_init": "small", "prediction_weight": 1.0},
@@ -188,7 +188,7 @@ def without_rotary_angles() -> Iterator[None]:
     def zeros(positions: torch.Tensor, head_size: int) -> torch.Tensor:
         return torch.zeros(*positions.shape, head_size // 2, device=positions.device)
 
-    with mock.patch("jepa_hf.predictors.rotary_angles", zeros):
+    with mock.patch("jepa_hf.models.predictors.rotary_angles", zeros):
         yield
 
 

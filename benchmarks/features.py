@@ -39,7 +39,7 @@ from jepa_hf import (
     JepaTrainer,
     JepaTrainingArguments,
 )
-from jepa_hf.feature_data import feature_shape, feature_statistics
+from jepa_hf.data.feature_datasets import feature_shape, feature_statistics
 
 # Chosen with --validation; see RESULTS.md for what else was tried.
 ENCODER = {"embed_dim": 64, "encoder_depth": 3, "num_heads": 4, "dropout": 0.0}

@@ -2,8 +2,8 @@
 
     python benchmarks/health.py configs/quickstart.yaml --seeds 5 [--flag value ...]
 
-Runs a recipe once per seed and prints, per seed, the least that is left of what each threshold of `jepa_hf.health`
-looks at, as a share of its value at the start, over both encoders and all measurements. Of the last measurement it
+Runs a recipe once per seed and prints, per seed, the least that is left of what each threshold of
+`jepa_hf.monitoring.health` looks at, as a share of its value at the start, over both encoders and all measurements. Of the last measurement it
 prints the hit rate in a sample and the prediction loss over its best rival's; and what the watchdog found.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jepa_hf.cli.arguments import parse_command, quiet_libraries
 from jepa_hf.cli.train import run
-from jepa_hf.health import (
+from jepa_hf.monitoring.health import (
     DIMENSIONS_LEFT,
     DIRECTIONS_LEFT,
     POOLED_DIMENSIONS_LEFT,

@@ -23,12 +23,12 @@ from PIL import Image
 from transformers import IJepaConfig
 
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction
-from jepa_hf.block_masking import default_num_context, largest_target, sample_block_masks
-from jepa_hf.data_collator import chosen_positions
-from jepa_hf.ema import decay_at, match_parameters
-from jepa_hf.losses import covariance_penalty, sigreg, variance_hinge
-from jepa_hf.masking import content_keys
-from jepa_hf.metrics import effective_rank, mean_pairwise_cosine
+from jepa_hf.masking.block_sampling import default_num_context, largest_target, sample_block_masks
+from jepa_hf.masking.span_collator import chosen_positions
+from jepa_hf.masking.span_sampling import content_keys
+from jepa_hf.models.losses import covariance_penalty, sigreg, variance_hinge
+from jepa_hf.monitoring.metrics import effective_rank, mean_pairwise_cosine
+from jepa_hf.training.ema import decay_at, match_parameters
 
 BASE = {
     "epochs": 12, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.05, "weight_decay_end": 0.05, "warmup": 0.1,

@@ -48,14 +48,14 @@ from jepa_hf.cli.arguments import Parsed, parse_command, quiet_libraries
 from jepa_hf.cli.prepare import prepare
 from jepa_hf.cli.prepared import Prepared
 from jepa_hf.cli.train import complete
-from jepa_hf.embedding import Embedder
-from jepa_hf.evaluation import linear_probe, spearman
-from jepa_hf.evaluation_tasks import TaskArguments, load_tasks
-from jepa_hf.health import is_measurement
-from jepa_hf.losses import batch_standardize, layer_normalize
-from jepa_hf.packing import document_means
-from jepa_hf.positions import gather_positions
-from jepa_hf.run_directory import RunPlan
+from jepa_hf.evaluation.embedder import Embedder
+from jepa_hf.evaluation.scoring import linear_probe, spearman
+from jepa_hf.evaluation.tasks import TaskArguments, load_tasks
+from jepa_hf.models.losses import batch_standardize, layer_normalize
+from jepa_hf.models.packed_sequences import document_means
+from jepa_hf.models.positions import gather_positions
+from jepa_hf.monitoring.health import is_measurement
+from jepa_hf.training.run_directory import RunPlan
 
 POOLING = ("mean", "layers")
 # Nothing but training is to take time.

@@ -35,7 +35,7 @@ from jepa_hf import (
     JepaTrainer,
     JepaTrainingArguments,
 )
-from jepa_hf.callbacks import EmaTargetCallback
+from jepa_hf.training.callbacks import EmaTargetCallback
 
 Row = dict[str, Any]
 

@@ -18,8 +18,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from jepa_hf.cli.arguments import parse_command, quiet_libraries
 from jepa_hf.cli.train import run
-from jepa_hf.ema import decay_at, default_decay_range
-from jepa_hf.health import representation_health
+from jepa_hf.monitoring.health import representation_health
+from jepa_hf.training.ema import decay_at, default_decay_range
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "images"

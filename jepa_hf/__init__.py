@@ -2,20 +2,20 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
-from .callbacks import EmaTargetCallback, WeightDecayCallback
 from .cli.train import pretrain
-from .configuration_feature_encoder import FeatureEncoderConfig
-from .configuration_jepa import JepaConfig
-from .data_collator import DataCollatorForSpanJEPA
-from .embedding import Embedder
+from .data.tokenization import tokenize_dataset
 from .errors import UsageError
-from .feature_collator import DataCollatorForFeatureJEPA
-from .image_collator import DataCollatorForBlockJEPA
-from .modeling_feature_encoder import FeatureEncoderModel
-from .modeling_jepa import JepaForRepresentationPrediction, JepaOutput
-from .tokenization import tokenize_dataset
-from .trainer import JepaTrainer
-from .training_args import JepaTrainingArguments
+from .evaluation.embedder import Embedder
+from .masking.block_collator import DataCollatorForBlockJEPA
+from .masking.feature_collator import DataCollatorForFeatureJEPA
+from .masking.span_collator import DataCollatorForSpanJEPA
+from .models.configuration_feature_encoder import FeatureEncoderConfig
+from .models.configuration_jepa import JepaConfig
+from .models.modeling_feature_encoder import FeatureEncoderModel
+from .models.modeling_jepa import JepaForRepresentationPrediction, JepaOutput
+from .training.callbacks import EmaTargetCallback, WeightDecayCallback
+from .training.trainer import JepaTrainer
+from .training.training_args import JepaTrainingArguments
 from .version import __version__
 
 __all__ = [

@@ -1,11 +1,8 @@
 """The exceptions whose message is for the user."""
 
+from .models.errors import UsageError
 
-class UsageError(ValueError):
-    """Bad input. Its message is one sentence that names the thing and the remedy.
-
-    The command line prints it on stderr and exits with code 2; from Python it is an ordinary `ValueError`.
-    """
+__all__ = ["RunError", "UsageError"]
 
 
 class RunError(RuntimeError):

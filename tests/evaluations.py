@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jepa_hf.evaluation import METRICS, Evaluation, Health, Interval, Sample, Score
-from jepa_hf.evaluation_tasks import Split, Task
+from jepa_hf.evaluation.scoring import METRICS, Evaluation, Health, Interval, Sample, Score
+from jepa_hf.evaluation.tasks import Split, Task
 
 KINDS = {"topics": "labels", "pairs": "similarity", "answers": "retrieval"}
 

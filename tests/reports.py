@@ -11,7 +11,7 @@ from commands import train
 from PIL import Image
 from tiny import CORPUS
 
-from jepa_hf.health import is_measurement
+from jepa_hf.monitoring.health import is_measurement
 
 NASTY = '<script>alert("x")</script> & $body'
 _SIZES = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2"

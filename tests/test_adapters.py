@@ -13,10 +13,10 @@ from tiny import CORPUS, FAMILIES, save_tiny_encoder, tiny_tokenizer, write_line
 from transformers import AutoModel, AutoModelForMaskedLM, ViTModel
 
 from jepa_hf import JepaForRepresentationPrediction, UsageError
-from jepa_hf.adapters import is_adapter
 from jepa_hf.cli.main import main
-from jepa_hf.ema import decay_at
-from jepa_hf.export import export_masked_lm, export_run
+from jepa_hf.hub.export import export_masked_lm, export_run
+from jepa_hf.models.lora import is_adapter
+from jepa_hf.training.ema import decay_at
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}
 PREDICTORS = ("predictor.", "pooled_predictor.")

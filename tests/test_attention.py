@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, PreTrainedModel, RobertaConfig
 
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction
-from jepa_hf.attention import SDPA_UNMASKED, unmasked_where_possible
+from jepa_hf.models.attention import SDPA_UNMASKED, unmasked_where_possible
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 99}
 

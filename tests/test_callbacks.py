@@ -15,8 +15,8 @@ from tiny import save_tiny_encoder
 from torch import nn
 
 from jepa_hf import EmaTargetCallback, JepaForRepresentationPrediction, JepaTrainer
-from jepa_hf.callbacks import unwrapped
-from jepa_hf.ema import decay_at, default_decay_range
+from jepa_hf.training.callbacks import unwrapped
+from jepa_hf.training.ema import decay_at, default_decay_range
 
 
 def by_row(batches: list[Batch]) -> dict[tuple[int, ...], list[tuple[int, ...]]]:

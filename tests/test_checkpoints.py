@@ -16,8 +16,8 @@ from jepa_batches import rows
 from jepa_runs import At, StopAfter, trainer, weights
 
 from jepa_hf import UsageError
-from jepa_hf.base_trainer import RepresentationTrainer
-from jepa_hf.checkpoints import (
+from jepa_hf.training.base_trainer import RepresentationTrainer
+from jepa_hf.training.checkpoints import (
     MANIFEST,
     aside,
     begin,

@@ -13,8 +13,8 @@ from transformers.trainer_utils import SaveStrategy
 
 from jepa_hf import JepaConfig, UsageError
 from jepa_hf.cli.arguments import ModelArguments, complain, objective_of, parse_command, parse_flags
-from jepa_hf.cli.llm import LLM_CLASSES
 from jepa_hf.cli.main import main as jepa_hf_main
+from jepa_hf.cli.train_llm import LLM_CLASSES
 from jepa_hf.version import __version__
 
 RECIPES = sorted(REPOSITORY.glob("configs/*.yaml"))

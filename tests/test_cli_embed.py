@@ -15,7 +15,7 @@ from commands import REPOSITORY
 from tiny import CORPUS, save_tiny_encoder, write_lines
 
 from jepa_hf.cli.main import main
-from jepa_hf.embedding import Embedder
+from jepa_hf.evaluation.embedder import Embedder
 
 
 @pytest.fixture(scope="module")

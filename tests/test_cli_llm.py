@@ -23,12 +23,12 @@ from tiny import save_tiny_encoder, write_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM, TrainerCallback
 
 import jepa_hf
-from jepa_hf.checkpoints import damage
-from jepa_hf.cli import llm as llm_module
+from jepa_hf.cli import train_llm as llm_module
 from jepa_hf.cli.main import main as jepa_hf_main
 from jepa_hf.cli.train import main
+from jepa_hf.hub.push import files_to_push
 from jepa_hf.llm_jepa import LlmJepaTrainer
-from jepa_hf.sharing import files_to_push
+from jepa_hf.training.checkpoints import damage
 
 torch.set_num_threads(1)  # as the fresh processes, whose weights are compared
 

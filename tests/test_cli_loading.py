@@ -1,9 +1,9 @@
-"""Claims about `jepa_hf/cli/loading.py`: configurations of random starts."""
+"""Claims about `jepa_hf/cli/encoder_loading.py`: configurations of random starts."""
 
 import pytest
 from transformers import AutoConfig, LlamaConfig, ModernBertConfig
 
-from jepa_hf.cli.loading import overridden
+from jepa_hf.cli.encoder_loading import overridden
 
 
 def test_what_follows_from_an_overridden_size_follows_it() -> None:

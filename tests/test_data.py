@@ -1,4 +1,4 @@
-"""Claims of jepa_hf/data.py."""
+"""Claims of jepa_hf/data/text_datasets.py."""
 
 import csv
 import gzip
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, HfArgumentParser
 
 from jepa_hf import UsageError
-from jepa_hf.data import DataArguments, embedded_corpus, load_text_datasets, train_wordpiece_tokenizer
+from jepa_hf.data.text_datasets import DataArguments, embedded_corpus, load_text_datasets, train_wordpiece_tokenizer
 
 TEXTS = ["A first text.", 'With a comma, a "quote" and ünïcödé ☕.', "The last text."]
 ENDINGS = ("txt", "text", "md", "jsonl", "json", "csv", "tsv", "parquet")
@@ -475,7 +475,7 @@ class TestNamedDatasets:
     def test_a_stream_without_features_works_too(self, monkeypatch):
         stream = IterableDataset.from_generator(lambda: iter([{"id": 1, "body": "a"}, {"id": 2, "body": None}]))
         assert stream.features is None
-        monkeypatch.setattr("jepa_hf.data.load_dataset", lambda *args, **kwargs: {"train": stream})
+        monkeypatch.setattr("jepa_hf.data.text_datasets.load_dataset", lambda *args, **kwargs: {"train": stream})
         assert texts_of(load(dataset_name="any", streaming=True)) == ["a"]
 
     def test_an_unknown_configuration_is_named(self, dataset_name):

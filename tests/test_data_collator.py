@@ -13,8 +13,8 @@ from tiny import CORPUS, FAMILIES, tiny_tokenizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from jepa_hf.data_collator import DataCollatorForSpanJEPA
 from jepa_hf.errors import UsageError
+from jepa_hf.masking.span_collator import DataCollatorForSpanJEPA
 
 few = settings(max_examples=40, deadline=None)
 BERT = tiny_tokenizer("bert")

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from jepa_hf.divided import load_optimizer_state, load_weights, whole_optimizer_state
+from jepa_hf.distributed.fsdp_state import load_optimizer_state, load_weights, whole_optimizer_state
 
 
 def linear(seed: int) -> nn.Linear:

@@ -19,8 +19,8 @@ from tiny import CORPUS, save_tiny_encoder, write_lines
 
 import jepa_hf
 from jepa_hf.cli.arguments import _CLASSES, _names, _Parser
-from jepa_hf.cli.llm import LLM_CLASSES
 from jepa_hf.cli.main import main
+from jepa_hf.cli.train_llm import LLM_CLASSES
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel, JepaConfig, JepaForRepresentationPrediction
-from jepa_hf.ema import match_parameters, update_target
-from jepa_hf.losses import smooth_l1
-from jepa_hf.predictors import TokenPredictor
+from jepa_hf.models.losses import smooth_l1
+from jepa_hf.models.predictors import TokenPredictor
+from jepa_hf.training.ema import match_parameters, update_target
 
 SMALL = {"embed_dim": 16, "predictor_embed_dim": 8, "encoder_depth": 2, "predictor_depth": 2, "num_heads": 4}
 

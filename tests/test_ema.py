@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from jepa_hf.ema import (
+from jepa_hf.distributed.sharding import plain_name
+from jepa_hf.errors import UsageError
+from jepa_hf.training.ema import (
     decay_at,
     default_decay_range,
     match_parameters,
-    plain_name,
     relative_distance,
     start_share,
     update_target,
 )
-from jepa_hf.errors import UsageError
 
 few = settings(max_examples=60, deadline=None)
 

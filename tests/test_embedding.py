@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel, JepaForRepresentationPrediction, UsageError
-from jepa_hf.embedding import POOLINGS, Embedder
-from jepa_hf.export import export_run
+from jepa_hf.evaluation.embedder import POOLINGS, Embedder
+from jepa_hf.hub.export import export_run
 
 torch.set_num_threads(1)
 

@@ -22,8 +22,8 @@ from sklearn.preprocessing import StandardScaler
 from tiny import CORPUS, tiny_tokenizer
 
 from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel, UsageError
-from jepa_hf.embedding import Embedder
-from jepa_hf.evaluation import (
+from jepa_hf.evaluation.embedder import Embedder
+from jepa_hf.evaluation.scoring import (
     METRICS,
     PENALTIES,
     Evaluation,
@@ -34,7 +34,7 @@ from jepa_hf.evaluation import (
     retrieval,
     spearman,
 )
-from jepa_hf.evaluation_tasks import Split, Task
+from jepa_hf.evaluation.tasks import Split, Task
 
 torch.set_num_threads(1)
 

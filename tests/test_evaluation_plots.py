@@ -9,7 +9,7 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jepa_hf.evaluation_plots import plot_maps, plot_scores, plot_spectrum
+from jepa_hf.evaluation.plots import plot_maps, plot_scores, plot_spectrum
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_hf import UsageError
-from jepa_hf.evaluation import Evaluation
-from jepa_hf.evaluation_report import BEGIN, END, read_card, to_json, to_markdown, update_card
+from jepa_hf.evaluation.results import BEGIN, END, read_card, to_json, to_markdown, update_card
+from jepa_hf.evaluation.scoring import Evaluation
 
 CARD = """\
 ---

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jepa_hf import UsageError
-from jepa_hf.evaluation_tasks import Task, TaskArguments, load_tasks
+from jepa_hf.evaluation.tasks import Task, TaskArguments, load_tasks
 
 Rows = list[dict[str, Any]]
 
@@ -154,7 +154,7 @@ def test_a_data_set_has_splits_and_names_of_classes(monkeypatch: pytest.MonkeyPa
         name: datasets.Dataset.from_list(labelled(count), features=features)
         for name, count in (("train", 20), ("test", 6))
     }
-    monkeypatch.setattr("jepa_hf.evaluation_tasks.load_named", lambda args: splits)
+    monkeypatch.setattr("jepa_hf.evaluation.tasks.load_named", lambda args: splits)
     task = load("me/reviews")
     assert (task.name, len(task.train), len(task.test), set(task.test.targets)) == ("reviews", 20, 6, {"bad", "good"})
 

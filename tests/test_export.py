@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from jepa_hf import DataCollatorForFeatureJEPA, JepaConfig, JepaForRepresentationPrediction, UsageError
-from jepa_hf.export import export_custom_code, export_encoder, export_masked_lm, export_run
+from jepa_hf.hub.export import export_custom_code, export_encoder, export_masked_lm, export_run
 
 SMALL_FEATURES = {"embed_dim": 16, "predictor_embed_dim": 8, "encoder_depth": 1, "predictor_depth": 1, "num_heads": 2}
 TEXTS = [CORPUS[3], CORPUS[15], "Wild rivers."]

@@ -22,10 +22,10 @@ from tiny import CORPUS, save_tiny_encoder, write_lines
 from transformers import TrainerCallback
 
 from jepa_hf import JepaTrainer
-from jepa_hf.checkpoints import damage
 from jepa_hf.cli import train as train_module
 from jepa_hf.cli.train import main
-from jepa_hf.interruption import InterruptionCallback
+from jepa_hf.training.checkpoints import damage
+from jepa_hf.training.signals import InterruptionCallback
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_hf.configuration_feature_encoder import FeatureEncoderConfig
 from jepa_hf.errors import UsageError
-from jepa_hf.feature_collator import DataCollatorForFeatureJEPA
-from jepa_hf.modeling_feature_encoder import FeatureEncoderModel
+from jepa_hf.masking.feature_collator import DataCollatorForFeatureJEPA
+from jepa_hf.models.configuration_feature_encoder import FeatureEncoderConfig
+from jepa_hf.models.modeling_feature_encoder import FeatureEncoderModel
 
 few = settings(max_examples=40, deadline=None)
 

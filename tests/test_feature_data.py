@@ -1,4 +1,4 @@
-"""Claims of jepa_hf/feature_data.py."""
+"""Claims of jepa_hf/data/feature_datasets.py."""
 
 import gzip
 import json
@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from jepa_hf import feature_data
-from jepa_hf.data import DataArguments
+from jepa_hf.data.feature_datasets import feature_shape, feature_statistics, load_feature_datasets, longest_series
+from jepa_hf.data.text_datasets import DataArguments
+from jepa_hf.data.text_datasets import feature_datasets as feature_data
 from jepa_hf.errors import UsageError
-from jepa_hf.feature_data import feature_shape, feature_statistics, load_feature_datasets, longest_series
 
 RANDOM = np.random.default_rng(0)
 VECTORS = RANDOM.normal(size=(7, 3)).astype(np.float32)

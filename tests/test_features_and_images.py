@@ -19,7 +19,7 @@ from jepa_hf import (
     JepaTrainer,
     UsageError,
 )
-from jepa_hf.ema import decay_at
+from jepa_hf.training.ema import decay_at
 
 TINY = {"embed_dim": 32, "predictor_embed_dim": 16, "encoder_depth": 2, "predictor_depth": 2, "num_heads": 4}
 KINDS = ("patches", "flat", "time", "images")

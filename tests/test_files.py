@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jepa_hf.files import left_behind, put_in_place, remove, whole_file, whole_files
+from jepa_hf.utils.atomic_files import left_behind, put_in_place, remove, whole_file, whole_files
 
 
 def tree(folder: Path) -> dict[str, str]:

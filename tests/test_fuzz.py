@@ -39,17 +39,17 @@ from tiny import tiny_config, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
 from jepa_hf.cli.arguments import complain, parse_command
-from jepa_hf.cli.loading import load_encoder_config
-from jepa_hf.configuration_feature_encoder import FeatureEncoderConfig
-from jepa_hf.configuration_jepa import JepaConfig
-from jepa_hf.data import DataArguments, find_files, load_text_datasets
-from jepa_hf.data_collator import DataCollatorForSpanJEPA
+from jepa_hf.cli.encoder_loading import load_encoder_config
+from jepa_hf.data.feature_datasets import load_feature_datasets
+from jepa_hf.data.image_datasets import load_image_datasets
+from jepa_hf.data.text_datasets import DataArguments, find_files, load_text_datasets
 from jepa_hf.errors import UsageError
-from jepa_hf.evaluation_tasks import load_tasks
-from jepa_hf.feature_collator import DataCollatorForFeatureJEPA
-from jepa_hf.feature_data import load_feature_datasets
-from jepa_hf.image_collator import DataCollatorForBlockJEPA
-from jepa_hf.image_data import load_image_datasets
+from jepa_hf.evaluation.tasks import load_tasks
+from jepa_hf.masking.block_collator import DataCollatorForBlockJEPA
+from jepa_hf.masking.feature_collator import DataCollatorForFeatureJEPA
+from jepa_hf.masking.span_collator import DataCollatorForSpanJEPA
+from jepa_hf.models.configuration_feature_encoder import FeatureEncoderConfig
+from jepa_hf.models.configuration_jepa import JepaConfig
 
 CASES = int(os.environ.get("JEPA_HF_FUZZ_CASES", "250"))
 PATIENCE = 30.0  # seconds

@@ -13,7 +13,9 @@ from jepa_batches import rows, tiny_jepa
 from jepa_runs import trainer
 
 from jepa_hf import JepaTrainer
-from jepa_hf.health import (
+from jepa_hf.hub.model_card import render_card
+from jepa_hf.monitoring.assessment import Level
+from jepa_hf.monitoring.health import (
     MOST_CANDIDATES,
     best_rival,
     diagnose,
@@ -22,10 +24,8 @@ from jepa_hf.health import (
     prediction_health,
     representation_health,
 )
-from jepa_hf.metrics import effective_rank, sample_hit_rate, sample_means, within_sample_share
-from jepa_hf.model_card import render_card
-from jepa_hf.readings import Level
-from jepa_hf.report import write_report
+from jepa_hf.monitoring.metrics import effective_rank, sample_hit_rate, sample_means, within_sample_share
+from jepa_hf.report.run_report import write_report
 
 RIVALS_OF = ("constant", "position", "sample")
 

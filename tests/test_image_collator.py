@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil, IJepaConfig, ViTImageProcessorPil
 
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction
-from jepa_hf.block_masking import default_num_context, largest_target, sample_block_masks
 from jepa_hf.errors import UsageError
-from jepa_hf.image_collator import DataCollatorForBlockJEPA, _crop_box
-from jepa_hf.masking import uniforms
+from jepa_hf.masking.block_collator import DataCollatorForBlockJEPA, _crop_box
+from jepa_hf.masking.block_sampling import default_num_context, largest_target, sample_block_masks
+from jepa_hf.masking.span_sampling import uniforms
 
 torch.set_num_threads(1)
 few = settings(max_examples=40, deadline=None)
@@ -112,8 +112,8 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
         noted["augmentation"] = keys
         return uniforms(keys, *arguments)
 
-    monkeypatch.setattr("jepa_hf.image_collator.sample_block_masks", sample)
-    monkeypatch.setattr("jepa_hf.image_collator.uniforms", draw)
+    monkeypatch.setattr("jepa_hf.masking.block_collator.sample_block_masks", sample)
+    monkeypatch.setattr("jepa_hf.masking.block_collator.uniforms", draw)
     return noted
 
 

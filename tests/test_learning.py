@@ -23,7 +23,7 @@ from jepa_hf import (
     JepaTrainer,
     JepaTrainingArguments,
 )
-from jepa_hf.metrics import sample_means
+from jepa_hf.monitoring.metrics import sample_means
 
 DIGITS = load_digits()
 # 64 grey values; a row of the image is a patch of eight.

@@ -42,7 +42,7 @@ from transformers import (
 from jepa_hf import UsageError
 from jepa_hf.llm_jepa import DataCollatorForPairedViews, PairedViewObjective, PairedViewTokenizer
 from jepa_hf.llm_jepa.objective import check_model, decoder_of
-from jepa_hf.llm_jepa.views import predictor_tokens
+from jepa_hf.llm_jepa.view_tokenizer import predictor_tokens
 
 COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 128}
 COMMON |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}

@@ -16,12 +16,12 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, OPTConfig, OPTForCausalLM
 
 from jepa_hf import UsageError
+from jepa_hf.hub.model_card import DataNames
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments
+from jepa_hf.llm_jepa.losses import pair_distance
 from jepa_hf.llm_jepa.objective import _draws_of_rows, decoder_of
 from jepa_hf.llm_jepa.trainer import TEACHER_FILE
-from jepa_hf.model_card import DataNames
-from jepa_hf.pair_losses import pair_distance
-from jepa_hf.running_means import RunningMeans
+from jepa_hf.training.metric_accumulator import RunningMeans
 
 torch.set_num_threads(1)
 

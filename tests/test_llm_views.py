@@ -9,7 +9,7 @@ from paired_views import CHATML, conversations, tokenizer
 
 from jepa_hf import UsageError
 from jepa_hf.llm_jepa import PairedViewTokenizer
-from jepa_hf.llm_jepa.views import IGNORED, predictor_tokens
+from jepa_hf.llm_jepa.view_tokenizer import IGNORED, predictor_tokens
 
 # Other ways to write a conversation that models have.
 LLAMA3 = (

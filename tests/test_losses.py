@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_hf.losses import (
+from jepa_hf.models.contrastive import infonce
+from jepa_hf.models.losses import (
     batch_standardize,
     cosine_distance,
     covariance_penalty,
@@ -23,7 +24,6 @@ from jepa_hf.losses import (
     smooth_l1,
     variance_hinge,
 )
-from jepa_hf.pair_losses import infonce
 
 few = settings(max_examples=40, deadline=None)
 SEEDS = st.integers(0, 2**31)

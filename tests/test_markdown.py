@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from jepa_hf.markdown import escaped, in_code, one_line, table
+from jepa_hf.utils.markdown import escaped, in_code, one_line, table
 
 # As the Hub reads: tags, tables, struck-out text.
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])

@@ -30,7 +30,7 @@ from jepa_hf import (
     JepaForRepresentationPrediction,
     UsageError,
 )
-from jepa_hf.mask_plots import _GREY, _pieces, _wrapped, plot_masks, write_masks
+from jepa_hf.monitoring.mask_plots import _GREY, _pieces, _wrapped, plot_masks, write_masks
 
 torch.set_num_threads(1)
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_hf.losses import prediction_loss
-from jepa_hf.metrics import (
+from jepa_hf.models.losses import prediction_loss
+from jepa_hf.monitoring.metrics import (
     constant_predictor_loss,
     effective_rank,
     group_predictor_loss,

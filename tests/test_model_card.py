@@ -19,9 +19,9 @@ from test_markdown import NASTY
 from tiny import CORPUS, save_tiny_encoder, write_lines
 
 from jepa_hf import JepaConfig
-from jepa_hf.evaluation_report import update_card
-from jepa_hf.markdown import one_line
-from jepa_hf.model_card import CITATIONS, CardFacts, DataNames, rename_card, render_card
+from jepa_hf.evaluation.results import update_card
+from jepa_hf.hub.model_card import CITATIONS, CardFacts, DataNames, rename_card, render_card
+from jepa_hf.utils.markdown import one_line
 
 
 def facts(**changes: Any) -> CardFacts:
@@ -190,8 +190,8 @@ def test_a_card_of_somebody_s_own_is_not_renamed() -> None:
     ],
 )
 def test_only_what_a_run_used_is_cited(config: Any, expected: set[str]) -> None:
-    from jepa_hf.backbones import backbone_for
-    from jepa_hf.trainer import _citations
+    from jepa_hf.models.backbones import backbone_for
+    from jepa_hf.training.trainer import _citations
 
     built = config()
     used = _citations(built, backbone_for(built.encoder_config).modality)

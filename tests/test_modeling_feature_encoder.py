@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from jepa_batches import strengthen
 from transformers import AutoConfig, AutoModel
 
-from jepa_hf.configuration_feature_encoder import FeatureEncoderConfig
 from jepa_hf.errors import UsageError
-from jepa_hf.modeling_feature_encoder import FeatureEncoderModel
+from jepa_hf.models.configuration_feature_encoder import FeatureEncoderConfig
+from jepa_hf.models.modeling_feature_encoder import FeatureEncoderModel
 
 torch.set_num_threads(1)
 

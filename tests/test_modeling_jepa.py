@@ -37,8 +37,8 @@ from jepa_hf import (
     JepaTrainer,
     UsageError,
 )
-from jepa_hf.export import export_run
-from jepa_hf.positions import sincos_positions
+from jepa_hf.hub.export import export_run
+from jepa_hf.models.positions import sincos_positions
 
 Batch = dict[str, torch.Tensor]
 MODES = [("bert", "kept", "mlp"), ("bert", "kept", "transformer"), ("bert", "dropped", "transformer")]
@@ -130,7 +130,7 @@ def test_without_a_head_in_the_checkpoint_the_head_is_random_and_that_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr("jepa_hf.modeling_jepa.logger.warning", warnings.append)
+    monkeypatch.setattr("jepa_hf.models.modeling_jepa.logger.warning", warnings.append)
     for head in (None, "mlm"):
         name = save_tiny_encoder("bert", tmp_path / str(head), head=head, std=0.3)
         model = JepaForRepresentationPrediction.from_encoder_pretrained(name, mlm_weight=0.5)

@@ -10,10 +10,10 @@ from tiny import tiny_tokenizer
 
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction, UsageError
 from jepa_hf.cli.train import main
-from jepa_hf.embedding import Embedder
-from jepa_hf.evaluation import evaluate
-from jepa_hf.evaluation_tasks import load_tasks
-from jepa_hf.online_probe import OnlineProbe
+from jepa_hf.evaluation.embedder import Embedder
+from jepa_hf.evaluation.online_probe import OnlineProbe
+from jepa_hf.evaluation.scoring import evaluate
+from jepa_hf.evaluation.tasks import load_tasks
 
 ANIMALS, METALS = "the cat and the dog saw a small bird", "iron and gold and old silver melt in the fire"
 QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "--save_strategy", "no"]

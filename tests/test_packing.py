@@ -20,8 +20,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction, UsageError
-from jepa_hf.packing import document_counts, document_means, instance_normalize, positions_in_documents, same_document
-from jepa_hf.tokenization import PACKING_WINDOW, best_fit_decreasing, pack_dataset, tokenize_dataset
+from jepa_hf.data.tokenization import PACKING_WINDOW, best_fit_decreasing, pack_dataset, tokenize_dataset
+from jepa_hf.models.packed_sequences import (
+    document_counts,
+    document_means,
+    instance_normalize,
+    positions_in_documents,
+    same_document,
+)
 
 Batch = dict[str, torch.Tensor]
 

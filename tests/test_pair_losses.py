@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepa_hf.pair_losses import draw_triples, infonce, pair_distance, patch_distance, tube_distance
+from jepa_hf.llm_jepa.losses import draw_triples, pair_distance, patch_distance, tube_distance
+from jepa_hf.models.contrastive import infonce
 
 
 def vectors(*shape: int, seed: int = 0) -> torch.Tensor:

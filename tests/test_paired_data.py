@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from paired_views import conversations
 
 from jepa_hf import UsageError
-from jepa_hf.paired_data import PairedDataArguments, embedded_rows, load_paired_rows, train_bpe_tokenizer
+from jepa_hf.llm_jepa.paired_data import PairedDataArguments, embedded_rows, load_paired_rows, train_bpe_tokenizer
 
 
 def write(path: Path, rows: list[dict]) -> str:

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from jepa_hf.plots import plot_training
+from jepa_hf.monitoring.training_plots import plot_training
 
 LOG: list[dict[str, Any]] = [
     {"eval_loss": 1.2, "eval_prediction_loss": 1.2, "eval_hit_rate": 0.1, "eval_target_rank": 20.0, "step": 0},

@@ -6,9 +6,9 @@ import pytest
 import torch
 from jepa_batches import strengthen, text_batch, tiny_jepa
 
-from jepa_hf.packing import documents_at, positions_in_documents, same_document
-from jepa_hf.positions import gather_positions, rotary_angles, sincos_positions
-from jepa_hf.predictors import MLPPredictor, TransformerPredictor
+from jepa_hf.models.packed_sequences import documents_at, positions_in_documents, same_document
+from jepa_hf.models.positions import gather_positions, rotary_angles, sincos_positions
+from jepa_hf.models.predictors import MLPPredictor, TransformerPredictor
 
 N, C, T, WIDTH, LENGTH = 3, 6, 4, 16, 12
 

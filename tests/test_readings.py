@@ -7,8 +7,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jepa_hf.plots import PANELS
-from jepa_hf.readings import RULES, History, Level, Reading, curve, read_findings, read_samples, reasons, verdict
+from jepa_hf.monitoring.assessment import (
+    RULES,
+    History,
+    Level,
+    Reading,
+    curve,
+    read_findings,
+    read_samples,
+    reasons,
+    verdict,
+)
+from jepa_hf.monitoring.training_plots import PANELS
 
 
 def evaluated(steps: int = 300, **last: float) -> History:

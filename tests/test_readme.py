@@ -12,8 +12,8 @@ from jepa_hf.cli.arguments import _CLASSES, _names, _Parser
 from jepa_hf.cli.embed import _parser as embed_parser
 from jepa_hf.cli.evaluate import _parser as evaluate_parser
 from jepa_hf.cli.generate import _parser as generate_parser
-from jepa_hf.cli.llm import LLM_CLASSES
 from jepa_hf.cli.push import _parser as push_parser
+from jepa_hf.cli.train_llm import LLM_CLASSES
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 

@@ -18,9 +18,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from jepa_hf import UsageError
 from jepa_hf.cli.main import main
-from jepa_hf.readings import Level
-from jepa_hf.report import nearest_neighbours, principal_components, singular_values, write_report
-from jepa_hf.report_plots import map_svg
+from jepa_hf.monitoring.assessment import Level
+from jepa_hf.report.figures import map_svg
+from jepa_hf.report.run_report import nearest_neighbours, principal_components, singular_values, write_report
 
 torch.set_num_threads(1)
 

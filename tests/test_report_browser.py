@@ -10,7 +10,7 @@ import torch
 from chromium import CHROMIUM, Page, browser
 from reports import collapse, feature_run, image_run, text_run
 
-from jepa_hf.report import write_report
+from jepa_hf.report.run_report import write_report
 
 torch.set_num_threads(1)
 

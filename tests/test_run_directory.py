@@ -10,11 +10,10 @@ from tiny import CORPUS, save_tiny_encoder, write_lines
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from jepa_hf import JepaTrainer, UsageError, run_directory
-from jepa_hf.checkpoints import aside, begin, publish
 from jepa_hf.cli import train as train_module
 from jepa_hf.cli.train import main
-from jepa_hf.files import remove
-from jepa_hf.run_directory import (
+from jepa_hf.training.checkpoints import aside, begin, publish
+from jepa_hf.training.run_directory import (
     RUN_FILE,
     RunPlan,
     finish_run,
@@ -23,6 +22,7 @@ from jepa_hf.run_directory import (
     start_run,
     versions,
 )
+from jepa_hf.utils.atomic_files import remove
 
 SETTINGS: dict[str, Any] = {"mask_ratio": 0.3, "max_steps": 20, "num_train_epochs": 3.0, "logging_steps": 10}
 

@@ -9,7 +9,7 @@ from commands import snapshot, train
 from hub import Fault, Hub
 
 from jepa_hf import UsageError
-from jepa_hf.sharing import Destination, PushError, files_to_push, open_repo, push_files, push_run
+from jepa_hf.hub.push import Destination, PushError, files_to_push, open_repo, push_files, push_run
 
 LFS = r"PUT /_lfs/"
 COMMIT = "POST /api/models/.*/commit/"

@@ -1,4 +1,4 @@
-"""Claims of jepa_hf/tokenization.py."""
+"""Claims of jepa_hf/data/tokenization.py."""
 
 import logging
 from itertools import pairwise
@@ -13,8 +13,8 @@ from tiny import CORPUS, FAMILIES, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from jepa_hf import UsageError
-from jepa_hf.data import DataArguments, load_text_datasets
-from jepa_hf.tokenization import tokenize_dataset
+from jepa_hf.data.text_datasets import DataArguments, load_text_datasets
+from jepa_hf.data.tokenization import tokenize_dataset
 
 LONG = max(CORPUS, key=len)
 
@@ -178,7 +178,7 @@ class TestCutsAreCounted:
         tokenize_dataset(texts_of(*texts), tiny_tokenizer("bert"), max_seq_length=8)
         assert caplog.record_tuples == [
             (
-                "jepa_hf.tokenization",
+                "jepa_hf.data.tokenization",
                 logging.INFO,
                 "1 of 10 rows were longer than 8 tokens; 2 tokens (3.2 %) were cut",
             )
@@ -282,7 +282,7 @@ FORK = """
 import multiprocessing, os
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 from tiny import CORPUS, tiny_tokenizer
-import jepa_hf.tokenization
+import jepa_hf.data.tokenization
 tokenizer = tiny_tokenizer("bert")
 tokenizer(CORPUS)
 child = multiprocessing.get_context("fork").Process(target=tokenizer, args=(CORPUS,), daemon=True)

@@ -308,7 +308,7 @@ def test_an_evaluation_s_measures_do_not_depend_on_how_batches_are_cut(
     near = {"rel": 1e-3, "abs": 1e-4}
     assert evaluated(3) == pytest.approx(health, **near)
     assert evaluated(len(data)) == pytest.approx(health, **near)
-    monkeypatch.setattr("jepa_hf.trainer._EVALUATED_TARGETS", 40)
+    monkeypatch.setattr("jepa_hf.training.trainer._EVALUATED_TARGETS", 40)
     part = evaluated(3)
     assert part == pytest.approx(evaluated(len(data)), **near)
     assert part["health_hit_rate_chance"] > health["health_hit_rate_chance"]

@@ -9,9 +9,9 @@ from jepa_batches import rows
 from jepa_runs import At, Weights, trainer, weights
 from torch import nn
 
-from jepa_hf.checkpoints import damage
 from jepa_hf.errors import RunError
-from jepa_hf.update_guard import NotFinite, UpdateGuard
+from jepa_hf.training.checkpoints import damage
+from jepa_hf.training.nonfinite_guard import NotFinite, UpdateGuard
 
 BAD = (float("nan"), float("inf"), -float("inf"))
 ROWS = rows("bert", 40)

@@ -12,7 +12,7 @@ from jepa_batches import rows
 from jepa_runs import trainer
 
 from jepa_hf import JepaTrainingArguments, UsageError
-from jepa_hf.whole_batches import REPEATED, WholeBatchCollator, WholeBatches
+from jepa_hf.training.stream_padding import REPEATED, WholeBatchCollator, WholeBatches
 
 
 def stream(count: int) -> datasets.IterableDataset:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from commands import REPOSITORY
 
+from jepa_hf.distributed.deepspeed_state import check_config, steps_of
 from jepa_hf.errors import UsageError
-from jepa_hf.zero import check_config, steps_of
 
 SHIPPED = sorted((REPOSITORY / "configs" / "accelerate").glob("zero*.json"))
 

@@ -20,9 +20,9 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from ..data import DataArguments
+from ..data.text_datasets import DataArguments
 from ..errors import RunError, UsageError
-from ..training_args import JepaTrainingArguments
+from ..training.training_args import JepaTrainingArguments
 
 
 @dataclass

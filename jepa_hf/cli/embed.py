@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ..data import DataArguments
-from ..embedding import POOLINGS, Embedder
-from ..embedding_files import check_output, embed_files, open_source
+from ..data.text_datasets import DataArguments
 from ..errors import UsageError
+from ..evaluation.embed_files import check_output, embed_files, open_source
+from ..evaluation.embedder import POOLINGS, Embedder
 from .arguments import CommandParser, complain, quiet_libraries
 
 _COLUMNS = ("text_column_name", "image_column_name", "feature_column_names", "label_column_name")

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..embedding import POOLINGS, Embedder
 from ..errors import UsageError
-from ..files import whole_file
+from ..evaluation.embedder import POOLINGS, Embedder
+from ..utils.atomic_files import whole_file
 from ..version import __version__
 from .arguments import CommandParser, complain, output_folder, quiet_libraries
 
@@ -72,9 +72,9 @@ def _run(options: argparse.Namespace) -> None:
     """Check everything, evaluate, write."""
     output_dir = _checked(options)
     try:
-        from ..evaluation import evaluate
-        from ..evaluation_report import card_of, read_card, to_markdown, update_card
-        from ..evaluation_tasks import TaskArguments, load_tasks
+        from ..evaluation.results import card_of, read_card, to_markdown, update_card
+        from ..evaluation.scoring import evaluate
+        from ..evaluation.tasks import TaskArguments, load_tasks
     except ModuleNotFoundError as error:
         raise UsageError(
             f"evaluate needs {error.name}, which is not installed: pip install 'jepa_hf[evaluate]'"
@@ -107,8 +107,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def _write(output_dir: Path, found: Any, options: argparse.Namespace) -> list[str]:
     """Numbers, tables and pictures; returns the names of the files."""
-    from ..evaluation_plots import plot_maps, plot_scores, plot_spectrum
-    from ..evaluation_report import to_json, to_markdown
+    from ..evaluation.plots import plot_maps, plot_scores, plot_spectrum
+    from ..evaluation.results import to_json, to_markdown
 
     output_dir.mkdir(parents=True, exist_ok=True)
     pictures = {"scores.png": plot_scores, "spectrum.png": plot_spectrum}

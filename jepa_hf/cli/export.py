@@ -5,13 +5,13 @@ from pathlib import Path
 
 from transformers import AutoImageProcessor
 
-from ..configuration_jepa import JepaConfig
 from ..errors import UsageError
-from ..export import JEPA_FOLDER, ProcessingClass, export_custom_code, export_encoder, export_masked_lm
-from ..modeling_jepa import JepaForRepresentationPrediction
-from ..pretrained import load_pretrained
+from ..hub.export import JEPA_FOLDER, ProcessingClass, export_custom_code, export_encoder, export_masked_lm
+from ..hub.loading import load_pretrained
+from ..models.configuration_jepa import JepaConfig
+from ..models.modeling_jepa import JepaForRepresentationPrediction
 from .arguments import CommandParser, complain, quiet_libraries
-from .loading import load_tokenizer
+from .encoder_loading import load_tokenizer
 
 
 def main(argv: Sequence[str]) -> int:

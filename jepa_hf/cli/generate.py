@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
-from ..files import whole_files
 from ..llm_jepa import PairedViewTokenizer
 from ..llm_jepa.generation import judge, scorer, share_interval
-from ..markdown import escaped, table
-from ..paired_data import PairedDataArguments, PairedRow, load_file_rows
-from ..run_directory import versions
+from ..llm_jepa.paired_data import PairedDataArguments, PairedRow, load_file_rows
+from ..training.run_directory import versions
+from ..utils.atomic_files import whole_files
+from ..utils.markdown import escaped, table
 from .arguments import CommandParser, complain, output_folder, quiet_libraries
-from .language_models import dtype_of, load_answering_model, load_words
+from .language_model_loading import dtype_of, load_answering_model, load_words
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "generation.json"
 

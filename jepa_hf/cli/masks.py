@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from ..mask_plots import write_masks
-from ..run_directory import RunPlan
+from ..monitoring.mask_plots import write_masks
+from ..training.run_directory import RunPlan
 from .arguments import complain, objective_of, parse_command, quiet_libraries
 from .prepare import prepare
 from .train import complete

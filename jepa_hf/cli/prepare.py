@@ -4,16 +4,16 @@ from dataclasses import fields
 
 from transformers import PreTrainedConfig
 
-from ..backbones import backbone_for
-from ..configuration_feature_encoder import FeatureEncoderConfig
 from ..errors import UsageError
-from ..run_directory import RunPlan
+from ..models.backbones import backbone_for
+from ..models.configuration_feature_encoder import FeatureEncoderConfig
+from ..training.run_directory import RunPlan
 from .arguments import Parsed
-from .features import prepare_features
-from .images import prepare_images
-from .loading import load_encoder_config
+from .encoder_loading import load_encoder_config
+from .prepare_features import prepare_features
+from .prepare_images import prepare_images
+from .prepare_text import prepare_text
 from .prepared import Prepared
-from .text import prepare_text
 
 # Objective for what an encoder reads.
 _OBJECTIVES = {"text": "span", "images": "images", "features": "features"}

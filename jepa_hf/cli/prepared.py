@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..data_collator import MaskingCollator
-from ..export import ProcessingClass
-from ..modeling_jepa import JepaForRepresentationPrediction
+from ..hub.export import ProcessingClass
+from ..masking.span_collator import MaskingCollator
+from ..models.modeling_jepa import JepaForRepresentationPrediction
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from ..sharing import Destination, PushError, files_to_push, push_run
+from ..hub.push import Destination, PushError, files_to_push, push_run
 from .arguments import CommandParser, complain, quiet_libraries
 
 

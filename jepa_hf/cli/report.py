@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from ..report import EVALUATION_FILE, REPORT_FILE, write_report
+from ..report.run_report import EVALUATION_FILE, REPORT_FILE, write_report
 from .arguments import CommandParser, complain, quiet_libraries
 
 

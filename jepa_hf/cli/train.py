@@ -8,14 +8,14 @@ from typing import Any
 
 from transformers import set_seed
 
-from ..configuration_feature_encoder import FeatureEncoderConfig
-from ..data import DataArguments
+from ..data.text_datasets import DataArguments
 from ..errors import RunError, UsageError
-from ..files import whole_file
-from ..interruption import InterruptionCallback
+from ..hub.push import PushError
 from ..llm_jepa import LlmJepaTrainer
-from ..sharing import PushError
-from ..trainer import JepaTrainer
+from ..models.configuration_feature_encoder import FeatureEncoderConfig
+from ..training.signals import InterruptionCallback
+from ..training.trainer import JepaTrainer
+from ..utils.atomic_files import whole_file
 from .arguments import (
     ModelArguments,
     Parsed,
@@ -26,11 +26,9 @@ from .arguments import (
     parse_flags,
     quiet_libraries,
 )
-from .llm import LLM_CLASSES, LLM_DESCRIPTION
-from .llm import run as run_llm
 from .prepare import prepare
 from .prepared import Prepared
-from .running import (
+from .run import (
     carry_out,
     check_run,
     check_start,
@@ -43,6 +41,8 @@ from .running import (
     settings_of,
     settle,
 )
+from .train_llm import LLM_CLASSES, LLM_DESCRIPTION
+from .train_llm import run as run_llm
 
 _SMOKE = {
     "model_type": "bert",
@@ -136,8 +136,8 @@ def run(parsed: Parsed, interruption: InterruptionCallback | None = None) -> Jep
     if planned.finished:
         return None
     # Not before: a start that ends in a sentence does without matplotlib.
-    from ..mask_plots import write_masks
-    from ..plots import plot_training
+    from ..monitoring.mask_plots import write_masks
+    from ..monitoring.training_plots import plot_training
 
     set_seed(args.seed)
     prepared = prepare(parsed, planned)
@@ -209,7 +209,7 @@ def complete(model_args: ModelArguments, data_args: DataArguments, args: RunArgu
 def _probe(source: str, prepared: Prepared, args: RunArguments) -> Callable[..., dict[str, float]]:
     """The probe of `--probe_task`, tried once so that what it cannot read is told before the run."""
     try:
-        from ..online_probe import OnlineProbe
+        from ..evaluation.online_probe import OnlineProbe
     except ModuleNotFoundError as error:
         raise UsageError(
             f"probe_task needs {error.name}, which is not installed: pip install 'jepa_hf[evaluate]'"

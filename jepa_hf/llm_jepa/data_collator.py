@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
-from .views import IGNORED
+from .view_tokenizer import IGNORED
 
 VIEW_PASSES = ("packed", "separate")
 

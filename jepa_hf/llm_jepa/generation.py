@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UsageError
-from .views import PairedViewTokenizer
+from .view_tokenizer import PairedViewTokenizer
 
 METRICS = ("exact_match", "prefix_match", "gsm8k", "sql")
 

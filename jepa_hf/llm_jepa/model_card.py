@@ -4,8 +4,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..markdown import escaped, in_code, one_line, table
-from ..model_card import DataNames
+from ..hub.model_card import DataNames
+from ..utils.markdown import escaped, in_code, one_line, table
 
 _TEMPLATE = """\
 ---

@@ -13,8 +13,9 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..errors import UsageError
-from ..pair_losses import candidates_of_all_ranks, draw_triples, infonce, pair_distance, patch_distance, tube_distance
-from .views import IGNORED
+from ..models.contrastive import candidates_of_all_ranks, infonce
+from .losses import draw_triples, pair_distance, patch_distance, tube_distance
+from .view_tokenizer import IGNORED
 
 # By this name a model knows its objective.
 _ATTACHED = "_paired_view_objective"

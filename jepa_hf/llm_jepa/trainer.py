@@ -25,23 +25,23 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..base_trainer import RepresentationTrainer
-from ..ema import match_parameters, update_target
 from ..errors import UsageError
-from ..files import whole_file
-from ..metrics import effective_rank, hit_rate, mean_pairwise_cosine
-from ..model_card import DataNames, hardware, hub_name
-from ..pretrained import whole_weights
-from ..running_means import RunningMeans
+from ..hub.loading import whole_weights
+from ..hub.model_card import DataNames, hardware, hub_name
+from ..monitoring.metrics import effective_rank, hit_rate, mean_pairwise_cosine
+from ..training.base_trainer import RepresentationTrainer
+from ..training.ema import match_parameters, update_target
+from ..training.metric_accumulator import RunningMeans
+from ..training.stream_padding import REPEATED
+from ..utils.atomic_files import whole_file
 from ..version import __version__
-from ..whole_batches import REPEATED
-from .adapters import save_adapters
 from .data_collator import DataCollatorForPairedViews
 from .generation import judge
+from .lora import save_adapters
 from .model_card import render_card
 from .objective import PairedViewObjective, PairedViewOutput, check_model, decoder_of, has_adapters
 from .training_args import LlmJepaTrainingArguments
-from .views import IGNORED, MOST_PREDICTOR_TOKENS, PairedViewTokenizer, predictor_tokens
+from .view_tokenizer import IGNORED, MOST_PREDICTOR_TOKENS, PairedViewTokenizer, predictor_tokens
 
 logger = logging.getLogger(__name__)
 

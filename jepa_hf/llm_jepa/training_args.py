@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from ..base_training_args import RepresentationTrainingArguments
 from ..errors import UsageError
-from ..pair_losses import PAIR_LOSSES
+from ..training.base_training_args import RepresentationTrainingArguments
 from .data_collator import VIEW_PASSES
+from .losses import PAIR_LOSSES
 
 _CHOICES = {
     "pair_loss": PAIR_LOSSES,

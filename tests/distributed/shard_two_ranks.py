@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jepa_batches import text_batch, tiny_jepa
 
-from jepa_hf.ema import match_parameters, relative_distance, update_target
+from jepa_hf.training.ema import match_parameters, relative_distance, update_target
 
 
 def steps(sharded: bool) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from jepa_runs import At, Recorded, trainer, weights
 
 from jepa_hf.cli.main import leave
 from jepa_hf.errors import RunError
-from jepa_hf.interruption import InterruptionCallback
+from jepa_hf.training.signals import InterruptionCallback
 
 DATA = rows("bert", 40)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import distributed, multiprocessing
 
-from jepa_hf.losses import NUM_SLICES, sigreg
+from jepa_hf.models.losses import NUM_SLICES, sigreg
 
 WIDTH, SIZES = 6, (5, 11)
 SAMPLES = (2, 3)

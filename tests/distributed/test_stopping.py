@@ -11,7 +11,7 @@ import torch
 import transformers
 from packaging.version import Version
 
-from jepa_hf.checkpoints import damage
+from jepa_hf.training.checkpoints import damage
 
 pytestmark = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.20"),

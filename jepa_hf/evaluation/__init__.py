@@ -1,0 +1,1 @@
+"""Evaluation: embeddings, tasks, probes, retrieval and their results."""

@@ -1,0 +1,1 @@
+"""Loading, export, model cards and pushing to the Hub."""

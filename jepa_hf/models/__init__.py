@@ -1,0 +1,1 @@
+"""Models: what `save_pretrained` writes and an export copies; its files import each other with one dot only."""

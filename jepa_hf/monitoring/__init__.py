@@ -1,0 +1,1 @@
+"""Monitoring: collapse metrics, health, the assessment of curves, and pictures of curves and masks."""

@@ -1,0 +1,1 @@
+"""Training: the trainer, its arguments and callbacks, checkpoints and run directories."""

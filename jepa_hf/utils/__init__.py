@@ -1,0 +1,1 @@
+"""Atomic files, Markdown escaping and shared type aliases."""
