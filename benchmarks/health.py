@@ -3,8 +3,9 @@
     python benchmarks/health.py configs/quickstart.yaml --seeds 5 [--flag value ...]
 
 Runs a recipe once per seed and prints, per seed, the least that is left of what each threshold of
-`jepa_hf.monitoring.health` looks at, as a share of its value at the start, over both encoders and all measurements. Of the last measurement it
-prints the hit rate in a sample and the prediction loss over its best rival's; and what the watchdog found.
+`jepa_hf.monitoring.health` looks at, as a share of its value at the start, over both encoders and all measurements. Of
+the last measurement it prints the hit rate in a sample and the prediction loss over its best rival's; and what the
+watchdog found.
 """
 
 import argparse

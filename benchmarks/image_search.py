@@ -23,9 +23,9 @@ from PIL import Image
 from transformers import IJepaConfig
 
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction
+from jepa_hf.masking.base_collator import chosen_positions
 from jepa_hf.masking.block_sampling import default_num_context, largest_target, sample_block_masks
-from jepa_hf.masking.span_collator import chosen_positions
-from jepa_hf.masking.span_sampling import content_keys
+from jepa_hf.masking.counter_rng import content_keys
 from jepa_hf.models.losses import covariance_penalty, sigreg, variance_hinge
 from jepa_hf.monitoring.metrics import effective_rank, mean_pairwise_cosine
 from jepa_hf.training.ema import decay_at, match_parameters

@@ -25,7 +25,7 @@ from jepa_hf import (
 )
 from jepa_hf.cli.arguments import quiet_libraries
 from jepa_hf.cli.main import leave
-from jepa_hf.hub.loading import whole_weights
+from jepa_hf.distributed.deepspeed_state import whole_weights
 
 LENGTH = 128
 

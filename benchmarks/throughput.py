@@ -63,7 +63,8 @@ from training_loops import (
 from transformers import BertForMaskedLM, BertModel
 
 from jepa_hf import JepaForRepresentationPrediction
-from jepa_hf.masking.span_sampling import row_keys, sample_span_mask
+from jepa_hf.masking.counter_rng import row_keys
+from jepa_hf.masking.span_sampling import sample_span_mask
 
 ROOT = Path(__file__).resolve().parents[1]
 

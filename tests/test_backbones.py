@@ -24,12 +24,8 @@ from transformers import (
 )
 
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction, UsageError
-from jepa_hf.models.backbones import (
-    backbone_for,
-    encoder_from_config,
-    encoder_from_pretrained,
-    masked_lm_head_layout,
-)
+from jepa_hf.models.backbones import backbone_for, encoder_from_config, encoder_from_pretrained
+from jepa_hf.models.mlm_head import masked_lm_head_layout
 from jepa_hf.models.positions import gather_positions, sincos_positions
 
 DROPS_EXACTLY = ("bert", "distilbert", "roberta", "electra", "modernbert")

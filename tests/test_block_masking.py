@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_hf.masking.block_sampling import _size, default_num_context, largest_target, sample_block_masks
+from jepa_hf.masking.counter_rng import content_keys
 from jepa_hf.masking.span_sampling import block_sampling as block_masking
-from jepa_hf.masking.span_sampling import content_keys
 
 DRAWS = 20_000
 GRIDS = [(8, 8), (14, 14), (6, 10), (12, 5), (3, 3)]

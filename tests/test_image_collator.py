@@ -19,7 +19,7 @@ from jepa_hf import JepaConfig, JepaForRepresentationPrediction
 from jepa_hf.errors import UsageError
 from jepa_hf.masking.block_collator import DataCollatorForBlockJEPA, _crop_box
 from jepa_hf.masking.block_sampling import default_num_context, largest_target, sample_block_masks
-from jepa_hf.masking.span_sampling import uniforms
+from jepa_hf.masking.counter_rng import uniforms
 
 torch.set_num_threads(1)
 few = settings(max_examples=40, deadline=None)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_hf.masking.span_sampling import maskable_units, row_keys, sample_span_mask, span_lengths, uniforms
+from jepa_hf.masking.counter_rng import row_keys, uniforms
+from jepa_hf.masking.span_sampling import maskable_units, sample_span_mask, span_lengths
 
 few = settings(max_examples=50, deadline=None)
 

@@ -6,8 +6,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.text_datasets import DataArguments
+from ..distributed.deepspeed_state import whole_weights
 from ..errors import UsageError
-from ..hub.loading import load_pretrained, whole_weights
+from ..hub.loading import load_pretrained
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from .arguments import ModelArguments

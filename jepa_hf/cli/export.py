@@ -6,10 +6,11 @@ from pathlib import Path
 from transformers import AutoImageProcessor
 
 from ..errors import UsageError
-from ..hub.export import JEPA_FOLDER, ProcessingClass, export_custom_code, export_encoder, export_masked_lm
+from ..hub.export import JEPA_FOLDER, export_custom_code, export_encoder, export_masked_lm
 from ..hub.loading import load_pretrained
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..utils.types import ProcessingClass
 from .arguments import CommandParser, complain, quiet_libraries
 from .encoder_loading import load_tokenizer
 

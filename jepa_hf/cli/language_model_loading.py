@@ -11,8 +11,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from ..distributed.deepspeed_state import whole_weights
 from ..errors import UsageError
-from ..hub.loading import load_pretrained, whole_weights
+from ..hub.loading import load_pretrained
 from .arguments import StartArguments
 from .encoder_loading import overridden
 

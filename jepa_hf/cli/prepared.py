@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..hub.export import ProcessingClass
-from ..masking.span_collator import MaskingCollator
+from ..masking.base_collator import MaskingCollator
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..utils.types import ProcessingClass
 
 
 @dataclass

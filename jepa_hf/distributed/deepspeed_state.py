@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.integrations import deepspeed
 
 from ..errors import UsageError
 from .fsdp_state import Keys, read_weights
@@ -251,3 +252,18 @@ def _counted(inner: torch.optim.Optimizer, part: _Part, steps: float) -> torch.T
         return int(steps)  # DeepSpeedCPUAdam, which accelerate takes where the states are offloaded
     group = inner.param_groups[part.group]
     return torch.tensor(steps, device=part.flat.device if group["fused"] or group["capturable"] else "cpu")
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Have transformers build models whole, also under DeepSpeed's ZeRO-3, which divides them once training begins.
+
+    It would divide them at once, and neither can a target encoder be copied from a part, nor may one rank alone build a
+    divided model.
+    """
+    configured = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = configured

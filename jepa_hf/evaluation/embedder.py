@@ -22,13 +22,13 @@ from transformers import (
 )
 
 from ..errors import UsageError
-from ..hub.export import ProcessingClass
 from ..hub.loading import load_pretrained
 from ..masking.block_collator import decode_image
 from ..models.backbones import backbone_for, encoder_from_pretrained
 from ..models.configuration_jepa import JepaConfig
 from ..models.losses import layer_normalize
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..utils.types import ProcessingClass
 
 POOLINGS = ("mean", "cls", "layers")
 _MODALITIES = {"input_ids": "text", "pixel_values": "images", "features": "features"}

@@ -3,8 +3,8 @@
 from transformers import PreTrainedModel
 
 from ..errors import UsageError
-from ..hub.export import ProcessingClass
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..utils.types import ProcessingClass
 from .embedder import Embedder
 from .scoring import evaluate
 from .tasks import Task, TaskArguments, load_tasks

@@ -5,20 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM, BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UsageError
-from ..models.backbones import masked_lm_head_layout
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
 from ..models.configuration_jepa import JepaConfig
+from ..models.mlm_head import masked_lm_head_layout
 from ..models.modeling_feature_encoder import FeatureEncoderModel
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..utils.types import ProcessingClass
 
 JEPA_FOLDER = "jepa"
 TARGET_FOLDER = "target_encoder"
-
-# What turns raw samples into the model's inputs; feature vectors need nothing.
-ProcessingClass = PreTrainedTokenizerBase | BaseImageProcessor
 
 
 def export_encoder(

@@ -1,30 +1,14 @@
 """Loading what others saved, each mistake with its sentence."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers.integrations import deepspeed
 
+from ..distributed.deepspeed_state import whole_weights
 from ..errors import UsageError
-
-
-@contextmanager
-def whole_weights() -> Iterator[None]:
-    """Have transformers build models whole, also under DeepSpeed's ZeRO-3, which divides them once training begins.
-
-    It would divide them at once, and neither can a target encoder be copied from a part, nor may one rank alone build a
-    divided model.
-    """
-    configured = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = configured
 
 
 def load_pretrained(name: str, loader: Callable[..., Any], kwargs: dict[str, Any], argument: str = "") -> Any:

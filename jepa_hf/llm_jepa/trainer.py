@@ -25,8 +25,8 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from ..distributed.deepspeed_state import whole_weights
 from ..errors import UsageError
-from ..hub.loading import whole_weights
 from ..hub.model_card import DataNames, hardware, hub_name
 from ..monitoring.metrics import effective_rank, hit_rate, mean_pairwise_cosine
 from ..training.base_trainer import RepresentationTrainer

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ..errors import UsageError
-from ..training.base_training_args import RepresentationTrainingArguments
+from ..training.training_args import RepresentationTrainingArguments
 from .data_collator import VIEW_PASSES
 from .losses import PAIR_LOSSES
 

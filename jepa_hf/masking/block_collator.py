@@ -13,9 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BaseImageProcessor
 
 from ..errors import UsageError
+from .base_collator import MaskingCollator, chosen_positions, mask_keys
 from .block_sampling import default_num_context, largest_target, sample_block_masks
-from .span_collator import MaskingCollator, chosen_positions, mask_keys
-from .span_sampling import content_keys, uniforms
+from .counter_rng import content_keys, uniforms
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .span_sampling import uniforms
+from .counter_rng import uniforms
 
 # Samples that the default number of context patches is read from, and the share of them that may fall short of it.
 _SIMULATED = 4096

@@ -9,8 +9,9 @@ import torch
 
 from ..errors import UsageError
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
-from .span_collator import MaskingCollator, check_span_settings, chosen_positions, mask_keys
-from .span_sampling import content_keys, sample_span_mask
+from .base_collator import MaskingCollator, check_span_settings, chosen_positions, mask_keys
+from .counter_rng import content_keys
+from .span_sampling import sample_span_mask
 
 
 class DataCollatorForFeatureJEPA(MaskingCollator):

@@ -5,7 +5,6 @@ the encoder to run.
 """
 
 import inspect
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +20,7 @@ from .packed_sequences import documents_at, positions_in_documents, same_documen
 from .positions import gather_positions, sincos_positions
 
 _TEXT_BY_POSITION_IDS = ("bert", "distilbert", "electra")
-_TEXT_WITH_PADDING_OFFSET = ("roberta", "xlm-roberta", "camembert")
+TEXT_WITH_PADDING_OFFSET = ("roberta", "xlm-roberta", "camembert")
 _VISION = ("vit", "ijepa", "dinov2", "dinov2_with_registers")
 _FEATURES = FeatureEncoderConfig.model_type
 
@@ -468,7 +467,7 @@ def backbone_for(config: PreTrainedConfig) -> Backbone:
         return FeatureBackbone(config)
     if config.model_type == "modernbert":
         return ModernBertBackbone(config)
-    if config.model_type in _TEXT_WITH_PADDING_OFFSET:
+    if config.model_type in TEXT_WITH_PADDING_OFFSET:
         return RobertaBackbone(config)
     if config.model_type in _TEXT_BY_POSITION_IDS:
         return TextBackbone(config)
@@ -495,49 +494,3 @@ def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
     model_class = model_class[0] if isinstance(model_class, (tuple, list)) else model_class
     takes_it = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
     return {"add_pooling_layer": False} if takes_it else {}
-
-
-@dataclass(frozen=True)
-class MaskedLMHeadLayout:
-    """Where a family's `...ForMaskedLM` keeps its head, and what the head is made of: dense, activation, norm, bias.
-
-    The decoder's weight is always that of the input embeddings.
-    """
-
-    base: str
-    dense: str
-    norm: str
-    bias: str
-    activation: str
-    norm_eps: float
-    dense_bias: bool = True
-    norm_bias: bool = True
-
-
-def masked_lm_head_layout(config: PreTrainedConfig) -> MaskedLMHeadLayout:
-    """The layout of the masked-language-model head that belongs to an encoder's configuration.
-
-    Raises:
-        UsageError: a family whose head we do not know.
-    """
-    family = config.model_type
-    if family in ("bert", "deberta-v2"):
-        parts = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
-        if family == "deberta-v2" and not config.legacy:
-            parts = tuple(f"lm_predictions.lm_head.{part}" for part in ("dense", "LayerNorm", "bias"))
-        base = "bert." if family == "bert" else "deberta."
-        return MaskedLMHeadLayout(base, *parts, config.hidden_act, config.layer_norm_eps)
-    if family == "distilbert":
-        parts = ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
-        return MaskedLMHeadLayout("distilbert.", *parts, config.activation, 1e-12)
-    if family in _TEXT_WITH_PADDING_OFFSET:
-        parts = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
-        return MaskedLMHeadLayout("roberta.", *parts, "gelu", config.layer_norm_eps)
-    if family == "electra":
-        parts = ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias")
-        return MaskedLMHeadLayout("electra.", *parts, "gelu", config.layer_norm_eps)
-    if family == "modernbert":
-        parts = ("head.dense", "head.norm", "decoder.bias")
-        activation, eps = config.classifier_activation, config.norm_eps
-        return MaskedLMHeadLayout("model.", *parts, activation, eps, config.classifier_bias, config.norm_bias)
-    raise UsageError(f"mlm_weight: there is no known masked-language-model head for {family} encoders; set it to 0")

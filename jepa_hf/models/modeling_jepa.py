@@ -11,17 +11,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Partial
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from .backbones import (
-    backbone_for,
-    encoder_from_config,
-    encoder_from_pretrained,
-    masked_lm_head_layout,
-)
+from .backbones import backbone_for, encoder_from_config, encoder_from_pretrained
 from .configuration_jepa import JepaConfig
 from .contrastive import candidates_of_all_ranks, infonce
 from .errors import UsageError
@@ -35,6 +29,7 @@ from .losses import (
     sigreg,
     variance_hinge,
 )
+from .mlm_head import MaskedLMHead, masked_lm_head_layout
 from .packed_sequences import document_counts, document_means, documents_at, instance_normalize
 from .positions import gather_positions, repeat_samples, sincos_positions
 from .predictors import MLPPredictor, PooledPredictor, TokenPredictor, TransformerPredictor
@@ -88,23 +83,6 @@ class JepaOutput(ModelOutput):
     context_samples: torch.Tensor | None = None
     context_hidden_states: tuple[torch.Tensor, ...] | None = None
     target_hidden_states: tuple[torch.Tensor, ...] | None = None
-
-
-class MaskedLMHead(nn.Module):
-    """Dense, activation, norm, then the input embeddings as decoder, plus a bias per token."""
-
-    def __init__(self, encoder: PreTrainedModel):
-        super().__init__()
-        layout = masked_lm_head_layout(encoder.config)
-        vocab_size, width = encoder.get_input_embeddings().weight.shape
-        self.dense = nn.Linear(encoder.config.hidden_size, width, bias=layout.dense_bias)
-        self.activation = ACT2FN[layout.activation]
-        self.norm = nn.LayerNorm(width, eps=layout.norm_eps, bias=layout.norm_bias)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
-
-    def forward(self, states: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """`[..., D]`, the embedding table `[V, E]` -> logits `[..., V]`."""
-        return F.linear(self.norm(self.activation(self.dense(states))), embeddings, self.bias)
 
 
 class JepaForRepresentationPrediction(PreTrainedModel):
@@ -194,7 +172,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             )
             encoder = masked_lm.base_model
             if f"{layout.dense}.weight" not in info["missing_keys"]:
-                head_state = _head_state(masked_lm, layout)
+                head_state = head_state(masked_lm, layout)
         else:
             encoder = encoder_from_pretrained(name_or_path, encoder_config, **encoder_kwargs)
 
@@ -717,17 +695,6 @@ def _whole(weight: torch.Tensor) -> torch.Tensor:
     if not isinstance(weight, DTensor):
         return weight
     return weight.full_tensor(grad_placements=[Partial("avg")] * weight.device_mesh.ndim)
-
-
-def _head_state(masked_lm: PreTrainedModel, layout: Any) -> dict[str, torch.Tensor]:
-    """The parts of a `...ForMaskedLM`'s head under the names of `MaskedLMHead`."""
-    state = masked_lm.state_dict()
-    head = {"bias": state[layout.bias]}
-    for ours, theirs in (("dense", layout.dense), ("norm", layout.norm)):
-        for part in ("weight", "bias"):
-            if f"{theirs}.{part}" in state:
-                head[f"{ours}.{part}"] = state[f"{theirs}.{part}"]
-    return head
 
 
 def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:

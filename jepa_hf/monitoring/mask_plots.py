@@ -18,9 +18,9 @@ from matplotlib.ticker import MaxNLocator
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from ..errors import UsageError
-from ..hub.export import ProcessingClass
-from ..masking.span_collator import MaskingCollator
+from ..masking.base_collator import MaskingCollator
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..utils.types import ProcessingClass
 
 Batch = dict[str, np.ndarray]
 

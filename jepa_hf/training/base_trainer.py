@@ -27,10 +27,9 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
-from ..distributed import deepspeed_state as zero
-from ..distributed import fsdp_state as divided
+from ..distributed import deepspeed_state, fsdp_state
 from ..errors import RunError, UsageError
-from ..masking.span_collator import MaskingCollator
+from ..masking.base_collator import MaskingCollator
 from ..utils.atomic_files import whole_files
 from .callbacks import PassCallback
 from .checkpoints import (
@@ -100,7 +99,7 @@ class RepresentationTrainer(HubTrainer):
         if self.is_fsdp_enabled:
             self._check_fsdp(self.accelerator.state.fsdp_plugin)
         if self.is_deepspeed_enabled:
-            zero.check_config(self.accelerator.state.deepspeed_plugin.deepspeed_config, args.optim.value)
+            deepspeed_state.check_config(self.accelerator.state.deepspeed_plugin.deepspeed_config, args.optim.value)
         # There is a loss without labels: otherwise evaluation would report none.
         self.can_return_loss = True
         self._means: dict[str, RunningMeans] = defaultdict(RunningMeans)
@@ -670,8 +669,8 @@ class RepresentationTrainer(HubTrainer):
         Trainer does it also under FSDP2 with PEFT's adapters.
         """
         if self.is_deepspeed_enabled:
-            return zero
-        return divided if self.is_fsdp_enabled and self._is_saved_whole else None
+            return deepspeed_state
+        return fsdp_state if self.is_fsdp_enabled and self._is_saved_whole else None
 
     @property
     def _is_saved_whole(self) -> bool:
@@ -707,11 +706,13 @@ class RepresentationTrainer(HubTrainer):
         if self._divided_states is None:
             return False
         if self.is_fsdp_enabled:
-            self._issue_warnings_after_load(divided.load_weights(self.model, checkpoint))
+            self._issue_warnings_after_load(fsdp_state.load_weights(self.model, checkpoint))
         elif self._is_saved_whole:
-            self._issue_warnings_after_load(zero.load_weights(self.model, self.optimizer.optimizer, checkpoint))
+            self._issue_warnings_after_load(
+                deepspeed_state.load_weights(self.model, self.optimizer.optimizer, checkpoint)
+            )
         else:
-            with zero.whole_trained(self.model, self.optimizer.optimizer):
+            with deepspeed_state.whole_trained(self.model, self.optimizer.optimizer):
                 super()._load_from_checkpoint(checkpoint, self.model)
         return True
 

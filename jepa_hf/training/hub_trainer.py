@@ -15,8 +15,8 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
+from ..distributed.deepspeed_state import whole_weights
 from ..errors import UsageError
-from ..hub.loading import whole_weights
 from ..hub.model_card import CardFacts, DataNames, render_card
 from ..hub.push import LAST_CHECKPOINT, Destination, PushError, open_repo, push_files, push_run
 from ..utils.atomic_files import whole_file

@@ -20,13 +20,14 @@ from transformers import (
 )
 
 from ..data.tokenization import tokenize_dataset
+from ..distributed.deepspeed_state import whole_weights
 from ..errors import UsageError
 from ..hub.export import export_run
-from ..hub.loading import whole_weights
 from ..hub.model_card import CardFacts, hardware, hub_name
+from ..masking.base_collator import MaskingCollator
 from ..masking.block_collator import DataCollatorForBlockJEPA
 from ..masking.feature_collator import DataCollatorForFeatureJEPA
-from ..masking.span_collator import DataCollatorForSpanJEPA, MaskingCollator
+from ..masking.span_collator import DataCollatorForSpanJEPA
 from ..models.configuration_jepa import WEIGHTS, JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction, JepaOutput
 from ..models.packed_sequences import document_counts, documents_at

@@ -27,7 +27,7 @@ from jepa_runs import trainer  # noqa: E402
 from train_ranks import five_steps  # noqa: E402
 
 from jepa_hf.cli.main import leave  # noqa: E402
-from jepa_hf.hub.loading import whole_weights  # noqa: E402
+from jepa_hf.distributed.deepspeed_state import whole_weights  # noqa: E402
 
 CONFIGURATIONS = HERE.parents[1] / "configs" / "accelerate"
 
