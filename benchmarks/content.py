@@ -50,8 +50,9 @@ from jepa_hf import (
     JepaTrainer,
     JepaTrainingArguments,
 )
-from jepa_hf.data.text_datasets import embedded_corpus, train_wordpiece_tokenizer
+from jepa_hf.data.text_datasets import embedded_corpus
 from jepa_hf.data.tokenization import tokenize_dataset
+from jepa_hf.data.tokenizer_training import train_wordpiece_tokenizer
 from jepa_hf.masking.base_collator import MaskingCollator
 from jepa_hf.models.positions import gather_positions
 from jepa_hf.monitoring.health import prediction_health

@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from jepa_hf.cli.arguments import quiet_libraries
-from jepa_hf.data.text_datasets import file_kind, read_rows
+from jepa_hf.data.file_readers import file_kind, read_rows
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments, PairedViewTokenizer, add_predictor_tokens
 
 PLAIN = "plain fine-tuning"

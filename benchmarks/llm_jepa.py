@@ -27,7 +27,7 @@ from scipy.stats import ttest_rel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, set_seed
 
 from jepa_hf.cli.arguments import quiet_libraries
-from jepa_hf.data.text_datasets import file_kind, read_rows
+from jepa_hf.data.file_readers import file_kind, read_rows
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments, PairedViewTokenizer, add_predictor_tokens
 from jepa_hf.llm_jepa.generation import judge
 

@@ -23,8 +23,9 @@ from transformers import BertConfig, PrinterCallback, set_seed
 
 from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction, JepaTrainer
 from jepa_hf.cli.arguments import quiet_libraries
-from jepa_hf.data.text_datasets import embedded_corpus, train_wordpiece_tokenizer
-from jepa_hf.data.tokenization import pack_dataset
+from jepa_hf.data.packing import pack_dataset
+from jepa_hf.data.text_datasets import embedded_corpus
+from jepa_hf.data.tokenizer_training import train_wordpiece_tokenizer
 from jepa_hf.training.training_args import JepaTrainingArguments
 
 ARMS = ("padded to max_seq_length", "padded to the longest", "grouped by length", "packed")

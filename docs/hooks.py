@@ -17,7 +17,7 @@ from jepa_hf import JepaTrainingArguments
 from jepa_hf.cli.arguments import MaskArguments, ModelArguments, RunArguments
 from jepa_hf.cli.main import main
 from jepa_hf.cli.train_llm import AnswerArguments, LlmModelArguments, LlmRunArguments, ViewArguments
-from jepa_hf.data.text_datasets import DataArguments
+from jepa_hf.data.arguments import DataArguments
 from jepa_hf.llm_jepa.paired_data import PairedDataArguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -9,7 +9,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from jepa_hf.data.text_datasets import embedded_corpus, train_wordpiece_tokenizer
+from jepa_hf.data.text_datasets import embedded_corpus
+from jepa_hf.data.tokenizer_training import train_wordpiece_tokenizer
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments, PairedViewTokenizer, add_predictor_tokens
 
 # ChatML, as many models write it; it strips what a message holds.

@@ -21,8 +21,8 @@ from transformers import AutoModel, TrainerCallback, TrainerControl, TrainerStat
 import jepa_hf
 from jepa_hf import FeatureEncoderModel, JepaForRepresentationPrediction, JepaTrainer
 from jepa_hf.cli.train import main
+from jepa_hf.data.arguments import DataArguments
 from jepa_hf.data.feature_datasets import load_feature_datasets
-from jepa_hf.data.text_datasets import DataArguments
 
 WIDTH, ROWS = 6, 20
 SIZES = "hidden_size=16,num_hidden_layers=2,num_attention_heads=2"

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, HfArgumentParser
 
 from jepa_hf import UsageError
-from jepa_hf.data.text_datasets import DataArguments, embedded_corpus, load_text_datasets, train_wordpiece_tokenizer
+from jepa_hf.data.arguments import DataArguments
+from jepa_hf.data.text_datasets import embedded_corpus, load_text_datasets
+from jepa_hf.data.tokenizer_training import train_wordpiece_tokenizer
 
 TEXTS = ["A first text.", 'With a comma, a "quote" and ünïcödé ☕.', "The last text."]
 ENDINGS = ("txt", "text", "md", "jsonl", "json", "csv", "tsv", "parquet")

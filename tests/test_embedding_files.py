@@ -17,7 +17,7 @@ from test_embedding import feature_embedder, image_embedder, text_embedder
 from tiny import CORPUS, tiny_tokenizer, write_lines
 
 from jepa_hf import UsageError, embedding_files
-from jepa_hf.data.text_datasets import DataArguments
+from jepa_hf.data.arguments import DataArguments
 from jepa_hf.evaluation.embed_files import embed_files, open_source
 from jepa_hf.evaluation.embedder import Embedder
 from jepa_hf.hub.export import export_run

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+from jepa_hf.data.arguments import DataArguments
 from jepa_hf.data.feature_datasets import feature_shape, feature_statistics, load_feature_datasets, longest_series
-from jepa_hf.data.text_datasets import DataArguments
 from jepa_hf.data.text_datasets import feature_datasets as feature_data
 from jepa_hf.errors import UsageError
 

@@ -40,9 +40,11 @@ from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
 from jepa_hf.cli.arguments import complain, parse_command
 from jepa_hf.cli.encoder_loading import load_encoder_config
+from jepa_hf.data.arguments import DataArguments
 from jepa_hf.data.feature_datasets import load_feature_datasets
+from jepa_hf.data.file_readers import find_files
 from jepa_hf.data.image_datasets import load_image_datasets
-from jepa_hf.data.text_datasets import DataArguments, find_files, load_text_datasets
+from jepa_hf.data.text_datasets import load_text_datasets
 from jepa_hf.errors import UsageError
 from jepa_hf.evaluation.tasks import load_tasks
 from jepa_hf.masking.block_collator import DataCollatorForBlockJEPA

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from jepa_hf.data.arguments import DataArguments
 from jepa_hf.data.image_datasets import load_image_datasets
-from jepa_hf.data.text_datasets import DataArguments
 from jepa_hf.errors import UsageError
 
 ENDINGS = ("png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm")
@@ -160,7 +160,7 @@ def test_parquet_is_not_read_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None
         patch.setattr(datasets.Image, "encode_example", refuse)
         patch.setattr(datasets.Image, "decode_example", refuse)
         patch.setattr(datasets.arrow_writer.ArrowWriter, "write", refuse)
-        patch.setattr("jepa_hf.data.text_datasets._read_parquet", refuse)
+        patch.setattr("jepa_hf.data.file_readers._read_parquet", refuse)
         dataset = load("a.parquet")
     assert shades_of(dataset) == [0, 1, 2]
 

@@ -20,7 +20,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction, UsageError
-from jepa_hf.data.tokenization import PACKING_WINDOW, best_fit_decreasing, pack_dataset, tokenize_dataset
+from jepa_hf.data.packing import PACKING_WINDOW, best_fit_decreasing, pack_dataset
+from jepa_hf.data.tokenization import tokenize_dataset
 from jepa_hf.models.packed_sequences import (
     document_counts,
     document_means,

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from paired_views import conversations
 
 from jepa_hf import UsageError
-from jepa_hf.llm_jepa.paired_data import PairedDataArguments, embedded_rows, load_paired_rows, train_bpe_tokenizer
+from jepa_hf.data.tokenizer_training import train_bpe_tokenizer
+from jepa_hf.llm_jepa.paired_data import PairedDataArguments, embedded_rows, load_paired_rows
 
 
 def write(path: Path, rows: list[dict]) -> str:

@@ -13,7 +13,7 @@ from jepa_batches import pack, rows, tiny_jepa
 from jepa_runs import Batch, Recorded, StopAfter, ema_of, end_workers, largest_difference, trainer, weights
 
 from jepa_hf import JepaForRepresentationPrediction, UsageError
-from jepa_hf.data.tokenization import pack_dataset
+from jepa_hf.data.packing import pack_dataset
 
 ROWS = 52  # 13 batches of 4, so 7 updates an epoch, the last of a single micro-batch: step 10 is the third of epoch 2
 

@@ -12,7 +12,8 @@ from PIL import Image
 from tiny import CORPUS
 
 from jepa_hf import UsageError
-from jepa_hf.data.text_datasets import DataArguments, load_text_datasets
+from jepa_hf.data.arguments import DataArguments
+from jepa_hf.data.text_datasets import load_text_datasets
 from jepa_hf.report.run_samples import load_run_samples
 
 

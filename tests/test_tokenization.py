@@ -13,7 +13,8 @@ from tiny import CORPUS, FAMILIES, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from jepa_hf import UsageError
-from jepa_hf.data.text_datasets import DataArguments, load_text_datasets
+from jepa_hf.data.arguments import DataArguments
+from jepa_hf.data.text_datasets import load_text_datasets
 from jepa_hf.data.tokenization import tokenize_dataset
 
 LONG = max(CORPUS, key=len)

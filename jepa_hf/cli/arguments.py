@@ -20,7 +20,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from ..data.text_datasets import DataArguments
+from ..data.arguments import DataArguments
 from ..errors import RunError, UsageError
 from ..training.training_args import JepaTrainingArguments
 

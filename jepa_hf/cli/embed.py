@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ..data.text_datasets import DataArguments
+from ..data.arguments import DataArguments
 from ..errors import UsageError
 from ..evaluation.embed_files import check_output, embed_files, open_source
 from ..evaluation.embedder import POOLINGS, Embedder

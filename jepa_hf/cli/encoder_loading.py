@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..data.text_datasets import DataArguments
+from ..data.arguments import DataArguments
 from ..distributed.deepspeed_state import whole_weights
 from ..errors import UsageError
 from ..hub.loading import load_pretrained

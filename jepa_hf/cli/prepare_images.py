@@ -2,8 +2,8 @@
 
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, ViTImageProcessorPil
 
+from ..data.arguments import DataArguments
 from ..data.image_datasets import load_image_datasets
-from ..data.text_datasets import DataArguments
 from ..errors import UsageError
 from ..hub.loading import load_pretrained
 from ..masking.block_collator import DataCollatorForBlockJEPA

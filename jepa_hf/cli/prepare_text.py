@@ -9,8 +9,10 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ..data.text_datasets import DataArguments, load_text_datasets, train_wordpiece_tokenizer
+from ..data.arguments import DataArguments
+from ..data.text_datasets import load_text_datasets
 from ..data.tokenization import tokenize_dataset
+from ..data.tokenizer_training import train_wordpiece_tokenizer
 from ..errors import UsageError
 from ..masking.span_collator import DataCollatorForSpanJEPA
 from ..models.backbones import backbone_for

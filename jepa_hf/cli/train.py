@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from ..data.text_datasets import DataArguments
+from ..data.arguments import DataArguments
 from ..errors import RunError, UsageError
 from ..hub.push import PushError
 from ..llm_jepa import LlmJepaTrainer

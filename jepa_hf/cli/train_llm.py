@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from ..data.tokenizer_training import train_bpe_tokenizer
 from ..errors import UsageError
 from ..llm_jepa import (
     DataCollatorForPairedViews,
@@ -21,7 +22,7 @@ from ..llm_jepa import (
 )
 from ..llm_jepa.generation import room_for, scorer
 from ..llm_jepa.objective import check_model, has_adapters
-from ..llm_jepa.paired_data import PairedDataArguments, PairedRow, load_paired_rows, row_texts, train_bpe_tokenizer
+from ..llm_jepa.paired_data import PairedDataArguments, PairedRow, load_paired_rows, row_texts
 from ..llm_jepa.trainer import tell_of_cuts
 from ..llm_jepa.view_tokenizer import IGNORED, MOST_PREDICTOR_TOKENS, special_ids
 from ..training.run_directory import RunPlan

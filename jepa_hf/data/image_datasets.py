@@ -8,7 +8,9 @@ from datasets import Dataset, Features, Image, NamedSplit, Value
 from datasets.exceptions import DatasetsError
 
 from ..errors import UsageError
-from .text_datasets import DataArguments, find_files, first_samples, hold_out, load_named, naming_file, open_parquet
+from .arguments import DataArguments
+from .file_readers import find_files, naming_file, open_parquet
+from .splits import first_samples, hold_out, load_named
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 

@@ -15,18 +15,11 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from ..data.arguments import DataArguments
 from ..data.feature_datasets import load_feature_datasets
+from ..data.file_readers import file_kind, find_files, naming_file, open_parquet, read_rows, well_formed
 from ..data.image_datasets import load_image_datasets
-from ..data.text_datasets import (
-    DataArguments,
-    file_kind,
-    find_files,
-    naming_file,
-    open_parquet,
-    read_rows,
-    text_column,
-    well_formed,
-)
+from ..data.text_datasets import text_column
 from ..errors import UsageError
 from ..utils.atomic_files import whole_file
 from .embedder import Embedder

@@ -21,9 +21,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..data.image_decoding import decode_image
 from ..errors import UsageError
 from ..hub.loading import load_pretrained
-from ..masking.block_collator import decode_image
 from ..models.backbones import backbone_for, encoder_from_pretrained
 from ..models.configuration_jepa import JepaConfig
 from ..models.losses import layer_normalize

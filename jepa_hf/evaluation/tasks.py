@@ -9,8 +9,11 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Image
 from sklearn.model_selection import train_test_split
 
-from ..data.feature_datasets import ARRAY_ERRORS, load_feature_datasets
-from ..data.text_datasets import DataArguments, file_kind, load_named, naming_file, read_rows
+from ..data.arguments import DataArguments
+from ..data.feature_datasets import load_feature_datasets
+from ..data.feature_readers import ARRAY_ERRORS
+from ..data.file_readers import file_kind, naming_file, read_rows
+from ..data.splits import load_named
 from ..errors import UsageError
 
 Kind = Literal["labels", "similarity", "retrieval"]

@@ -1,32 +1,17 @@
 """Rows that say the same thing twice: files or a data set with conversations, or with two columns of texts."""
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from datasets import Dataset
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
-from ..data.text_datasets import (
-    DataArguments,
-    embedded_corpus,
-    file_kind,
-    find_files,
-    hold_out,
-    load_named,
-    naming_file,
-    read_rows,
-)
-from ..data.text_datasets import well_formed as _well_formed
+from ..data.arguments import DataArguments
+from ..data.file_readers import file_kind, find_files, naming_file, read_rows
+from ..data.file_readers import well_formed as _well_formed
+from ..data.splits import hold_out, load_named
+from ..data.text_datasets import embedded_corpus
 from ..errors import UsageError
-
-# Turns as many models' templates write them (ChatML); the content is taken as it is.
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 @dataclass
@@ -147,37 +132,6 @@ def row_texts(content: dict[str, Any], args: PairedDataArguments) -> list[str]:
     if content.get("messages") is not None:
         return [str(message.get("content", "")) for message in content["messages"] if isinstance(message, dict)]
     return [str(content.get(name, "")) for name in args.columns.values()]
-
-
-def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, which writes every text as it was, with a ChatML template.
-
-    Args:
-        texts: what to learn the vocabulary from.
-        vocab_size: most tokens; the 256 bytes and the special tokens are there in any case.
-        model_max_length: stored in the tokenizer, in tokens.
-    """
-    specials = ("<|pad|>", "<|im_start|>", "<|im_end|>")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[AddedToken(special, special=True, normalized=False) for special in specials],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=specials[0],
-        eos_token=specials[2],
-        additional_special_tokens=[specials[1]],
-        model_max_length=model_max_length,
-        clean_up_tokenization_spaces=False,
-    )
-    made.chat_template = CHATML
-    return made
 
 
 def _files(argument: str, files: str) -> list[PairedRow]:

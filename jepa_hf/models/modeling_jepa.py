@@ -164,7 +164,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         encoder_kwargs = {"dtype": torch.float32, **(encoder_kwargs or {})}
         encoder_config = AutoConfig.from_pretrained(name_or_path, **_hub_kwargs(encoder_kwargs))
         config = JepaConfig.for_encoder(encoder_config, **jepa_kwargs)
-        head_state: dict[str, torch.Tensor] = {}
+        head: dict[str, torch.Tensor] = {}
         if config.mlm_weight > 0:
             layout = masked_lm_head_layout(encoder_config)
             masked_lm, info = AutoModelForMaskedLM.from_pretrained(
@@ -172,7 +172,7 @@ class JepaForRepresentationPrediction(PreTrainedModel):
             )
             encoder = masked_lm.base_model
             if f"{layout.dense}.weight" not in info["missing_keys"]:
-                head_state = head_state(masked_lm, layout)
+                head = head_state(masked_lm, layout)
         else:
             encoder = encoder_from_pretrained(name_or_path, encoder_config, **encoder_kwargs)
 
@@ -185,8 +185,8 @@ class JepaForRepresentationPrediction(PreTrainedModel):
         model.context_encoder = encoder
         model.target_encoder = copy.deepcopy(encoder)
         model._prepare_encoders()
-        if head_state:
-            model.mlm_head.load_state_dict(head_state)
+        if head:
+            model.mlm_head.load_state_dict(head)
         elif model.mlm_head is not None:
             logger.warning(f"{name_or_path} has no masked-language-model head: it starts from random weights")
         model.freeze()

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.image_decoding import decode_image
 from ..errors import UsageError
 from ..evaluation.embedder import Embedder
 from ..hub.export import JEPA_FOLDER
-from ..masking.block_collator import decode_image
 from ..models.backbones import backbone_for
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction

@@ -9,22 +9,14 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset
 
+from ..data.arguments import DataArguments
 from ..data.feature_datasets import load_feature_datasets
+from ..data.file_readers import file_kind, find_files, naming_file, read_rows
 from ..data.image_datasets import IMAGE_ENDINGS, load_image_datasets
-from ..data.text_datasets import (
-    DataArguments,
-    file_kind,
-    find_files,
-    first_samples,
-    hold_out,
-    load_named,
-    load_text_datasets,
-    naming_file,
-    read_rows,
-    text_column,
-)
+from ..data.image_decoding import decode_image
+from ..data.splits import first_samples, hold_out, load_named
+from ..data.text_datasets import load_text_datasets, text_column
 from ..errors import UsageError
-from ..masking.block_collator import decode_image
 
 _LOADERS = {
     "text": ("text", load_text_datasets),
