@@ -13,7 +13,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from jepa_hf.cli.arguments import parse_command, quiet_libraries
+from jepa_hf.cli.console import quiet_libraries
+from jepa_hf.cli.parsing import parse_command
 from jepa_hf.cli.train import run
 from jepa_hf.monitoring.health import (
     DIMENSIONS_LEFT,

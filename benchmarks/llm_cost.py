@@ -31,7 +31,7 @@ from transformers import (
     set_seed,
 )
 
-from jepa_hf.cli.arguments import quiet_libraries
+from jepa_hf.cli.console import quiet_libraries
 from jepa_hf.data.file_readers import file_kind, read_rows
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments, PairedViewTokenizer, add_predictor_tokens
 

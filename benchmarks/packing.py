@@ -22,7 +22,7 @@ from datasets import Dataset
 from transformers import BertConfig, PrinterCallback, set_seed
 
 from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction, JepaTrainer
-from jepa_hf.cli.arguments import quiet_libraries
+from jepa_hf.cli.console import quiet_libraries
 from jepa_hf.data.packing import pack_dataset
 from jepa_hf.data.text_datasets import embedded_corpus
 from jepa_hf.data.tokenizer_training import train_wordpiece_tokenizer

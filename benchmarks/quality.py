@@ -44,9 +44,11 @@ from transformers import (
 )
 
 from jepa_hf import JepaForRepresentationPrediction, JepaTrainer, modeling_jepa
-from jepa_hf.cli.arguments import Parsed, parse_command, quiet_libraries
+from jepa_hf.cli.arguments import Parsed
+from jepa_hf.cli.console import quiet_libraries
+from jepa_hf.cli.encoder_loading import Prepared
+from jepa_hf.cli.parsing import parse_command
 from jepa_hf.cli.prepare import prepare
-from jepa_hf.cli.prepared import Prepared
 from jepa_hf.cli.train import complete
 from jepa_hf.evaluation.embedder import Embedder
 from jepa_hf.evaluation.scoring import linear_probe, spearman

@@ -23,7 +23,7 @@ from jepa_hf import (
     JepaTrainer,
     JepaTrainingArguments,
 )
-from jepa_hf.cli.arguments import quiet_libraries
+from jepa_hf.cli.console import quiet_libraries
 from jepa_hf.cli.main import leave
 from jepa_hf.distributed.deepspeed_state import whole_weights
 

@@ -16,7 +16,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from jepa_hf.cli.arguments import parse_command, quiet_libraries
+from jepa_hf.cli.console import quiet_libraries
+from jepa_hf.cli.parsing import parse_command
 from jepa_hf.cli.train import run
 from jepa_hf.monitoring.health import representation_health
 from jepa_hf.training.ema import decay_at, default_decay_range

@@ -12,8 +12,10 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from jepa_hf import JepaConfig, UsageError
-from jepa_hf.cli.arguments import ModelArguments, complain, objective_of, parse_command, parse_flags
+from jepa_hf.cli.arguments import ModelArguments
+from jepa_hf.cli.console import complain
 from jepa_hf.cli.main import main as jepa_hf_main
+from jepa_hf.cli.parsing import objective_of, parse_command, parse_flags
 from jepa_hf.cli.train_llm import LLM_CLASSES
 from jepa_hf.version import __version__
 

@@ -12,8 +12,8 @@ from PIL import Image
 from tiny import CORPUS, write_lines
 
 from jepa_hf import JepaTrainer
-from jepa_hf.cli.arguments import parse_command
 from jepa_hf.cli.main import main
+from jepa_hf.cli.parsing import parse_command
 from jepa_hf.cli.train import run
 
 torch.set_num_threads(1)

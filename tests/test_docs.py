@@ -18,8 +18,8 @@ from PIL import Image
 from tiny import CORPUS, save_tiny_encoder, write_lines
 
 import jepa_hf
-from jepa_hf.cli.arguments import _CLASSES, _names, _Parser
 from jepa_hf.cli.main import main
+from jepa_hf.cli.parsing import _CLASSES, _names, _Parser
 from jepa_hf.cli.train_llm import LLM_CLASSES
 
 DOCS = REPOSITORY / "docs"

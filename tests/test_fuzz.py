@@ -38,8 +38,9 @@ from PIL import Image
 from tiny import tiny_config, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
-from jepa_hf.cli.arguments import complain, parse_command
+from jepa_hf.cli.console import complain
 from jepa_hf.cli.encoder_loading import load_encoder_config
+from jepa_hf.cli.parsing import parse_command
 from jepa_hf.data.arguments import DataArguments
 from jepa_hf.data.feature_datasets import load_feature_datasets
 from jepa_hf.data.file_readers import find_files

@@ -12,7 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from jepa_hf import UsageError
 from jepa_hf.llm_jepa import PairedViewTokenizer
-from jepa_hf.llm_jepa.generation import generate_answers, judge, same_result, scorer, share_interval
+from jepa_hf.llm_jepa.answer_scoring import same_result, scorer, share_interval
+from jepa_hf.llm_jepa.generation import generate_answers, judge
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -8,10 +8,10 @@ from paired_views import model, tokenizer
 from tiny import CORPUS, save_tiny_encoder, write_lines
 from transformers import AutoModelForCausalLM
 
-from jepa_hf.cli.arguments import _CLASSES, _names, _Parser
 from jepa_hf.cli.embed import _parser as embed_parser
 from jepa_hf.cli.evaluate import _parser as evaluate_parser
 from jepa_hf.cli.generate import _parser as generate_parser
+from jepa_hf.cli.parsing import _CLASSES, _names, _Parser
 from jepa_hf.cli.push import _parser as push_parser
 from jepa_hf.cli.train_llm import LLM_CLASSES
 

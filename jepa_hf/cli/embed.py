@@ -10,7 +10,8 @@ from ..data.arguments import DataArguments
 from ..errors import UsageError
 from ..evaluation.embed_files import check_output, embed_files, open_source
 from ..evaluation.embedder import POOLINGS, Embedder
-from .arguments import CommandParser, complain, quiet_libraries
+from .console import complain, quiet_libraries
+from .parsing import CommandParser
 
 _COLUMNS = ("text_column_name", "image_column_name", "feature_column_names", "label_column_name")
 

@@ -1,5 +1,6 @@
-"""From names and flags to an encoder's configuration and a model, each mistake with its sentence."""
+"""From names and flags to an encoder's configuration and a model, and what a run prepares, each mistake with its sentence."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -9,12 +10,32 @@ from ..data.arguments import DataArguments
 from ..distributed.deepspeed_state import whole_weights
 from ..errors import UsageError
 from ..hub.loading import load_pretrained
+from ..masking.base_collator import MaskingCollator
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..utils.types import ProcessingClass
 from .arguments import ModelArguments
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
 VISION_FAMILIES = ("ijepa", "vit", "dinov2", "dinov2_with_registers")
+
+
+@dataclass
+class Prepared:
+    """All that a run needs, checked; nothing of it has been written.
+
+    Args:
+        model: the JEPA.
+        collator: makes its batches.
+        train_dataset, eval_dataset: what the collator reads; None where there is no evaluation.
+        processing_class: tokenizer or image processor; None for feature vectors.
+    """
+
+    model: JepaForRepresentationPrediction
+    collator: MaskingCollator
+    train_dataset: Any
+    eval_dataset: Any
+    processing_class: ProcessingClass | None = None
 
 
 def hub_kwargs(model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:

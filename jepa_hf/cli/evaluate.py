@@ -13,7 +13,8 @@ from ..errors import UsageError
 from ..evaluation.embedder import POOLINGS, Embedder
 from ..utils.atomic_files import whole_file
 from ..version import __version__
-from .arguments import CommandParser, complain, output_folder, quiet_libraries
+from .console import complain, quiet_libraries
+from .parsing import CommandParser, output_folder
 
 _LIBRARIES = ("torch", "transformers", "scikit-learn", "sentence-transformers")
 

@@ -11,8 +11,9 @@ from ..hub.loading import load_pretrained
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..utils.types import ProcessingClass
-from .arguments import CommandParser, complain, quiet_libraries
+from .console import complain, quiet_libraries
 from .encoder_loading import load_tokenizer
+from .parsing import CommandParser
 
 
 def main(argv: Sequence[str]) -> int:

@@ -12,13 +12,15 @@ import torch
 
 from ..errors import UsageError
 from ..llm_jepa import PairedViewTokenizer
-from ..llm_jepa.generation import judge, scorer, share_interval
+from ..llm_jepa.answer_scoring import scorer, share_interval
+from ..llm_jepa.generation import judge
 from ..llm_jepa.paired_data import PairedDataArguments, PairedRow, load_file_rows
 from ..training.run_directory import versions
 from ..utils.atomic_files import whole_files
 from ..utils.markdown import escaped, table
-from .arguments import CommandParser, complain, output_folder, quiet_libraries
+from .console import complain, quiet_libraries
 from .language_model_loading import dtype_of, load_answering_model, load_words
+from .parsing import CommandParser, output_folder
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "generation.json"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from ..errors import UsageError
 from ..monitoring.mask_plots import write_masks
 from ..training.run_directory import RunPlan
-from .arguments import complain, objective_of, parse_command, quiet_libraries
+from .console import complain, quiet_libraries
+from .parsing import objective_of, parse_command
 from .prepare import prepare
 from .train import complete
 

@@ -9,11 +9,10 @@ from ..models.backbones import backbone_for
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
 from ..training.run_directory import RunPlan
 from .arguments import Parsed
-from .encoder_loading import load_encoder_config
+from .encoder_loading import Prepared, load_encoder_config
 from .prepare_features import prepare_features
 from .prepare_images import prepare_images
 from .prepare_text import prepare_text
-from .prepared import Prepared
 
 # Objective for what an encoder reads.
 _OBJECTIVES = {"text": "span", "images": "images", "features": "features"}

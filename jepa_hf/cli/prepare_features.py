@@ -10,8 +10,7 @@ from ..errors import UsageError
 from ..masking.feature_collator import DataCollatorForFeatureJEPA
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
 from .arguments import Parsed
-from .encoder_loading import build_model, overridden
-from .prepared import Prepared
+from .encoder_loading import Prepared, build_model, overridden
 
 _MASKS = ("mask_ratio", "mean_span_length", "num_masks", "on_short")
 

@@ -10,8 +10,7 @@ from ..masking.block_collator import DataCollatorForBlockJEPA
 from ..models.backbones import backbone_for
 from ..models.configuration_jepa import JepaConfig
 from .arguments import ModelArguments, Parsed
-from .encoder_loading import build_model, hub_kwargs
-from .prepared import Prepared
+from .encoder_loading import Prepared, build_model, hub_kwargs
 
 _MASKS = (
     "num_masks",

@@ -20,8 +20,7 @@ from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..training.run_directory import RunPlan
 from .arguments import ModelArguments, Parsed, RunArguments
-from .encoder_loading import FAMILIES, VISION_FAMILIES, build_model, hub_kwargs, load_tokenizer, longest_row
-from .prepared import Prepared
+from .encoder_loading import FAMILIES, VISION_FAMILIES, Prepared, build_model, hub_kwargs, load_tokenizer, longest_row
 
 # Texts that a random start's tokenizer is trained on, at most: they are held in memory.
 _TOKENIZER_TEXTS = 100_000

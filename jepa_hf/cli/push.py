@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..hub.push import Destination, PushError, files_to_push, push_run
-from .arguments import CommandParser, complain, quiet_libraries
+from .console import complain, quiet_libraries
+from .parsing import CommandParser
 
 
 def main(argv: Sequence[str]) -> int:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..report.run_report import EVALUATION_FILE, REPORT_FILE, write_report
-from .arguments import CommandParser, complain, quiet_libraries
+from .console import complain, quiet_libraries
+from .parsing import CommandParser
 
 
 def main(argv: Sequence[str]) -> int:

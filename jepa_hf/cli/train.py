@@ -16,18 +16,11 @@ from ..models.configuration_feature_encoder import FeatureEncoderConfig
 from ..training.signals import InterruptionCallback
 from ..training.trainer import JepaTrainer
 from ..utils.atomic_files import whole_file
-from .arguments import (
-    ModelArguments,
-    Parsed,
-    RunArguments,
-    complain,
-    objective_of,
-    parse_command,
-    parse_flags,
-    quiet_libraries,
-)
+from .arguments import ModelArguments, Parsed, RunArguments
+from .console import complain, quiet_libraries
+from .encoder_loading import Prepared
+from .parsing import objective_of, parse_command, parse_flags
 from .prepare import prepare
-from .prepared import Prepared
 from .run import (
     carry_out,
     check_run,

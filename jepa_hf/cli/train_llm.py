@@ -20,7 +20,8 @@ from ..llm_jepa import (
     add_adapters,
     add_predictor_tokens,
 )
-from ..llm_jepa.generation import room_for, scorer
+from ..llm_jepa.answer_scoring import scorer
+from ..llm_jepa.generation import room_for
 from ..llm_jepa.objective import check_model, has_adapters
 from ..llm_jepa.paired_data import PairedDataArguments, PairedRow, load_paired_rows, row_texts
 from ..llm_jepa.trainer import tell_of_cuts

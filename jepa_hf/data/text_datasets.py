@@ -15,9 +15,9 @@ from ..errors import UsageError
 from .arguments import DataArguments
 from .file_readers import (
     SAMPLE_SIZE,
-    json_type,
     file_kind,
     find_files,
+    json_type,
     naming_file,
     open_parquet,
     read_rows,

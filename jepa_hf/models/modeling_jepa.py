@@ -29,7 +29,7 @@ from .losses import (
     sigreg,
     variance_hinge,
 )
-from .mlm_head import MaskedLMHead, masked_lm_head_layout
+from .mlm_head import MaskedLMHead, head_state, masked_lm_head_layout
 from .packed_sequences import document_counts, document_means, documents_at, instance_normalize
 from .positions import gather_positions, repeat_samples, sincos_positions
 from .predictors import MLPPredictor, PooledPredictor, TokenPredictor, TransformerPredictor
