@@ -1,4 +1,4 @@
-"""From names and flags to an encoder's configuration and a model, and what a run prepares, each mistake with its sentence."""
+"""From names and flags to an encoder's configuration, a model, and all that a run prepares."""
 
 from dataclasses import dataclass
 from typing import Any
