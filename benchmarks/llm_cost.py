@@ -18,7 +18,6 @@ import tempfile
 from typing import Any
 
 import torch
-from llm_jepa import RANDOM
 from packing import now
 from transformers import (
     AutoModelForCausalLM,
@@ -34,6 +33,7 @@ from transformers import (
 from jepa_hf.cli.console import quiet_libraries
 from jepa_hf.data.file_readers import file_kind, read_rows
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments, PairedViewTokenizer, add_predictor_tokens
+from llm_jepa import RANDOM
 
 PLAIN = "plain fine-tuning"
 ARMS: dict[str, dict[str, Any]] = {

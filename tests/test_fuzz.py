@@ -33,11 +33,11 @@ import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from jepa_batches import image_config
 from PIL import Image
-from tiny import tiny_config, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
+from helpers.batches import image_config
+from helpers.tiny_models import tiny_config, tiny_tokenizer
 from jepa_hf.cli.console import complain
 from jepa_hf.cli.encoder_loading import load_encoder_config
 from jepa_hf.cli.parsing import parse_command

@@ -12,14 +12,13 @@ import torch
 import transformers
 from packaging.version import Version
 
+from .workers import train_ranks
+
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-SCRIPT = HERE / "train_ranks.py"
+SCRIPT = HERE / "workers" / "train_ranks.py"
 CONFIG = REPOSITORY / "configs" / "accelerate" / "cpu2.yaml"
 
-sys.path.insert(0, str(HERE))
-
-import train_ranks  # noqa: E402
 
 Results = dict[str, dict[str, Any]]
 TRAINED = [

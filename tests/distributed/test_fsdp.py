@@ -1,6 +1,5 @@
 """Claims about whole runs under accelerate's FSDP2, on two CPU ranks, with the configuration that is shipped."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,10 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from helpers.runs import largest_difference
 from jepa_hf.errors import UsageError
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-from divide_two_ranks import logged, model_of, run, start, told, trainer  # noqa: E402
-from jepa_runs import largest_difference  # noqa: E402
+from .workers.divide_two_ranks import logged, model_of, run, start, told, trainer
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.llm import conversations, model, tokenizer
 from jepa_hf.cli.train import main
+
+from .workers.llm_stream_ranks import train
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 CONFIGURATIONS = REPOSITORY / "configs" / "accelerate"
 
-sys.path.insert(0, str(HERE.parent))
-
-from llm_stream_ranks import train  # noqa: E402
-from paired_views import conversations, model, tokenizer  # noqa: E402
 
 # Of the last batch that is evaluated, and of an epoch's last batch, one rank has four rows and the other one.
 FLAGS = (
@@ -89,7 +88,7 @@ def test_a_streams_rows_are_learnt_from_once(runs: tuple[Path, dict[str, Any], d
     """Of 13 rows the last update has five, which two ranks fill up, and nothing is learnt from what fills them up. Nor
     do the ranks wait forever where their shards of a stream end at different times."""
     folder, _, _ = runs
-    script = HERE / "llm_stream_ranks.py"
+    script = HERE / "workers" / "llm_stream_ranks.py"
     run_two_ranks(folder, CONFIGURATIONS / "cpu2.yaml", script, ["llm", "stream"], "a llama language model in 4 steps")
     train(str(folder / "llm"), str(folder / "one stream"), shards=1)
     ours, theirs = (load_file(folder / name / "model.safetensors") for name in ("stream", "one stream"))
@@ -108,7 +107,7 @@ def test_an_evaluation_with_uneven_batches_counts_every_row_and_answer_once(
 def test_ranks_that_divide_the_weights_answer_together(runs: tuple[Path, dict[str, Any], dict[str, Any]]) -> None:
     """Five prompts, one at a time: of two and three answers the ranks would make different passes, and wait forever."""
     folder, _, one = runs
-    config, script = CONFIGURATIONS / "fsdp2.yaml", HERE / "llm_two_shards.py"
+    config, script = CONFIGURATIONS / "fsdp2.yaml", HERE / "workers" / "llm_two_shards.py"
     given = [*flags("divided", batch=4), "--per_device_eval_batch_size", "1", "--generation_metrics", "prefix_match"]
     run_two_ranks(folder, config, script, [*given, "--dataloader_pin_memory", "false"])
     divided = json.loads((folder / "divided" / "metrics.json").read_text())

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+from .workers.shard_two_ranks import steps
 
-from shard_two_ranks import steps  # noqa: E402
+HERE = Path(__file__).resolve().parent
 
 
 def test_two_ranks_that_share_the_parameters_do_as_one_process(tmp_path: Path) -> None:
@@ -19,7 +18,7 @@ def test_two_ranks_that_share_the_parameters_do_as_one_process(tmp_path: Path) -
     paths = os.pathsep.join(filter(None, [str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
-        [*command, str(HERE / "shard_two_ranks.py"), str(tmp_path)],
+        [*command, str(HERE / "workers" / "shard_two_ranks.py"), str(tmp_path)],
         env=environment,
         capture_output=True,
         text=True,

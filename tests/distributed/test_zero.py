@@ -3,7 +3,6 @@
 The first run compiles DeepSpeed's CPU communication, which takes a minute or two and a C++ compiler.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ from safetensors.torch import load_file
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+from helpers.runs import largest_difference
 
-from divide_two_ranks import logged, model_of, run, start, told  # noqa: E402
-from jepa_runs import largest_difference  # noqa: E402
+from .workers.divide_two_ranks import logged, model_of, run, start, told
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,63 @@
+"""What is told about the package is true: lower bounds, types, licence."""
+
+import tomllib
+from importlib.resources import files
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from helpers.cli import REPOSITORY
+from jepa_hf import __version__
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# torch's oldest builds need gigabytes of CUDA libraries: CI runs with the newest CPU build only. The documentation's
+# site is built with the newest packages.
+NOT_TESTED = {"torch", "mkdocs", "mkdocs-material", "mkdocstrings"}
+
+
+def lower_bounds() -> dict[str, Version]:
+    """Those of all dependencies, of extras too."""
+    lines = [*PROJECT["dependencies"], *(line for lines in PROJECT["optional-dependencies"].values() for line in lines)]
+    requirements = [Requirement(line) for line in lines]
+    return {
+        requirement.name: Version(specifier.version)
+        for requirement in requirements
+        for specifier in requirement.specifier
+        if specifier.operator in (">=", "==")
+    }
+
+
+def test_every_dependency_has_a_lower_bound() -> None:
+    names = {Requirement(line).name for line in PROJECT["dependencies"]}
+    extras = {Requirement(line).name for lines in PROJECT["optional-dependencies"].values() for line in lines}
+    assert lower_bounds().keys() == names | extras
+
+
+def test_the_lower_bounds_are_those_that_ci_installs() -> None:
+    """.ci/constraints-oldest.txt pins each dependency to its bound in pyproject.toml."""
+    lines = (REPOSITORY / ".ci" / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            name, _, version = line.partition("==")
+            pinned[name] = Version(version)
+    bounds = {name: bound for name, bound in lower_bounds().items() if name not in NOT_TESTED}
+    assert {name: pinned.get(name) for name in bounds} == bounds
+
+
+def test_types_come_with_the_package() -> None:
+    """PEP 561: type checkers read the hints of a package that holds this file."""
+    assert files("jepa_hf").joinpath("py.typed").is_file()
+    configuration = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "py.typed" in configuration["tool"]["setuptools"]["package-data"]["jepa_hf"]
+
+
+def test_licence_and_citation_are_the_packages() -> None:
+    """The licence's text is the one that pyproject.toml names, and what to cite is this version."""
+    assert PROJECT["license"] == "Apache-2.0"
+    assert "Apache License" in (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["license"] == "Apache-2.0"
+    assert citation["version"] == __version__
+    assert "[Unreleased]" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,0 +1,264 @@
+"""Claims about one vector per sample: the same as others compute, whatever the batches, from every kind of encoder."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import (
+    AutoModel,
+    BertConfig,
+    GPT2Config,
+    GPT2Model,
+    IJepaConfig,
+    T5Config,
+    T5Model,
+    ViTImageProcessor,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+)
+
+from helpers.batches import image_config, strengthen, tiny_jepa
+from helpers.tiny_models import CORPUS, FAMILIES, save_tiny_encoder, tiny_config, tiny_tokenizer
+from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel, JepaForRepresentationPrediction, UsageError
+from jepa_hf.evaluation.embedder import POOLINGS, Embedder
+from jepa_hf.hub.export import export_run
+
+torch.set_num_threads(1)
+
+TEXTS = CORPUS[:12]
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+
+
+def text_embedder(family: str = "bert", **kwargs: Any) -> Embedder:
+    return Embedder(tiny_jepa(family).get_encoder(), tiny_tokenizer(family), name=family, device="cpu", **kwargs)
+
+
+def image_processor() -> ViTImageProcessor:
+    return ViTImageProcessor(size={"height": 8, "width": 8})
+
+
+def image_embedder(config: Any = None, **kwargs: Any) -> Embedder:
+    encoder = AutoModel.from_config(image_config() if config is None else config)
+    strengthen(encoder)
+    return Embedder(encoder, image_processor(), name="images", device="cpu", **kwargs)
+
+
+def feature_embedder(mode: str, **kwargs: Any) -> Embedder:
+    config = FeatureEncoderConfig(
+        3, mode=mode, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=1, hidden_dropout_prob=0.0
+    )
+    encoder = FeatureEncoderModel(config)
+    strengthen(encoder)
+    return Embedder(encoder, name=mode, device="cpu", **kwargs)
+
+
+def series(count: int = 9) -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [rng.normal(size=(1 + number % 5, 3)) for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def embedders() -> dict[str, tuple[Embedder, list[Any]]]:
+    """One of each kind, with samples of different lengths where there are any."""
+    return {
+        "text": (text_embedder(), TEXTS),
+        "images": (image_embedder(), list(PIXELS)),
+        "vectors": (feature_embedder("patches"), [row[0] for row in series()]),
+        "series": (feature_embedder("time"), series()),
+    }
+
+
+@pytest.mark.parametrize("kind", ["text", "images", "vectors", "series"])
+@given(data=st.data(), batch_size=st.integers(1, 20))
+@settings(max_examples=15, deadline=None)
+def test_neither_batches_nor_order_change_a_sample_s_vectors(
+    kind: str, data: st.DataObject, batch_size: int, embedders: dict[str, tuple[Embedder, list[Any]]]
+) -> None:
+    embedder, samples = embedders[kind]
+    poolings = POOLINGS if kind in ("text", "images") else ("mean", "layers")
+    order = data.draw(st.permutations(range(len(samples))))
+    embedder.batch_size = 1
+    alone = embedder.embed(samples, poolings)
+    embedder.batch_size = batch_size
+    together = embedder.embed([samples[at] for at in order], poolings)
+    for name in poolings:
+        assert together[name].dtype == np.float32
+        np.testing.assert_allclose(together[name], alone[name][order], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mean_pooling_is_that_of_sentence_transformers(family: str, tmp_path: Path) -> None:
+    """Also of texts that must be cut, and of those that begin with blanks."""
+    from sentence_transformers import SentenceTransformer
+
+    texts = [*TEXTS, " ".join(CORPUS[:30]), "  Blanks first.", "x"]
+    export_run(tiny_jepa(family), tmp_path, tiny_tokenizer(family))
+    expected = SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
+    found = Embedder.from_pretrained(tmp_path, device="cpu", batch_size=4).embed(texts)["mean"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_cls_and_layers_are_what_they_are_called() -> None:
+    embedder = text_embedder("distilbert")
+    found = embedder.embed(TEXTS[:3], ("cls", "layers"))
+    for row, text in enumerate(TEXTS[:3]):
+        output = embedder.encoder(**tiny_tokenizer("distilbert")(text, return_tensors="pt"), output_hidden_states=True)
+        np.testing.assert_allclose(found["cls"][row], output.last_hidden_state[0, 0], rtol=1e-4, atol=1e-5)
+        last = output.hidden_states[2][0]  # the upper half of two layers is the second
+        normalised = (last - last.mean(-1, keepdim=True)) / (last.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        np.testing.assert_allclose(found["layers"][row], normalised.mean(0), rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_mean_of_an_image_is_over_its_patches() -> None:
+    """Not over [CLS] or registers; I-JEPA has none."""
+    for config in (image_config(), IJepaConfig(**image_config().to_dict())):
+        embedder = image_embedder(config)
+        pixels = embedder.processing_class(list(PIXELS), return_tensors="pt")["pixel_values"]
+        patches = embedder.encoder(pixel_values=pixels).last_hidden_state[:, -16:]
+        np.testing.assert_allclose(embedder.embed(list(PIXELS))["mean"], patches.mean(1), rtol=1e-4, atol=1e-4)
+
+
+def test_images_may_come_in_every_form(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(array) for array in PIXELS]
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number}.png")
+    stored = [{"bytes": None, "path": str(tmp_path / f"{number}.png")} for number in range(9)]
+    embedder = image_embedder()
+    expected = embedder.embed(list(PIXELS))["mean"]
+    np.testing.assert_array_equal(embedder.embed(pictures)["mean"], expected)
+    np.testing.assert_array_equal(embedder.embed(stored)["mean"], expected)
+
+
+def test_features_are_pooled_as_the_encoder_itself_pools_them() -> None:
+    embedder = feature_embedder("time")
+    expected = [
+        embedder.encoder(features=torch.tensor(row, dtype=torch.float32)[None]).pooler_output[0].detach()
+        for row in series()
+    ]
+    np.testing.assert_allclose(embedder.embed(series())["mean"], torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("modality", ["text", "images", "features"])
+def test_what_a_run_leaves_is_read_wherever_it_lies(modality: str, tmp_path: Path) -> None:
+    """`out/` and `out/jepa/` give the trained context encoder."""
+    from jepa_hf import JepaConfig
+
+    encoder, beside, samples = {
+        "text": (tiny_config("bert"), tiny_tokenizer("bert"), TEXTS),
+        "images": (image_config(), image_processor(), list(PIXELS)),
+        "features": (
+            FeatureEncoderConfig(3, hidden_size=16, num_hidden_layers=1, num_attention_heads=2),
+            None,
+            [row[0] for row in series()],
+        ),
+    }[modality]
+    model = JepaForRepresentationPrediction(JepaConfig.for_encoder(encoder, pred_num_hidden_layers=1)).eval()
+    strengthen(model)
+    export_run(model, tmp_path, beside)
+    context, target = (
+        Embedder(model.get_encoder(which), beside, device="cpu").embed(samples)["mean"]
+        for which in ("context", "target")
+    )
+    assert np.abs(context - target).max() > 0.01
+    for folder in (tmp_path, tmp_path / "jepa"):
+        embedder = Embedder.from_pretrained(folder, device="cpu")
+        assert (embedder.modality, embedder.name) == (modality, str(folder))
+        np.testing.assert_allclose(embedder.embed(samples)["mean"], context, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shorter_limit_cuts_texts() -> None:
+    long, short = text_embedder(), text_embedder(max_seq_length=6)
+    assert long.max_seq_length == 128
+    assert np.abs(long.embed(TEXTS)["mean"] - short.embed(TEXTS)["mean"]).max() > 0.01
+    ids = tiny_tokenizer("bert")(TEXTS[5], truncation=True, max_length=6, return_tensors="pt")
+    with torch.no_grad():
+        expected = short.encoder(**ids).last_hidden_state.mean(1)[0]
+    np.testing.assert_allclose(short.embed(TEXTS[5:6])["mean"][0], expected, rtol=1e-4, atol=1e-5)
+
+
+def broken() -> Embedder:
+    embedder = text_embedder()
+    with torch.no_grad():
+        next(embedder.encoder.parameters()).fill_(float("nan"))
+    return embedder
+
+
+NAN = [np.array([1.0, float("nan"), 0.0])]
+
+
+@pytest.mark.parametrize(
+    ("embedder", "samples", "pooling", "sentence"),
+    [
+        (text_embedder, [], "mean", "there are no samples to embed"),
+        (text_embedder, ["a", 3], "mean", "sample 2 is int, but 'bert' reads texts"),
+        (text_embedder, ["a"], "max", "pooling must be one of mean, cls, layers, not 'max'"),
+        (
+            lambda: image_embedder(IJepaConfig(**image_config().to_dict())),
+            list(PIXELS),
+            "cls",
+            "'images' puts no \\[CLS\\] token first: choose the pooling mean or layers",
+        ),
+        (lambda: feature_embedder("time"), series(), "cls", "'time' puts no \\[CLS\\] token first"),
+        (lambda: feature_embedder("patches"), NAN, "mean", "sample 1 has a number that is not finite"),
+        (lambda: feature_embedder("patches"), series(), "mean", "sample 1 has the shape \\[1, 3\\]"),
+        (lambda: feature_embedder("patches"), ["text"], "mean", "sample 1 is no rectangle of numbers"),
+        (image_embedder, ["text"], "mean", "sample 1 holds str, not an image"),
+        (image_embedder, [{"bytes": b"no", "path": None}], "mean", "sample 1 cannot be decoded as an image"),
+        (broken, TEXTS, "mean", "'bert' gives representations that are not finite"),
+        (lambda: text_embedder(batch_size=0), TEXTS, "mean", "batch_size must be at least 1, not 0"),
+        (lambda: text_embedder(max_seq_length=500), TEXTS, "mean", "max_seq_length must be from 1 to 128"),
+        (
+            lambda: image_embedder(image_config(image_size=16)),
+            list(PIXELS),
+            "mean",
+            "'images' cannot read its own input",
+        ),
+    ],
+)
+def test_what_cannot_be_embedded_is_one_sentence(embedder: Any, samples: Any, pooling: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence) as refusal:
+        embedder().embed(samples, (pooling,))
+    assert "\n" not in str(refusal.value)
+
+
+TINY = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "intermediate_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (lambda: GPT2Model(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=9)), "is a decoder \\(gpt2\\)"),
+        (lambda: T5Model(T5Config(num_layers=1, d_model=8, d_ff=8, vocab_size=9)), "is an encoder-decoder \\(t5\\)"),
+        (
+            lambda: Wav2Vec2Model(Wav2Vec2Config(**TINY, conv_dim=(8,) * 7, num_conv_pos_embedding_groups=2)),
+            "reads input_values; give an encoder of texts, images or feature vectors",
+        ),
+        (lambda: AutoModel.from_config(BertConfig(**TINY, vocab_size=9)), "lacks its tokenizer"),
+        (lambda: AutoModel.from_config(image_config()), "cannot be loaded: .* image processor"),
+    ],
+    ids=["decoder", "encoder-decoder", "audio", "no tokenizer", "no image processor"],
+)
+def test_a_model_that_is_no_encoder_is_refused_in_one_sentence(model: Any, sentence: str, tmp_path: Path) -> None:
+    model().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=sentence) as refusal:
+        Embedder.from_pretrained(tmp_path, device="cpu")
+    assert str(tmp_path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_without_a_model_and_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        Embedder.from_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="neither a directory here nor a model that the Hub gave"):
+        Embedder.from_pretrained(tmp_path / "nothing")
+    folder = Path(save_tiny_encoder("bert", tmp_path / "bert"))
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        Embedder.from_pretrained(folder)

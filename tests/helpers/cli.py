@@ -1,0 +1,82 @@
+"""Running the commands: in this process where that is enough, in one of their own where exit codes are at stake."""
+
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from matplotlib.figure import Figure
+from safetensors.torch import load_file
+from torch import Tensor
+
+from jepa_hf.cli.train import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+QUIET = ("--use_cpu", "--report_to", "none", "--disable_tqdm", "true")
+
+
+class Killed(BaseException):
+    """Ends a run in this process as a kill would end its own: nothing catches it."""
+
+
+def train(*argv: str | Path, pictures: bool = False) -> str:
+    """Run `run_jepa.py ...` here, on CPU; returns what it said on stdout.
+
+    Figures are made in any case, but rendered for `pictures` only: that takes half of a short run's time.
+    """
+    said = io.StringIO()
+    rendering = contextlib.nullcontext() if pictures else mock.patch.object(Figure, "savefig", _leave_unrendered)
+    with contextlib.redirect_stdout(said), rendering:
+        assert main([*map(str, argv), *QUIET]) == 0
+    return said.getvalue()
+
+
+def _leave_unrendered(figure: Figure, path: Path, **options: Any) -> None:
+    path.write_text("a figure that was not rendered")
+
+
+def start_process(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python command in a process of its own that cannot reach the Hub."""
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+    )
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
+    """Every file and folder below `folder`: when it was last changed, and a hash of its content."""
+    return {
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
+        )
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """Bit for bit."""
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name, value in ours.items() if not value.equal(theirs[name])] == []

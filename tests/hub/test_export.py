@@ -1,0 +1,280 @@
+"""Claims about what is written for other tools: who loads it, and that they all compute the same."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
+
+from helpers.batches import image_batch, image_config, skip_unless_transformers_loads, text_batch, tiny_jepa
+from helpers.tiny_models import CORPUS, FAMILIES, tiny_tokenizer
+from jepa_hf import DataCollatorForFeatureJEPA, JepaConfig, JepaForRepresentationPrediction, UsageError
+from jepa_hf.hub.export import export_custom_code, export_encoder, export_masked_lm, export_run
+
+SMALL_FEATURES = {"embed_dim": 16, "predictor_embed_dim": 8, "encoder_depth": 1, "predictor_depth": 1, "num_heads": 2}
+TEXTS = [CORPUS[3], CORPUS[15], "Wild rivers."]
+
+
+def differing(one: nn.Module, other: nn.Module) -> list[str]:
+    """Names of the parameters of `other` that `one` has otherwise."""
+    ours = dict(one.named_parameters())
+    return [name for name, parameter in other.named_parameters() if not torch.equal(ours[name], parameter)]
+
+
+@torch.no_grad()
+def mean_pooled(model: JepaForRepresentationPrediction, family: str, which: str, text: str) -> torch.Tensor:
+    """The embedding by hand, one text at a time, so without any padding."""
+    ids = torch.tensor([tiny_tokenizer(family)(text)["input_ids"]])
+    states = model.get_encoder(which)(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    return states[0].mean(dim=0)
+
+
+@torch.no_grad()
+def loaded_embeddings(folder: Path, loader: str) -> torch.Tensor:
+    """Mean-pooled embeddings of `TEXTS` as the users of `loader` get them, without trust_remote_code."""
+    if loader == "sentence_transformers":
+        # Imported late: it takes seconds.
+        from sentence_transformers import SentenceTransformer
+
+        return torch.tensor(SentenceTransformer(str(folder), device="cpu").encode(TEXTS))
+    if loader == "pipeline":
+        extract = pipeline("feature-extraction", model=str(folder), device="cpu")
+        return torch.stack([torch.tensor(extract(text)[0]).mean(dim=0) for text in TEXTS])
+    tokens = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    if loader == "classifier":
+        encoder = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).base_model
+    else:
+        encoder = AutoModel.from_pretrained(folder)
+    states, mask = encoder.eval()(**tokens).last_hidden_state, tokens["attention_mask"][..., None]
+    return (states * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+@pytest.mark.parametrize("loader", ["AutoModel", "classifier", "pipeline", "sentence_transformers"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_loader_computes_the_context_encoders_mean_pooled_embedding(
+    family: str, loader: str, tmp_path: Path
+) -> None:
+    model = tiny_jepa(family)
+    export_run(model, tmp_path, tiny_tokenizer(family))
+    embeddings = loaded_embeddings(tmp_path, loader)
+    for text, embedding in zip(TEXTS, embeddings, strict=True):
+        expected = mean_pooled(model, family, "context", text)
+        torch.testing.assert_close(embedding, expected, rtol=1e-4, atol=1e-4)
+        assert (embedding - mean_pooled(model, family, "target", text)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("which", ["context", "target", "both"])
+def test_the_layout_of_a_run(which: str, tmp_path: Path) -> None:
+    model = tiny_jepa("bert")
+    export_run(model, tmp_path, tiny_tokenizer("bert"), which=which)
+    folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert folders == {"1_Pooling", "jepa"} | ({"target_encoder"} if which == "both" else set())
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
+    assert json.loads((tmp_path / "jepa" / "config.json").read_text())["model_type"] == "jepa"
+    root = model.target_encoder if which == "target" else model.context_encoder
+    other = model.context_encoder if which == "target" else model.target_encoder
+    exported = AutoModel.from_pretrained(tmp_path)
+    assert differing(exported, root) == []
+    assert differing(exported, other) == [name for name, _ in other.named_parameters()]
+    if which == "both":
+        assert differing(AutoModel.from_pretrained(tmp_path / "target_encoder"), model.target_encoder) == []
+        assert (tmp_path / "target_encoder" / "modules.json").exists()
+    assert differing(AutoModel.from_pretrained(tmp_path / "jepa"), model) == []
+    for folder in (tmp_path, tmp_path / "jepa"):
+        assert AutoTokenizer.from_pretrained(folder).get_vocab() == tiny_tokenizer("bert").get_vocab()
+    # No pickle is ever written.
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
+
+
+def test_an_encoder_without_a_tokenizer_is_just_that(tmp_path: Path) -> None:
+    model = tiny_jepa("bert")
+    export_encoder(model, tmp_path, which="target")
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    assert differing(AutoModel.from_pretrained(tmp_path), model.target_encoder) == []
+
+
+def test_weights_that_the_model_does_not_hold_are_written_as_given(tmp_path: Path) -> None:
+    # As when they are sharded: the model in memory has others.
+    whole, hollow = tiny_jepa("bert"), tiny_jepa("bert")
+    with torch.no_grad():
+        for parameter in hollow.parameters():
+            parameter.zero_()
+    export_run(hollow, tmp_path, tiny_tokenizer("bert"), "both", state_dict=whole.state_dict())
+    for folder, expected in (
+        (tmp_path, whole.context_encoder),
+        (tmp_path / "target_encoder", whole.target_encoder),
+        (tmp_path / "jepa", whole),
+    ):
+        assert differing(AutoModel.from_pretrained(folder), expected) == []
+
+
+@pytest.mark.parametrize(("family", "expected"), [("bert", 128), ("roberta", 128), ("modernbert", 128)])
+def test_sentences_are_cut_where_the_encoder_ends(family: str, expected: int, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    export_run(tiny_jepa(family), tmp_path, tiny_tokenizer(family))
+    model = SentenceTransformer(str(tmp_path), device="cpu")
+    assert model.max_seq_length == expected
+    assert model.encode([" ".join(CORPUS)]).shape == (1, 32)
+
+
+HEADS = [*((family, {}) for family in FAMILIES), ("deberta-v2", {"legacy": False})]
+
+
+@pytest.mark.parametrize("which", ["context", "target"])
+@pytest.mark.parametrize(("family", "encoder"), HEADS, ids=str)
+@torch.no_grad()
+def test_an_exported_masked_lm_gives_the_heads_logits(
+    family: str, encoder: dict[str, Any], which: str, tmp_path: Path
+) -> None:
+    model = tiny_jepa(family, mlm_weight=0.5, encoder=encoder)
+    export_masked_lm(model, tmp_path, tiny_tokenizer(family), which)
+    inputs = {k: v for k, v in text_batch(family, "kept").items() if k in ("input_ids", "attention_mask")}
+    ours = model.get_encoder(which)
+    expected = model.mlm_head(ours(**inputs).last_hidden_state, ours.get_input_embeddings().weight)
+    skip_unless_transformers_loads(AutoModelForMaskedLM.from_config(ours.config))
+    loaded, info = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    torch.testing.assert_close(loaded(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path).mask_token_id == tiny_tokenizer(family).mask_token_id
+
+
+def test_a_model_without_a_head_exports_no_masked_lm(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--mlm_weight above 0"):
+        export_masked_lm(tiny_jepa("bert"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+ELSEWHERE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "jepa_hf":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+try:
+    import jepa_hf
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("jepa_hf is importable: this proves nothing")
+
+from pathlib import Path
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+torch.set_num_threads(1)
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        AutoModel.from_pretrained(folder, trust_remote_code=False)
+    except ValueError:
+        pass
+    else:
+        sys.exit("loaded without its code: this proves nothing")
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    assert not any(parameter.requires_grad for parameter in model.target_encoder.parameters())
+    if (folder / "tokenizer_config.json").exists():
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    with torch.no_grad():
+        output = model(**torch.load(folder / "batch.pt"))
+    print(folder.name, output.loss.item().hex())
+"""
+
+
+def test_the_full_model_loads_with_its_code_where_jepa_hf_is_not_installed(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = []
+    try:
+        for family, mode, predictor in (
+            ("bert", "kept", "mlp"),
+            ("deberta-v2", "kept", "transformer"),
+            ("modernbert", "dropped", "transformer"),
+        ):
+            model = tiny_jepa(family, mode, predictor, mlm_weight=0.5, sigreg_weight=0.1)
+            folder = tmp_path / "exported" / family
+            export_custom_code(model, folder, tiny_tokenizer(family))
+            batch = text_batch(family, mode)
+            torch.save(batch, folder / "batch.pt")
+            with torch.no_grad():
+                expected.append(f"{family} {model(**batch).loss.item().hex()}")
+        for mode in ("flat", "patches", "time"):
+            model = JepaForRepresentationPrediction(JepaConfig.for_features(6, mode=mode, **SMALL_FEATURES)).eval()
+            model.set_standardization(torch.ones(6), torch.full((6,), 2.0))
+            collator = DataCollatorForFeatureJEPA(
+                model.config.encoder_config, context_mode=model.config.context_mode, mask_ratio=0.5
+            )
+            batch = collator([{"features": np.ones((5, 6) if mode == "time" else 6) * n} for n in range(3)])
+            export_custom_code(model, tmp_path / "exported" / f"features-{mode}")
+            torch.save(batch, tmp_path / "exported" / f"features-{mode}" / "batch.pt")
+            with torch.no_grad():
+                expected.append(f"features-{mode} {model(**batch).loss.item().hex()}")
+        model = JepaForRepresentationPrediction(JepaConfig.for_images(image_config(), pred_hidden_size=16)).eval()
+        export_custom_code(model, tmp_path / "exported" / "images")
+        torch.save(image_batch(), tmp_path / "exported" / "images" / "batch.pt")
+        with torch.no_grad():
+            expected.append(f"images {model(**image_batch()).loss.item().hex()}")
+    finally:
+        torch.set_num_threads(threads)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", ELSEWHERE, str(tmp_path / "exported")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**environment, "HF_MODULES_CACHE": str(tmp_path / "modules")},
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout.split("\n")[:-1] == sorted(expected)
+
+
+def test_exporting_code_leaves_no_mark_on_the_classes(tmp_path: Path) -> None:
+    model = tiny_jepa("bert")
+    export_custom_code(model, tmp_path / "code")
+    written = json.loads((tmp_path / "code" / "config.json").read_text())
+    assert written["auto_map"] == {
+        "AutoConfig": "configuration_jepa.JepaConfig",
+        "AutoModel": "modeling_jepa.JepaForRepresentationPrediction",
+    }
+    assert {path.stem for path in (tmp_path / "code").glob("*.py")} >= {"configuration_jepa", "modeling_jepa"}
+
+    fresh = tiny_jepa("bert")
+    # Where jepa_hf is installed, its own classes load the folder, without being asked to trust anything.
+    assert type(AutoModel.from_pretrained(tmp_path / "code")) is JepaForRepresentationPrediction
+    for number, later in enumerate((model, fresh)):
+        later.save_pretrained(tmp_path / str(number))
+        assert {path.name for path in (tmp_path / str(number)).iterdir()} == {"config.json", "model.safetensors"}
+        assert "auto_map" not in json.loads((tmp_path / str(number) / "config.json").read_text())
+    fresh.config.save_pretrained(tmp_path / "config")
+    assert "auto_map" not in json.loads((tmp_path / "config" / "config.json").read_text())
+    assert JepaConfig._auto_class is None
+    assert JepaForRepresentationPrediction._auto_class is None
+    # The encoder of a model once exported with its code is as plain as ever.
+    export_run(model, tmp_path / "run")
+    assert "auto_map" not in json.loads((tmp_path / "run" / "config.json").read_text())
+
+
+def test_files_hold_every_weight_once(tmp_path: Path) -> None:
+    model = tiny_jepa("bert", mlm_weight=0.5)
+    export_run(model, tmp_path)
+    assert load_file(tmp_path / "jepa" / "model.safetensors").keys() == model.state_dict().keys()
+    assert load_file(tmp_path / "model.safetensors").keys() == model.context_encoder.state_dict().keys()

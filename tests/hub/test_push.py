@@ -1,0 +1,183 @@
+"""Claims about what is shared and how: by name, in one commit, nothing local changed, whatever the Hub does."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from helpers.cli import snapshot, train
+from helpers.fake_hub import Fault, Hub
+from jepa_hf import UsageError
+from jepa_hf.hub.push import Destination, PushError, files_to_push, open_repo, push_files, push_run
+
+LFS = r"PUT /_lfs/"
+COMMIT = "POST /api/models/.*/commit/"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as hub, hub.here():
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a checkpoint, and beside it what must not be shared."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    train("--smoke_test", "--max_steps", "1", "--save_steps", "1", "--export_encoder", "both", "--output_dir", folder)
+    for name in ("training_args.bin", "report.html", "notes.txt", "evaluation/evaluation.json", "evaluation/map.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+SHARED = {
+    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "modules.json"),
+    *("sentence_bert_config.json", "1_Pooling/config.json", "README.md", "metrics.json", "training.png"),
+    *(f"jepa/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")),
+    *(f"target_encoder/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "modules.json")),
+    *(f"target_encoder/{name}" for name in ("tokenizer_config.json", "1_Pooling/config.json")),
+    *("target_encoder/sentence_bert_config.json", "evaluation/map.png"),
+}
+
+
+def test_what_is_shared_is_what_others_load_and_nothing_else(out: Path) -> None:
+    """No pickle, no checkpoint, no settings, no samples of the data, no file that is not the run's."""
+    assert set(files_to_push(out)) == SHARED
+    assert {"_run.json", "masks.png", "checkpoint-1", "notes.txt"} <= {path.name for path in out.iterdir()}
+
+
+def test_the_repository_holds_these_files_as_they_are(out: Path, hub: Hub) -> None:
+    before = snapshot(out)
+    commit = push_run(out, Destination("x"), "Mine", tag="v1")
+    repo = hub.repos["me/x"]
+    assert repo.history() == ["Mine"]
+    assert repo.tags == {"v1": commit.oid}
+    files = repo.files("v1")
+    assert set(files) == SHARED | {".gitattributes"}
+    assert [name for name in SHARED - {"README.md"} if files[name] != (out / name).read_bytes()] == []
+    assert snapshot(out) == before
+
+
+def test_the_card_there_names_the_repository(out: Path, hub: Hub) -> None:
+    push_run(out, Destination("me/x"), "Mine")
+    card = hub.repos["me/x"].files()["README.md"].decode()
+    assert card.count('("me/x"') == 4
+    assert "\n# x\n" in card
+    assert 'from_pretrained("out"' not in card
+
+
+@pytest.mark.parametrize("part_size", [None, 100_000])
+def test_large_files_go_up_whole_or_in_parts(part_size: int | None, out: Path) -> None:
+    with Hub(part_size=part_size) as hub, hub.here():
+        push_run(out, Destination("me/x"), "Mine")
+        assert (len(hub.asked(LFS + ".*/2$")) > 0) == (part_size is not None)
+        assert hub.repos["me/x"].files()["model.safetensors"] == (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (Fault("POST /api/repos/create"), "creating me/x failed: the Hub answered 500, the Hub is unwell"),
+        (Fault("POST /api/repos/create", 403), "creating me/x failed: the Hub answered 403, .* a token that may write"),
+        (Fault("POST /api/models/.*/preupload/"), "pushing to me/x failed: the Hub answered 500"),
+        (Fault(LFS, skip=1), "pushing to me/x failed: the Hub answered 500"),
+        (Fault(LFS, None, skip=1), "pushing to me/x failed: \\w+Error, "),
+        (Fault("POST .*/verify"), "pushing to me/x failed: the Hub answered 500"),
+        (Fault(COMMIT), "pushing to me/x failed: the Hub answered 500"),
+        (Fault(COMMIT, 403), "pushing to me/x failed: the Hub answered 403"),
+        (Fault(COMMIT, None), "pushing to me/x failed: \\w+Error, "),
+    ],
+    ids=lambda value: f"{value.request} {value.status}" if isinstance(value, Fault) else "",
+)
+def test_a_push_that_failed_changed_nothing_and_can_be_repeated(
+    fault: Fault, sentence: str, out: Path, hub: Hub
+) -> None:
+    """Neither here nor there; what was uploaded is not uploaded again."""
+    before = snapshot(out)
+    hub.faults = [fault]
+    with pytest.raises(PushError, match=sentence) as refusal:
+        push_run(out, Destination("me/x", token=hub.token), "Mine")
+    assert "\n" not in str(refusal.value)
+    assert hub.token not in str(refusal.value)
+    assert refusal.value.status == fault.status
+    assert snapshot(out) == before
+    assert "me/x" not in hub.repos or set(hub.repos["me/x"].files()) == {".gitattributes"}
+    hub.faults, uploaded, hub.requests = [], set(hub.objects), []
+    push_run(out, Destination("me/x"), "Again")
+    assert hub.repos["me/x"].history() == ["Again"]
+    assert set(hub.repos["me/x"].files()) == SHARED | {".gitattributes"}
+    assert not {request.rpartition("/")[2] for request in hub.asked(LFS)} & uploaded
+
+
+def test_a_fault_of_a_moment_is_not_even_noticed(out: Path, hub: Hub) -> None:
+    hub.faults = [Fault(LFS, times=2)]
+    push_run(out, Destination("me/x"), "Mine")
+    assert hub.repos["me/x"].history() == ["Mine"]
+
+
+def test_a_hub_that_is_not_there_is_one_sentence(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(PushError, match="creating me/x failed: ConnectError") as refusal:
+        push_run(out, Destination("me/x"), "Mine")
+    assert refusal.value.status is None
+
+
+def test_a_private_repository_is_seen_by_its_owner_only(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    push_run(out, Destination("me/x", private=True), "Mine")
+    api = huggingface_hub.HfApi()
+    assert api.model_info("me/x").private
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(huggingface_hub.errors.RepositoryNotFoundError):
+        api.model_info("me/x", token=False)
+
+
+def test_what_is_to_be_private_goes_into_no_public_repository(out: Path, hub: Hub) -> None:
+    open_repo(Destination("me/x"))
+    with pytest.raises(UsageError, match="me/x is to be private, but it exists and is public"):
+        push_run(out, Destination("me/x", private=True), "Mine")
+    assert hub.repos["me/x"].history() == []
+
+
+def test_a_branch_of_its_own_leaves_main_alone(out: Path, hub: Hub) -> None:
+    for message in ("One", "Nothing new"):
+        push_run(out, Destination("me/x", revision="trial/1"), message)
+    assert hub.repos["me/x"].history() == []
+    assert hub.repos["me/x"].history("trial/1") == ["One"]
+
+
+def test_a_tag_is_not_moved(out: Path, hub: Hub, tmp_path: Path) -> None:
+    """It is refused before anything is pushed."""
+    push_run(out, Destination("me/x"), "One", tag="v1")
+    with pytest.raises(UsageError, match="me/x has a tag 'v1' already; name another"):
+        push_files({"new.txt": b"new"}, Destination("me/x"), "Two", tag="v1")
+    assert hub.repos["me/x"].history() == ["One"]
+
+
+def test_a_replaced_folder_keeps_nothing_older(hub: Hub) -> None:
+    to = open_repo(Destination("me/x"))
+    push_files({"last/a": b"1", "last/b": b"1", "lastly": b"1"}, to, "One", replaced_folder="last")
+    push_files({"last/b": b"2"}, to, "Two", replaced_folder="last")
+    files = hub.repos["me/x"].files()
+    assert {name: content for name, content in files.items() if name != ".gitattributes"} == {
+        "last/b": b"2",
+        "lastly": b"1",
+    }
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b/c", "../x", "me/x--y", "-x", "me/<b>"])
+def test_a_name_that_the_hub_does_not_allow_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="is no name of a repository on the Hub; give user/name"):
+        Destination(name)
+
+
+def test_a_folder_without_an_encoder_is_refused(out: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path, out / "jepa" / "nothing"):
+        with pytest.raises(UsageError, match=r"holds no trained encoder .* give the output_dir of a finished run"):
+            files_to_push(folder)
+
+
+def test_the_command_that_repeats_a_push_holds_no_token() -> None:
+    to = Destination("me/x", private=True, revision="trial", token="hf_secret")
+    assert to.command("my runs/out") == "jepa-hf push 'my runs/out' me/x --private --revision trial"

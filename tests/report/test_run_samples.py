@@ -1,0 +1,108 @@
+"""Claims about a run's samples: the run's own, held-out ones first, each with the label that stands beside it."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from PIL import Image
+
+from helpers.tiny_models import CORPUS
+from jepa_hf import UsageError
+from jepa_hf.data.arguments import DataArguments
+from jepa_hf.data.text_datasets import load_text_datasets
+from jepa_hf.report.run_samples import load_run_samples
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> str:
+    """As csv or jsonl, whatever the path ends with."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if path.suffix == ".csv":
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(f"{json.dumps(row)}\n" for row in rows)
+    return str(path)
+
+
+TEXTS = [{"text": text, "label": f"length {len(text)}"} for text in CORPUS[:40]]
+BLANK = {"text": "  ", "label": "blank"}
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+@pytest.mark.parametrize("limits", [{}, {"max_train_samples": 20, "max_eval_samples": 3}])
+@pytest.mark.parametrize("do_eval", [False, True])
+def test_labels_stay_with_their_texts(ending: str, limits: dict[str, int], do_eval: bool, tmp_path: Path) -> None:
+    """Through blank rows, which the loader drops, the split and the limits."""
+    path = write_table(tmp_path / f"data{ending}", [BLANK, *TEXTS[:20], BLANK, *TEXTS[20:]])
+    settings = {"train_file": path, "do_eval": do_eval, "seed": 3, "validation_split_percentage": 20, **limits}
+    found = load_run_samples(settings, "text", 100)
+    assert found.labels == [f"length {len(text)}" for text in found.samples]
+    assert found.held_out == (min(8, limits.get("max_eval_samples", 8)) if do_eval else 0)
+    assert len(set(found.samples)) == len(found.samples) == len(found.rows)
+
+
+def test_held_out_samples_come_first_and_are_those_of_the_run(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "data.csv", TEXTS)
+    settings = {"train_file": path, "do_eval": True, "seed": 5, "validation_split_percentage": 25}
+    _, validation = load_text_datasets(
+        DataArguments(train_file=path, validation_split_percentage=25), seed=5, need_validation=True
+    )
+    few = load_run_samples(settings, "text", 6)
+    assert set(few.samples) < set(validation["text"])
+    many = load_run_samples(settings, "text", 15)
+    assert many.samples[:10] == validation["text"][:]
+    assert (many.held_out, len(many.samples)) == (10, 15)
+    assert many.rows[0] == "validation row 1"
+    assert many.rows[10].startswith("training row ")
+    assert load_run_samples(settings, "text", 15) == many
+
+
+def test_classes_of_a_data_set_go_by_their_names(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["short", "long"])})
+    texts = [None, *CORPUS[:20]]
+    rows = {"text": texts, "label": [int(len(text or "") > 60) for text in texts]}
+    splits = DatasetDict(train=Dataset.from_dict(rows, features), validation=Dataset.from_dict(rows, features))
+    for name, split in splits.items():
+        (tmp_path / "set").mkdir(exist_ok=True)
+        split.to_parquet(tmp_path / "set" / f"{name}.parquet")
+    found = load_run_samples({"dataset_name": str(tmp_path / "set"), "do_eval": True}, "text", 100)
+    assert found.held_out == 20
+    assert found.labels == ["long" if len(text) > 60 else "short" for text in found.samples]
+
+
+def test_feature_rows_and_their_labels(tmp_path: Path) -> None:
+    rows = [{"a": number, "b": -number, "label": f"class {number % 3}"} for number in range(30)]
+    settings = {"train_file": write_table(tmp_path / "data.csv", rows), "label_column_name": "label", "do_eval": True}
+    found = load_run_samples(settings, "features", 30)
+    assert found.labels == [f"class {int(vector[0]) % 3}" for vector in found.samples]
+    np.save(tmp_path / "data.npy", np.ones((5, 2), dtype=np.float32))
+    plain = load_run_samples({"train_file": str(tmp_path / "data.npy")}, "features", 3)
+    assert (len(plain.samples), plain.labels, plain.held_out) == (3, None, 0)
+
+
+def test_images_have_their_folders_for_labels_and_damaged_ones_are_counted(tmp_path: Path) -> None:
+    for number in range(12):
+        folder = tmp_path / "pictures" / f"class {number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / f"{number}.png")
+    (tmp_path / "pictures" / "class 0" / "damaged.png").write_bytes(b"nothing")
+    found = load_run_samples({"train_file": str(tmp_path / "pictures")}, "images", 100)
+    assert found.labels == [Path(sample["path"]).parent.name for sample in found.samples]
+    assert (len(found.samples), found.damaged) == (12, 1)
+    alone = load_run_samples({"train_file": str(tmp_path / "pictures" / "class 1")}, "images", 100)
+    assert alone.labels is None
+
+
+def test_without_data_of_its_own_the_run_read_the_embedded_corpus() -> None:
+    found = load_run_samples({"do_eval": True, "seed": 42}, "text", 10)
+    assert (len(found.samples), found.labels) == (10, None)
+
+
+def test_data_that_is_gone_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        load_run_samples({"train_file": str(tmp_path / "gone.txt")}, "text", 10)

@@ -1,0 +1,271 @@
+"""A run that was interrupted goes on exactly: bit for bit what it would have been."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from helpers.batches import pack, rows, tiny_jepa
+from helpers.runs import Batch, Recorded, StopAfter, ema_of, end_workers, largest_difference, trainer, weights
+from jepa_hf import JepaForRepresentationPrediction, UsageError
+from jepa_hf.data.packing import pack_dataset
+
+ROWS = 52  # 13 batches of 4, so 7 updates an epoch, the last of a single micro-batch: step 10 is the third of epoch 2
+
+
+def fresh(seed: int) -> JepaForRepresentationPrediction:
+    """As in a new process: other random weights, other random states. With dropout everywhere."""
+    random.seed(seed)
+    np.random.seed(seed)
+    model = tiny_jepa(
+        encoder={"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}, pred_dropout=0.1, strong=False
+    )
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def start(folder: Path, seed: int, data: Any = None, **overrides: Any) -> Recorded:
+    settings = {
+        "max_steps": 20,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 10,
+        "warmup_steps": 3,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.01,
+    }
+    data = rows("bert", ROWS) if data is None else data
+    return trainer(folder, fresh(seed), data=data, eval_data=rows("bert", 8), **(settings | overrides))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Bit for bit, through dictionaries and lists."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def losses(run: Recorded) -> list[dict[str, float]]:
+    """What was logged of each step, but for times."""
+    return [
+        {name: value for name, value in entry.items() if not name.startswith("train_")}
+        for entry in run.state.log_history
+        if "loss" in entry
+    ]
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(2, False), (2, True), (0, False)])
+def test_a_run_interrupted_at_10_of_20_is_the_uninterrupted_one(workers: int, persistent: bool, tmp_path: Path) -> None:
+    """Context, target, predictor, optimizer, masks, log and counters, in the middle of epoch 2, with accumulation."""
+    loader = {"dataloader_num_workers": workers, "dataloader_persistent_workers": persistent}
+    loader |= {"eval_strategy": "steps", "eval_steps": 6}  # an evaluation leaves no trace either
+    whole = start(tmp_path / "whole", 1, **loader)
+    whole.train()
+
+    first = start(tmp_path / "cut", 1, **loader)
+    first.add_callback(StopAfter(10))
+    first.train()
+    assert first.state.global_step == 10
+    assert first.state.epoch == pytest.approx(1 + 6 / 13)
+
+    second = start(tmp_path / "cut", 2, **loader)
+    assert not same(weights(second.model), weights(first.model))
+    second.train(resume_from_checkpoint=True)
+    assert second.state.global_step == 20
+
+    assert len(first.batches) == 19  # 13 in epoch 1, 6 in epoch 2
+    assert same(first.batches + second.batches, whole.batches)
+    assert same(weights(second.model.context_encoder), weights(whole.model.context_encoder))
+    assert same(weights(second.model.target_encoder), weights(whole.model.target_encoder))
+    assert same(weights(second.model.predictor), weights(whole.model.predictor))
+    assert same(second.optimizer.state_dict(), whole.optimizer.state_dict())
+    assert same(losses(second), losses(whole))
+    assert second.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
+    assert second.state.total_flos == whole.state.total_flos
+    assert not same(weights(whole.model), weights(first.model))
+    for run in (whole, first, second):
+        end_workers(run)
+
+
+def packed_stream(count: int) -> datasets.IterableDataset:
+    """Rows that are packed while they are read."""
+    return pack_dataset(datasets.Dataset.from_list(rows("bert", 200) * (count // 200 + 1)).to_iterable_dataset(), 48)
+
+
+@pytest.mark.parametrize(
+    ("stop", "data"),
+    [
+        pytest.param(7, lambda: rows("bert", ROWS), id="between two epochs"),
+        pytest.param(5, lambda: datasets.Dataset.from_list(rows("bert", 160)).to_iterable_dataset(), id="streaming"),
+        pytest.param(7, lambda: pack(rows("bert", 100), 48)[0], id="packed"),
+        pytest.param(5, lambda: packed_stream(500), id="a packed stream"),
+    ],
+)
+def test_masks_and_weights_go_on_where_they_stopped(stop: int, data: Callable[[], Any], tmp_path: Path) -> None:
+    """Exactly at the end of an epoch, and inside a stream; with several texts in a row too."""
+    whole = start(tmp_path / "whole", 1, data(), save_steps=stop)
+    whole.train()
+    first = start(tmp_path / "cut", 1, data(), save_steps=stop)
+    first.add_callback(StopAfter(stop))
+    first.train()
+    second = start(tmp_path / "cut", 2, data(), save_steps=stop)
+    second.train(resume_from_checkpoint=True)
+    assert same(first.batches + second.batches, whole.batches)
+    assert same(weights(second.model), weights(whole.model))
+
+
+# ---- streams of several passes
+
+
+def shuffled_stream(count: int = 40) -> datasets.IterableDataset:
+    """Rows in another order in each pass, in two shards; 40 are five batches of eight."""
+    return datasets.Dataset.from_list(rows("bert", count)).to_iterable_dataset(2).shuffle(seed=3, buffer_size=16)
+
+
+def streamed(folder: Path, seed: int, data: Any = None, **overrides: Any) -> Recorded:
+    """Twelve steps over a stream of five batches a pass, with a checkpoint of each step."""
+    settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 12, "save_steps": 1}
+    return start(folder, seed, shuffled_stream() if data is None else data, **(settings | overrides))
+
+
+LOADERS = {
+    "no workers": {},
+    "workers": {"dataloader_num_workers": 2},
+    "persistent workers": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+    "accumulation": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3},
+}
+
+
+@pytest.fixture(scope="module", params=LOADERS)
+def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorded, dict]:
+    """A streamed run with its checkpoints, and its settings. With accumulation the last update of a pass is short."""
+    settings = LOADERS[request.param]
+    run = streamed(tmp_path_factory.mktemp("whole"), 1, **settings)
+    run.train()
+    return run, settings
+
+
+@pytest.mark.parametrize("step", [3, 4, 5, 7, 11])
+def test_a_streamed_run_resumes_exactly_in_any_pass(
+    step: int, undisturbed: tuple[Recorded, dict], tmp_path: Path
+) -> None:
+    """Weights, optimizer, masks, log and epochs, also at the end of a pass, and after a second resume."""
+    whole, settings = undisturbed
+    source = Path(whole.args.output_dir) / f"checkpoint-{step}"
+    for again in (step + 1, 12):
+        run = streamed(tmp_path, 2, **settings)
+        run.add_callback(StopAfter(again))
+        run.train(resume_from_checkpoint=str(source))
+        source = tmp_path / f"checkpoint-{again}"
+        end_workers(run)
+    assert same(run.batches, whole.batches[len(whole.batches) - len(run.batches) :])
+    assert same(weights(run.model), weights(whole.model))
+    assert same(run.optimizer.state_dict(), whole.optimizer.state_dict())
+    assert same(losses(run), losses(whole))
+    assert run.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
+
+
+def test_a_streams_epoch_is_its_passes_and_a_share_of_the_run(undisturbed: tuple[Recorded, dict]) -> None:
+    """The passes that have ended, plus the updates of the current one over max_steps."""
+    whole, settings = undisturbed
+    # Ten batches in updates of three; two workers with three batches each; five batches.
+    updates = 4 if "gradient_accumulation_steps" in settings else 6 if settings else 5
+    epochs = [entry["epoch"] for entry in losses(whole)]
+    assert epochs == pytest.approx([step // updates + (step % updates + 1) / 12 for step in range(12)])
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 3])
+def test_a_stream_and_a_list_of_its_rows_are_one_run(accumulation: int, tmp_path: Path) -> None:
+    """Also where a pass ends within an update, which is then smaller: five batches of eight rows a pass."""
+    settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": accumulation, "max_steps": 7}
+    runs = []
+    for data in (rows("bert", 40), datasets.Dataset.from_list(rows("bert", 40)).to_iterable_dataset()):
+        run = trainer(tmp_path, tiny_jepa(strong=False), data=data, train_sampling_strategy="sequential", **settings)
+        run.train()
+        runs.append(run)
+    listed, stream = ([entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in runs)
+    assert len(listed) == 7
+    assert stream == pytest.approx(listed, abs=1e-7)
+    assert largest_difference(*(weights(run.model) for run in runs)) < 1e-7
+
+
+def test_a_checkpoint_of_the_end_of_a_pass_starts_the_next_one(tmp_path: Path) -> None:
+    """With save_strategy and eval_strategy "epoch": what was done at the end of the pass is not done again."""
+    settings = {"save_strategy": "epoch", "eval_strategy": "epoch"}
+    whole = streamed(tmp_path / "whole", 1, **settings)
+    whole.train()
+    run = streamed(tmp_path / "resumed", 2, **settings)
+    run.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    assert same(weights(run.model), weights(whole.model))
+    assert [entry["step"] for entry in run.state.log_history if "eval_loss" in entry] == [5, 10, 12]
+
+
+def test_ignore_data_skip_starts_the_pass_of_the_checkpoint_again(tmp_path: Path) -> None:
+    """In the order and with the masks of that pass; a later resume counts from there."""
+    whole = streamed(tmp_path, 1)
+    whole.train()
+    run = streamed(tmp_path / "again", 1, ignore_data_skip=True)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    assert same(run.batches, whole.batches[5:10])
+    exact = streamed(tmp_path / "exact", 1)
+    exact.train(resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-10"))
+    assert same(exact.batches, whole.batches[8:10])
+    assert same(weights(exact.model), weights(run.model))
+
+
+def test_a_longer_run_may_go_on_from_a_shorter_one(tmp_path: Path) -> None:
+    """Another max_steps is allowed; the EMA's schedule is then that of the new length."""
+    start(tmp_path, 1, max_steps=10, ema_decay=0.5, ema_decay_end=0.9).train()
+    longer = start(tmp_path, 2, max_steps=14, ema_decay=0.5, ema_decay_end=0.9)
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == 14
+    assert len(longer.losses) == 14
+    assert ema_of(longer).decay == pytest.approx(0.9)
+    decays = [entry["ema_decay"] for entry in longer.state.log_history if "ema_decay" in entry]
+    assert decays[10:] == pytest.approx([0.5 + 0.4 * step / 13 for step in (10, 11, 12, 13)])
+
+
+def test_a_checkpoint_holds_the_full_model_and_no_pickled_arguments(tmp_path: Path) -> None:
+    """At its root: what `from_pretrained` gives is the model at that step, both encoders and predictor."""
+    run = start(tmp_path, 1, max_steps=10)
+    run.train()
+    folder = tmp_path / "checkpoint-10"
+    saved = JepaForRepresentationPrediction.from_pretrained(folder)
+    assert same(weights(saved), weights(run.model))
+    assert not list(folder.glob("*.bin"))
+    assert {"optimizer.pt", "trainer_state.json", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("content", ["nothing", "weights only"])
+def test_a_directory_that_is_no_checkpoint_is_refused(content: str, tmp_path: Path) -> None:
+    """One sentence, with the directory and what it lacks, before any step is done."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    if content == "weights only":
+        fresh(1).save_pretrained(folder)
+    run = start(tmp_path / "out", 1)
+    with pytest.raises(UsageError, match=r"elsewhere.* is no checkpoint of a run \(it has no trainer_state.json\)"):
+        run.train(resume_from_checkpoint=str(folder))
+    assert not run.batches
+
+
+def test_batches_are_compared_bit_for_bit() -> None:
+    """The comparison above sees a single changed token."""
+    batch: Batch = {"input_ids": torch.arange(6).view(2, 3)}
+    other = {"input_ids": batch["input_ids"].clone()}
+    assert same([batch], [other])
+    other["input_ids"][1, 2] = 0
+    assert not same([batch], [other])
