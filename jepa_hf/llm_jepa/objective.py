@@ -56,7 +56,7 @@ class PairedViewObjective:
     Args:
         lm_weight: gamma; 0 leaves nothing that keeps the embeddings apart.
         pair_weight: lambda.
-        pair_loss: "cosine", "l2", "mse" or "infonce", see `pair_losses`.
+        pair_loss: "cosine", "l2", "mse" or "infonce", see `losses`.
         temperature: of "infonce".
         target_gradient: "full": both views learn, as in the paper; "stop": the second does not; "ema": it is read by
             `teacher`.

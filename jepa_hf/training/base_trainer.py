@@ -174,7 +174,7 @@ class RepresentationTrainer(HubTrainer):
 
     @contextmanager
     def _whole_batches(self) -> Iterator[None]:
-        """Have a loader that is made meanwhile fill up a stream's last batches, see `whole_batches`.
+        """Have a loader that is made meanwhile fill up a stream's last batches, see `stream_padding`.
 
         Raises:
             UsageError: ranks with shards of their own, and a strategy "epoch": their passes end at different times.
