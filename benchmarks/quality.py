@@ -43,7 +43,7 @@ from transformers import (
     set_seed,
 )
 
-from jepa_hf import JepaForRepresentationPrediction, JepaTrainer, modeling_jepa
+from jepa_hf import JepaForRepresentationPrediction, JepaTrainer
 from jepa_hf.cli.arguments import Parsed
 from jepa_hf.cli.console import quiet_libraries
 from jepa_hf.cli.encoder_loading import Prepared
@@ -53,6 +53,7 @@ from jepa_hf.cli.train import complete
 from jepa_hf.evaluation.embedder import Embedder
 from jepa_hf.evaluation.scoring import linear_probe, spearman
 from jepa_hf.evaluation.tasks import TaskArguments, load_tasks
+from jepa_hf.models import modeling_jepa
 from jepa_hf.models.losses import batch_standardize, layer_normalize
 from jepa_hf.models.packed_sequences import document_means
 from jepa_hf.models.positions import gather_positions

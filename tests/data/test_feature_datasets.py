@@ -1,4 +1,4 @@
-"""Claims of jepa_hf/data/feature_datasets.py."""
+"""Claims of jepa_hf/data/feature_datasets.py and feature_readers.py."""
 
 import gzip
 import json
@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
+from jepa_hf.data import feature_datasets, feature_readers
 from jepa_hf.data.arguments import DataArguments
 from jepa_hf.data.feature_datasets import feature_shape, feature_statistics, load_feature_datasets, longest_series
-from jepa_hf.data.text_datasets import feature_datasets as feature_data
 from jepa_hf.errors import UsageError
 
 RANDOM = np.random.default_rng(0)
@@ -35,6 +35,13 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def set_both(monkeypatch: pytest.MonkeyPatch, **constants: int) -> None:
+    """Set constants of the readers in both files that use them."""
+    for module in (feature_readers, feature_datasets):
+        for name, value in constants.items():
+            monkeypatch.setattr(module, name, value)
 
 
 def write(name: str, content: str | bytes) -> str:
@@ -122,7 +129,7 @@ class TestArrays:
 
     @pytest.mark.parametrize("shape", [(40, 3), (11, 3, 2)])
     def test_blocks_join_to_the_whole(self, shape, monkeypatch):
-        monkeypatch.setattr(feature_data, "_BLOCK_SIZE", 18)
+        set_both(monkeypatch, BLOCK_SIZE=18)
         array = RANDOM.normal(size=shape)
         dataset = load(save("x.npy", array))
         assert dataset.data.column("features").num_chunks > 3
@@ -299,8 +306,8 @@ class TestTables:
 
     @pytest.mark.parametrize("ending", TABLES)
     def test_rows_of_all_batches(self, ending, monkeypatch):
-        monkeypatch.setattr(feature_data, "_BATCH_ROWS", 3)
-        monkeypatch.setattr(feature_data, "_BLOCK_SIZE", 200)
+        set_both(monkeypatch, BATCH_ROWS=3)
+        set_both(monkeypatch, BLOCK_SIZE=200)
         vectors = RANDOM.normal(size=(50, 3)).astype(np.float32)
         dataset = load(write_table(f"x.{ending}", rows_of(vectors)))
         assert dataset.data.column("features").num_chunks > 5
@@ -419,7 +426,7 @@ class TestLists:
         assert_refused(problem.format(f"'{path}'"), path)
 
     def test_a_width_that_changes_in_a_later_batch(self, monkeypatch):
-        monkeypatch.setattr(feature_data, "_BATCH_ROWS", 2)
+        set_both(monkeypatch, BATCH_ROWS=2)
         path = write_table("x.jsonl", [{"x": [1.0, 2.0]}] * 4 + [{"x": [1.0, 2.0, 3.0]}] * 2)
         assert_refused("row 5 of 'x.jsonl' has 3 numbers in column 'x', where 2 are expected", path)
 
@@ -634,7 +641,7 @@ class TestStatistics:
         np.savez("x.npz", features=padded, lengths=steps)
         np.save("x.npy", values)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(feature_data, "_BLOCK_SIZE", block)
+            set_both(patch, BLOCK_SIZE=block)
             for dataset in (load("x.npz"), load("x.npy")):
                 mean, deviation = feature_statistics(dataset)
                 assert mean.dtype == deviation.dtype == np.float32
@@ -645,7 +652,7 @@ class TestStatistics:
 
     @pytest.mark.parametrize("value", [0.0, 0.1, -1e30, 16777217.0, 1e-45])
     def test_a_constant_feature_has_deviation_1_and_its_own_mean(self, value, monkeypatch):
-        monkeypatch.setattr(feature_data, "_BLOCK_SIZE", 700)
+        set_both(monkeypatch, BLOCK_SIZE=700)
         array = np.stack([np.full(997, value), np.arange(997)], axis=1).astype(np.float32)
         mean, deviation = feature_statistics(load(save("x.npy", array)))
         assert mean[0] == np.float32(value)

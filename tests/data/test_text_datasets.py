@@ -477,7 +477,7 @@ class TestNamedDatasets:
     def test_a_stream_without_features_works_too(self, monkeypatch):
         stream = IterableDataset.from_generator(lambda: iter([{"id": 1, "body": "a"}, {"id": 2, "body": None}]))
         assert stream.features is None
-        monkeypatch.setattr("jepa_hf.data.text_datasets.load_dataset", lambda *args, **kwargs: {"train": stream})
+        monkeypatch.setattr("jepa_hf.data.splits.load_dataset", lambda *args, **kwargs: {"train": stream})
         assert texts_of(load(dataset_name="any", streaming=True)) == ["a"]
 
     def test_an_unknown_configuration_is_named(self, dataset_name):

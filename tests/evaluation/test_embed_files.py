@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from helpers.batches import tiny_jepa
 from helpers.tiny_models import CORPUS, tiny_tokenizer, write_lines
-from jepa_hf import UsageError, embedding_files
+from jepa_hf import UsageError
 from jepa_hf.data.arguments import DataArguments
-from jepa_hf.evaluation.embed_files import embed_files, open_source
+from jepa_hf.evaluation.embed_files import Source, embed_files, open_source
 from jepa_hf.evaluation.embedder import Embedder
 from jepa_hf.hub.export import export_run
 
@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True, scope="module")
 def _small_parts() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedding_files, "_ROWS_PER_PART", dict.fromkeys(("text", "images", "features"), 7))
+        patch.setattr("jepa_hf.evaluation.embed_files._ROWS_PER_PART", dict.fromkeys(("text", "images", "features"), 7))
         yield
 
 
@@ -45,7 +45,7 @@ def embedder() -> Embedder:
     return text_embedder()
 
 
-def texts_of(files: str, **columns: Any) -> embedding_files.Source:
+def texts_of(files: str, **columns: Any) -> Source:
     return open_source("text", DataArguments(train_file=files, **columns))
 
 

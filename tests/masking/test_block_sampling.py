@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jepa_hf.masking import block_sampling
 from jepa_hf.masking.block_sampling import _size, default_num_context, largest_target, sample_block_masks
 from jepa_hf.masking.counter_rng import content_keys
-from jepa_hf.masking.span_sampling import block_sampling as block_masking
 
 DRAWS = 20_000
 GRIDS = [(8, 8), (14, 14), (6, 10), (12, 5), (3, 3)]
@@ -81,7 +81,7 @@ def test_blocks_inside_the_plane_are_whole_and_reach_all_of_it() -> None:
 def test_blocks_of_one_sample_are_drawn_alike_and_independently() -> None:
     """Each of four target blocks has the same mean size and place; no block's size or place, the context's included,
     is correlated with another's."""
-    targets, block = block_masking._draw(keys_of(DRAWS), (14, 14), 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), False)
+    targets, block = block_sampling._draw(keys_of(DRAWS), (14, 14), 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), False)
     planes = as_planes(np.concatenate([targets, block[:, None]], axis=1), (14, 14))
     size = planes.sum(axis=(2, 3))
     row = (planes.sum(axis=3) * np.arange(14)).sum(axis=2) / size
@@ -99,7 +99,7 @@ def test_scale_and_aspect_ratio_are_independent_draws(monkeypatch: pytest.Monkey
     """
     drawn: list[tuple[np.ndarray, np.ndarray]] = []
     places: list[np.ndarray] = []
-    size, place = block_masking._size, block_masking._meeting
+    size, place = block_sampling._size, block_sampling._meeting
 
     def size_and_note(scale: np.ndarray, ratio: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         drawn.append((scale.ravel(), ratio.ravel()))
@@ -109,8 +109,8 @@ def test_scale_and_aspect_ratio_are_independent_draws(monkeypatch: pytest.Monkey
         places.append(draw.ravel())
         return place(draw, block, room)
 
-    monkeypatch.setattr(block_masking, "_size", size_and_note)
-    monkeypatch.setattr(block_masking, "_meeting", place_and_note)
+    monkeypatch.setattr(block_sampling, "_size", size_and_note)
+    monkeypatch.setattr(block_sampling, "_meeting", place_and_note)
     sample_block_masks(keys_of(DRAWS // 4), (14, 14), num_context=80)
     (scale, ratio), (context_scale, context_ratio) = drawn
     log_ratio = np.log(ratio)
@@ -153,7 +153,7 @@ def test_the_context_has_exactly_its_number_of_patches_and_no_target(
 def test_targets_are_blocks_within_the_range_of_sizes(shape: dict[str, Any], seed: int) -> None:
     """Each drawn block is a full rectangle, not empty and not larger than allowed; the context block is whole."""
     grid, (rows, columns) = shape["grid"], shape["grid"]
-    targets, block = block_masking._draw(keys_of(64, seed), **shape)
+    targets, block = block_sampling._draw(keys_of(64, seed), **shape)
     largest = largest_target(grid, shape["target_scale"], shape["target_aspect_ratio"])
     low, high = shape["target_aspect_ratio"]
     tallest = min(max(round(np.sqrt(shape["target_scale"][1] * rows * columns * high)), 1), rows)
@@ -220,7 +220,7 @@ def test_different_keys_give_different_masks() -> None:
 def test_the_default_number_of_context_patches_falls_short_for_a_tenth(grid: tuple[int, int]) -> None:
     """About one in ten samples has fewer patches left, and one more patch would leave more than that short."""
     number = default_num_context(grid)
-    targets, block = block_masking._draw(keys_of(DRAWS, seed=1), grid, 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), False)
+    targets, block = block_sampling._draw(keys_of(DRAWS, seed=1), grid, 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), False)
     left = (block & ~targets.any(axis=1)).sum(axis=1)
     assert (left < number).mean() < 0.11
     assert (left < number + 1).mean() > 0.09
@@ -230,7 +230,7 @@ def test_where_the_context_falls_short_patches_outside_its_block_make_up_for_it(
     """A context block of one quarter cannot hold half of the patches: targets are left alone as long as others last."""
     settings = {"num_targets": 1, "context_scale": (0.25, 0.25)}
     targets, context = sample_block_masks(keys_of(500), (8, 8), **settings, num_context=32)
-    drawn, block = block_masking._draw(keys_of(500), (8, 8), 1, (0.15, 0.2), (0.75, 1.5), (0.25, 0.25), False)
+    drawn, block = block_sampling._draw(keys_of(500), (8, 8), 1, (0.15, 0.2), (0.75, 1.5), (0.25, 0.25), False)
     assert np.array_equal(targets, drawn)
     assert ((block & ~drawn[:, 0]) <= context).all()
     assert (context.sum(axis=1) == 32).all()

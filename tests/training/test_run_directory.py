@@ -9,9 +9,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from helpers.cli import Killed, assert_same_weights, snapshot, train
 from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
-from jepa_hf import JepaTrainer, UsageError, run_directory
+from jepa_hf import JepaTrainer, UsageError
 from jepa_hf.cli import train as train_module
 from jepa_hf.cli.train import main
+from jepa_hf.training import run_directory
 from jepa_hf.training.checkpoints import aside, begin, publish
 from jepa_hf.training.run_directory import (
     RUN_FILE,
