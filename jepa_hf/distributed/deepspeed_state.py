@@ -4,7 +4,8 @@ So a checkpoint goes on in one process, under DDP, FSDP2 and every stage of ZeRO
 reads, are not written. Which elements of a parameter this rank changes, DeepSpeed's functions know
 (https://deepspeed.readthedocs.io/en/latest/zero3.html, "Debugging").
 
-All functions but `check_config` are called by all ranks. DeepSpeed is imported where it runs, because few have it.
+All functions but `check_config` and `whole_weights` are called by all ranks. DeepSpeed is imported where it runs,
+because few have it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -78,6 +79,21 @@ def check_config(config: Mapping[str, Any], optim: str) -> None:
             raise UsageError(f"in DeepSpeed's configuration {sentence}")
     if optim not in _OPTIMIZERS:
         raise UsageError(f"under DeepSpeed --optim must be {' or '.join(_OPTIMIZERS)}, not {optim}")
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Have transformers build models whole, also under DeepSpeed's ZeRO-3, which divides them once training begins.
+
+    It would divide them at once, and neither can a target encoder be copied from a part, nor may one rank alone build a
+    divided model.
+    """
+    configured = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = configured
 
 
 class _Part(NamedTuple):
@@ -252,18 +268,3 @@ def _counted(inner: torch.optim.Optimizer, part: _Part, steps: float) -> torch.T
         return int(steps)  # DeepSpeedCPUAdam, which accelerate takes where the states are offloaded
     group = inner.param_groups[part.group]
     return torch.tensor(steps, device=part.flat.device if group["fused"] or group["capturable"] else "cpu")
-
-
-@contextmanager
-def whole_weights() -> Iterator[None]:
-    """Have transformers build models whole, also under DeepSpeed's ZeRO-3, which divides them once training begins.
-
-    It would divide them at once, and neither can a target encoder be copied from a part, nor may one rank alone build a
-    divided model.
-    """
-    configured = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = configured

@@ -1,4 +1,4 @@
-"""The collators' common part, and the one for text: from rows of token ids to two views and target positions."""
+"""The collator for text: from rows of token ids to two views and target positions."""
 
 import copy
 from collections.abc import Sequence
