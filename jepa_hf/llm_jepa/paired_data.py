@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from ..data.arguments import DataArguments
-from ..data.file_readers import file_kind, find_files, naming_file, read_rows
-from ..data.file_readers import well_formed as _well_formed
+from ..data.file_readers import file_kind, find_files, naming_file, read_rows, well_formed
 from ..data.splits import hold_out, load_named
 from ..data.text_datasets import embedded_corpus
 from ..errors import UsageError
@@ -179,7 +178,7 @@ def _wanted(rows: list[PairedRow], args: PairedDataArguments) -> list[PairedRow]
 
 def _cleaned(value: Any) -> Any:
     if isinstance(value, str):
-        return _well_formed(value)
+        return well_formed(value)
     if isinstance(value, list):
         return [_cleaned(part) for part in value]
     if isinstance(value, dict):

@@ -1,6 +1,5 @@
 """`JepaTrainer`: a `Trainer` for `JepaForRepresentationPrediction`."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import cached_property
@@ -41,8 +40,6 @@ from .ema import match_parameters, relative_distance
 from .metric_accumulator import RunningMeans
 from .stream_padding import REPEATED
 from .training_args import JepaTrainingArguments
-
-logger = logging.getLogger(__name__)
 
 # Targets of an evaluation that its health is measured on: a bound on memory.
 _EVALUATED_TARGETS = 8192
