@@ -166,7 +166,7 @@ sys.modules["sklearn"] = sys.modules["sentence_transformers"] = None  # importin
 from jepa_hf.cli.main import main
 with suppress(SystemExit):
     main(["evaluate", "--help"])
-for name in ("sentence_transformers", "sklearn"):
+for name in ("sklearn", "sentence_transformers"):
     assert main(["evaluate", "models/one", "--tasks", "topics"]) == 2
     del sys.modules[name]
 """
@@ -175,6 +175,6 @@ for name in ("sentence_transformers", "sklearn"):
     assert "--pooling" in result.stdout
     lines = result.stderr.splitlines()
     assert len(lines) == 2
-    for line, name in zip(lines, ("sentence_transformers", "sklearn"), strict=True):
+    for line, name in zip(lines, ("sklearn", "sentence_transformers"), strict=True):
         assert line.startswith(f"jepa-hf evaluate: error: evaluate needs {name}")
         assert "pip install 'jepa_hf[evaluate]'" in line
