@@ -9,9 +9,9 @@ if __name__ == "__main__":
     # Imports make half a million objects and no garbage; to look for some among them again and again, while they are
     # imported, in training and at the end, took a third of the time that `--help` takes.
     gc.disable()
-    from jepa_hf.cli.main import leave
+    from jepa_hf.cli.main import exit_process
     from jepa_hf.cli.train import main
 
     gc.freeze()
     gc.enable()
-    leave(main())
+    exit_process(main())

@@ -12,19 +12,19 @@ folder = Path(sys.argv[1])
 history = json.loads((folder / "metrics.json").read_text())["history"]
 evaluations = [entry for entry in history if "eval_loss" in entry]
 first, last = evaluations[0], evaluations[-1]
-health = [entry for entry in history if "health_sample_hit_rate" in entry][-1]
-rivals = [last[f"eval_{rival}_prediction_loss"] for rival in ("constant", "position", "sample")]
+health = [entry for entry in history if "health_sample_top1_accuracy" in entry][-1]
+rivals = [last[f"eval_{rival}_baseline_loss"] for rival in ("constant", "position", "sample")]
 checks = {
     "evaluation loss / best rival's (at most 0.9)": (
         last["eval_prediction_loss"] / min(rivals),
         lambda ratio: ratio <= 0.9,
     ),
     "targets found in their sample / chance (at least 2)": (
-        last["eval_hit_rate_in_sample"] / last["eval_hit_rate_in_sample_chance"],
+        last["eval_top1_accuracy_in_sample"] / last["eval_top1_accuracy_in_sample_chance"],
         lambda ratio: ratio >= 2,
     ),
     "texts found by their context / chance (at least 20)": (
-        health["health_sample_hit_rate"] / health["health_sample_hit_rate_chance"],
+        health["health_sample_top1_accuracy"] / health["health_sample_top1_accuracy_chance"],
         lambda ratio: ratio >= 20,
     ),
     "target rank, end / start (at least 0.75)": (

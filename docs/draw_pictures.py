@@ -14,13 +14,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from jepa_hf.cli.console import quiet_libraries
 from jepa_hf.cli.parsing import parse_command
 from jepa_hf.cli.train import run
 from jepa_hf.monitoring.health import representation_health
-from jepa_hf.training.ema import decay_at, default_decay_range
+from jepa_hf.training.ema import default_decay_range, interpolate_schedule
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "images"
@@ -67,41 +67,69 @@ def _save(figure: Figure, name: str) -> None:
 
 
 def draw_views() -> Figure:
-    """A sentence, what each encoder reads of it, and what is compared."""
+    """Draw a sentence, the part of it that each encoder reads, and the vectors that the loss compares."""
     words = ["the", "cat", "sat", "on", "the", "warm", "stone", "wall"]
-    hidden = {2, 3, 6}
-    figure = Figure(figsize=(10, 5.2))
+    hidden = (2, 3, 6)
+    figure = Figure(figsize=(11, 4.6))
     axis = figure.add_axes((0, 0, 1, 1))
-    axis.set(xlim=(0, 100), ylim=(2, 54))
+    axis.set(xlim=(0, 110), ylim=(4, 50))
     axis.axis("off")
+    columns = [86 + 2.6 * index for index in range(len(words))]  # of the vectors
 
-    for y, name, told in ((48, "context view", "hidden words are left out"), (8, "target view", "all words are read")):
-        axis.text(2, y, name, weight="bold", va="center", color=BLUE if y > 30 else ORANGE)
-        axis.text(2, y - 3.2, told, va="center", fontsize=8.5, color="#444")
+    for y, color, title, subtitle in (
+        (44, BLUE, "Context view", "some words are hidden"),
+        (9.4, ORANGE, "Target view", "the full sentence"),
+    ):
+        axis.text(2, y, title, weight="bold", va="center", color=color)
+        axis.text(14.5, y, subtitle, va="center", fontsize=9, color="#444")
     for index, word in enumerate(words):
-        x = 23 + 4.9 * index
-        _box(axis, x, 6.4, 4.6, 3.6, word, PALE_ORANGE, ORANGE, fontsize=7.5)
-        if index not in hidden:
-            _box(axis, x, 46.4, 4.6, 3.6, word, PALE_BLUE, BLUE, fontsize=7.5)
+        x = 2 + 4.7 * index
+        _box(axis, x, 13, 4.4, 4.4, word, PALE_ORANGE, ORANGE, fontsize=7.5)
+        if index in hidden:
+            _box(axis, x, 36, 4.4, 4.4, "?", "white", GREY, dashed=True, fontsize=7.5)
         else:
-            _box(axis, x, 46.4, 4.6, 3.6, "", "white", GREY, dashed=True)
+            _box(axis, x, 36, 4.4, 4.4, word, PALE_BLUE, BLUE, fontsize=7.5)
+        if index in hidden:
+            _vector(axis, columns[index], 35, GREEN)
+        _vector(axis, columns[index], 11.8, ORANGE, faint=index not in hidden)
 
-    _box(axis, 27, 33, 31, 7, "context encoder\n(trained)", PALE_BLUE, BLUE)
-    _box(axis, 27, 16, 31, 7, "target encoder\n(no gradient)", PALE_ORANGE, ORANGE)
-    _box(axis, 67, 33, 14, 7, "predictor\n(trained)", PALE_GREEN, GREEN)
-    _box(axis, 86, 24.5, 12, 7, "loss", PALE_GREY, "#555")
-    _arrow(axis, (42.5, 46), (42.5, 40.6), BLUE)
-    _arrow(axis, (42.5, 10.6), (42.5, 15.5), ORANGE)
-    _arrow(axis, (58.6, 36.5), (66.4, 36.5), BLUE)
-    _arrow(axis, (81.6, 36.5), (92, 32.2), GREEN, bend=-0.25)
-    _arrow(axis, (58.6, 19.5), (92, 24), ORANGE, bend=0.2)
-    _arrow(axis, (35, 32.4), (35, 23.6), GREY, dashed=True)
-    axis.text(33.8, 28, "moving average\nof the weights", fontsize=8.5, color="#444", ha="right", va="center")
-    _arrow(axis, (74, 43), (74, 40.6), GREY)
-    axis.text(74, 45.6, "where the hidden\nwords are", fontsize=8.5, color="#444", ha="center", va="center")
-    axis.text(92, 38, "guesses", fontsize=9, color=GREEN, ha="center")
-    axis.text(74.5, 13.2, "representations of the hidden words,\nnormalised", fontsize=9, color=ORANGE, ha="center")
+    _box(axis, 45, 34.2, 16, 8, "context encoder", PALE_BLUE, BLUE)
+    _box(axis, 45, 11.2, 16, 8, "target encoder", PALE_ORANGE, ORANGE)
+    _box(axis, 67, 34.2, 12.5, 8, "predictor", PALE_GREEN, GREEN)
+    axis.text(53, 44, "trained; this is the result", fontsize=9, color="#444", ha="center", va="center")
+    axis.text(53, 8.8, "no gradient", fontsize=9, color="#444", ha="center", va="center")
+    axis.text(73.2, 44, "trained", fontsize=9, color="#444", ha="center", va="center")
+    _arrow(axis, (40.2, 38.2), (44.6, 38.2), BLUE)
+    _arrow(axis, (61.4, 38.2), (66.6, 38.2), BLUE)
+    _arrow(axis, (79.9, 38.2), (84.8, 38.2), GREEN)
+    _arrow(axis, (40.2, 15.2), (44.6, 15.2), ORANGE)
+    _arrow(axis, (61.4, 15.2), (84.8, 15.2), ORANGE)
+    _arrow(axis, (53, 33.6), (53, 19.8), GREY, dashed=True)
+    axis.text(52, 26.8, "moving average\nof the weights (EMA)", fontsize=9, color="#444", ha="right", va="center")
+    _arrow(axis, (73.2, 28.6), (73.2, 33.6), GREY)
+    axis.text(73.2, 26.6, "positions of the\nhidden words", fontsize=9, color="#444", ha="center", va="center")
+
+    for x in (columns[index] + 0.8 for index in hidden):
+        _arrow(axis, (x, 34.6), (x, 29.4), GREEN)
+        _arrow(axis, (x, 18.6), (x, 23.8), ORANGE)
+    _box(axis, 84.6, 24, 23, 5.2, "loss: distance per hidden word", PALE_GREY, "#555", fontsize=8.5)
+    axis.text(96, 44, "predicted vectors", fontsize=9, color=GREEN, ha="center", va="center")
+    axis.text(96, 8.8, "target vectors", fontsize=9, color=ORANGE, ha="center", va="center")
     return figure
+
+
+def _vector(axis: Axes, x: float, y: float, color: str, faint: bool = False) -> None:
+    """Draw a column of four cells, which stands for one vector."""
+    for cell in range(4):
+        shape = Rectangle(
+            (x, y + 1.6 * cell),
+            1.6,
+            1.6,
+            facecolor=color,
+            edgecolor="white",
+            alpha=0.2 if faint else (1.0, 0.6, 0.85, 0.45)[(cell + int(x)) % 4],
+        )
+        axis.add_patch(shape)
 
 
 def _box(
@@ -177,7 +205,7 @@ def draw_ema() -> Figure:
     ):
         left, points = 1.0, [1.0]
         for step in range(1, steps + 1):
-            left *= decay_at(step, steps, first, last)
+            left *= interpolate_schedule(step, steps, first, last)
             points.append(left)
         shares.plot(points, color=color, label=label)
     shares.set(

@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import json
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -16,14 +18,20 @@ from transformers import TrainingArguments
 from jepa_hf import JepaTrainingArguments
 from jepa_hf.cli.arguments import MaskArguments, ModelArguments, RunArguments
 from jepa_hf.cli.main import main
-from jepa_hf.cli.train_llm import AnswerArguments, LlmModelArguments, LlmRunArguments, ViewArguments
+from jepa_hf.cli.train_llm import GenerationArguments, LlmModelArguments, LlmRunArguments, ViewArguments
 from jepa_hf.data.arguments import DataArguments
 from jepa_hf.llm_jepa.paired_data import PairedDataArguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Links that leave docs/, which a reader of the repository follows, and the pages that stand for them in the site.
-_OUTSIDE = {"benchmarks/RESULTS.md": "results.md"}
+_OUTSIDE = {
+    "benchmarks/RESULTS.md": "results.md",
+    **{
+        f"benchmarks/{name}/README.md": f"results/{name}.md"
+        for name in ("quality", "images", "speed", "reliability", "llm")
+    },
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -37,11 +45,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill in the flags, and turn links that leave docs/."""
-    up = "../" * page.file.src_uri.count("/")
-    for source, name in _OUTSIDE.items():
-        markdown = markdown.replace(f"]({up}../{source}", f"]({up}{name}")
-    return re.sub(r"^<!-- flags of train -->$", lambda _: train_flags(), markdown, flags=re.MULTILINE).replace(
-        "<!-- help of the other commands -->", command_helps()
+    uri = page.file.src_uri
+    folder = Path({page: source for source, page in _OUTSIDE.items()}.get(uri, f"docs/{uri}")).parent
+
+    def redirect(link: re.Match[str]) -> str:
+        target = os.path.normpath(folder / link[1])
+        return f"]({os.path.relpath(_OUTSIDE[target], Path(uri).parent)}" if target in _OUTSIDE else link[0]
+
+    markdown = re.sub(r"\]\(([^):#\s]+\.md)", redirect, markdown)
+    generated = {
+        "flags of train": train_flags,
+        "help of the other commands": command_helps,
+        "keys of a short run": keys_of_a_short_run,
+    }
+    return re.sub(
+        rf"^<!-- ({'|'.join(generated)}) -->$", lambda match: generated[match[1]](), markdown, flags=re.MULTILINE
     )
 
 
@@ -66,7 +84,7 @@ def train_flags() -> str:
         ("--objective llm: data", PairedDataArguments),
         ("--objective llm: views", ViewArguments),
         ("--objective llm: objective", LlmRunArguments),
-        ("--objective llm: answers", AnswerArguments),
+        ("--objective llm: answers", GenerationArguments),
     ):
         groups.append((title, [item for item in fields(kind) if item.name not in usual]))
     return "\n\n".join(f"### {title}\n\n{_list(items)}" for title, items in groups)
@@ -99,6 +117,30 @@ def _said(*argv: str) -> str:
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main(argv)
     return printed.getvalue()
+
+
+# ---- the log
+
+
+def keys_of_a_short_run() -> str:
+    """Return the keys that a run of two steps on text writes to its log, as a list."""
+    with tempfile.TemporaryDirectory() as folder:
+        _said(
+            *(
+                "train",
+                "--smoke_test",
+                "--max_steps",
+                "2",
+                "--eval_strategy",
+                "steps",
+                "--eval_steps",
+                "2",
+                "--do_eval",
+            ),
+            *("--logging_steps", "1", "--report_to", "none", "--use_cpu", "--output_dir", folder),
+        )
+        history = json.loads(Path(folder, "metrics.json").read_text(encoding="utf-8"))["history"]
+    return "\n".join(f"- `{key}`" for key in sorted({key for entry in history for key in entry}))
 
 
 # ---- the recipes

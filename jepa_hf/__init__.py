@@ -1,4 +1,4 @@
-"""JEPA training that is native to Hugging Face."""
+"""Self-supervised pretraining with JEPA on the Hugging Face Trainer."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
@@ -12,7 +12,8 @@ from .masking.span_collator import DataCollatorForSpanJEPA
 from .models.configuration_feature_encoder import FeatureEncoderConfig
 from .models.configuration_jepa import JepaConfig
 from .models.modeling_feature_encoder import FeatureEncoderModel
-from .models.modeling_jepa import JepaForRepresentationPrediction, JepaOutput
+from .models.modeling_jepa import JepaForRepresentationPrediction
+from .models.outputs import JepaOutput
 from .training.callbacks import EmaTargetCallback, WeightDecayCallback
 from .training.trainer import JepaTrainer
 from .training.training_args import JepaTrainingArguments

@@ -1,4 +1,4 @@
-"""The exceptions whose message is for the user."""
+"""Exceptions with a message for the user."""
 
 from .models.errors import UsageError
 
@@ -6,7 +6,8 @@ __all__ = ["RunError", "UsageError"]
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on. Its message is one sentence: what happened, what is kept, and the remedy.
+    """A run cannot continue. The message names the cause, what was saved, and the remedy.
 
-    The command line prints it on stderr and exits with code 1; from Python it is an ordinary `RuntimeError`.
+    The command line prints it on stderr and exits with code 1; from Python it is an ordinary
+    `RuntimeError`.
     """

@@ -59,7 +59,7 @@ run_one() {
     echo "install failed" >"$tmp/stage"
     python -m pip install -q '.[test]' || return 1
     echo "tests failed" >"$tmp/stage"
-    pytest -q tests || return 1
+    pytest -q -m "" tests || return 1
     echo "passed" >"$tmp/stage"
 }
 

@@ -30,7 +30,14 @@ SHARED = ("errors", "version")
 PLAIN = (
     *("utils.atomic_files", "utils.markdown", "models.losses", "models.contrastive", "models.packed_sequences"),
     *("models.positions", "distributed.sharding", "masking.counter_rng", "masking.span_sampling"),
-    *("masking.block_sampling", "monitoring.metrics", "monitoring.health", "training.ema", "training.deferred_max"),
+    *(
+        "masking.block_sampling",
+        "monitoring.metrics",
+        "monitoring.health",
+        "training.ema",
+        "training.upstream",
+        "training.deferred_max",
+    ),
     *("llm_jepa.losses", "errors", "version"),
 )
 PACKAGE = REPOSITORY / "jepa_hf"
@@ -124,7 +131,7 @@ def test_the_script_is_only_a_call_of_the_command_line() -> None:
 
 def test_only_backbones_and_their_heads_know_families() -> None:
     families = {"bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert", "vit", "ijepa", "dinov2"}
-    knowing = {"models.backbones", "models.mlm_head"}
+    knowing = {"models.encoder_adapters", "models.mlm_head"}
     lower = [name for name in FILES if name.split(".")[0] not in (*FOLDERS[FOLDERS.index("evaluation") :], *SHARED)]
     for name in sorted({*lower} - knowing - {ROOT}):
         literals = {

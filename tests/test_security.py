@@ -14,7 +14,7 @@ from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
 from jepa_hf.cli.main import main
 from jepa_hf.cli.train import main as train_main
 
-EVIL = "../../evil"
+MALICIOUS_CODE = "../../evil"
 QUIET = ["--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
 
 
@@ -122,13 +122,14 @@ def test_code_that_a_model_brings_is_not_run_unasked(
     before = snapshot(marker.parent)
     assert main(command.split()) == 2
     said = capfd.readouterr().err
-    assert "code of its own" in said
+    assert "custom code" in said
     assert "--trust_remote_code" in said
     assert snapshot(marker.parent) == before
     main([*command.split(), "--trust_remote_code"])
     assert marker.exists()
 
 
+@pytest.mark.slow
 def test_code_that_a_tokenizer_brings_is_not_run_unasked(marker: Path) -> None:
     """The tokenizer of the model's family takes its place."""
     command = "masks --model_type bert --tokenizer_name tokenizer --train_file data.txt --output_dir out"
@@ -146,6 +147,7 @@ def created(folder: Path, before: set[Path]) -> set[str]:
     return {path.relative_to(folder).parts[0] for path in set(folder.rglob("*")) - before}
 
 
+@pytest.mark.slow
 def test_names_that_look_like_paths_write_nowhere_else(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,16 +157,20 @@ def test_names_that_look_like_paths_write_nowhere_else(
     monkeypatch.chdir(inner)
     shutil.copytree(work / "bert", "model")
     config = Path("model/tokenizer_config.json")
-    templates = [{"name": name, "template": "{{ messages }}"} for name in ("default", EVIL, f"{tmp_path}/evil")]
+    templates = [
+        {"name": name, "template": "{{ messages }}"} for name in ("default", MALICIOUS_CODE, f"{tmp_path}/evil")
+    ]
     config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": templates}))
-    lines = [f"{EVIL}/{index % 2},{tmp_path}/evil {line.replace(',', '')}" for index, line in enumerate(CORPUS)]
-    write_lines("task.csv", [f"{EVIL},{tmp_path}/evil", *lines])
+    lines = [
+        f"{MALICIOUS_CODE}/{index % 2},{tmp_path}/evil {line.replace(',', '')}" for index, line in enumerate(CORPUS)
+    ]
+    write_lines("task.csv", [f"{MALICIOUS_CODE},{tmp_path}/evil", *lines])
     before = set(tmp_path.rglob("*"))
-    names = ["--run_name", EVIL, "--hub_model_id", EVIL, "--text_column_name", f"{tmp_path}/evil"]
+    names = ["--run_name", MALICIOUS_CODE, "--hub_model_id", MALICIOUS_CODE, "--text_column_name", f"{tmp_path}/evil"]
     flags = ["--model_name_or_path", "model", "--train_file", "task.csv", "--max_steps", "2", "--save_steps", "1"]
     assert train_main([*flags, *names, "--output_dir", "out", *QUIET]) == 0
     assert main(["report", "out"]) == 0
-    columns = ["--text_column_name", f"{tmp_path}/evil", "--label_column_name", EVIL]
+    columns = ["--text_column_name", f"{tmp_path}/evil", "--label_column_name", MALICIOUS_CODE]
     assert main(["evaluate", "out", "--tasks", "../b/task.csv", "--output_dir", "out/evaluation", *columns]) == 0
     assert main(["export", "out/checkpoint-1", "exported"]) == 0
     assert created(inner, before) == {"out", "exported"}
@@ -182,5 +188,5 @@ def test_a_nul_in_a_recipe_gets_a_sentence(
     (tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, name: "a\0b"}))
     before = snapshot(work)
     assert train_main([str(tmp_path / "recipe.yaml"), "--max_steps", "1", *QUIET]) == 2
-    assert f"{name} holds a NUL character" in capfd.readouterr().err
+    assert f"{name} contains a NUL character" in capfd.readouterr().err
     assert snapshot(work) == before

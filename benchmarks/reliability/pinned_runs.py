@@ -38,7 +38,8 @@ TEXT += "--train_file texts.txt --max_seq_length 32 --attn_implementation sdpa"
 SYSTEMS = {
     "text": f"{COMMON} {TEXT} --concat --mlm_weight 0.5 --contrastive_weight 0.1",
     "text_packed": f"{COMMON} {TEXT} --packed --target_norm instance --gradient_accumulation_steps 2",
-    "text_kept": f"{COMMON} --smoke_test --context_mode kept --predictor_type mlp --loss cosine --export_encoder both",
+    "text_kept": f"{COMMON} --smoke_test --masked_tokens mask_token --predictor_type mlp --loss cosine "
+    "--export_encoder both",
     "images": f"{COMMON} --model_type ijepa --config_overrides {SIZES},image_size=16,patch_size=4 --train_file images "
     "--random_resized_crop 0.4 1.0 --random_flip",
     "features": f"{COMMON} --model_type feature_encoder --config_overrides {NARROW} --train_file features.npy",

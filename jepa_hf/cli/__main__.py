@@ -1,5 +1,5 @@
 """`python -m jepa_hf.cli` is `jepa-hf`."""
 
-from .main import console
+from .main import entry_point
 
-console()
+entry_point()

@@ -1,59 +1,84 @@
-"""What the command line prints of errors, and how it quiets the libraries."""
+"""Error messages of the command line, and the log levels of the libraries below it."""
 
 import logging
 import os
 import sys
 import time
 import warnings
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 
 import datasets
 import transformers
 
 from ..errors import RunError, UsageError
 
-# Characters of a sentence on the terminal.
-_LONGEST = 1000
-# Seconds that other ranks wait: a launcher ends all ranks when one leaves, and the one that tells may be slower.
-_PATIENCE = 10
+# Characters of a message on the terminal.
+_MAX_MESSAGE_CHARS = 1000
+# A launcher ends all ranks as soon as one exits, so the others give rank 0 the time to print.
+_OTHER_RANKS_DELAY_S = 10
 
 
-def complain(command: str, error: Exception) -> int:
-    """Print the sentence and return the exit code: 2 for bad input, 1 for a run that cannot go on.
+def run_command(name: str, parser: ArgumentParser, run: Callable[[Namespace], int | None], argv: Sequence[str]) -> int:
+    """Parse the arguments of a command and run it.
 
-    Of bad input all processes know the same, and one tells; a run may have ended for what one of them alone met.
+    Args:
+        name: the command as the user types it, for error messages.
+        parser: parses `argv`.
+        run: does the work; returns the exit code, None for 0.
+        argv: the arguments after the command.
+
+    Returns:
+        The exit code: that of `run`, or 2 after a `UsageError`.
     """
-    sentence = str(error)
-    if sentence.startswith("Caught UsageError in "):
-        # A loader's worker sends its whole traceback as the message; the sentence is its end.
-        sentence = sentence.rpartition("UsageError: ")[2]
+    quiet_libraries()
+    try:
+        return run(parser.parse_args(argv)) or 0
+    except UsageError as error:
+        return report_error(name, error)
+
+
+def report_error(command: str, error: Exception) -> int:
+    """Print an error in one line and return the exit code: 2 for bad input, 1 for a run that cannot continue.
+
+    All ranks see the same bad input, so only rank 0 prints it. A `RunError` may concern one rank only, so every rank
+    prints its own.
+    """
+    message = str(error)
+    if message.startswith("Caught UsageError in "):
+        # A data-loader worker sends its traceback as the message; the error itself comes last.
+        message = message.rpartition("UsageError: ")[2]
     if isinstance(error, RunError) or os.environ.get("RANK", "0") == "0":
-        print(f"{command}: error: {_in_one_line(sentence)}", file=sys.stderr, flush=True)
+        print(f"{command}: error: {_sanitize(message)}", file=sys.stderr, flush=True)
     else:
-        time.sleep(_PATIENCE)
+        time.sleep(_OTHER_RANKS_DELAY_S)
     return 2 if isinstance(error, UsageError) else 1
 
 
-def _in_one_line(sentence: str) -> str:
-    """Names that files bring may hold anything, orders to the terminal too, and be of any length."""
-    if len(sentence) > _LONGEST:
-        sentence = f"{sentence[: _LONGEST // 2]} ... {sentence[-_LONGEST // 2 :]}"
-    sentence = " ".join(sentence.split())
+def _sanitize(message: str) -> str:
+    """Return the message in one line of limited length, control characters escaped.
+
+    Names in it come from files and may contain anything, terminal escape sequences included.
+    """
+    if len(message) > _MAX_MESSAGE_CHARS:
+        message = f"{message[: _MAX_MESSAGE_CHARS // 2]} ... {message[-_MAX_MESSAGE_CHARS // 2 :]}"
+    message = " ".join(message.split())
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in sentence
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in message
     )
 
 
 def quiet_libraries() -> None:
-    """Their warnings would bury our sentence; what matters we say ourselves."""
+    """Silence the libraries' warnings, under which the command's own messages would be lost."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("jepa_hf").setLevel(logging.INFO)
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()  # of reading and writing weights; training has its own
+    transformers.logging.disable_progress_bar()  # for weights; training has its own bar
     datasets.logging.set_verbosity_error()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # torch's, of a name of accelerate's
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*")  # torch's, whose new name older ones lack
-    warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")  # which is as it should be
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft's, of a name of transformers'
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # torch, about accelerate's argument
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*")  # torch: renamed since 2.6
+    warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")  # intended here
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft, about transformers' attribute
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if os.environ.get("WORLD_SIZE") else "true")

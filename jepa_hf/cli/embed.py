@@ -1,4 +1,4 @@
-"""`jepa-hf embed`: one vector per row of files, in a file."""
+"""`jepa-hf embed`: one vector per row of files."""
 
 import argparse
 import sys
@@ -7,34 +7,27 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..data.arguments import DataArguments
-from ..errors import UsageError
 from ..evaluation.embed_files import check_output, embed_files, open_source
 from ..evaluation.embedder import POOLINGS, Embedder
-from .console import complain, quiet_libraries
+from .console import run_command
 from .parsing import CommandParser
 
 _COLUMNS = ("text_column_name", "image_column_name", "feature_column_names", "label_column_name")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Embed; returns the exit code."""
-    quiet_libraries()
-    try:
-        count, width, output = _run(_parser().parse_args(argv))
-    except UsageError as error:
-        return complain("jepa-hf embed", error)
-    print(f"written to {output}: {count:,} embeddings of width {width:,}")
-    return 0
+    """Embed the rows of files; returns the exit code."""
+    return run_command("jepa-hf embed", _parser(), _run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="jepa-hf embed",
-        description="Embed the rows of files with a frozen encoder, as many as there are: finished parts lie in "
-        "OUTPUT.parts until all are there, and the same command goes on after them.",
+        description="Embed the rows of files with a frozen encoder. Finished parts are kept in OUTPUT.parts until all "
+        "are done; the same command continues after them.",
         allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="MODEL", help="directory or Hub name of an encoder, or of a JEPA of ours")
+    parser.add_argument("model", metavar="MODEL", help="directory or Hub name of an encoder, or of a JEPA")
     parser.add_argument(
         "files",
         nargs="+",
@@ -48,19 +41,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="new .parquet (the rows' columns and a column of lists, embedding) or .npy (an array [rows, width])",
     )
-    parser.add_argument("--pooling", default="mean", choices=POOLINGS, help="default mean, as sentence-transformers")
-    parser.add_argument("--batch_size", type=int, default=64, help="rows at once; default 64")
-    parser.add_argument("--max_seq_length", type=int, help="cut texts to so many tokens; default what the model takes")
+    parser.add_argument("--pooling", default="mean", choices=POOLINGS, help="default mean, as in sentence-transformers")
+    parser.add_argument("--batch_size", type=int, default=64, help="rows per batch; default 64")
+    parser.add_argument(
+        "--max_seq_length",
+        type=int,
+        help="maximum tokens of a text; longer ones are cut (default: the model's maximum)",
+    )
     parser.add_argument("--revision", default="main", help="branch, tag or commit of the model on the Hub")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that the model brings")
-    helps = {item.name: item.metadata["help"] for item in fields(DataArguments)}
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
+    help_texts = {item.name: item.metadata["help"] for item in fields(DataArguments)}
     for name in _COLUMNS:
-        parser.add_argument(f"--{name}", help=helps[name])
+        parser.add_argument(f"--{name}", help=help_texts[name])
     return parser
 
 
-def _run(options: argparse.Namespace) -> tuple[int, int, str]:
-    """Number and width of the embeddings, and where they are."""
+def _run(options: argparse.Namespace) -> None:
+    """Check the output, load the encoder, embed."""
     check_output(Path(options.output))
     embedder = Embedder.from_pretrained(
         options.model,
@@ -71,10 +68,12 @@ def _run(options: argparse.Namespace) -> tuple[int, int, str]:
     )
     columns = {name: getattr(options, name) for name in _COLUMNS}
     source = open_source(embedder.modality, DataArguments(train_file=",".join(options.files), **columns))
-    settings = {"model": options.model, "revision": options.revision, "max_seq_length": embedder.max_seq_length}
-    settings["weights"] = [
-        [path.name, path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(Path(options.model).glob("*.safetensors"))
-    ]
+    weights = sorted(Path(options.model).glob("*.safetensors"))
+    settings = {
+        "model": options.model,
+        "revision": options.revision,
+        "max_seq_length": embedder.max_seq_length,
+        "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
+    }
     width = embed_files(embedder, source, options.output, options.pooling, settings, sys.stderr.isatty())
-    return source.count, width, options.output
+    print(f"written to {options.output}: {source.count:,} embeddings of width {width:,}")

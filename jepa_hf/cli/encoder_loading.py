@@ -1,4 +1,4 @@
-"""From names and flags to an encoder's configuration, a model, and all that a run prepares."""
+"""Loading of encoder configurations, tokenizers and models; the components of a run."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,27 +7,28 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..data.arguments import DataArguments
-from ..distributed.deepspeed_state import whole_weights
+from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
-from ..hub.loading import load_pretrained
+from ..hub.loading import load_or_usage_error
 from ..masking.base_collator import MaskingCollator
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..utils.types import ProcessingClass
-from .arguments import ModelArguments
+from .arguments import BaseModelArguments, ModelArguments
 
-FAMILIES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
-VISION_FAMILIES = ("ijepa", "vit", "dinov2", "dinov2_with_registers")
+TEXT_MODEL_TYPES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
+VISION_MODEL_TYPES = ("ijepa", "vit", "dinov2", "dinov2_with_registers")
 
 
 @dataclass
-class Prepared:
-    """All that a run needs, checked; nothing of it has been written.
+class TrainingComponents:
+    """Components of a training run.
 
     Args:
         model: the JEPA.
         collator: makes its batches.
-        train_dataset, eval_dataset: what the collator reads; None where there is no evaluation.
+        train_dataset: rows that the collator reads.
+        eval_dataset: the same for evaluation; None without it.
         processing_class: tokenizer or image processor; None for feature vectors.
     """
 
@@ -38,8 +39,8 @@ class Prepared:
     processing_class: ProcessingClass | None = None
 
 
-def hub_kwargs(model_args: ModelArguments, data_args: DataArguments) -> dict[str, Any]:
-    """Those that say where to find a file."""
+def hub_kwargs(model_args: BaseModelArguments, data_args: Any) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that locate files on the Hub."""
     return {
         "revision": model_args.model_revision,
         "trust_remote_code": model_args.trust_remote_code,
@@ -49,31 +50,35 @@ def hub_kwargs(model_args: ModelArguments, data_args: DataArguments) -> dict[str
 
 
 def load_encoder_config(model_args: ModelArguments, data_args: DataArguments) -> PreTrainedConfig:
-    """The encoder's configuration: the pretrained one's, or that of a random start."""
+    """Load the configuration of the pretrained encoder, or create that of a random start."""
     name = model_args.model_name_or_path or model_args.config_name
     if name is None:
         try:
-            config = AutoConfig.for_model(model_args.model_type)
+            config = AutoConfig.for_model(str(model_args.model_type))
         except UsageError:
             raise
         except ValueError:
             raise UsageError(
-                f"model_type {model_args.model_type!r} is not one that transformers knows; use "
-                f"{', '.join((*FAMILIES, *VISION_FAMILIES))}"
+                f"model_type {model_args.model_type!r} is unknown to transformers; use "
+                f"{', '.join((*TEXT_MODEL_TYPES, *VISION_MODEL_TYPES))}"
             ) from None
     else:
         argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
-        config = load_pretrained(name, AutoConfig.from_pretrained, hub_kwargs(model_args, data_args), argument)
+        config = load_or_usage_error(name, AutoConfig.from_pretrained, hub_kwargs(model_args, data_args), argument)
     if isinstance(config, JepaConfig):
         config = config.encoder_config
-    return overridden(config, model_args.config_overrides, is_default=name is None)
+    return apply_config_overrides(config, model_args.config_overrides, is_default=name is None)
 
 
-def overridden(config: PreTrainedConfig, overrides: str | None, is_default: bool = False) -> PreTrainedConfig:
-    """The configuration with `name=value,name=value` changed, and what follows from them.
+def apply_config_overrides(
+    config: PreTrainedConfig, overrides: str | None, is_default: bool = False
+) -> PreTrainedConfig:
+    """Change a configuration, and derive the values that depend on the changes.
 
     Args:
-        is_default: it is its class's own, so that all the rest (a Llama's `head_dim`) follows from what is given.
+        config: the configuration.
+        overrides: `name=value,name=value`.
+        is_default: it has its class's defaults, so that other values (a Llama's `head_dim`) are derived anew.
     """
     if not overrides:
         return config
@@ -93,49 +98,51 @@ def overridden(config: PreTrainedConfig, overrides: str | None, is_default: bool
 
 
 def load_tokenizer(argument: str, name: str, kwargs: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """A tokenizer without chat templates: no encoder needs them, and their names would become names of files."""
-    tokenizer = load_pretrained(name, AutoTokenizer.from_pretrained, kwargs, argument)
+    """Load a tokenizer without chat templates: encoders need none, and template names become file names."""
+    tokenizer = load_or_usage_error(name, AutoTokenizer.from_pretrained, kwargs, argument)
     tokenizer.chat_template = None
     return tokenizer
 
 
-def longest_row(possible: float, tokenizer: PreTrainedTokenizerBase | None, asked: int | None) -> int:
-    """The longest row, in tokens: what is asked for, or what model and tokenizer allow, 512 at most.
+def resolve_max_seq_length(possible: float, tokenizer: PreTrainedTokenizerBase | None, requested: int | None) -> int:
+    """Return the maximum tokens of a row: the requested length, or the model's and tokenizer's up to 512.
 
     Args:
         possible: positions of the model.
-        tokenizer: None where one is trained for the length.
-        asked: `max_seq_length`.
+        tokenizer: None if one is trained for this length.
+        requested: `max_seq_length`.
 
     Raises:
-        UsageError: more than the model has positions.
+        UsageError: `requested` exceeds the positions of the model.
     """
-    if asked is None:
-        return min(possible, 512, tokenizer.model_max_length if tokenizer is not None else 512)
-    if asked > possible:
+    if requested is None:
+        return int(min(possible, 512, tokenizer.model_max_length if tokenizer is not None else 512))
+    if requested > possible:
         raise UsageError(
-            f"max_seq_length {asked} is more than the {possible} positions of the model; use at most {possible}"
+            f"max_seq_length {requested} is more than the {possible} positions of the model; use at most {possible}"
         )
-    return asked
+    return requested
 
 
 def build_model(
     model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig
 ) -> JepaForRepresentationPrediction:
-    """The JEPA around the pretrained encoder, or around a random one of this configuration."""
+    """Build the JEPA around the pretrained encoder, or around a random one with this configuration."""
     attention = (
         {} if model_args.attn_implementation is None else {"attn_implementation": model_args.attn_implementation}
     )
     if model_args.model_name_or_path is None:
         try:
             jepa_config = JepaConfig.for_encoder(config, **model_args.jepa_kwargs())
-            with whole_weights():
+            with zero3_init_disabled():
                 return JepaForRepresentationPrediction._from_config(jepa_config, **attention)
         except UsageError:
             raise
         except ValueError as error:
-            raise UsageError(f"no {config.model_type} encoder can be built like that: {error}") from None
-    return load_pretrained(
+            raise UsageError(
+                f"the {config.model_type} encoder cannot be built with this configuration: {error}"
+            ) from None
+    return load_or_usage_error(
         model_args.model_name_or_path,
         lambda name, **kwargs: JepaForRepresentationPrediction.from_any_pretrained(
             name, encoder_kwargs=kwargs, **model_args.jepa_kwargs()

@@ -1,4 +1,4 @@
-"""`jepa-hf generate`: what language models answer to the rows of a file, and how much of it is right."""
+"""`jepa-hf generate`: answers of language models to the rows of a file, and their scores."""
 
 import argparse
 import json
@@ -6,40 +6,35 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ..errors import UsageError
 from ..llm_jepa import PairedViewTokenizer
-from ..llm_jepa.answer_scoring import scorer, share_interval
-from ..llm_jepa.generation import judge
+from ..llm_jepa.answer_scoring import get_scorer, wilson_interval
+from ..llm_jepa.generation import evaluate_generation
 from ..llm_jepa.paired_data import PairedDataArguments, PairedRow, load_file_rows
 from ..training.run_directory import versions
-from ..utils.atomic_files import whole_files
-from ..utils.markdown import escaped, table
-from .console import complain, quiet_libraries
-from .language_model_loading import dtype_of, load_answering_model, load_words
-from .parsing import CommandParser, output_folder
+from ..utils.atomic_files import atomic_write_dir
+from ..utils.markdown import escape_markdown, markdown_table
+from .console import run_command
+from .language_model_loading import load_generation_model, load_lm_tokenizer, parse_dtype
+from .parsing import CommandParser, validate_output_dir
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "generation.json"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Generate and judge; returns the exit code."""
-    quiet_libraries()
-    try:
-        _run(_parser().parse_args(argv))
-    except UsageError as error:
-        return complain("jepa-hf generate", error)
-    return 0
+    """Generate answers and score them; returns the exit code."""
+    return run_command("jepa-hf generate", _parser(), _run, argv)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="jepa-hf generate",
-        description="Have language models answer the prompts of a file's rows, greedily and in batches, and judge the "
-        "answers. Rows hold messages, of which the last is the right answer, or two columns.",
+        description="Generate answers of language models to the prompts in a file, greedily and in batches, and score "
+        "them. A row has messages, the last of which is the reference answer, or two columns.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -53,69 +48,74 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["exact_match", "prefix_match"],
         metavar="METRIC",
-        help="out of exact_match (the same text), prefix_match (it begins with the right one), gsm8k (the same final "
-        "number), sql (the same rows of a database); default exact_match prefix_match",
+        help="any of exact_match (equal text), prefix_match (starts with the reference), gsm8k (equal final number), "
+        "sql (equal result rows); default exact_match prefix_match",
     )
-    parser.add_argument("--database", help="of sql: an SQLite file, or a folder of NAME/NAME.sqlite for rows' db_id")
-    parser.add_argument("--output_dir", default="generation", help="where to write; default generation")
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="most tokens of an answer; default 128")
-    parser.add_argument("--max_samples", type=int, help="answer the first so many rows")
-    parser.add_argument("--batch_size", type=int, default=16, help="prompts at once; default 16")
-    parser.add_argument("--text_column_name", help="the column to ask; default messages where rows have them, or text")
-    parser.add_argument("--code_column_name", help="the column of right answers; default messages, or code")
-    parser.add_argument("--code_turn", type=int, default=-1, help="which message is the answer; default -1, the last")
-    parser.add_argument("--tokenizer_name", help="tokenizer, where it is not the model's")
-    parser.add_argument("--chat_template_path", metavar="FILE", help="a chat template in place of the tokenizer's")
+    parser.add_argument(
+        "--database", help="for sql: an SQLite file, or a folder of NAME/NAME.sqlite, chosen by the rows' db_id"
+    )
+    parser.add_argument("--output_dir", default="generation", help="directory to write to; default generation")
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="maximum tokens of an answer; default 128")
+    parser.add_argument("--max_samples", type=int, help="use only the first N rows (default: all)")
+    parser.add_argument("--batch_size", type=int, default=16, help="prompts per batch; default 16")
+    parser.add_argument("--text_column_name", help="column of prompts; default messages if rows have them, else text")
+    parser.add_argument(
+        "--code_column_name", help="column of reference answers; default messages if rows have them, else code"
+    )
+    parser.add_argument(
+        "--code_turn", type=int, default=-1, help="index of the message that is the answer; default -1, the last"
+    )
+    parser.add_argument("--tokenizer_name", help="tokenizer (default: the model's)")
+    parser.add_argument("--chat_template_path", metavar="FILE", help="chat template (default: the tokenizer's)")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16; default float32")
     parser.add_argument("--use_cpu", action="store_true", help="do not use a GPU")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of the models on the Hub")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that a model brings")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with a model")
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Check everything, answer, write."""
-    folder = _checked(options)
+    """Check all options, generate with each model, write the results."""
+    folder = _validate_options(options)
     columns = {name: getattr(options, name) for name in ("text_column_name", "code_column_name")}
     data = PairedDataArguments(**columns)
     rows = load_file_rows("data_file", options.data_file, data)[: options.max_samples]
     results: dict[str, Any] = {}
     predictions: list[dict[str, Any]] = []
     for name in options.models:
-        shares, found = _answers(name, rows, data, options)
-        results[name] = {metric: share_interval(share, len(rows)) for metric, share in shares.items()}
-        predictions += [{"model": name, **answer} for answer in found]
+        shares, answers = _evaluate_model(name, rows, data, options)
+        results[name] = {metric: wilson_interval(share, len(rows)) for metric, share in shares.items()}
+        predictions += [{"model": name, **answer} for answer in answers]
     settings = {**vars(options), "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
     content = {"rows": len(rows), "results": results, "settings": settings}
-    with whole_files(folder) as new:
+    with atomic_write_dir(folder) as new:
         lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in predictions)
         (new / PREDICTIONS).write_text(lines, encoding="utf-8")
         (new / RESULTS).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(_table(results, options.metrics, len(rows)))
+    print(_results_table(results, options.metrics, len(rows)))
     print(f"\nwritten to {folder}: {PREDICTIONS}, {RESULTS}")
 
 
-def _answers(
+def _evaluate_model(
     name: str, rows: Sequence[PairedRow], data: PairedDataArguments, options: argparse.Namespace
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The share of right answers by metric, and each row's answer."""
+    """Return the share of correct answers by metric, and each row's answer."""
     kwargs = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
-    tokenizer = load_words(
-        *(("tokenizer_name", options.tokenizer_name) if options.tokenizer_name else ("MODEL", name)),
-        kwargs,
-        options.chat_template_path,
-    )
+    argument, tokenizer_name = ("tokenizer_name", options.tokenizer_name) if options.tokenizer_name else ("MODEL", name)
+    tokenizer = load_lm_tokenizer(argument, tokenizer_name, kwargs, options.chat_template_path)
+    columns: dict[str, Any] = data.columns
     views = PairedViewTokenizer(
-        tokenizer, text_turn=options.code_turn, code_turn=options.code_turn, num_predictor_tokens=0, **data.columns
+        tokenizer, text_turn=options.code_turn, code_turn=options.code_turn, num_predictor_tokens=0, **columns
     )
     for row in rows:
         try:
             views.prompt(row.content, row.number)
         except UsageError as error:
             raise UsageError(f"{row.source}: {error}") from None
-    model = load_answering_model(name, kwargs, dtype_of(options.dtype))
-    model.to("cuda" if torch.cuda.is_available() and not options.use_cpu else "cpu")
-    return judge(
+    model = load_generation_model(name, kwargs, parse_dtype(options.dtype))
+    device = "cuda" if torch.cuda.is_available() and not options.use_cpu else "cpu"
+    model = cast(Any, model).to(device)  # transformers wraps `to`, which hides its type
+    return evaluate_generation(
         model,
         views,
         [row.content for row in rows],
@@ -127,32 +127,32 @@ def _answers(
     )
 
 
-def _checked(options: argparse.Namespace) -> Path:
-    """The directory to write to, which must be possible."""
+def _validate_options(options: argparse.Namespace) -> Path:
+    """Check the options that need no model; returns the output directory."""
     if len(set(options.metrics)) < len(options.metrics):
-        raise UsageError(f"metrics names one twice: {' '.join(options.metrics)}")
+        raise UsageError(f"metrics contains a name twice: {' '.join(options.metrics)}")
     if len(set(options.models)) < len(options.models):
-        raise UsageError(f"MODEL names one twice: {' '.join(options.models)}")
+        raise UsageError(f"MODEL contains a name twice: {' '.join(options.models)}")
     for metric in options.metrics:
-        scorer(metric, options.database)
-    dtype_of(options.dtype)
+        get_scorer(metric, options.database)
+    parse_dtype(options.dtype)
     for name in ("max_new_tokens", "max_samples", "batch_size"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}")
-    return output_folder(options.output_dir)
+    return validate_output_dir(options.output_dir)
 
 
-def _table(results: dict[str, Any], metrics: Sequence[str], rows: int) -> str:
-    """A row for each model; shares in per cent, with their intervals."""
+def _results_table(results: dict[str, Any], metrics: Sequence[str], rows: int) -> str:
+    """Format a table with a row for each model, shares in per cent with their intervals."""
     lines = [
         (
-            escaped(name),
+            escape_markdown(name),
             *(
-                f"{100 * one['share']:.1f} ({100 * one['low']:.1f} to {100 * one['high']:.1f})"
-                for one in found.values()
+                f"{100 * share['share']:.1f} ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
+                for share in shares.values()
             ),
         )
-        for name, found in results.items()
+        for name, shares in results.items()
     ]
-    return f"% right of {rows:,} rows, with 95 % intervals\n\n{table(('model', *metrics), lines)}"
+    return f"% correct of {rows:,} rows, with 95 % intervals\n\n{markdown_table(('model', *metrics), lines)}"

@@ -1,4 +1,4 @@
-"""From names and flags to a causal language model and its tokenizer, each mistake with its sentence."""
+"""Loading of causal language models and their tokenizers."""
 
 from pathlib import Path
 from typing import Any
@@ -11,72 +11,74 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from ..distributed.deepspeed_state import whole_weights
+from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
-from ..hub.loading import load_pretrained
-from .arguments import StartArguments
-from .encoder_loading import overridden
+from ..hub.loading import load_or_usage_error
+from .arguments import BaseModelArguments
+from .encoder_loading import apply_config_overrides
 
 _DTYPES = ("float32", "bfloat16", "float16")
-# What peft writes beside the adapters.
+# Written by peft next to the adapters.
 _ADAPTER_CONFIG = "adapter_config.json"
 
 
-def dtype_of(name: str) -> torch.dtype:
-    """A type of weights by its name."""
+def parse_dtype(name: str) -> torch.dtype:
+    """Return the type of weights with this name."""
     if name not in _DTYPES:
         raise UsageError(f"dtype must be one of {', '.join(_DTYPES)}, not {name!r}")
     return getattr(torch, name)
 
 
-def load_language_config(model_args: StartArguments, kwargs: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration of the pretrained model, or of a random start.
+def load_language_config(model_args: BaseModelArguments, kwargs: dict[str, Any]) -> PreTrainedConfig:
+    """Load the configuration of the pretrained model, or create that of a random start.
 
     Raises:
-        UsageError: it is not that of a causal language model.
+        UsageError: it is not a causal language model's.
     """
     name = model_args.model_name_or_path or model_args.config_name
     if name is not None:
         argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
-        if _holds_adapters(name):
+        if _is_adapter_dir(name):
             raise UsageError(
-                f"{argument} {name!r} holds adapters, beside which no others are trained: start from the model they "
-                "belong to, or merge them into it with peft's merge_and_unload"
+                f"{argument} {name!r} contains adapters, and no others can be trained on top; start from their base "
+                "model, or merge them into it with peft's merge_and_unload"
             )
-        config = load_pretrained(name, AutoConfig.from_pretrained, kwargs, argument)
+        config = load_or_usage_error(name, AutoConfig.from_pretrained, kwargs, argument)
     elif model_args.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        config = AutoConfig.for_model(model_args.model_type)
+        config = AutoConfig.for_model(str(model_args.model_type))
     else:
-        raise UsageError(f"model_type {model_args.model_type!r} is no causal language model's; use llama, gpt2, qwen3")
+        raise UsageError(f"model_type {model_args.model_type!r} is not a causal language model; use llama, gpt2, qwen3")
     check_causal(config)
-    return overridden(config, model_args.config_overrides, is_default=name is None)
+    return apply_config_overrides(config, model_args.config_overrides, is_default=name is None)
 
 
 def check_causal(config: PreTrainedConfig) -> None:
-    """Refuse a configuration that is not a causal language model's."""
-    reads_both_ways = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+    """Reject a configuration that is not a causal language model's."""
+    is_bidirectional = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
         config, "is_decoder", False
     )
-    if reads_both_ways or config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if is_bidirectional or config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UsageError(
-            f"a {config.model_type} model is no causal language model, which the objective llm trains: name one such "
-            "as llama, gpt2 or qwen3; for encoders leave out --objective llm"
+            f"a {config.model_type} model is not a causal language model, which the objective llm needs; name a llama, "
+            "gpt2, qwen3 or similar, or omit --objective llm to train an encoder"
         )
 
 
-def load_words(argument: str, name: str, kwargs: dict[str, Any], template: str | None) -> Tokenizer:
-    """A language model's tokenizer.
+def load_lm_tokenizer(argument: str, name: str, kwargs: dict[str, Any], template: str | None) -> Tokenizer:
+    """Load the tokenizer of a language model.
 
     Args:
-        argument: whose value the name is, for the sentence.
-        template: file of a chat template in the place of its own.
+        argument: option that named it, for error messages.
+        name: directory or Hub name.
+        kwargs: arguments of `from_pretrained`.
+        template: file with a chat template that replaces the tokenizer's.
     """
-    tokenizer = load_pretrained(name, AutoTokenizer.from_pretrained, kwargs, argument)
+    tokenizer = load_or_usage_error(name, AutoTokenizer.from_pretrained, kwargs, argument)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        # What transformers makes of a directory without a tokenizer knows special tokens only.
-        raise UsageError(f"{argument} {name!r} holds no tokenizer; name one with --tokenizer_name")
+        # For a directory without a tokenizer, transformers returns one with special tokens only.
+        raise UsageError(f"{argument} {name!r} contains no tokenizer; name one with --tokenizer_name")
     if isinstance(tokenizer.chat_template, dict):
-        # Their names would become names of files.
+        # Template names become file names.
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if template is not None:
         tokenizer.chat_template = read_template(template)
@@ -84,7 +86,7 @@ def load_words(argument: str, name: str, kwargs: dict[str, Any], template: str |
 
 
 def read_template(path: str) -> str:
-    """A chat template out of a file."""
+    """Read a chat template from a file."""
     try:
         template = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -98,12 +100,12 @@ def read_template(path: str) -> str:
 
 
 def build_language_model(
-    model_args: StartArguments, config: PreTrainedConfig, tokenizer: Tokenizer, kwargs: dict[str, Any]
+    model_args: BaseModelArguments, config: PreTrainedConfig, tokenizer: Tokenizer, kwargs: dict[str, Any]
 ) -> PreTrainedModel:
-    """The pretrained model, or one with random weights of this configuration and the tokenizer's vocabulary."""
-    given = {"dtype": dtype_of(model_args.dtype)}
+    """Load the pretrained model, or build one with random weights and the tokenizer's vocabulary."""
+    settings: dict[str, Any] = {"dtype": parse_dtype(model_args.dtype)}
     if model_args.attn_implementation is not None:
-        given["attn_implementation"] = model_args.attn_implementation
+        settings["attn_implementation"] = model_args.attn_implementation
     if model_args.model_name_or_path is None:
         config.vocab_size = len(tokenizer)
         for name in ("pad", "bos", "eos"):
@@ -111,21 +113,23 @@ def build_language_model(
         if config.pad_token_id == config.eos_token_id:  # the embedding of a padding token stays at 0
             config.pad_token_id = None
         try:
-            with whole_weights():
-                return AutoModelForCausalLM.from_config(config, **given)
+            with zero3_init_disabled():
+                return AutoModelForCausalLM.from_config(config, **settings)
         except (ValueError, ImportError, RuntimeError, TypeError, ZeroDivisionError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise UsageError(f"no {config.model_type} model can be built like that: {reason}") from None
+            raise UsageError(
+                f"the {config.model_type} model cannot be built with this configuration: {reason}"
+            ) from None
     name = model_args.model_name_or_path
-    return load_pretrained(name, AutoModelForCausalLM.from_pretrained, {**kwargs, **given}, "model_name_or_path")
+    return load_or_usage_error(name, AutoModelForCausalLM.from_pretrained, {**kwargs, **settings}, "model_name_or_path")
 
 
-def load_answering_model(name: str, kwargs: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
-    """A language model, or adapters with the model that they belong to, to generate with."""
-    if not _holds_adapters(name):
-        check_causal(load_pretrained(name, AutoConfig.from_pretrained, kwargs, "MODEL"))
-    return load_pretrained(name, AutoModelForCausalLM.from_pretrained, {**kwargs, "dtype": dtype}, "MODEL")
+def load_generation_model(name: str, kwargs: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    """Load a language model, or adapters with their base model, for generation."""
+    if not _is_adapter_dir(name):
+        check_causal(load_or_usage_error(name, AutoConfig.from_pretrained, kwargs, "MODEL"))
+    return load_or_usage_error(name, AutoModelForCausalLM.from_pretrained, {**kwargs, "dtype": dtype}, "MODEL")
 
 
-def _holds_adapters(name: str) -> bool:
+def _is_adapter_dir(name: str) -> bool:
     return (Path(name) / _ADAPTER_CONFIG).is_file()

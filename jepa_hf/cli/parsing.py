@@ -1,4 +1,4 @@
-"""From a command line, or a YAML recipe, to arguments."""
+"""Parsers of command lines and YAML recipes."""
 
 import argparse
 import difflib
@@ -18,34 +18,35 @@ from ..data.arguments import DataArguments
 from ..errors import UsageError
 from .arguments import MaskArguments, ModelArguments, RunArguments
 
-# Whose fields the flags of an encoder's run are.
+# Dataclasses whose fields are the flags of an encoder's run.
 _CLASSES = (ModelArguments, DataArguments, MaskArguments, RunArguments)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An `ArgumentParser` of a command beside `train`, whose error is one sentence."""
+    """An `ArgumentParser` that raises a `UsageError` instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise the message without argparse's prefix."""
         raise UsageError(message.removeprefix("argument "))
 
 
-def output_folder(output_dir: str) -> Path:
-    """A directory that results can be written to; it is not made here.
+def validate_output_dir(output_dir: str) -> Path:
+    """Check that results can be written to a directory, without creating it.
 
     Raises:
-        UsageError: it cannot be one.
+        UsageError: a part of the path is a file, or its first existing parent is not writable.
     """
     folder = Path(output_dir)
-    places = (folder, *folder.parents)
-    if any(place.exists() and not place.is_dir() for place in places):
-        raise UsageError(f"output_dir {output_dir!r} is a file, or lies under one; name a directory")
-    if not os.access(next(place for place in places if place.exists()), os.W_OK):
-        raise UsageError(f"output_dir {output_dir!r} cannot be written to; name another directory")
+    paths = (folder, *folder.parents)
+    if any(path.exists() and not path.is_dir() for path in paths):
+        raise UsageError(f"output_dir {output_dir!r} is a file, or is under a file; name a directory")
+    if not os.access(next(path for path in paths if path.exists()), os.W_OK):
+        raise UsageError(f"output_dir {output_dir!r} is not writable; name another directory")
     return folder
 
 
 class _Parser(HfArgumentParser):
-    """A parser whose error is one sentence, not two hundred flags and a sentence; every yes-or-no flag stands alone."""
+    """`HfArgumentParser` with one-line errors, whose Boolean flags need no value."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -54,25 +55,25 @@ class _Parser(HfArgumentParser):
                 action.nargs, action.const = "?", True
 
     def error(self, message: str) -> NoReturn:
-        # Each flag also goes by its name with hyphens: once is enough.
+        # argparse lists each flag twice, with underscores and with hyphens.
         raise UsageError(re.sub(r"^argument (--\w+)(/--?[\w-]+)*", r"\1", message))
 
 
-def objective_of(argv: Sequence[str]) -> str | None:
-    """The objective that a command, or the recipe that it begins with, names: it decides which flags there are.
+def peek_objective(argv: Sequence[str]) -> str | None:
+    """Return the objective that a command line or its recipe names; it decides which flags exist.
 
-    >>> objective_of(["--objective", "llm", "--seed", "1"]), objective_of(["--seed", "1"])
+    >>> peek_objective(["--objective", "llm", "--seed", "1"]), peek_objective(["--seed", "1"])
     ('llm', None)
 
     Raises:
-        UsageError: a recipe that cannot be read.
+        UsageError: the recipe cannot be read.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--objective", nargs="?")
-    found = parser.parse_known_args(list(argv))[0].objective
-    if found is None and argv and not argv[0].startswith("-"):
-        found = _yaml_content(argv[0]).get("objective")
-    return found
+    objective = parser.parse_known_args(list(argv))[0].objective
+    if objective is None and argv and not argv[0].startswith("-"):
+        objective = _yaml_content(argv[0]).get("objective")
+    return objective
 
 
 def parse_command(
@@ -83,19 +84,20 @@ def parse_command(
     """Parse `[CONFIG.yaml] [--flag value ...]`; flags override the file.
 
     Args:
+        argv: the command line without the program's name.
         classes: dataclasses whose fields are the flags; default those of an encoder's run.
-        description: what --help says first.
+        description: first line of --help.
 
     Returns:
         An instance of each class.
 
     Raises:
-        UsageError: an unknown flag or key (naming the nearest valid one), or a value of the wrong kind.
+        UsageError: an unknown flag or key (the message suggests the nearest valid one), or a value of the wrong type.
     """
     parser = _Parser(classes, prog="run_jepa.py", description=description, allow_abbrev=False)
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
-        # A pretrained start on the command line takes the place of a recipe's random one.
+        # A pretrained model on the command line replaces the random start of a recipe.
         pretrained = any(flag.split("=")[0].replace("-", "_") == "__model_name_or_path" for flag in argv[1:])
         argv = _read_yaml(argv[0], parser, _RANDOM_START if pretrained else ()) + argv[1:]
     try:
@@ -110,25 +112,25 @@ def parse_command(
         flag = unknown[0].split("=")[0]
         if not flag.startswith("-"):
             raise UsageError(f"{flag!r} follows no flag; a config file comes first, and a flag takes one value")
-        raise UsageError(f"unknown {_unknown(flag, [f'--{name}' for name in _names(parser)], 'flag')}")
+        raise UsageError(f"unknown {_unknown(flag, [f'--{name}' for name in _field_names(parser)], 'flag')}")
     return tuple(parsed)
 
 
 def parse_flags(flags: dict[str, Any], classes: Sequence[type] = _CLASSES) -> tuple[Any, ...]:
-    """The same from Python: names and values as they are.
+    """Parse arguments given from Python, as `parse_command` does those of a command line.
 
     Raises:
         UsageError: an unknown name.
     """
     parser = _Parser(classes)
-    valid = _names(parser)
+    valid = _field_names(parser)
     for name in flags:
         if name not in valid:
             raise UsageError(f"unknown {_unknown(name, valid, 'argument')}")
     return tuple(parser.parse_dict(flags))
 
 
-def _names(parser: HfArgumentParser) -> list[str]:
+def _field_names(parser: HfArgumentParser) -> list[str]:
     return [item.name for kind in parser.dataclass_types for item in fields(kind) if item.init]
 
 
@@ -138,7 +140,7 @@ def _unknown(name: str, valid: Sequence[str], what: str) -> str:
     return f"{what} {name}{hint}"
 
 
-# What a recipe says of an encoder with random weights.
+# Keys of a recipe that describe an encoder with random weights.
 _RANDOM_START = ("model_type", "config_name", "config_overrides")
 
 
@@ -157,9 +159,9 @@ def _yaml_content(path: str) -> dict[Any, Any]:
 
 
 def _read_yaml(path: str, parser: HfArgumentParser, leave_out: Sequence[str] = ()) -> list[str]:
-    """The file as flags, so that its values are converted and checked as on the command line."""
+    """Return the file as flags, so that its values are converted and checked like a command line's."""
     content = _yaml_content(path)
-    valid = _names(parser)
+    valid = _field_names(parser)
     for key in content:
         if key not in valid:
             raise UsageError(f"config file {path!r} has the unknown {_unknown(str(key), valid, 'key')}")
@@ -168,16 +170,16 @@ def _read_yaml(path: str, parser: HfArgumentParser, leave_out: Sequence[str] = (
         if key in leave_out:
             continue
         if isinstance(value, list):
-            if not _takes_list(key, parser.dataclass_types):
+            if not _takes_list(key, list(parser.dataclass_types)):
                 raise UsageError(f"config file {path!r}: {key} takes one value, not the list {value}")
             argv += [f"--{key}", *map(str, value)]
-        elif isinstance(value, bool):  # as YAML reads `save_strategy: no` too
+        elif isinstance(value, bool):  # YAML reads `save_strategy: no` as False
             argv.append(f"--{key}={'yes' if value else 'no'}")
         elif value is not None:
             argv.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return argv
 
 
-def _takes_list(name: str, classes: Sequence[type]) -> bool:
+def _takes_list(name: str, classes: Sequence[Any]) -> bool:
     hint = next(hints[name] for hints in map(get_type_hints, classes) if name in hints)
     return any(part is list or get_origin(part) is list for part in (hint, *get_args(hint)))

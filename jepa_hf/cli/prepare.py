@@ -1,24 +1,24 @@
-"""From a command's arguments to what its objective prepares."""
+"""Choice of the objective that prepares a run."""
 
 from dataclasses import fields
 
 from transformers import PreTrainedConfig
 
 from ..errors import UsageError
-from ..models.backbones import backbone_for
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
+from ..models.encoder_adapters import encoder_adapter_for
 from ..training.run_directory import RunPlan
 from .arguments import Parsed
-from .encoder_loading import Prepared, load_encoder_config
+from .encoder_loading import TrainingComponents, load_encoder_config
 from .prepare_features import prepare_features
 from .prepare_images import prepare_images
 from .prepare_text import prepare_text
 
-# Objective for what an encoder reads.
+# Modality of the encoder to objective.
 _OBJECTIVES = {"text": "span", "images": "images", "features": "features"}
 
-# Arguments that one objective alone reads; those of the masks are checked where they are read.
-_OWN = {
+# Arguments of one objective only; mask arguments are checked where they are used.
+_OBJECTIVE_ARGUMENTS = {
     "span": (
         "tokenizer_name", "tokenizer_vocab_size", "add_tokens", "text_column_name", "max_seq_length",
         "stride", "line_by_line", "concat", "packed", "pad_to_multiple_of", "preprocessing_num_workers",
@@ -29,46 +29,46 @@ _OWN = {
 }  # fmt: skip
 
 
-def prepare(parsed: Parsed, plan: RunPlan) -> Prepared:
-    """All that a run needs, checked; nothing is written.
+def prepare(parsed: Parsed, plan: RunPlan) -> TrainingComponents:
+    """Load and check everything that a run needs; nothing is written.
 
     Raises:
-        UsageError: bad input of any kind.
+        UsageError: bad input.
     """
     model_args = parsed[0]
     config = _encoder_config(parsed)
-    modality = "features" if config is None else backbone_for(config).modality
+    modality = "features" if config is None else encoder_adapter_for(config).modality
     if model_args.objective not in (None, _OBJECTIVES[modality]):
         family = FeatureEncoderConfig.model_type if config is None else config.model_type
         raise UsageError(
             f"objective {model_args.objective!r} does not go with a {family} encoder, whose objective is "
             f"{_OBJECTIVES[modality]}"
         )
-    _refuse_others(parsed, _OBJECTIVES[modality])
-    if modality == "features":
+    _reject_foreign_arguments(parsed, _OBJECTIVES[modality])
+    if config is None or modality == "features":
         return prepare_features(parsed, config)
     if modality == "images":
         return prepare_images(parsed, config)
     return prepare_text(parsed, config, plan)
 
 
-def _refuse_others(parsed: Parsed, objective: str) -> None:
-    """Complain about an argument that was given and that only another objective reads."""
+def _reject_foreign_arguments(parsed: Parsed, objective: str) -> None:
+    """Reject arguments of another objective."""
     model_args, data_args, _, _ = parsed
-    given = {
+    set_by_user = {
         item.name
         for part in (model_args, data_args)
         for item in fields(part)
         if getattr(part, item.name) != item.default
     }
-    for other, names in _OWN.items():
+    for other, names in _OBJECTIVE_ARGUMENTS.items():
         for name in names if other != objective else ():
-            if name in given:
-                raise UsageError(f"{name} is for the objective {other} and this run's is {objective}: leave it out")
+            if name in set_by_user:
+                raise UsageError(f"{name} is for the objective {other}, and this run's is {objective}; omit it")
 
 
 def _encoder_config(parsed: Parsed) -> PreTrainedConfig | None:
-    """The encoder's configuration; None where it takes its width from features that are not read yet."""
+    """Load the encoder's configuration; None if its width depends on features that are not read yet."""
     model_args, data_args, _, _ = parsed
     if model_args.model_type == FeatureEncoderConfig.model_type:
         return None

@@ -1,6 +1,6 @@
-"""JEPA on feature vectors and series of them: data, model and collator of a run."""
+"""Components of a JEPA run on feature vectors or series: data, model, collator."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig
@@ -10,19 +10,20 @@ from ..errors import UsageError
 from ..masking.feature_collator import DataCollatorForFeatureJEPA
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
 from .arguments import Parsed
-from .encoder_loading import Prepared, build_model, overridden
+from .encoder_loading import TrainingComponents, apply_config_overrides, build_model
 
-_MASKS = ("mask_ratio", "mean_span_length", "num_masks", "on_short")
+_MASKS = ("mask_ratio", "mean_span_length", "num_masks", "on_too_short")
 
 
-def prepare_features(parsed: Parsed, config: PreTrainedConfig | None) -> Prepared:
-    """Model, collator and rows of features.
+def prepare_features(parsed: Parsed, config: PreTrainedConfig | None) -> TrainingComponents:
+    """Prepare model, collator and rows of features.
 
     Args:
+        parsed: the arguments of the run.
         config: the encoder's; None for a random start, whose width is that of the data.
     """
     model_args, data_args, mask_args, args = parsed
-    masks = {"on_short": "skip", **mask_args.chosen("features", _MASKS)}
+    masks = {"on_too_short": "skip", **mask_args.given_for("features", _MASKS)}
     with args.main_process_first(desc="loading data"):
         train_rows, eval_rows = load_feature_datasets(data_args, seed=args.seed, need_validation=args.do_eval)
     is_series, width = feature_shape(train_rows)
@@ -35,30 +36,30 @@ def prepare_features(parsed: Parsed, config: PreTrainedConfig | None) -> Prepare
         mean, std = feature_statistics(train_rows)
         model.set_standardization(torch.from_numpy(mean), torch.from_numpy(std))
     collator = DataCollatorForFeatureJEPA(
-        config,
-        context_mode=model.config.context_mode,
-        fill_values=model.context_encoder.feature_mean.numpy(force=True),
+        cast(FeatureEncoderConfig, config),
+        masked_tokens=model.config.masked_tokens,
+        fill_values=cast(torch.Tensor, model.context_encoder.feature_mean).numpy(force=True),
         max_length=config.max_position_embeddings if data_args.pad_to_max_length or args.torch_compile else None,
         seed=args.seed,
         **masks,
     )
     train_rows, eval_rows = (None if rows is None else rows.with_format("numpy") for rows in (train_rows, eval_rows))
-    return Prepared(model, collator, train_rows, eval_rows)
+    return TrainingComponents(model, collator, train_rows, eval_rows)
 
 
 def _random_start(is_series: bool, width: int, longest: int, overrides: str | None) -> FeatureEncoderConfig:
-    """The document's sizes, the data's width, and room for its longest series."""
+    """Return a configuration with the default sizes, the width of the data, and positions for its longest series."""
     settings: dict[str, Any] = {"input_dim": width}
     if is_series:
         settings |= {"mode": "time", "max_position_embeddings": max(longest, 2)}
-    return overridden(FeatureEncoderConfig(**settings), overrides)
+    return cast(FeatureEncoderConfig, apply_config_overrides(FeatureEncoderConfig(**settings), overrides))
 
 
 def _check_shape(config: PreTrainedConfig, is_series: bool, width: int, longest: int) -> None:
     if (config.mode == "time") != is_series:
         raise UsageError(
             f"an encoder of mode {config.mode} reads {'series' if config.mode == 'time' else 'vectors'}, but the data "
-            f"holds {'series' if is_series else 'vectors'}; give other data, or start from random weights without mode="
+            f"contains {'series' if is_series else 'vectors'}; give other data, or a random start without mode="
         )
     if config.input_dim != width:
         raise UsageError(f"the encoder reads {config.input_dim} features, but the data has {width}; give other columns")

@@ -1,11 +1,12 @@
-"""Span-JEPA on text: tokenizer, rows of tokens, model and collator of a run."""
+"""Components of a span-JEPA run on text: tokenizer, rows of tokens, model, collator."""
 
 import os
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -15,24 +16,32 @@ from ..data.tokenization import tokenize_dataset
 from ..data.tokenizer_training import train_wordpiece_tokenizer
 from ..errors import UsageError
 from ..masking.span_collator import DataCollatorForSpanJEPA
-from ..models.backbones import backbone_for
 from ..models.configuration_jepa import JepaConfig
+from ..models.encoder_adapters import TextEncoderAdapter, encoder_adapter_for
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..training.run_directory import RunPlan
 from .arguments import ModelArguments, Parsed, RunArguments
-from .encoder_loading import FAMILIES, VISION_FAMILIES, Prepared, build_model, hub_kwargs, load_tokenizer, longest_row
+from .encoder_loading import (
+    TEXT_MODEL_TYPES,
+    VISION_MODEL_TYPES,
+    TrainingComponents,
+    build_model,
+    hub_kwargs,
+    load_tokenizer,
+    resolve_max_seq_length,
+)
 
-# Texts that a random start's tokenizer is trained on, at most: they are held in memory.
+# Maximum number of texts to train a tokenizer on; they are held in memory.
 _TOKENIZER_TEXTS = 100_000
 
-_MASKS = ("mask_ratio", "mean_span_length", "whole_word", "num_masks", "on_short")
+_MASKS = ("mask_ratio", "mean_span_length", "whole_word", "num_masks", "on_too_short")
 
 
-def prepare_text(parsed: Parsed, config: PreTrainedConfig, plan: RunPlan) -> Prepared:
-    """Model, collator and rows of tokens. What is wrong with the model or the masks is told before the data is read."""
+def prepare_text(parsed: Parsed, config: PreTrainedConfig, plan: RunPlan) -> TrainingComponents:
+    """Prepare model, collator and rows of tokens. Errors of model and masks are raised before the data is read."""
     model_args, data_args, _, args = parsed
     if data_args.streaming and args.dataloader_num_workers:
-        # The workers tokenise; threads that the tokenizer started before the fork would leave them waiting for ever.
+        # The workers tokenize; threads that the tokenizer started before the fork would deadlock them.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _check_encoder(config, model_args)
     tokenizer = _tokenizer(model_args, data_args, plan)
@@ -42,35 +51,35 @@ def prepare_text(parsed: Parsed, config: PreTrainedConfig, plan: RunPlan) -> Pre
     with args.main_process_first(desc="loading data"):
         train_texts, eval_texts = load_text_datasets(data_args, seed=args.seed, need_validation=args.do_eval)
     if tokenizer is None:
-        tokenizer = _trained_tokenizer(args, model_args, train_texts, length)
+        tokenizer = _train_tokenizer(args, model_args, train_texts, length)
         model, collator = _model_and_collator(parsed, config, tokenizer, length)
     with args.main_process_first(desc="tokenising"):
         train_rows, eval_rows = (
             None if texts is None else _tokenize(texts, tokenizer, data_args, length, collator.whole_word)
             for texts in (train_texts, eval_texts)
         )
-    return Prepared(model, collator, train_rows, eval_rows, tokenizer)
+    return TrainingComponents(model, collator, train_rows, eval_rows, tokenizer)
 
 
 def _check_encoder(config: PreTrainedConfig, model_args: ModelArguments) -> None:
     needed = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
-    reads_both_ways = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
-    if not reads_both_ways or not all(hasattr(config, name) for name in needed):
+    is_bidirectional = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+    if not is_bidirectional or not all(hasattr(config, name) for name in needed):
         raise UsageError(
-            f"a {config.model_type} model is no text encoder; use {', '.join(FAMILIES)}, or for images "
-            f"{', '.join(VISION_FAMILIES)}"
+            f"a {config.model_type} model is not a text encoder; use {', '.join(TEXT_MODEL_TYPES)}, or for images "
+            f"{', '.join(VISION_MODEL_TYPES)}"
         )
-    # Refuse an impossible combination before any data is read.
+    # Raises for an impossible combination before any data is read.
     JepaConfig.for_encoder(config, **model_args.jepa_kwargs())
 
 
 def _tokenizer(model_args: ModelArguments, data_args: DataArguments, plan: RunPlan) -> PreTrainedTokenizerBase | None:
-    """The tokenizer, or None where a random start has to train one."""
+    """Load the tokenizer; None if a random start has to train one."""
     name, argument = model_args.model_name_or_path, "model_name_or_path"
     if model_args.tokenizer_name is not None:
         name, argument = model_args.tokenizer_name, "tokenizer_name"
     elif name is None and plan.checkpoint is not None:
-        name, argument = str(plan.checkpoint), "checkpoint"  # this run's own, perhaps trained when it began
+        name, argument = str(plan.checkpoint), "checkpoint"  # saved by this run, which may have trained it
     elif name is None:
         name, argument = model_args.config_name, "config_name"
     if name is None:
@@ -78,33 +87,38 @@ def _tokenizer(model_args: ModelArguments, data_args: DataArguments, plan: RunPl
     tokenizer = load_tokenizer(argument, name, hub_kwargs(model_args, data_args))
     if len(tokenizer) > len(tokenizer.all_special_ids):
         return tokenizer
-    # What transformers makes of a directory without a tokenizer knows special tokens only.
+    # For a directory without a tokenizer, transformers returns one with special tokens only.
     if argument == "config_name":
         return None
-    raise UsageError(f"{argument} {name!r} holds no tokenizer; name one with --tokenizer_name")
+    raise UsageError(f"{argument} {name!r} contains no tokenizer; name one with --tokenizer_name")
 
 
 def _check_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None, data_args: DataArguments) -> int:
-    """The longest row, in tokens: `max_seq_length`, or what model and tokenizer allow, 512 at most."""
-    return longest_row(backbone_for(config).max_length, tokenizer, data_args.max_seq_length)
+    """Return the maximum tokens of a row: `max_seq_length`, or the model's and tokenizer's up to 512."""
+    return resolve_max_seq_length(_adapter(config).max_length, tokenizer, data_args.max_seq_length)
+
+
+def _adapter(config: PreTrainedConfig) -> TextEncoderAdapter:
+    """Return the adapter of a text encoder."""
+    return cast(TextEncoderAdapter, encoder_adapter_for(config))
 
 
 def _model_and_collator(
     parsed: Parsed, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, length: int
 ) -> tuple[JepaForRepresentationPrediction, DataCollatorForSpanJEPA]:
     model_args, data_args, mask_args, args = parsed
-    masks = {"on_short": "skip", **mask_args.chosen("span", _MASKS)}
+    masks = {"on_too_short": "skip", **mask_args.given_for("span", _MASKS)}
     _add_tokens(tokenizer, model_args)
     if model_args.model_name_or_path is None:
-        _fit_vocabulary(config, tokenizer)
+        _sync_token_ids(config, tokenizer)
     model = build_model(model_args, data_args, config)
     if data_args.packed:
-        model.backbone.check_packing(model.context_encoder)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        _adapter(config).check_packing(model.context_encoder)
+    if len(tokenizer) > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     collator = DataCollatorForSpanJEPA(
         tokenizer,
-        context_mode=model.config.context_mode,
+        masked_tokens=model.config.masked_tokens,
         pad_to_multiple_of=data_args.pad_to_multiple_of,
         max_length=length if data_args.pad_to_max_length or args.torch_compile else None,
         seed=args.seed,
@@ -113,22 +127,22 @@ def _model_and_collator(
     return model, collator
 
 
-def _fit_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+def _sync_token_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     config.vocab_size = len(tokenizer)
     for name in ("pad", "cls", "sep", "bos", "eos"):
-        # Configurations differ in which of these they have; the tokenizer's are the right ones.
+        # Set those that the configuration has; families differ in them.
         if getattr(config, f"{name}_token_id", None) is not None:
             setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
 
 
-def _trained_tokenizer(
+def _train_tokenizer(
     args: RunArguments, model_args: ModelArguments, texts: Any, length: int
 ) -> PreTrainedTokenizerBase:
-    """A WordPiece tokenizer trained on the texts, by one process for all."""
+    """Train a WordPiece tokenizer on the texts in the main process and broadcast it."""
     shared: list[PreTrainedTokenizerBase | None] = [None]
     if args.process_index == 0:
-        some = (row["text"] for row in islice(texts, _TOKENIZER_TEXTS))
-        shared = [train_wordpiece_tokenizer(some, model_args.tokenizer_vocab_size, length)]
+        sample = (row["text"] for row in islice(texts, _TOKENIZER_TEXTS))
+        shared = [train_wordpiece_tokenizer(sample, model_args.tokenizer_vocab_size, length)]
     return broadcast_object_list(shared)[0]
 
 
@@ -137,7 +151,9 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) 
         return
     path = Path(model_args.add_tokens)
     if not path.is_file():
-        raise UsageError(f"add_tokens {model_args.add_tokens!r} is no file; name a text file with one token a line")
+        raise UsageError(
+            f"add_tokens {model_args.add_tokens!r} is not a file; name a text file with one token per line"
+        )
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:

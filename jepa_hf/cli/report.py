@@ -1,41 +1,43 @@
 """`jepa-hf report`: one HTML page about a run."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UsageError
 from ..report.run_report import EVALUATION_FILE, REPORT_FILE, write_report
-from .console import complain, quiet_libraries
+from .console import run_command
 from .parsing import CommandParser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the page; returns the exit code."""
-    quiet_libraries()
+    """Write the page about a run; returns the exit code."""
+    return run_command("jepa-hf report", _parser(), _run, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="jepa-hf report",
-        description="Write one self-contained HTML page about a run, finished or not: curves with a sentence of "
-        "reading each, masks, probes, spectrum, map and neighbours of its own samples, settings and versions.",
+        description="Write one self-contained HTML page about a run, finished or not: curves with a sentence about "
+        "each, masks, probes, spectrum, map and nearest neighbours of the run's samples, settings and versions.",
         allow_abbrev=False,
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", help="the output_dir of a run")
-    parser.add_argument("--output", metavar="PATH", help=f"the file to write, default RUN_DIR/{REPORT_FILE}")
+    parser.add_argument("--output", metavar="PATH", help=f"file to write; default RUN_DIR/{REPORT_FILE}")
     parser.add_argument(
         "--max_samples",
         metavar="N",
         type=int,
         default=1000,
-        help="samples of the run's data behind spectrum, map and neighbours, at most, default 1000",
+        help="maximum number of the run's samples for spectrum, map and neighbours; default 1000",
     )
     parser.add_argument(
         "--evaluation",
         metavar="PATH",
-        help=f"what jepa-hf evaluate wrote, default RUN_DIR/{EVALUATION_FILE} where there is one",
+        help=f"results of jepa-hf evaluate; default RUN_DIR/{EVALUATION_FILE} if it exists",
     )
-    try:
-        options = parser.parse_args(argv)
-        verdict = write_report(options.run_dir, options.output, options.max_samples, options.evaluation)
-    except UsageError as error:
-        return complain("jepa-hf report", error)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    verdict = write_report(options.run_dir, options.output, options.max_samples, options.evaluation)
     print(f"{verdict.sentence}\nwritten to {options.output or Path(options.run_dir) / REPORT_FILE}")
-    return 0

@@ -1,4 +1,4 @@
-"""`run_jepa.py`, `jepa-hf train` and `jepa_hf.pretrain`: one run, from flags to files."""
+"""`run_jepa.py`, `jepa-hf train` and `jepa_hf.pretrain`: one training run, from flags to files."""
 
 import signal
 import sys
@@ -13,31 +13,32 @@ from ..errors import RunError, UsageError
 from ..hub.push import PushError
 from ..llm_jepa import LlmJepaTrainer
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
-from ..training.signals import InterruptionCallback
+from ..training.signals import GracefulShutdownCallback
 from ..training.trainer import JepaTrainer
-from ..utils.atomic_files import whole_file
+from ..utils.atomic_files import atomic_write
 from .arguments import ModelArguments, Parsed, RunArguments
-from .console import complain, quiet_libraries
-from .encoder_loading import Prepared
-from .parsing import objective_of, parse_command, parse_flags
+from .console import quiet_libraries, report_error
+from .encoder_loading import TrainingComponents
+from .parsing import parse_command, parse_flags, peek_objective
 from .prepare import prepare
 from .run import (
-    carry_out,
+    apply_smoke_test,
+    basenames,
+    check_minimum,
     check_run,
     check_start,
-    data_names,
-    last_parts,
-    plan,
+    describe_data,
+    execute_run,
+    make_run_plan,
+    print_rank0,
     push,
-    refuse_below,
-    say,
-    settings_of,
-    settle,
+    resolve_defaults,
+    serialize_settings,
 )
 from .train_llm import LLM_CLASSES, LLM_DESCRIPTION
 from .train_llm import run as run_llm
 
-_SMOKE = {
+_SMOKE_TEST_MODEL = {
     "model_type": "bert",
     "config_overrides": "hidden_size=64,num_hidden_layers=2,num_attention_heads=2,intermediate_size=128",
     "tokenizer_vocab_size": 2048,
@@ -45,39 +46,39 @@ _SMOKE = {
 
 
 def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int:
-    """Run from the command line.
+    """Train from the command line.
 
-    SIGTERM and Ctrl-C end the training after the step at hand with a checkpoint, see `InterruptionCallback`.
+    SIGTERM and Ctrl-C end the training after the current step with a checkpoint, see `GracefulShutdownCallback`.
 
     Returns:
-        The exit code: 0; 1 where `--stop_on_collapse` ended the run, where the result could not be pushed, or after a
-        sentence about why the run cannot go on; 2 after a sentence about bad input; 143 after SIGTERM and 130 after
-        Ctrl-C.
+        The exit code: 0; 1 if `--stop_on_collapse` ended the run, if the result could not be pushed, or after a
+        `RunError`; 2 after a `UsageError`; 143 after SIGTERM and 130 after Ctrl-C.
     """
     quiet_libraries()
-    interruption = InterruptionCallback()
+    interruption = GracefulShutdownCallback()
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
-        if objective_of(arguments) == "llm":
+        trainer: JepaTrainer | LlmJepaTrainer | None
+        if peek_objective(arguments) == "llm":
             trainer = run_llm(parse_command(arguments, LLM_CLASSES, LLM_DESCRIPTION), interruption)
         else:
             trainer = run(parse_command(arguments), interruption)
     except (UsageError, RunError) as error:
-        return complain(command, error)
+        return report_error(command, error)
     except KeyboardInterrupt:  # before or after the training
-        print(f"\n{command}: interrupted; give the same command again to go on", file=sys.stderr)
+        print(f"\n{command}: interrupted; run the same command again to continue", file=sys.stderr)
         return 128 + signal.SIGINT
     if trainer is None:
         return 0
-    code = 1 if trainer.gave_up else 0
+    code = 1 if trainer.stopped_early else 0
     if trainer.args.push_to_hub and not interruption.stopped:
         try:
             push(trainer)
         except (PushError, UsageError) as error:
-            complain(command, error)
+            report_error(command, error)
             code = 1
-    # Ranks on CPUs leave without (see `leave`): freed with the trainer, gloo's process group waits, holding the
-    # interpreter's lock, for a thread of its own that now and then waits for that lock.
+    # Ranks on CPUs skip this (see `leave`): gloo's process group, freed with the trainer, can deadlock with one of its
+    # own threads over the interpreter's lock.
     if trainer.args.device.type != "cpu":
         trainer.accelerator.end_training()  # closes the process group
     return interruption.exit_code if interruption.stopped else code
@@ -89,14 +90,14 @@ def pretrain(model: str | None = None, **flags: Any) -> JepaTrainer | LlmJepaTra
     Args:
         model: directory or Hub name of the model to start from (`model_name_or_path`).
         flags: any flag of `run_jepa.py`, such as `train_file`, `output_dir`, `max_steps`; with `objective="llm"`, those
-            of a language model and two views.
+            of LLM-JEPA.
 
     Returns:
-        The trainer after training, or None where the output directory holds this very run, finished.
+        The trainer after training, or None if the output directory contains the same run, finished.
 
     Raises:
         UsageError: bad input.
-        PushError: with `push_to_hub`, the result could not be pushed; it is in the output directory, whole.
+        PushError: with `push_to_hub`, the push failed; the result is in the output directory.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
@@ -114,26 +115,27 @@ def pretrain(model: str | None = None, **flags: Any) -> JepaTrainer | LlmJepaTra
     return trainer
 
 
-def run(parsed: Parsed, interruption: InterruptionCallback | None = None) -> JepaTrainer | None:
-    """Check, prepare, train, evaluate, write. Nothing on disk is touched before everything is checked.
+def run(parsed: Parsed, interruption: GracefulShutdownCallback | None = None) -> JepaTrainer | None:
+    """Check, prepare, train, evaluate, write. Nothing on disk changes before everything has been checked.
 
-    With `push_to_hub`, checkpoints are pushed in between, and the result is for the caller to push.
+    With `push_to_hub`, checkpoints are pushed during training; the caller pushes the result.
 
     Args:
-        interruption: what ends the training where the process is asked to go; None leaves signals alone.
+        parsed: the arguments.
+        interruption: ends the training on a termination signal; None leaves signals alone.
     """
     model_args, data_args, _, args = parsed
-    complete(model_args, data_args, args)
-    settings = settings_of(parsed)
-    planned = plan(args, settings)
-    if planned.finished:
+    finalize_arguments(model_args, data_args, args)
+    settings = serialize_settings(parsed)
+    run_plan = make_run_plan(args, settings)
+    if run_plan.finished:
         return None
-    # Not before: a start that ends in a sentence does without matplotlib.
+    # Imported late, so that bad arguments are reported without loading matplotlib.
     from ..monitoring.mask_plots import write_masks
     from ..monitoring.training_plots import plot_training
 
     set_seed(args.seed)
-    prepared = prepare(parsed, planned)
+    prepared = prepare(parsed, run_plan)
     probe = None if data_args.probe_task is None else _probe(data_args.probe_task, prepared, args)
     trainer = JepaTrainer(
         prepared.model,
@@ -146,61 +148,54 @@ def run(parsed: Parsed, interruption: InterruptionCallback | None = None) -> Jep
     )
 
     def begin() -> None:
-        if args.should_save and args.do_train:  # now, so that one can look while it trains
-            with whole_file(Path(args.output_dir) / "masks.png") as picture:
+        if args.should_save and args.do_train:  # before training, so that users can look at it
+            with atomic_write(Path(args.output_dir) / "masks.png") as picture:
                 write_masks(
                     prepared.model, prepared.collator, prepared.train_dataset, picture, prepared.processing_class
                 )
-        _announce(trainer, args)
+        _print_summary(trainer, args)
 
-    names = data_names(data_args, args, own="Python's language reference")
-    names.probe = last_parts(data_args.probe_task)
-    carry_out(trainer, planned, settings, names, interruption, begin, _loading(trainer), plot_training)
+    names = describe_data(data_args, args, own="Python's language reference")
+    names.probe = basenames(data_args.probe_task)
+    execute_run(trainer, run_plan, settings, names, interruption, begin, _usage_message(trainer), plot_training)
     return trainer
 
 
 # ---- before the run
 
 
-def complete(model_args: ModelArguments, data_args: DataArguments, args: RunArguments) -> None:
-    """Fill in what follows from other arguments, and refuse what contradicts them."""
-    settle((model_args, data_args, args), args)
+def finalize_arguments(model_args: ModelArguments, data_args: DataArguments, args: RunArguments) -> None:
+    """Set arguments that follow from others, and reject contradictions."""
+    resolve_defaults((model_args, data_args, args), args)
     if model_args.smoke_test:
-        for name in ("model_name_or_path", "config_name", "model_type", "config_overrides"):
-            if getattr(model_args, name):
-                raise UsageError(f"smoke_test brings its own tiny model: leave out {name}")
-        for name, value in _SMOKE.items():
-            setattr(model_args, name, value)
+        apply_smoke_test(model_args, data_args, args, _SMOKE_TEST_MODEL)
         data_args.max_seq_length = data_args.max_seq_length or 64
-        data_args.train_file = data_args.dataset_name = None
-        if args.max_steps < 0:
-            args.max_steps = 20
     if model_args.objective not in (None, "span", "images", "features"):
         raise UsageError(f"objective must be one of span, images, features, llm, not {model_args.objective!r}")
-    given = [name for name in ("model_name_or_path", "model_type", "config_name") if getattr(model_args, name)]
-    if not given and (model_args.objective == "features" or _holds_arrays(data_args.train_file)):
+    has_start = any((model_args.model_name_or_path, model_args.model_type, model_args.config_name))
+    if not has_start and (model_args.objective == "features" or _is_array_file(data_args.train_file)):
         model_args.model_type = FeatureEncoderConfig.model_type
-    elif not given:
+    elif not has_start:
         raise UsageError(
-            "name the encoder to start from with --model_name_or_path, or for a random start --model_type or "
+            "name the encoder to start from with --model_name_or_path, or a random start with --model_type or "
             "--config_name; configs/quickstart.yaml needs neither a model nor data"
         )
     check_start(model_args)
     if data_args.probe_task and not args.do_eval:
-        raise UsageError("probe_task is looked at in evaluations: give --do_eval, or --eval_strategy steps")
+        raise UsageError("probe_task is measured in evaluations; give --do_eval, or --eval_strategy steps")
     if data_args.streaming and args.do_train and args.max_steps <= 0:
-        raise UsageError("streaming needs --max_steps, because a stream's length is not known")
+        raise UsageError("streaming needs --max_steps, because the length of a stream is unknown")
     if model_args.dtype != "float32":
         raise UsageError(
-            f"dtype {model_args.dtype!r}: the target's moving average does not move in less than float32; leave dtype "
-            "at float32 and compute in bfloat16 with --bf16"
+            f"dtype {model_args.dtype!r}: the target's moving average needs float32 weights; keep dtype float32 and "
+            "compute in bfloat16 with --bf16"
         )
     check_run(data_args, args)
-    refuse_below("tokenizer_vocab_size", model_args.tokenizer_vocab_size, 1)
+    check_minimum("tokenizer_vocab_size", model_args.tokenizer_vocab_size, 1)
 
 
-def _probe(source: str, prepared: Prepared, args: RunArguments) -> Callable[..., dict[str, float]]:
-    """The probe of `--probe_task`, tried once so that what it cannot read is told before the run."""
+def _probe(source: str, prepared: TrainingComponents, args: RunArguments) -> Callable[..., dict[str, float]]:
+    """Load the probe of `--probe_task` and try it once, so that bad data is reported before the run."""
     try:
         from ..evaluation.online_probe import OnlineProbe
     except ModuleNotFoundError as error:
@@ -208,43 +203,45 @@ def _probe(source: str, prepared: Prepared, args: RunArguments) -> Callable[...,
             f"probe_task needs {error.name}, which is not installed: pip install 'jepa_hf[evaluate]'"
         ) from None
     probe = OnlineProbe.from_source(source, prepared.processing_class, args.per_device_train_batch_size, args.seed)
-    probe.check(prepared.model)
+    probe.validate(prepared.model)
     return probe
 
 
-def _holds_arrays(files: str | None) -> bool:
-    """Whether the data can only be features."""
+def _is_array_file(files: str | None) -> bool:
+    """Return whether the files are arrays, and so the data features."""
     return files is not None and files.lower().endswith((".npy", ".npz"))
 
 
-# ---- what is said
+# ---- console messages
 
 
-def _announce(trainer: JepaTrainer, args: RunArguments) -> None:
+def _print_summary(trainer: JepaTrainer, args: RunArguments) -> None:
+    """Print encoder, start and predictor of the run."""
     model = trainer.model
-    start = "pretrained" if trainer.ema.pretrained else "random"
+    start = "pretrained" if trainer.ema_callback.pretrained else "random"
     count = sum(parameter.numel() for parameter in model.context_encoder.parameters())
     trained = sum(parameter.numel() for parameter in model.context_encoder.parameters() if parameter.requires_grad)
-    adapters = "" if model.config.lora is None else f" ({trained / 1e6:.2f} M of them in adapters, which are trained)"
-    say(
+    adapters = "" if model.config.lora is None else f" ({trained / 1e6:.2f} M of them trained, in adapters)"
+    print_rank0(
         args,
         f"{model.config.encoder_config.model_type} encoder, {count / 1e6:.1f} M parameters{adapters}, {start} start; "
-        f"{model.config.predictor_type} predictor, masked positions {model.config.context_mode}",
+        f"{model.config.predictor_type} predictor, masked positions "
+        f"{'dropped' if model.config.masked_tokens == 'drop' else 'replaced'}",
     )
 
 
-def _loading(trainer: JepaTrainer) -> str:
-    """What a training leaves, and how to load it."""
+def _usage_message(trainer: JepaTrainer) -> str:
+    """Return the message about the files written and how to load them."""
     folder = trainer.args.output_dir
-    beside, loading = _LOADING[trainer.model.backbone.modality]
+    processing_class, loading = _USAGE_BY_MODALITY[trainer.model.encoder_adapter.modality]
     return (
-        f"the encoder{beside}, README.md (card), metrics.json, training.png; "
-        f"{folder}/jepa: the full model to train on from\n\n{loading.format(folder=folder)}"
+        f"the encoder{processing_class}, README.md (card), metrics.json, training.png; "
+        f"{folder}/jepa: the full model for further training\n\n{loading.format(folder=folder)}"
     )
 
 
-# What lies beside the encoder, and how both are loaded.
-_LOADING = {
+# The processing class saved with the encoder, and the code that loads both.
+_USAGE_BY_MODALITY = {
     "text": (
         ", its tokenizer",
         "from transformers import AutoModel, AutoTokenizer\n"

@@ -1,10 +1,10 @@
-"""`--objective llm`: LLM-JEPA, a language model fine-tuned with two views of its rows, from flags to files."""
+"""`--objective llm`: fine-tuning of a language model with LLM-JEPA, from flags to files."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
@@ -17,25 +17,44 @@ from ..llm_jepa import (
     LlmJepaTrainer,
     LlmJepaTrainingArguments,
     PairedViewTokenizer,
-    add_adapters,
+    add_lm_lora,
     add_predictor_tokens,
 )
-from ..llm_jepa.answer_scoring import scorer
-from ..llm_jepa.generation import room_for
-from ..llm_jepa.objective import check_model, has_adapters
+from ..llm_jepa.answer_scoring import get_scorer
+from ..llm_jepa.generation import clamp_new_tokens
+from ..llm_jepa.objective import has_lora, verify_view_isolation
 from ..llm_jepa.paired_data import PairedDataArguments, PairedRow, load_paired_rows, row_texts
-from ..llm_jepa.trainer import tell_of_cuts
-from ..llm_jepa.view_tokenizer import IGNORED, MOST_PREDICTOR_TOKENS, special_ids
+from ..llm_jepa.trainer import warn_truncated
+from ..llm_jepa.view_tokenizer import IGNORE_INDEX, MAX_PREDICTOR_TOKENS, special_ids
 from ..training.run_directory import RunPlan
-from ..training.signals import InterruptionCallback
-from .arguments import StartArguments
-from .encoder_loading import longest_row
-from .language_model_loading import build_language_model, dtype_of, load_language_config, load_words, read_template
-from .run import carry_out, check_run, check_start, data_names, plan, refuse_below, say, settings_of, settle
+from ..training.signals import GracefulShutdownCallback
+from .arguments import BaseModelArguments
+from .encoder_loading import hub_kwargs, resolve_max_seq_length
+from .language_model_loading import (
+    build_language_model,
+    load_language_config,
+    load_lm_tokenizer,
+    parse_dtype,
+    read_template,
+)
+from .run import (
+    apply_smoke_test,
+    check_minimum,
+    check_run,
+    check_start,
+    describe_data,
+    execute_run,
+    make_run_plan,
+    print_rank0,
+    resolve_defaults,
+    serialize_settings,
+)
 
-LLM_DESCRIPTION = "Fine-tune a causal language model with LLM-JEPA: next-token loss, and two views of each row."
+LLM_DESCRIPTION = (
+    "Fine-tune a causal language model with LLM-JEPA: next-token loss, and a loss between two views of each row."
+)
 
-_SMOKE = {
+_SMOKE_TEST_MODEL = {
     "model_type": "llama",
     "config_overrides": "hidden_size=64,intermediate_size=128,num_hidden_layers=2,num_attention_heads=2,"
     "num_key_value_heads=2,max_position_embeddings=256",
@@ -44,8 +63,8 @@ _SMOKE = {
 
 
 @dataclass
-class LlmModelArguments(StartArguments):
-    """Which language model, and how it writes a conversation."""
+class LlmModelArguments(BaseModelArguments):
+    """Language model and chat template."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Causal language model to start from: a directory or Hub name."}
@@ -54,161 +73,154 @@ class LlmModelArguments(StartArguments):
         default=None, metadata={"help": "For a random start: llama, gpt2, qwen3 or any other causal language model."}
     )
     chat_template_path: str | None = field(
-        default=None, metadata={"help": "A file with a Jinja chat template, in the place of the tokenizer's own."}
+        default=None, metadata={"help": "File with a Jinja chat template (default: the tokenizer's)."}
     )
 
 
 @dataclass
 class ViewArguments:
-    """How a row becomes two views: the arguments of `PairedViewTokenizer`."""
+    """Division of a row into two views: the arguments of `PairedViewTokenizer`."""
 
     max_seq_length: int | None = field(
         default=None,
-        metadata={"help": "Most tokens of a row and of a view. Default: what the model takes, 512 at most."},
+        metadata={"help": "Maximum tokens of a row and of a view (default: the model's maximum, at most 512)."},
     )
     text_turn: int = field(
-        default=-2, metadata={"help": "Which message is the first view, as Python counts; -2: the last but one."}
+        default=-2, metadata={"help": "Index of the message that is the first view; -2: the last but one."}
     )
-    code_turn: int = field(default=-1, metadata={"help": "Which message is the second view, and the answer."})
+    code_turn: int = field(
+        default=-1, metadata={"help": "Index of the message that is the second view and the answer."}
+    )
     num_predictor_tokens: int = field(
-        default=1, metadata={"help": "Predictor tokens (k), 0 to 10; 0: the last token of the text predicts."}
+        default=1, metadata={"help": "Number of predictor tokens (k), 0 to 10; 0: the last token of the text predicts."}
     )
     predictor_position: str = field(
-        default="end", metadata={"help": "Where they stand in the first view: end, or start."}
+        default="end", metadata={"help": "Position of the predictor tokens in the first view: end or start."}
     )
     reverse: bool = field(default=False, metadata={"help": "The second view predicts the first."})
-    pad_to_multiple_of: int | None = field(default=None, metadata={"help": "Pad to a multiple of this many tokens."})
+    pad_to_multiple_of: int | None = field(
+        default=None, metadata={"help": "Pad to a multiple of this number of tokens."}
+    )
     train_on_prompt: bool = field(
         default=False,
-        metadata={"help": "Next-token loss on prompts too, and on no stop token: what the paper's script does."},
+        metadata={"help": "Next-token loss on prompts too, and not on the stop token, as in the paper's script."},
     )
 
 
 @dataclass
-class AnswerArguments:
-    """What the model answers at each evaluation."""
+class GenerationArguments:
+    """Generation at each evaluation."""
 
     generation_samples: int = field(
-        default=0, metadata={"help": "At each evaluation, answer so many of its rows and count the right ones."}
+        default=0, metadata={"help": "Number of rows to answer and score at each evaluation."}
     )
     generation_metrics: list[str] = field(
         default_factory=lambda: ["exact_match", "prefix_match"],
-        metadata={"help": "How answers are judged: exact_match, prefix_match, gsm8k (final number), sql (by result)."},
+        metadata={"help": "Scores of answers: exact_match, prefix_match, gsm8k (final number), sql (result rows)."},
     )
-    max_new_tokens: int = field(default=128, metadata={"help": "Most tokens of an answer."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Maximum tokens of an answer."})
     database: str | None = field(
-        default=None, metadata={"help": "For the metric sql: an SQLite file, or a folder of NAME/NAME.sqlite."}
+        default=None, metadata={"help": "For the score sql: an SQLite file, or a folder of NAME/NAME.sqlite."}
     )
 
 
 @dataclass
 class LlmRunArguments(LlmJepaTrainingArguments):
-    """`LlmJepaTrainingArguments`, and what only a command has."""
+    """`LlmJepaTrainingArguments` and arguments of the command line alone."""
 
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start over, deleting what an earlier run wrote to output_dir."}
     )
 
 
-LlmParsed = tuple[LlmModelArguments, PairedDataArguments, ViewArguments, AnswerArguments, LlmRunArguments]
-# Whose fields the flags are.
-LLM_CLASSES = (LlmModelArguments, PairedDataArguments, ViewArguments, AnswerArguments, LlmRunArguments)
+LlmParsed = tuple[LlmModelArguments, PairedDataArguments, ViewArguments, GenerationArguments, LlmRunArguments]
+# Dataclasses whose fields are the flags.
+LLM_CLASSES = (LlmModelArguments, PairedDataArguments, ViewArguments, GenerationArguments, LlmRunArguments)
 
 
-def run(parsed: LlmParsed, interruption: InterruptionCallback | None = None) -> LlmJepaTrainer | None:
-    """Check, prepare, train, evaluate, write. Nothing on disk is touched before everything is checked.
+def run(parsed: LlmParsed, interruption: GracefulShutdownCallback | None = None) -> LlmJepaTrainer | None:
+    """Check, prepare, train, evaluate, write. Nothing on disk changes before everything has been checked.
 
     Args:
-        interruption: what ends the training where the process is asked to go; None leaves signals alone.
+        parsed: the arguments.
+        interruption: ends the training on a termination signal; None leaves signals alone.
 
     Returns:
-        The trainer, or None where the output directory holds this very run, finished.
+        The trainer, or None if the output directory contains the same run, finished.
 
     Raises:
         UsageError: bad input.
-        RunError: the run cannot go on.
+        RunError: the run cannot continue.
     """
     _, data_args, _, _, args = parsed
-    _complete(parsed)
-    settings = settings_of(parsed)
-    planned = plan(args, settings)
-    if planned.finished:
+    _finalize_arguments(parsed)
+    settings = serialize_settings(parsed)
+    run_plan = make_run_plan(args, settings)
+    if run_plan.finished:
         return None
-    from ..monitoring.training_plots import plot_language_model  # not before, as in `train.run`
+    from ..monitoring.training_plots import plot_language_model  # late, as in `train.run`
 
     set_seed(args.seed)
-    trainer = _prepare(parsed, planned)
+    trainer = _prepare(parsed, run_plan)
 
     def begin() -> None:
-        _announce(trainer, parsed)
+        _print_summary(trainer, parsed)
 
-    names = data_names(data_args, args, own="Python's language reference")
-    carry_out(trainer, planned, settings, names, interruption, begin, _loading(trainer), plot_language_model)
+    names = describe_data(data_args, args, own="Python's language reference")
+    execute_run(trainer, run_plan, settings, names, interruption, begin, _usage_message(trainer), plot_language_model)
     return trainer
 
 
 # ---- before the run
 
 
-def _complete(parsed: LlmParsed) -> None:
-    """Fill in what follows from other arguments, and refuse what contradicts them."""
+def _finalize_arguments(parsed: LlmParsed) -> None:
+    """Set arguments that follow from others, and reject contradictions."""
     model_args, data_args, view_args, answer_args, args = parsed
-    settle(parsed, args)
+    resolve_defaults(parsed, args)
     if model_args.smoke_test:
-        for name in ("model_name_or_path", "config_name", "model_type", "config_overrides", "tokenizer_name"):
-            if getattr(model_args, name):
-                raise UsageError(f"smoke_test brings its own tiny model: leave out {name}")
-        for name, value in _SMOKE.items():
-            setattr(model_args, name, value)
-        data_args.train_file = data_args.dataset_name = None
-        if args.max_steps < 0:
-            args.max_steps = 20
+        apply_smoke_test(model_args, data_args, args, _SMOKE_TEST_MODEL)
     elif not data_args.train_file and not data_args.dataset_name:
         raise UsageError("name the rows to train on with --train_file or --dataset_name")
     if not (model_args.model_name_or_path or model_args.model_type or model_args.config_name):
         raise UsageError(
-            "name the language model to start from with --model_name_or_path, or for a random start --model_type or "
+            "name the language model to start from with --model_name_or_path, or a random start with --model_type or "
             "--config_name"
         )
     check_start(model_args)
-    dtype_of(model_args.dtype)
+    parse_dtype(model_args.dtype)
     if model_args.dtype != "float32" and args.target_gradient == "ema":
         raise UsageError(
-            f"dtype {model_args.dtype!r}: the teacher's moving average does not move in less than float32; leave dtype "
-            "at float32 and compute in bfloat16 with --bf16"
+            f"dtype {model_args.dtype!r}: the teacher's moving average needs float32 weights; keep dtype float32 and "
+            "compute in bfloat16 with --bf16"
         )
-    if not 0 <= view_args.num_predictor_tokens <= MOST_PREDICTOR_TOKENS:
+    if not 0 <= view_args.num_predictor_tokens <= MAX_PREDICTOR_TOKENS:
         raise UsageError(
-            f"num_predictor_tokens must lie between 0 and {MOST_PREDICTOR_TOKENS}, not {view_args.num_predictor_tokens}"
+            f"num_predictor_tokens must be between 0 and {MAX_PREDICTOR_TOKENS}, not {view_args.num_predictor_tokens}"
         )
     check_run(data_args, args)
     if view_args.pad_to_multiple_of is not None:
-        refuse_below("pad_to_multiple_of", view_args.pad_to_multiple_of, 1)
-    refuse_below("tokenizer_vocab_size", model_args.tokenizer_vocab_size, 1)
-    refuse_below("generation_samples", answer_args.generation_samples, 0)
-    refuse_below("max_new_tokens", answer_args.max_new_tokens, 1)
+        check_minimum("pad_to_multiple_of", view_args.pad_to_multiple_of, 1)
+    check_minimum("tokenizer_vocab_size", model_args.tokenizer_vocab_size, 1)
+    check_minimum("generation_samples", answer_args.generation_samples, 0)
+    check_minimum("max_new_tokens", answer_args.max_new_tokens, 1)
     for metric in answer_args.generation_metrics:
-        scorer(metric, answer_args.database)
+        get_scorer(metric, answer_args.database)
     if answer_args.generation_samples and not args.do_eval:
-        raise UsageError("generation_samples are answered in evaluations: give --do_eval, or --eval_strategy steps")
+        raise UsageError("generation_samples are answered in evaluations; give --do_eval, or --eval_strategy steps")
 
 
 def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
-    """The trainer of a run, with all that it reads. What is wrong with the model is told before the data is read."""
+    """Build the trainer of a run. Errors of the model are raised before the data is read."""
     model_args, data_args, view_args, answer_args, args = parsed
-    kwargs = {
-        "revision": model_args.model_revision,
-        "trust_remote_code": model_args.trust_remote_code,
-        "token": data_args.token,
-        "cache_dir": data_args.cache_dir,
-    }
+    kwargs = hub_kwargs(model_args, data_args)
     config = load_language_config(model_args, kwargs)
     tokenizer = _tokenizer(model_args, kwargs, plan)
     length = _length(config, tokenizer, view_args)
     with args.main_process_first(desc="loading data"):
         train_rows, eval_rows = load_paired_rows(data_args, seed=args.seed, need_validation=args.do_eval)
     if tokenizer is None:
-        tokenizer = _trained_tokenizer(parsed, train_rows, length)
+        tokenizer = _train_tokenizer(parsed, train_rows, length)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = build_language_model(model_args, config, tokenizer, kwargs)
@@ -225,20 +237,21 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
         reverse=view_args.reverse,
         train_on_prompt=view_args.train_on_prompt,
     )
-    train_dataset, eval_dataset = (
-        None if rows is None else _tokenized(rows, views) for rows in (train_rows, eval_rows)
-    )
+    train_dataset = _tokenize_rows(train_rows, views)
+    eval_dataset = None if eval_rows is None else _tokenize_rows(eval_rows, views)
     collator = DataCollatorForPairedViews(tokenizer, args.view_passes, view_args.pad_to_multiple_of)
-    if not (model_args.attn_implementation or "").startswith("flash"):  # which is for GPUs alone
-        check_model(model, collator, train_dataset[0])
-    _learn_stop(model, tokenizer, train_dataset)
+    if not (model_args.attn_implementation or "").startswith("flash"):  # needs a GPU
+        verify_view_isolation(model, collator, train_dataset[0])
+    _set_eos_token_ids(model, tokenizer, train_dataset)
     lora = model_args.lora_settings()
     if lora is not None:
-        model = add_adapters(model, tokenizer, lora, count)
-    asked = [row.content for row in (eval_rows or ())[: answer_args.generation_samples]]
-    for row in asked:
+        model = add_lm_lora(model, tokenizer, lora, count)
+    prompts = [row.content for row in (eval_rows or ())[: answer_args.generation_samples]]
+    for row in prompts:
         prompt, _ = views.prompt(row)
-        room_for(config, len(tokenizer(prompt, add_special_tokens=False)["input_ids"]), answer_args.max_new_tokens)
+        clamp_new_tokens(
+            config, len(tokenizer(prompt, add_special_tokens=False)["input_ids"]), answer_args.max_new_tokens
+        )
     return LlmJepaTrainer(
         model,
         args,
@@ -247,7 +260,7 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         view_tokenizer=views,
-        generation_rows=asked,
+        generation_examples=prompts,
         generation_metrics=answer_args.generation_metrics,
         database=answer_args.database,
         max_new_tokens=answer_args.max_new_tokens,
@@ -255,27 +268,27 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
 
 
 def _tokenizer(model_args: LlmModelArguments, kwargs: dict[str, Any], plan: RunPlan) -> Tokenizer | None:
-    """The tokenizer, or None where a random start has to train one."""
+    """Load the tokenizer; None if a random start has to train one."""
     template = model_args.chat_template_path
     for argument in ("tokenizer_name", "model_name_or_path"):
         if getattr(model_args, argument) is not None:
-            return load_words(argument, getattr(model_args, argument), kwargs, template)
-    if plan.checkpoint is not None:  # this run's own, perhaps trained when it began
-        return load_words("checkpoint", str(plan.checkpoint), {}, template)
+            return load_lm_tokenizer(argument, getattr(model_args, argument), kwargs, template)
+    if plan.checkpoint is not None:  # saved by this run, which may have trained it
+        return load_lm_tokenizer("checkpoint", str(plan.checkpoint), {}, template)
     name = model_args.config_name
     if name is None or (Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file()):
         return None
-    return load_words("config_name", name, kwargs, template)
+    return load_lm_tokenizer("config_name", name, kwargs, template)
 
 
 def _length(config: PreTrainedConfig, tokenizer: Tokenizer | None, view_args: ViewArguments) -> int:
-    """The longest row and view, in tokens: `max_seq_length`, or what model and tokenizer allow, 512 at most."""
-    possible = getattr(config, "max_position_embeddings", None) or math.inf  # there are models without positions
-    return longest_row(possible, tokenizer, view_args.max_seq_length)
+    """Return the maximum tokens of a row and of a view: `max_seq_length`, or the model's maximum up to 512."""
+    possible = getattr(config, "max_position_embeddings", None) or math.inf  # some models have no positions
+    return resolve_max_seq_length(possible, tokenizer, view_args.max_seq_length)
 
 
-def _trained_tokenizer(parsed: LlmParsed, rows: Sequence[PairedRow], length: int) -> Tokenizer:
-    """A byte-level BPE tokenizer trained on the rows, by one process for all."""
+def _train_tokenizer(parsed: LlmParsed, rows: Sequence[PairedRow], length: int) -> Tokenizer:
+    """Train a byte-level BPE tokenizer on the rows in the main process and broadcast it."""
     model_args, data_args, _, _, args = parsed
     shared: list[Tokenizer | None] = [None]
     if args.process_index == 0:
@@ -287,56 +300,57 @@ def _trained_tokenizer(parsed: LlmParsed, rows: Sequence[PairedRow], length: int
     return tokenizer
 
 
-def _tokenized(rows: Sequence[PairedRow], views: PairedViewTokenizer) -> list[dict[str, Any]]:
-    """Rows of token ids; an error names the file that its row is in."""
-    made = []
+def _tokenize_rows(rows: Sequence[PairedRow], views: PairedViewTokenizer) -> list[dict[str, Any]]:
+    """Tokenize the rows; errors name the file of the row."""
+    tokenized = []
     for row in rows:
         try:
-            made.append(views(row.content, row.number))
+            tokenized.append(views(row.content, row.number))
         except UsageError as error:
             raise UsageError(f"{row.source}: {error}") from None
-    tell_of_cuts(made, views.max_length)
-    return made
+    warn_truncated(tokenized, views.max_length)
+    return tokenized
 
 
-def _learn_stop(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[dict[str, Any]]) -> None:
-    """Have `generate` end where the answers of the rows end: at the tokenizer's, and at the template's own stop."""
+def _set_eos_token_ids(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[dict[str, Any]]) -> None:
+    """Add the tokenizer's and the template's stop tokens to those at which `generate` ends."""
     own = model.generation_config.eos_token_id
     stops = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    whole = next((row for row in rows if not row["truncated"]), rows[0])
-    last = [label for label in whole["labels"] if label != IGNORED][-1]
+    complete = next((row for row in rows if not row["truncated"]), rows[0])
+    last = [label for label in complete["labels"] if label != IGNORE_INDEX][-1]
     stops += [last] if last in special_ids(tokenizer) else []
     model.generation_config.eos_token_id = sorted({stop for stop in stops if stop is not None}) or None
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-# ---- what is said
+# ---- console messages
 
 
-def _announce(trainer: LlmJepaTrainer, parsed: LlmParsed) -> None:
+def _print_summary(trainer: LlmJepaTrainer, parsed: LlmParsed) -> None:
+    """Print model, data and losses of the run."""
     model_args, _, view_args, _, args = parsed
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     adapters = f" ({trained / 1e6:.2f} M of them trained, in adapters)" if model_args.use_peft else ""
     start = "pretrained" if model_args.model_name_or_path else "random"
     answers = "prompts and answers, no stop token" if view_args.train_on_prompt else "answers"
-    rows = f"{len(trainer.train_dataset):,} rows"
-    rows += f", {len(trainer.eval_dataset):,} to evaluate on" if trainer.eval_dataset is not None else ""
-    say(
+    train_rows, eval_rows = cast(Sized, trainer.train_dataset), cast(Sized | None, trainer.eval_dataset)
+    rows = f"{len(train_rows):,} rows" + ("" if eval_rows is None else f", {len(eval_rows):,} to evaluate on")
+    print_rank0(
         args,
         f"{trainer.model.config.model_type} language model, {count / 1e6:.1f} M parameters{adapters}, {start} start; "
-        f"{rows}; next-token loss on {answers}, views {args.pair_weight:g} x {args.pair_loss}, "
+        f"{rows}; next-token loss on {answers}, views {args.jepa_weight:g} x {args.pair_loss}, "
         f"{view_args.num_predictor_tokens} predictor tokens",
     )
 
 
-def _loading(trainer: LlmJepaTrainer) -> str:
-    """What a training leaves, and how to load it."""
+def _usage_message(trainer: LlmJepaTrainer) -> str:
+    """Return the message about the files written and how to load them."""
     folder = trainer.args.output_dir
-    what = "adapters of the language model" if has_adapters(trainer.model) else "the language model"
+    result = "adapters of the language model" if has_lora(trainer.model) else "the language model"
     return (
-        f"{what}, its tokenizer, README.md (card), metrics.json, training.png\n\n"
+        f"{result}, its tokenizer, README.md (card), metrics.json, training.png\n\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f'model, tokenizer = AutoModelForCausalLM.from_pretrained("{folder}"), '
         f'AutoTokenizer.from_pretrained("{folder}")'

@@ -8,17 +8,17 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from glob import glob
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UsageError
 
-_KINDS = {
+_FORMAT_BY_SUFFIX = {
     ".txt": "text",
     ".text": "text",
     ".md": "text",
@@ -28,42 +28,65 @@ _KINDS = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
+# Rows from which the types of columns are inferred.
 SAMPLE_SIZE = 1000
 
 
 def find_files(argument: str, files: str) -> list[str]:
-    """The paths that a path, a glob, or several of them separated by commas stand for; globs sorted."""
+    """Return the paths that a path, a glob, or several of them separated by commas match.
+
+    Args:
+        argument: Name of the argument, for errors.
+        files: Its value. A path that exists is taken literally; the matches of a glob are sorted.
+
+    Raises:
+        UsageError: A path does not exist or is a directory, or a glob matches no file.
+    """
     paths: dict[str, None] = {}
     for pattern in [files] if os.path.exists(files) else map(str.strip, files.split(",")):
         if os.path.isdir(pattern):
-            raise UsageError(f"{argument} '{pattern}' is a directory; name its files, such as '{pattern}/*.txt'")
+            raise UsageError(f"{argument} '{pattern}' is a directory. Name its files, such as '{pattern}/*.txt'.")
         if os.path.exists(pattern):
-            found = [pattern]
+            matches = [pattern]
         else:
-            found = sorted(path for path in glob(pattern, recursive=True) if os.path.isfile(path))
-        if not found:
+            matches = sorted(path for path in glob(pattern, recursive=True) if os.path.isfile(path))
+        if not matches:
             problem = "matches no file" if any(magic in pattern for magic in "*?[") else "does not exist"
-            raise UsageError(f"{argument} '{pattern}' {problem}; check the path")
-        paths |= dict.fromkeys(found)
+            raise UsageError(f"{argument} '{pattern}' {problem}. Check the path.")
+        paths |= dict.fromkeys(matches)
     return list(paths)
 
 
-def file_kind(path: str) -> str:
-    """The kind of file that an ending stands for."""
-    ending = os.path.splitext(path.lower().removesuffix(".gz"))[1]
-    if ending not in _KINDS:
+def file_format(path: str) -> str:
+    """Return the kind of a file of rows, a value of `_FORMAT_BY_SUFFIX`, from its suffix.
+
+    Raises:
+        UsageError: The suffix is unknown.
+    """
+    suffix = os.path.splitext(path.lower().removesuffix(".gz"))[1]
+    if suffix not in _FORMAT_BY_SUFFIX:
         raise UsageError(
-            f"'{path}' has the unknown ending '{ending}'; known are {', '.join(_KINDS)}, each also followed by .gz"
+            f"'{path}' has the unknown suffix '{suffix}'. Use one of {', '.join(_FORMAT_BY_SUFFIX)}, optionally "
+            f"followed by .gz."
         )
-    return _KINDS[ending]
+    return _FORMAT_BY_SUFFIX[suffix]
+
+
+def single_kind(argument: str, files: str, kinds: Iterable[str]) -> str:
+    """Return the one kind of all files, or raise a `UsageError` if they differ."""
+    different = sorted(set(kinds))
+    if len(different) > 1:
+        raise UsageError(f"{argument} '{files}' mixes {' and '.join(different)} files. Provide files of one kind.")
+    return different[0]
 
 
 def json_type(value: Any) -> str:
+    """Return the name of a value's type, with "string" for str."""
     return "string" if isinstance(value, str) else type(value).__name__
 
 
 def read_rows(path: str, kind: str, column: str | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a file. Rows of parquet files hold only `column`, if given."""
+    """Yield the rows of a file; with `column`, rows of Parquet files hold only this column."""
     match kind:
         case "text":
             return _read_lines(path)
@@ -84,7 +107,7 @@ def _read_lines(path: str) -> Iterator[dict[str, Any]]:
 
 
 def _read_json(path: str) -> Iterator[dict[str, Any]]:
-    """The objects of JSON Lines or of one JSON array. The latter is read whole."""
+    """Yield the objects of JSON Lines, or of one JSON array, which is read into memory."""
     with open_text(path) as file:
         is_array = next(filter(str.strip, file), "").lstrip().startswith("[")
         file.seek(0)
@@ -95,30 +118,41 @@ def _read_json(path: str) -> Iterator[dict[str, Any]]:
                 rows = json.loads(document.rstrip())
             except json.JSONDecodeError as error:
                 line = number + error.lineno - 1
-                raise UsageError(f"line {line} of '{path}' is not valid JSON: {error.msg}") from None
+                raise UsageError(f"Line {line} of '{path}' is not valid JSON: {error.msg}.") from None
             except (ValueError, RecursionError) as error:  # a huge number, a deep nesting
-                raise UsageError(f"line {number} of '{path}' cannot be read as JSON: {error}") from None
+                raise UsageError(f"Line {number} of '{path}' cannot be read as JSON: {error}.") from None
             for row in rows if is_array else [rows]:
                 if not isinstance(row, dict):
-                    raise UsageError(f"line {number} of '{path}' has {json_type(row)} where an object is expected")
+                    raise UsageError(f"Line {number} of '{path}' has {json_type(row)} where an object is expected.")
                 yield row
 
 
 def _read_csv(path: str, delimiter: str) -> Iterator[dict[str, Any]]:
+    lines = csv_lines(path, delimiter)
+    _, header = next(lines, (0, []))
+    for number, row in lines:
+        if len(row) > len(header):
+            raise UsageError(
+                f"Line {number} of '{path}' has {len(row)} values for {len(header)} columns. Put double quotes around "
+                "values that hold the separator."
+            )
+        yield dict(zip(header, row, strict=False))
+
+
+def csv_lines(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the header and the rows of a CSV file, each with the number of its (last) line.
+
+    Raises:
+        UsageError: The file is not valid CSV.
+    """
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long document
     with open_text(path, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
-            header = next(reader, [])
-            for row in reader:
-                if len(row) > len(header):
-                    raise UsageError(
-                        f"line {reader.line_num} of '{path}' has {len(row)} values for {len(header)} columns; put "
-                        "double quotes around values that hold the separator"
-                    )
-                yield dict(zip(header, row, strict=False))
+            for cells in reader:
+                yield reader.line_num, cells
         except csv.Error as error:
-            raise UsageError(f"line {reader.line_num} of '{path}' is not valid CSV: {error}") from None
+            raise UsageError(f"Line {reader.line_num} of '{path}' is not valid CSV: {error}.") from None
 
 
 def _read_parquet(path: str, column: str | None) -> Iterator[dict[str, Any]]:
@@ -128,72 +162,79 @@ def _read_parquet(path: str, column: str | None) -> Iterator[dict[str, Any]]:
 
 
 def is_gzip(path: str) -> bool:
+    """Return whether a file is gzipped, from its suffix."""
     return path.lower().endswith(".gz")
 
 
 def open_text(path: str, newline: str | None = None) -> IO[str]:
+    """Open a plain or gzipped UTF-8 file and skip its byte order mark."""
     opener = gzip.open if is_gzip(path) else open
     return opener(path, "rt", encoding="utf-8-sig", newline=newline)
 
 
 def open_bytes(path: str) -> IO[bytes]:
-    return gzip.open(path) if is_gzip(path) else open(path, "rb")
+    """Open a plain or gzipped file as (unpacked) bytes."""
+    return cast(IO[bytes], gzip.open(path)) if is_gzip(path) else open(path, "rb")
 
 
 @contextmanager
 def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """Open a plain or gzipped Parquet file; Arrow's errors inside become a `UsageError`."""
     try:
         with open_bytes(path) as file, tempfile.TemporaryFile() as unpacked:
             if is_gzip(path):
-                # Parquet is read from its end, which gzip cannot find.
+                # Parquet is read from its end, which gzip cannot seek to.
                 shutil.copyfileobj(file, unpacked)
                 file = unpacked
             with pq.ParquetFile(file) as parquet:
                 yield parquet
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"'{path}' is not a valid Parquet file: {reason}") from None
+        raise UsageError(f"'{path}' is not a valid Parquet file: {reason}.") from None
 
 
 @contextmanager
-def naming_file(path: str) -> Iterator[None]:
-    """Make what can go wrong while reading the file at `path` a `UsageError` that names it."""
+def file_errors_as_usage_error(path: str) -> Iterator[None]:
+    """Turn errors of reading the file at `path` into a `UsageError` that names it."""
     try:
         try:
             yield
         except ValueError:  # a UsageError too
             if is_gzip(path):
-                # Damage that gzip notices only at the end of the file first unpacks to nonsense.
+                # Read to the end: gzip may detect damage only there, after it has unpacked invalid
+                # data.
                 with open_bytes(path) as file:
                     while file.read(2**20):
                         pass
             raise
     except UnicodeDecodeError:
-        raise UsageError(f"'{path}' is not UTF-8 at byte {_first_bad_byte(path)}; convert it to UTF-8") from None
+        raise UsageError(
+            f"'{path}' is not UTF-8 at byte {_first_invalid_utf8_offset(path)}. Convert it to UTF-8."
+        ) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UsageError(f"'{path}' is not a whole gzip file: {error}") from None
+        raise UsageError(f"'{path}' is not a complete gzip file: {error}.") from None
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
-        raise UsageError(f"'{path}' cannot be read: {reason}; restore it, or name another file") from None
+        raise UsageError(f"'{path}' cannot be read: {reason}. Restore it, or name another file.") from None
 
 
-def _first_bad_byte(path: str) -> int:
-    """The offset of the first byte that is not UTF-8, counted in the unpacked file."""
+def _first_invalid_utf8_offset(path: str) -> int:
+    """Return the offset, in the unpacked file, of the first byte that is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     with open_bytes(path) as file:
         while True:
             chunk = file.read(2**20)
-            begun = len(decoder.getstate()[0])
+            pending = len(decoder.getstate()[0])
             try:
                 decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                return offset - begun + error.start
+                return offset - pending + error.start
             offset += len(chunk)
 
 
-def well_formed(text: str) -> str:
-    """`text` with surrogate pairs joined and lone surrogates, which UTF-8 has no bytes for, as U+FFFD."""
+def replace_lone_surrogates(text: str) -> str:
+    """Join surrogate pairs and replace lone surrogates, which UTF-8 cannot encode, by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,10 +1,11 @@
-"""Where text comes from: files, a dataset on the Hub, or the reference prose that ships with Python."""
+"""Text datasets from files, from the Hub, or from the reference prose that ships with Python."""
 
 import os
 import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pydoc_data.topics import topics
 from typing import Any
@@ -15,15 +16,16 @@ from ..errors import UsageError
 from .arguments import DataArguments
 from .file_readers import (
     SAMPLE_SIZE,
-    file_kind,
+    file_errors_as_usage_error,
+    file_format,
     find_files,
     json_type,
-    naming_file,
     open_parquet,
     read_rows,
-    well_formed,
+    replace_lone_surrogates,
+    single_kind,
 )
-from .splits import first_samples, hold_out, load_named
+from .splits import resolve_splits
 
 _STRING_TYPES = ("string", "large_string", "string_view")
 _FEATURES = Features({"text": Value("string")})
@@ -32,65 +34,54 @@ _FEATURES = Features({"text": Value("string")})
 def load_text_datasets(
     args: DataArguments, *, seed: int, need_validation: bool
 ) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None]:
-    """Load the texts to train and to evaluate on, each dataset with the one column `text` and no blank rows.
+    """Load the texts to train and to evaluate on, without blank rows, in the one column `text`.
 
-    Texts to train on come from `args.train_file` or `args.dataset_name`, without either from `embedded_corpus`. Texts
-    to evaluate on come from `args.validation_file`, else from the validation split of `args.dataset_name`, else
-    `args.validation_split_percentage` of the training texts (at least one, and not all) are set apart, the same ones
-    for the same `seed`; the rest keeps its order.
-
-    Files that are not streamed are read once as a check before anything is written to the cache. Null texts count as
-    blank. Lone surrogates, which JSON can spell, become U+FFFD.
+    Sources are those of `resolve_splits`; without any, training texts come from `builtin_corpus`.
+    Files that are not streamed are read once as a check before anything is written to the cache.
+    Null texts count as blank. Lone surrogates, which JSON can express, become U+FFFD.
 
     Args:
-        args: Their `streaming` decides whether datasets are map-style or iterable.
-        seed: Not negative.
-        need_validation: False leaves all validation sources alone.
+        args: Sources and limits. `streaming` returns iterable instead of map-style datasets.
+        seed: Seed of the held-out texts, not negative.
+        need_validation: False ignores all validation sources.
 
     Returns:
         The training and the validation dataset; None for the latter unless `need_validation`.
 
     Raises:
-        UsageError: For all that can be wrong with what the user gave: files, columns, names, splits. Of a streamed
-            file only what comes before its first text is looked at here, the rest when it is read.
+        UsageError: Files, columns, names or splits do not exist, cannot be read, or hold no text.
+            Of a streamed file only the part before its first text is checked here, the rest during
+            reading.
     """
-    if args.dataset_name is not None and args.train_file is not None:
-        raise UsageError("dataset_name and train_file exclude each other; give only one of them")
-    splits = {} if args.dataset_name is None else load_named(args)
-    if args.dataset_name is not None:
-        train = _pick_split(splits, args.dataset_train_split, args)
-    elif args.train_file is not None:
-        train = _load_files("train_file", args.train_file, args, "train")
-    else:
-        train = Dataset.from_dict({"text": embedded_corpus()})
-        train = train.to_iterable_dataset() if args.streaming else train
 
-    validation = None
-    if need_validation:
-        if args.validation_file is not None:
-            validation = _load_files("validation_file", args.validation_file, args, "validation")
-        elif splits and (args.dataset_validation_split or "validation" in splits):
-            validation = _pick_split(splits, args.dataset_validation_split or "validation", args)
-        elif args.streaming:
-            raise UsageError("streamed texts cannot be split; give --validation_file to evaluate on")
-        else:
-            train, validation = hold_out(train, args.validation_split_percentage, seed)
+    def load_embedded() -> Dataset | IterableDataset:
+        dataset = Dataset.from_dict({"text": builtin_corpus()})
+        return dataset.to_iterable_dataset() if args.streaming else dataset
 
-    return first_samples(train, validation, args)
+    return resolve_splits(
+        args,
+        seed=seed,
+        need_validation=need_validation,
+        load_files=partial(_load_files, args=args),
+        load_split=partial(_load_split, args=args),
+        load_default=load_embedded,
+        streaming=args.streaming,
+    )
 
 
-def embedded_corpus() -> list[str]:
-    """About 260 KB of English: the paragraphs of Python's own language reference, as `help()` shows it.
+def builtin_corpus() -> list[str]:
+    """Return about 260 KB of English: the paragraphs of Python's language reference.
 
-    Whitespace is normalized; headings, grammar, code, paragraphs shorter than 40 characters and repetitions are left
-    out. The texts are the same in every call but differ a little between Python versions.
+    Whitespace is normalized. Headings, grammar, code, paragraphs shorter than 40 characters and
+    repetitions are omitted. The texts are the same in every call, but differ slightly between
+    Python versions.
     """
     paragraphs = (" ".join(part.split()) for topic in topics.values() for part in re.split(r"\n\s*\n", topic))
     return [
         paragraph
         for paragraph in dict.fromkeys(paragraphs)
         if len(paragraph) >= 40
-        # Prose ends like a sentence, or like one that introduces an example.
+        # Prose ends with a full stop, or with the colon that introduces an example.
         and paragraph.endswith((".", ":", "!", "?"))
         and not paragraph.endswith("...")
         and ">>>" not in paragraph
@@ -100,7 +91,7 @@ def embedded_corpus() -> list[str]:
 
 @dataclass(frozen=True)
 class _TextFile:
-    """A file and the column to read. `version` changes with the file, so that the cache tells its versions apart."""
+    """A file and its text column. `version` changes with the file and so invalidates the cache."""
 
     path: str
     kind: str
@@ -108,43 +99,50 @@ class _TextFile:
     version: tuple[str, int, int]
 
 
-def _load_files(argument: str, files: str, args: DataArguments, split: str) -> Dataset | IterableDataset:
-    """The texts of `files`, the value of the argument named `argument`."""
+def _load_files(argument: str, args: DataArguments) -> Dataset | IterableDataset:
+    """Load the texts of the files that the argument of this name lists."""
+    files = getattr(args, argument)
     paths = find_files(argument, files)
-    kinds = sorted({file_kind(path) for path in paths})
-    if len(kinds) > 1:
-        raise UsageError(f"{argument} '{files}' mixes {' and '.join(kinds)} files; give files of one kind")
-    text_files = [_describe(argument, path, kinds[0], args.text_column_name) for path in paths]
+    kind = single_kind(argument, files, map(file_format, paths))
+    text_files = [_open_text_file(argument, path, kind, args.text_column_name) for path in paths]
     texts = _read_texts(text_files)
     if next(texts, None) is None:
-        raise UsageError(f"{argument} '{files}' holds no text, only blank rows; give a file with text")
-    reading: dict[str, Any] = {"gen_kwargs": {"files": text_files}, "split": NamedSplit(split)}
+        raise UsageError(f"{argument} '{files}' holds no text, only blank rows. Provide a file with text.")
+    settings: dict[str, Any] = {
+        "gen_kwargs": {"files": text_files},
+        "split": NamedSplit(argument.removesuffix("_file")),
+    }
     if args.streaming:
-        return IterableDataset.from_generator(_read_texts, features=_FEATURES, **reading)
-    deque(texts, maxlen=0)  # reads all the rest, for its errors
-    return Dataset.from_generator(_read_texts, cache_dir=args.cache_dir, **reading)
+        return IterableDataset.from_generator(_read_texts, features=_FEATURES, **settings)
+    deque(texts, maxlen=0)  # reads the remaining rows, to raise their errors
+    return Dataset.from_generator(_read_texts, cache_dir=args.cache_dir, **settings)
 
 
-def _describe(argument: str, path: str, kind: str, text_column_name: str | None) -> _TextFile:
+def _open_text_file(argument: str, path: str, kind: str, text_column_name: str | None) -> _TextFile:
     status = os.stat(path)
     if status.st_size == 0:
-        raise UsageError(f"{argument} '{path}' is empty; give a file with text")
+        raise UsageError(f"{argument} '{path}' is empty. Provide a file with text.")
     column = text_column(path, kind, text_column_name)
     return _TextFile(path, kind, column, (os.path.abspath(path), status.st_size, status.st_mtime_ns))
 
 
 def text_column(path: str, kind: str, wanted: str | None) -> str:
-    """The column of a file that holds its texts: the `wanted` one, else `text`, else the only one of strings."""
-    with naming_file(path):
+    """Return the text column of a file: the `wanted` one, `text`, or the only one of strings.
+
+    Raises:
+        UsageError: There is no such column, or it holds no strings.
+    """
+    with file_errors_as_usage_error(path):
         return _choose_column(_column_types(path, kind), wanted, f"'{path}'")
 
 
 def _choose_column(types: dict[str, str], wanted: str | None, source: str) -> str:
-    """The column to read: the `wanted` one, else `text`, else the only one that holds strings.
+    """Return the column to read: the `wanted` one, else `text`, else the only one of strings.
 
     Args:
-        types: The type of each column by its name.
-        source: What has the columns, as an error is to call it.
+        types: The type of each column by name.
+        wanted: Name from the user, if any.
+        source: Description of the data for errors.
     """
     strings = [name for name, kind in types.items() if kind in _STRING_TYPES]
     if wanted is None and "text" not in types and len(strings) == 1:
@@ -152,19 +150,19 @@ def _choose_column(types: dict[str, str], wanted: str | None, source: str) -> st
     name = wanted or "text"
     if name not in types:
         raise UsageError(
-            f"{source} has no column '{name}'; name the column with the text by --text_column_name, out of: "
-            f"{', '.join(types)}"
+            f"No column '{name}' in {source}. Set --text_column_name to the column with the text, out of: "
+            f"{', '.join(types)}."
         )
     if types[name] not in (*_STRING_TYPES, "null"):
         raise UsageError(
-            f"column '{name}' of {source} holds {types[name]}, not strings; name the column with the text by "
-            f"--text_column_name, out of: {', '.join(types)}"
+            f"Column '{name}' of {source} holds {types[name]}, not strings. Set --text_column_name to the column with "
+            f"the text, out of: {', '.join(types)}."
         )
     return name
 
 
 def _column_types(path: str, kind: str) -> dict[str, str]:
-    """The type of each column by its name, "string" for text, as far as the first rows show it."""
+    """Return the type of each column by name; outside Parquet inferred from the first rows."""
     if kind == "text":
         return {"text": "string"}
     if kind == "parquet":
@@ -174,49 +172,44 @@ def _column_types(path: str, kind: str) -> dict[str, str]:
     types: dict[str, str] = {}
     for row in islice(read_rows(path, kind), SAMPLE_SIZE):
         for name, value in row.items():
-            # One string makes a column of strings: in CSV the others only look like numbers.
+            # One string makes a column of strings: in CSV the other values only look like numbers.
             if types.get(name, "null") != "string":
                 types[name] = types.get(name, "null") if value in (None, "") else type_of(value)
     if not types:
-        raise UsageError(f"'{path}' has no rows; give a file with text")
+        raise UsageError(f"'{path}' has no rows. Provide a file with text.")
     return types
 
 
 def _csv_type(value: str) -> str:
-    for number in (int, float):
+    for kind in (int, float):
         try:
-            number(value)
+            kind(value)
         except ValueError:
             continue
-        return number.__name__
+        return kind.__name__
     return "string"
 
 
 def _read_texts(files: list[_TextFile]) -> Iterator[dict[str, str]]:
-    """The texts of all files that are not blank, one by one."""
+    """Yield the texts of all files, without blank ones."""
     for file in files:
-        with naming_file(file.path):
+        with file_errors_as_usage_error(file.path):
             for number, row in enumerate(read_rows(file.path, file.kind, file.column), 1):
                 text = row.get(file.column)
                 if text is None:
                     continue
                 if not isinstance(text, str):
                     raise UsageError(
-                        f"row {number} of '{file.path}' has {type(text).__name__} in column '{file.column}', which "
-                        "must hold strings"
+                        f"Row {number} of '{file.path}' has {type(text).__name__} in column '{file.column}', which "
+                        "must hold strings."
                     )
                 if text.strip():
-                    yield {"text": well_formed(text)}
+                    yield {"text": replace_lone_surrogates(text)}
 
 
-def _pick_split(
-    splits: dict[str, Dataset | IterableDataset], split: str, args: DataArguments
-) -> Dataset | IterableDataset:
-    """The texts of one of `splits`, the splits of `args.dataset_name`."""
+def _load_split(dataset: Dataset | IterableDataset, split: str, args: DataArguments) -> Dataset | IterableDataset:
+    """Load the texts of a split of `args.dataset_name`."""
     source = f"dataset '{args.dataset_name}'"
-    if split not in splits:
-        raise UsageError(f"{source} has no split '{split}'; its splits are: {', '.join(splits)}")
-    dataset = splits[split]
     if dataset.features is None:
         types = {name: json_type(value) for name, value in next(iter(dataset), {}).items()}
     else:
@@ -229,13 +222,13 @@ def _pick_split(
     if column != "text":
         dataset = dataset.rename_column(column, "text")
     if isinstance(dataset, IterableDataset):
-        # Streams forget their features on the way.
+        # Streams lose their features in `filter`.
         return dataset.filter(_has_text, batched=True).cast(_FEATURES)
     dataset = dataset.filter(
         _has_text, batched=True, load_from_cache_file=not args.overwrite_cache, desc="Dropping blank rows"
     )
     if len(dataset) == 0:
-        raise UsageError(f"split '{split}' of {source} holds no text in column '{column}'; give another split")
+        raise UsageError(f"Split '{split}' of {source} holds no text in column '{column}'. Name another split.")
     return dataset
 
 

@@ -1,4 +1,4 @@
-"""Rows of text to rows of token ids."""
+"""Tokenization of rows of text into rows of token ids."""
 
 import logging
 import os
@@ -15,8 +15,9 @@ from .packing import pack_dataset
 logger = logging.getLogger(__name__)
 
 
-# A forked process (a loader's worker, one of `num_proc`) has the locks of its parent's threads but not the threads:
-# tokenizers that ran in parallel before and are told to do so again would wait for them forever.
+# A forked process (a data-loader worker, one of `num_proc`) inherits the locks of its parent's
+# threads but not the threads. A tokenizer that ran in parallel in the parent would deadlock if it
+# did so again.
 os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
 
@@ -33,67 +34,52 @@ def tokenize_dataset(
     num_proc: int | None = None,
     load_from_cache_file: bool = True,
 ) -> Dataset | IterableDataset:
-    """Tokenize the text of `dataset`. Rows come out unpadded, inside the special tokens of `tokenizer`.
+    """Tokenize the text of `dataset` into unpadded rows, within the special tokens of `tokenizer`.
 
-    By default each text gives one row, cut at `max_seq_length`; how much was cut is logged (map-style datasets only;
-    as a warning when it is more than 20 %). Blank and null texts, and texts without a single token, give no row.
+    By default each text gives one row, truncated at `max_seq_length`. The share of truncated tokens
+    is logged for map-style datasets, as a warning above 20 %. Blank and null texts, and texts
+    without any token, give no row.
 
     Args:
         dataset: The texts, map-style or streaming.
-        tokenizer: Fast or slow; `word_ids` needs a fast one.
-        text_column_name: The column to read. The others are dropped.
-        max_seq_length: Most tokens in a row, special tokens included.
-        stride: Cut nothing: a long text gives several rows, each repeating the last `stride` tokens of the one before.
-        concat: Cut nothing: join all texts of a map batch (1000 texts) with the sep (else eos) token between them and
-            divide the result into rows of `max_seq_length`. The last row of a batch is shorter; it is left out if it
-            would hold a single token.
-        packed: Put several texts, whole and cut as by default, into each row, see `pack_dataset`.
-        word_ids: Also give the number of the word each token belongs to.
-        num_proc: Processes to tokenize with (map-style datasets only).
-        load_from_cache_file: Take the result of an earlier equal call from the cache (map-style datasets only).
+        tokenizer: Fast or slow; `word_ids` requires a fast one.
+        text_column_name: The column to read. All others are dropped.
+        max_seq_length: Maximum tokens per row, special tokens included.
+        stride: Split a long text into several rows instead of truncating it; each repeats the last
+            `stride` tokens of the previous one.
+        concat: Concatenate all texts of a map batch (1000 texts), separated by the sep (else eos)
+            token, and split the result into rows of `max_seq_length`. The last row of a batch is
+            shorter, and is dropped if it would hold a single token.
+        packed: Pack several texts, truncated as by default, into each row, see `pack_dataset`.
+        word_ids: Also return the number of each token's word.
+        num_proc: Processes for tokenization (map-style datasets only).
+        load_from_cache_file: Reuse the cached result of an earlier equal call (map-style datasets
+            only).
 
     Returns:
-        A dataset of the same kind with the columns `input_ids` and, if asked for, `word_ids` and `sequence_ids`: int32
-        lists of equal length per row. Word ids are -1 at special tokens and separators, and tell apart all words of a
-        row, or of a text in a packed row.
+        A dataset of the same kind with the column `input_ids` and, if requested, `word_ids` and
+        `document_ids`: int32 lists of equal length per row. Word ids are -1 at special tokens and
+        separators, and otherwise unique to a word of the row, or of a document in a packed row.
 
     Raises:
-        UsageError: The column is missing; `word_ids` with a slow tokenizer; `max_seq_length` leaves no room for text;
-            `stride` is out of range; two of `stride`, `concat` and `packed` are given; `concat` with a tokenizer that
-            has neither a sep nor an eos token; or no row of a map-style dataset holds text.
+        UsageError: The column is missing; `word_ids` with a slow tokenizer; `max_seq_length` leaves
+            no room for text; `stride` is out of range; two of `stride`, `concat` and `packed` are
+            set; `concat` with a tokenizer that has neither a sep nor an eos token; or no row of a
+            map-style dataset holds text.
     """
+    _check_modes(stride, concat, packed)
     if dataset.column_names is not None and text_column_name not in dataset.column_names:
         raise UsageError(
-            f"the dataset has no column '{text_column_name}' to tokenize; its columns are: "
-            f"{', '.join(dataset.column_names)}"
+            f"The dataset has no column '{text_column_name}' to tokenize. Its columns are: "
+            f"{', '.join(dataset.column_names)}."
         )
     if word_ids and not tokenizer.is_fast:
         raise UsageError(
-            f"word ids need a fast tokenizer, which {type(tokenizer).__name__} is not; load the fast version of it"
+            f"Word ids need a fast tokenizer, which {type(tokenizer).__name__} is not. Load its fast version."
         )
     prefix, suffix = _special_tokens(tokenizer)
-    room = max_seq_length - len(prefix) - len(suffix)
-    if room < 1:
-        raise UsageError(
-            f"max_seq_length {max_seq_length} leaves no room for text beside the tokenizer's "
-            f"{len(prefix) + len(suffix)} special tokens; make it larger"
-        )
-    if stride is not None and concat:
-        raise UsageError("stride does not go with concat, which cuts nothing; give only one of them")
-    if packed and (concat or stride is not None):
-        other = "concat" if concat else "stride"
-        raise UsageError(f"packed keeps each text in one row and does not go with {other}; give only one of them")
-    if stride is not None and not 0 <= stride < room:
-        raise UsageError(
-            f"stride {stride} is out of range; it must be from 0 to {room - 1}, less than the text tokens in a row of "
-            f"max_seq_length {max_seq_length}"
-        )
-    separator = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
-    if concat and separator is None:
-        raise UsageError(
-            "concat needs a token to put between texts, and the tokenizer has neither a sep nor an eos token; set its "
-            "sep_token"
-        )
+    room = _text_room(max_seq_length, len(prefix) + len(suffix), stride)
+    separator = _separator(tokenizer) if concat else None
 
     streaming = isinstance(dataset, IterableDataset)
     counted = not (streaming or concat or stride is not None)
@@ -108,29 +94,63 @@ def tokenize_dataset(
         text_column_name=text_column_name,
         prefix=prefix,
         suffix=suffix,
-        room=room,
+        max_text_tokens=room,
         overlap=0 if concat else stride,
-        separator=separator if concat else None,
+        separator=separator,
         columns=list(features),
     )
     mapping: dict[str, Any] = {"batched": True, "remove_columns": [text_column_name], "features": features}
     if not streaming:
         mapping |= {"num_proc": num_proc, "load_from_cache_file": load_from_cache_file, "desc": "Tokenizing"}
     texts = dataset.select_columns([text_column_name])
-    # `map` gives an empty dataset back as it is, without the new columns.
+    # `map` returns an empty dataset unchanged, without the new columns.
     tokenized = texts.map(tokenize, **mapping) if streaming or len(texts) else texts
     if not streaming and len(tokenized) == 0:
-        raise UsageError("the dataset holds no text to tokenize; give it rows that are not blank")
+        raise UsageError("The dataset holds no text to tokenize. Provide rows that are not blank.")
     if counted:
-        _log_cuts(tokenized, max_seq_length, room)
+        _log_truncation(tokenized, max_seq_length, room)
         tokenized = tokenized.remove_columns("length")
     if packed:
         return pack_dataset(tokenized, max_seq_length, load_from_cache_file=load_from_cache_file)
     return tokenized
 
 
+def _check_modes(stride: int | None, concat: bool, packed: bool) -> None:
+    if stride is not None and concat:
+        raise UsageError("stride does not go with concat, which truncates nothing. Set only one of them.")
+    if packed and (concat or stride is not None):
+        other = "concat" if concat else "stride"
+        raise UsageError(f"packed keeps each text in one row and does not go with {other}. Set only one of them.")
+
+
+def _text_room(max_seq_length: int, num_special: int, stride: int | None) -> int:
+    """Return the maximum number of text tokens per row, at least 1 and above `stride`."""
+    room = max_seq_length - num_special
+    if room < 1:
+        raise UsageError(
+            f"max_seq_length {max_seq_length} leaves no room for text after the tokenizer's {num_special} special "
+            "tokens. Increase it."
+        )
+    if stride is not None and not 0 <= stride < room:
+        raise UsageError(
+            f"stride {stride} is out of range. It must be from 0 to {room - 1}, less than the text tokens in a row of "
+            f"max_seq_length {max_seq_length}."
+        )
+    return room
+
+
+def _separator(tokenizer: PreTrainedTokenizerBase) -> int:
+    separator = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+    if separator is None:
+        raise UsageError(
+            "concat needs a token between texts, but the tokenizer has neither a sep nor an eos token. Set its "
+            "sep_token."
+        )
+    return separator
+
+
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The ids that `tokenizer` puts before and after a text."""
+    """Return the ids that `tokenizer` adds before and after a text."""
     wrapped = tokenizer("a")["input_ids"]
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     starts = range(len(wrapped) - len(bare) + 1)
@@ -145,24 +165,31 @@ def _tokenize_batch(
     text_column_name: str,
     prefix: list[int],
     suffix: list[int],
-    room: int,
+    max_text_tokens: int,
     overlap: int | None,
     separator: int | None,
     columns: list[str],
 ) -> dict[str, list[Any]]:
-    """One map batch of texts to token rows with the given `columns`.
+    """Tokenize a map batch of texts into rows with the given `columns`.
 
     Args:
-        room: Most tokens in a row, `prefix` and `suffix` not counted.
-        overlap: Tokens that a row repeats of the row before; None keeps only the first row of each text.
-        separator: The token id to join all texts with; None keeps texts apart.
-        columns: Some of `input_ids`, `word_ids` and `length`, the number of tokens the text had before it was cut.
+        batch: Has the column `text_column_name`.
+        tokenizer: Of the model.
+        text_column_name: Column of the texts.
+        prefix: Token ids at the start of each row.
+        suffix: Token ids at its end.
+        max_text_tokens: Maximum tokens per row, without `prefix` and `suffix`.
+        overlap: Tokens that a row repeats of the previous row; None keeps only the first row of
+            each text.
+        separator: Token id to join all texts with; None keeps texts separate.
+        columns: Some of `input_ids`, `word_ids` and `length`, the number of tokens of the text
+            before truncation.
     """
     rows: dict[str, list[Any]] = {column: [] for column in columns}
     texts = [text for text in batch[text_column_name] if text and not text.isspace()]
     if not texts:
         return rows
-    # Cutting is left to us, so the tokenizer has no reason to warn of long texts.
+    # Truncation follows below, so suppress the tokenizer's warning of long texts.
     encoded = tokenizer(
         texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
     )
@@ -174,9 +201,9 @@ def _tokenize_batch(
     if separator is not None:
         pairs = [_join(pairs, separator)]
     for ids, words in pairs:
-        starts = [0] if overlap is None else range(0, max(len(ids) - overlap, 1), room - overlap)
+        starts = [0] if overlap is None else range(0, max(len(ids) - overlap, 1), max_text_tokens - overlap)
         for start in starts:
-            window = slice(start, start + room)
+            window = slice(start, start + max_text_tokens)
             if separator is not None and len(ids[window]) < 2:
                 continue
             rows["input_ids"].append(prefix + ids[window] + suffix)
@@ -188,26 +215,26 @@ def _tokenize_batch(
 
 
 def _join(pairs: list[tuple[list[int], list[int]]], separator: int) -> tuple[list[int], list[int]]:
-    """Join (token ids, word ids) pairs into one, counting the words on from pair to pair."""
+    """Join (token ids, word ids) pairs into one, with words numbered consecutively."""
     ids: list[int] = []
     words: list[int] = []
     first_word = 0
-    for more_ids, more_words in pairs:
+    for text_ids, text_words in pairs:
         if ids:
             ids.append(separator)
             words.append(-1)
-        ids += more_ids
-        words += [word if word == -1 else first_word + word for word in more_words]
-        first_word += 1 + max(more_words, default=-1)
+        ids += text_ids
+        words += [word if word == -1 else first_word + word for word in text_words]
+        first_word += 1 + max(text_words, default=-1)
     return ids, words
 
 
-def _log_cuts(tokenized: Dataset, max_seq_length: int, room: int) -> None:
-    """Log how many tokens were cut, told from the column `length`, which the cache keeps too."""
+def _log_truncation(tokenized: Dataset, max_seq_length: int, max_text_tokens: int) -> None:
+    """Log how many tokens were truncated, from the column `length`, which the cache retains."""
     lengths = tokenized.data.column("length")
-    cut_lengths = lengths.filter(pc.greater(lengths, room))
+    cut_lengths = lengths.filter(pc.greater(lengths, max_text_tokens))
     if len(cut_lengths):
-        cut = pc.sum(cut_lengths).as_py() - room * len(cut_lengths)
+        cut = pc.sum(cut_lengths).as_py() - max_text_tokens * len(cut_lengths)
         percentage = 100 * cut / pc.sum(lengths).as_py()
         logger.log(
             logging.WARNING if percentage > 20 else logging.INFO,

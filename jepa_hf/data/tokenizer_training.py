@@ -3,20 +3,20 @@
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def train_wordpiece_tokenizer(
     texts: Iterable[str], vocab_size: int = 8192, model_max_length: int = 512
-) -> BertTokenizerFast:
+) -> BertTokenizer:
     """Train a lower-casing BERT tokenizer; equal texts give equal tokenizers.
 
     Args:
-        texts: What to learn the vocabulary from; read once and kept in memory meanwhile.
-        vocab_size: Most tokens, special tokens included. All characters of `texts` are kept, even if they are more;
-            texts with few different words give fewer.
+        texts: Training texts; read once and held in memory.
+        vocab_size: Maximum number of tokens, special tokens included. All characters of `texts` are
+            retained, even if they are more. Texts with few different words give fewer tokens.
         model_max_length: Stored in the tokenizer, in tokens.
     """
     texts = list(texts)
@@ -29,17 +29,17 @@ def train_wordpiece_tokenizer(
             continuations.update(word[1:])
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        # The trainer numbers continuations as it meets them, in a random order that also decides between equally good
-        # merges. Those that are there from the start keep their numbers.
+        # The trainer numbers continuations in a random order, which also breaks ties between
+        # merges. Tokens that exist from the start keep their numbers.
         special_tokens=[*_SPECIAL_TOKENS, *(f"##{character}" for character in sorted(continuations))],
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return BertTokenizerFast(vocab=dict(vocab), model_max_length=model_max_length)
+    return BertTokenizer(vocab=dict(vocab), model_max_length=model_max_length)
 
 
-# Turns as many models' templates write them (ChatML); the content is taken as it is.
+# ChatML, the turn format of many models; the content stays unchanged.
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -47,12 +47,13 @@ CHATML = (
 
 
 def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, which writes every text as it was, with a ChatML template.
+    """Train a byte-level BPE tokenizer, lossless on every text, with a ChatML template.
 
     Args:
-        texts: what to learn the vocabulary from.
-        vocab_size: most tokens; the 256 bytes and the special tokens are there in any case.
-        model_max_length: stored in the tokenizer, in tokens.
+        texts: Training texts.
+        vocab_size: Maximum number of tokens, except that the 256 bytes and the special tokens are
+            always included.
+        model_max_length: Stored in the tokenizer, in tokens.
     """
     specials = ("<|pad|>", "<|im_start|>", "<|im_end|>")
     tokenizer = Tokenizer(models.BPE())
@@ -65,7 +66,7 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    made = PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=specials[0],
         eos_token=specials[2],
@@ -73,5 +74,5 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length:
         model_max_length=model_max_length,
         clean_up_tokenization_spaces=False,
     )
-    made.chat_template = CHATML
-    return made
+    wrapped.chat_template = CHATML
+    return wrapped

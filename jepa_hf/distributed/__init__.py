@@ -1,1 +1,1 @@
-"""Sharded training: what FSDP2 and ZeRO divide, and how full weights are written and read."""
+"""Sharded training: full state dicts under FSDP2 and ZeRO."""

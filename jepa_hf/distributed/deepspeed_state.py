@@ -1,11 +1,11 @@
-"""DeepSpeed's ZeRO: what of it can be resumed, and its divided states, written and read as one process does.
+"""Saving and loading of full state dicts under DeepSpeed's ZeRO, and its supported settings.
 
-So a checkpoint goes on in one process, under DDP, FSDP2 and every stage of ZeRO. DeepSpeed's own, which only DeepSpeed
-reads, are not written. Which elements of a parameter this rank changes, DeepSpeed's functions know
+A checkpoint can be resumed in one process, under DDP, FSDP2 and every stage of ZeRO. DeepSpeed's
+own format is not used. DeepSpeed's functions map parameters to shards
 (https://deepspeed.readthedocs.io/en/latest/zero3.html, "Debugging").
 
-All functions but `check_config` and `whole_weights` are called by all ranks. DeepSpeed is imported where it runs,
-because few have it.
+All functions except `validate_deepspeed_config` and `zero3_init_disabled` must be called on all ranks. DeepSpeed is an
+optional dependency, imported in the functions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,74 +19,85 @@ from torch import nn
 from transformers.integrations import deepspeed
 
 from ..errors import UsageError
-from .fsdp_state import Keys, read_weights
-from .sharding import plain_name, zero_part
+from .fsdp_state import IncompatibleKeys, read_full_state_dict
+from .sharding import unwrapped_parameter_name, zero3_shard
 
 _OPTIMIZERS = ("adamw_torch_fused", "adamw_torch")
-# What AdamW keeps of a parameter: how many steps it was changed in, and averages of its elements.
+# AdamW's state of a parameter: its number of steps and its moments.
 _STEP, _MOMENTS = "step", {"exp_avg", "exp_avg_sq"}
+_EXAMPLE = "as in configs/accelerate/zero3.json"
 
 
-def check_config(config: Mapping[str, Any], optim: str) -> None:
-    """Refuse what a checkpoint would not hold exactly.
+def validate_deepspeed_config(config: Mapping[str, Any], optim: str) -> None:
+    """Refuse settings under which a checkpoint would not be exact.
 
     Args:
         config: DeepSpeed's configuration, without "auto".
-        optim: as `TrainingArguments` has it.
+        optim: `TrainingArguments.optim`.
 
     Raises:
-        UsageError: a stage other than 1 to 3, an optimizer or scheduler of DeepSpeed's, an optimizer other than AdamW,
-            weights in half precision, states on NVMe or divided once more, or states or weights that DeepSpeed does not
-            give out.
+        UsageError: a stage other than 1 to 3, an optimizer or scheduler of DeepSpeed, an optimizer
+            other than AdamW, weights in half precision, states on NVMe or split once more, or
+            states or weights that DeepSpeed does not return.
     """
+    for is_refused, rule in [*_stage_rules(config), *_state_rules(config)]:
+        if is_refused:
+            raise UsageError(f"In DeepSpeed's configuration {rule}.")
+    if optim not in _OPTIMIZERS:
+        raise UsageError(f"Under DeepSpeed --optim must be {' or '.join(_OPTIMIZERS)}, not {optim}.")
+
+
+def _stage_rules(config: Mapping[str, Any]) -> list[tuple[bool, str]]:
+    """Return rules on stage, optimizer and precision, with whether each is violated."""
     zero, autocast = config.get("zero_optimization", {}), config.get("torch_autocast", {})
-    offloads = [zero.get(name) or {} for name in ("offload_optimizer", "offload_param")]
-    whole_gathered = zero.get("stage3_gather_16bit_weights_on_model_save")
     half = any(config.get(name, {}).get("enabled") for name in ("fp16", "bf16"))
     half |= bool(autocast.get("enabled")) and "b" not in str(autocast.get("dtype", "bfloat16"))
-    shipped = "as in configs/accelerate/zero3.json"
-    refused = [
-        (zero.get("stage") not in (1, 2, 3), '"stage" must be 1, 2 or 3; configs/accelerate/ddp.yaml divides nothing'),
+    return [
+        (zero.get("stage") not in (1, 2, 3), '"stage" must be 1, 2 or 3; use configs/accelerate/ddp.yaml without ZeRO'),
         (
             "optimizer" in config or "scheduler" in config,
-            f'"optimizer" and "scheduler" must be left out, {shipped}: --optim and --lr_scheduler_type name them',
+            f'"optimizer" and "scheduler" must be left out, {_EXAMPLE}; use --optim and --lr_scheduler_type',
         ),
         (
             half,
-            '"fp16" and "bf16", which --fp16 and --bf16 enable, leave checkpoints weights in half precision; take '
-            f'"torch_autocast" with bfloat16, {shipped}',
+            '"fp16" and "bf16", which --fp16 and --bf16 enable, would save weights in half precision; use '
+            f'"torch_autocast" with bfloat16, {_EXAMPLE}',
+        ),
+    ]
+
+
+def _state_rules(config: Mapping[str, Any]) -> list[tuple[bool, str]]:
+    """Return rules on saved states and weights, with whether each is violated."""
+    zero = config.get("zero_optimization", {})
+    offloads = [zero.get(name) or {} for name in ("offload_optimizer", "offload_param")]
+    gathers = zero.get("stage3_gather_16bit_weights_on_model_save") is True
+    return [
+        (
+            any(part.get("device", "none") not in ("none", "cpu") or part.get("ratio", 1) != 1 for part in offloads),
+            '"offload_optimizer" and "offload_param" must have "device" "cpu" and "ratio" 1, because checkpoints '
+            "would not contain states on other devices",
         ),
         (
-            any(each.get("device", "none") not in ("none", "cpu") or each.get("ratio", 1) != 1 for each in offloads),
-            '"offload_optimizer" and "offload_param" must have "device" "cpu" and "ratio" 1, because checkpoints would '
-            "not hold states that lie elsewhere",
-        ),
-        (
-            bool(zero.get("zenflow")) or any(each.get("super_offload") for each in offloads),
-            '"zenflow" and "super_offload" must be left out, because checkpoints would not hold their states',
+            bool(zero.get("zenflow")) or any(part.get("super_offload") for part in offloads),
+            '"zenflow" and "super_offload" must be left out, because checkpoints would not contain their states',
         ),
         (
             bool(zero.get("round_robin_gradients")),
-            '"round_robin_gradients" must be left out, because DeepSpeed then gives out states of other parameters',
+            '"round_robin_gradients" must be left out, because DeepSpeed then returns states of other parameters',
         ),
         (
-            zero.get("stage") == 3 and whole_gathered is not True,
-            f'"stage3_gather_16bit_weights_on_model_save" must be true, {shipped}, for checkpoints to hold the weights',
+            zero.get("stage") == 3 and not gathers,
+            f'"stage3_gather_16bit_weights_on_model_save" must be true, {_EXAMPLE}, to save the weights',
         ),
     ]
-    for found, sentence in refused:
-        if found:
-            raise UsageError(f"in DeepSpeed's configuration {sentence}")
-    if optim not in _OPTIMIZERS:
-        raise UsageError(f"under DeepSpeed --optim must be {' or '.join(_OPTIMIZERS)}, not {optim}")
 
 
 @contextmanager
-def whole_weights() -> Iterator[None]:
-    """Have transformers build models whole, also under DeepSpeed's ZeRO-3, which divides them once training begins.
+def zero3_init_disabled() -> Iterator[None]:
+    """Disable transformers' ZeRO-3 partitioned initialization while building a model.
 
-    It would divide them at once, and neither can a target encoder be copied from a part, nor may one rank alone build a
-    divided model.
+    Copying the target encoder needs full weights, and partitioned construction is a collective
+    operation. DeepSpeed shards the model when training starts.
     """
     configured = deepspeed._hf_deepspeed_config_weak_ref
     deepspeed.unset_hf_deepspeed_config()
@@ -96,23 +107,23 @@ def whole_weights() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = configured
 
 
-class _Part(NamedTuple):
-    """Parameters that follow each other in one of the optimizer's groups, and what this rank changes of them."""
+class _ParameterPartition(NamedTuple):
+    """Consecutive parameters of an optimizer group, and this rank's flat shard of them."""
 
     group: int
     parameters: list[nn.Parameter]
     flat: torch.Tensor
 
 
-def _parts(optimizer: Any) -> list[_Part]:
-    """All that is trained, in the order of one process's optimizer."""
+def _parameter_partitions(optimizer: Any) -> list[_ParameterPartition]:
+    """Return the trained parameters in the order of one process's optimizer."""
     if _is_stage_3(optimizer):
-        numbers = optimizer.sub_group_to_group_id.values()
-        parts = zip(numbers, optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True)
+        groups = optimizer.sub_group_to_group_id.values()
+        parts = zip(groups, optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True)
     else:
-        groups = optimizer.bit16_groups
-        parts = zip(range(len(groups)), groups, optimizer.single_partition_of_fp32_groups, strict=True)
-    return [_Part(*part) for part in parts]
+        bit16_groups = optimizer.bit16_groups
+        parts = zip(range(len(bit16_groups)), bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True)
+    return [_ParameterPartition(*part) for part in parts]
 
 
 def _is_stage_3(optimizer: Any) -> bool:
@@ -121,150 +132,157 @@ def _is_stage_3(optimizer: Any) -> bool:
     return isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3)
 
 
-def _link(optimizer: Any) -> None:
-    """Let the parameters of ZeRO-1 and 2 know where their states are; those of ZeRO-3 always do.
+def _attach_optimizer_states(optimizer: Any) -> None:
+    """Attach optimizer states to the parameters of ZeRO-1 and 2; ZeRO-3 does it itself.
 
-    DeepSpeed does so in the first step of the first group, when the others have no states yet.
+    DeepSpeed does so in the first step of the first group, before the other groups have states.
     """
     from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
     if not _is_stage_3(optimizer):
-        for part in _parts(optimizer):
+        for part in _parameter_partitions(optimizer):
             lazy_init_hp_params_optimizer_state(part.parameters, part.flat, optimizer.optimizer.state)
 
 
-def load_weights(model: nn.Module, optimizer: Any, folder: str | Path) -> Keys:
-    """Read a model's weights from the safetensors files in `folder`, which hold them whole.
+def load_full_state_dict(model: nn.Module, optimizer: Any, folder: str | Path) -> IncompatibleKeys:
+    """Load full weights from the safetensors files in `folder` into a sharded model.
 
     Args:
         model: the engine's module.
-        optimizer: the engine's, whose copies of the weights follow.
-        folder: as `divided.load_weights` takes it.
+        optimizer: the engine's optimizer; its copies of the weights are updated.
+        folder: folder of `model*.safetensors`.
 
     Returns:
-        As `divided.load_weights` does.
+        Incompatible names, as `fsdp_state.load_weights` returns them.
     """
     from deepspeed.runtime.zero import GatheredParameters
 
-    state, keys = read_weights(model, folder)
+    state, keys = read_full_state_dict(model, folder)
     if keys.unexpected_keys:
         return keys
-    ours = {plain_name(name): value for name, value in model.state_dict(keep_vars=True).items()}
+    parameters = {unwrapped_parameter_name(name): value for name, value in model.state_dict(keep_vars=True).items()}
     for name, value in state.items():
-        with torch.no_grad(), GatheredParameters(ours[name], modifier_rank=0):
-            ours[name].copy_(value)
+        with torch.no_grad(), GatheredParameters(parameters[name], modifier_rank=0):
+            parameters[name].copy_(value)
     optimizer.refresh_fp32_params()
     return keys
 
 
 @contextmanager
-def whole_trained(model: nn.Module, optimizer: Any) -> Iterator[None]:
-    """Within it what is trained is whole on all ranks, which may change it; the engine's `optimizer` follows."""
+def gathered_trainable_parameters(model: nn.Module, optimizer: Any) -> Iterator[None]:
+    """Gather the trainable parameters on all ranks to change them, then update the optimizer."""
     from deepspeed.runtime.zero import GatheredParameters
 
-    with GatheredParameters([each for each in model.parameters() if each.requires_grad], modifier_rank=0):
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with GatheredParameters(trainable, modifier_rank=0):
         yield
     optimizer.refresh_fp32_params()
 
 
-def whole_optimizer_state(optimizer: Any, keep: bool) -> dict[str, Any]:
-    """What one process's `AdamW.state_dict()` gives, in the CPU's memory.
+def full_optimizer_state_dict(optimizer: Any, keep: bool) -> dict[str, Any]:
+    """Return the state dict of one process's AdamW, on the CPU.
 
     Args:
-        optimizer: the engine's.
-        keep: False on ranks that only contribute; their tensors are None.
+        optimizer: the engine's optimizer.
+        keep: False on ranks that only take part in the collectives; their tensors are None.
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    def whole(parameter: nn.Parameter, name: str) -> torch.Tensor | None:
+    def full_state(parameter: nn.Parameter, name: str) -> torch.Tensor | None:
         value = safe_get_full_optimizer_state(parameter, name)
         return value.to("cpu", copy=True) if keep else None
 
-    _link(optimizer)
+    _attach_optimizer_states(optimizer)
     inner = optimizer.optimizer
-    kept = next(iter(inner.state.values()), {})  # all have made the same steps
+    first_state: dict[str, Any] = next(iter(inner.state.values()), {})  # all have the same number of steps
     states: dict[int, dict[str, Any]] = {}
     groups: list[dict[str, Any]] = [{**group, "params": []} for group in inner.param_groups]
-    trained = [(part.group, parameter) for part in _parts(optimizer) for parameter in part.parameters]
-    for number, (group, parameter) in enumerate(trained):
-        groups[group]["params"].append(number)
-        if kept:
-            # A count for each: in one process every parameter counts its own up.
-            states[number] = {_STEP: torch.tensor(float(kept[_STEP]))}
-            states[number] |= {name: whole(parameter, name) for name in kept if name != _STEP}
+    trained = [(part.group, parameter) for part in _parameter_partitions(optimizer) for parameter in part.parameters]
+    for index, (group, parameter) in enumerate(trained):
+        groups[group]["params"].append(index)
+        if first_state:
+            # One tensor per parameter, because AdamW increments each in place.
+            states[index] = {_STEP: torch.tensor(float(first_state[_STEP]))}
+            states[index] |= {name: full_state(parameter, name) for name in first_state if name != _STEP}
     return {"state": states, "param_groups": groups}
 
 
-def load_optimizer_state(optimizer: Any, state: dict[str, Any]) -> None:
-    """Load what `whole_optimizer_state` or one process's AdamW gave, divided as the parameters are.
+def load_full_optimizer_state_dict(optimizer: Any, state: dict[str, Any]) -> None:
+    """Load a full optimizer state dict; shard it like the parameters.
 
     Args:
-        optimizer: the engine's.
-        state: whole, the same on all ranks.
+        optimizer: the engine's optimizer.
+        state: full state dict, the same on all ranks.
 
     Raises:
-        UsageError: see `steps_of`.
+        UsageError: see `optimizer_step_count`.
     """
-    inner, parts, saved = optimizer.optimizer, _parts(optimizer), state["state"]
+    inner, parts, saved = optimizer.optimizer, _parameter_partitions(optimizer), state["state"]
     groups = range(len(inner.param_groups))
-    steps = steps_of(state, [sum(len(part.parameters) for part in parts if part.group == each) for each in groups])
-    for group, theirs in zip(inner.param_groups, state["param_groups"], strict=True):
-        group.update({name: value for name, value in theirs.items() if name != "params"})
+    steps = optimizer_step_count(
+        state, [sum(len(part.parameters) for part in parts if part.group == group) for group in groups]
+    )
+    for group, saved_group in zip(inner.param_groups, state["param_groups"], strict=True):
+        group.update({name: value for name, value in saved_group.items() if name != "params"})
     if not saved:
         return
     names = [name for name in next(iter(saved.values())) if name != _STEP]
     for part in parts:
-        # What DeepSpeed leaves to the first step. A parameter that never had a gradient keeps moments of 0.
+        # DeepSpeed does this in the first step. Moments of a parameter without gradients stay 0.
         inner.state[part.flat] = {name: torch.zeros_like(part.flat) for name in names}
-        inner.state[part.flat][_STEP] = _counted(inner, part, steps)
-    _link(optimizer)
-    for number, parameter in enumerate(parameter for part in parts for parameter in part.parameters):
-        for name, value in saved.get(number, {}).items():
+        inner.state[part.flat][_STEP] = _step_value(inner, part, steps)
+    _attach_optimizer_states(optimizer)
+    for index, parameter in enumerate(parameter for part in parts for parameter in part.parameters):
+        for name, value in saved.get(index, {}).items():
             if name != _STEP:
                 _set_state(parameter, value, name)
 
 
 def _set_state(parameter: nn.Parameter, value: torch.Tensor, name: str) -> None:
-    """Let this rank have its elements of the whole tensor `value`."""
+    """Set this rank's shard of a state from the full tensor `value`."""
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    if zero_part(parameter) is None:
+    part = zero3_shard(parameter)
+    if part is None:
         safe_set_full_optimizer_state(parameter, value, name)
         return
-    # Of ZeRO-3 the function above fails where a parameter's elements do not divide evenly.
-    size = zero_part(parameter).numel()
-    first = size * torch.distributed.get_rank(parameter.ds_process_group)
-    mine = value.flatten()[first : first + size]
-    safe_set_local_optimizer_state(parameter, F.pad(mine, (0, size - len(mine))), name)
+    # Under ZeRO-3 the function above fails if the number of elements is not a multiple of the
+    # ranks.
+    zero_parameter: Any = parameter
+    size = part.numel()
+    first = size * torch.distributed.get_rank(zero_parameter.ds_process_group)
+    local_slice = value.flatten()[first : first + size]
+    safe_set_local_optimizer_state(parameter, F.pad(local_slice, (0, size - len(local_slice))), name)
 
 
-def steps_of(state: dict[str, Any], sizes: list[int]) -> float:
-    """In how many steps the parameters were changed that an optimizer's state belongs to; 0 where there is none yet.
+def optimizer_step_count(state: dict[str, Any], sizes: list[int]) -> float:
+    """Return the number of steps in an optimizer's state, 0 if it is empty.
 
     Args:
-        state: as AdamW's `state_dict()` gives it.
-        sizes: of the groups of parameters that it is for.
+        state: state dict of AdamW.
+        sizes: number of parameters in each group.
 
     Raises:
-        UsageError: it belongs to other groups or another optimizer, or its parameters were not all changed in the same
-            steps, which DeepSpeed does not count one by one.
+        UsageError: the state has other groups, is of another optimizer, or has parameters with
+            different numbers of steps; DeepSpeed has one count for all.
     """
     if sizes != [len(group["params"]) for group in state["param_groups"]]:
-        raise UsageError("the checkpoint to resume from holds optimizer states of other parameters: start over")
-    if any(not each.keys() >= {_STEP, *_MOMENTS} for each in state["state"].values()):
-        raise UsageError("the checkpoint to resume from was written with another --optim than AdamW: start over")
-    steps = {float(each[_STEP]) for each in state["state"].values()} or {0.0}
+        raise UsageError("The checkpoint to resume from has optimizer states of other parameters. Start a new run.")
+    states = state["state"].values()
+    if any(not parameter_state.keys() >= {_STEP, *_MOMENTS} for parameter_state in states):
+        raise UsageError("The checkpoint to resume from was written with another --optim than AdamW. Start a new run.")
+    steps = {float(parameter_state[_STEP]) for parameter_state in states} or {0.0}
     if len(steps) > 1:
         raise UsageError(
-            f"the checkpoint to resume from has parameters that were changed in {min(steps):.0f} steps and others in "
-            f"{max(steps):.0f}, which DeepSpeed does not tell apart: resume without it"
+            f"The checkpoint to resume from has parameters with {min(steps):.0f} steps and others with "
+            f"{max(steps):.0f}, but DeepSpeed has one count for all. Resume without DeepSpeed."
         )
     return steps.pop()
 
 
-def _counted(inner: torch.optim.Optimizer, part: _Part, steps: float) -> torch.Tensor | int:
-    """The number of steps, in the optimizer's own form."""
+def _step_value(inner: torch.optim.Optimizer, part: _ParameterPartition, steps: float) -> torch.Tensor | int:
+    """Return the number of steps in the optimizer's own type."""
     if not isinstance(inner, torch.optim.AdamW):
-        return int(steps)  # DeepSpeedCPUAdam, which accelerate takes where the states are offloaded
+        return int(steps)  # DeepSpeedCPUAdam, which accelerate uses with offloaded states
     group = inner.param_groups[part.group]
     return torch.tensor(steps, device=part.flat.device if group["fused"] or group["capturable"] else "cpu")

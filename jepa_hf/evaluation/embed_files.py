@@ -1,4 +1,4 @@
-"""From files to a file of embeddings: in parts, so that memory is bounded and a killed run goes on where it was."""
+"""Embedding of data files in parts, so that memory is bounded and a killed run can resume."""
 
 import json
 import os
@@ -17,32 +17,39 @@ from tqdm.auto import tqdm
 
 from ..data.arguments import DataArguments
 from ..data.feature_datasets import load_feature_datasets
-from ..data.file_readers import file_kind, find_files, naming_file, open_parquet, read_rows, well_formed
+from ..data.file_readers import (
+    file_errors_as_usage_error,
+    file_format,
+    find_files,
+    open_parquet,
+    read_rows,
+    replace_lone_surrogates,
+)
 from ..data.image_datasets import load_image_datasets
 from ..data.text_datasets import text_column
 from ..errors import UsageError
-from ..utils.atomic_files import whole_file
+from ..utils.atomic_files import atomic_write
 from .embedder import Embedder
 
-ENDINGS = (".parquet", ".npy")
+OUTPUT_SUFFIXES = (".parquet", ".npy")
 EMBEDDING_COLUMN = "embedding"
 
-# Rows that are in memory together; texts are sorted by length among so many.
+# Rows per part, which are in memory together. Texts are batched by length within a part.
 _ROWS_PER_PART = {"text": 2048, "features": 2048, "images": 256}
 _SETTINGS_FILE = "settings.json"
 
-# Columns that are kept, and what is to be embedded.
+# Columns to keep, and the samples to embed.
 Part = tuple[pa.Table, Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Rows to embed, read whenever they are asked for.
+class RowSource:
+    """Rows to embed, which are read on demand.
 
     Args:
         count: number of rows.
-        parts: gives them part by part, the same parts each time.
-        description: what tells this source from another, as JSON knows it.
+        parts: returns an iterator over the rows in parts, always the same ones.
+        description: files and columns that identify the source, in JSON types.
     """
 
     count: int
@@ -50,24 +57,29 @@ class Source:
     description: dict[str, Any]
 
 
-def open_source(modality: str, args: DataArguments) -> Source:
-    """The rows of `args.train_file`: texts, images or feature vectors.
+def open_source(modality: str, args: DataArguments) -> RowSource:
+    """Open the rows of `args.train_file`: texts, images or feature vectors.
 
-    Of texts all columns are kept, of images their path, of features the number of the row, counted from 0. A text that
-    is blank or null is embedded as the empty text, so that no row is lost. Every row of a text file is checked here.
+    For texts all columns are kept, for images their path, for features the row number, counted from
+    0. Blank and null texts are embedded as the empty text, so that no row is dropped. All rows of
+    text files are checked here.
 
     Args:
         modality: "text", "images" or "features".
         args: names of files and columns.
 
+    Returns:
+        The rows as a source for `embed_files`.
+
     Raises:
-        UsageError: files or columns that are not there or hold something else, or no rows.
+        UsageError: files, columns or rows are missing, or values have the wrong type.
     """
     size = _ROWS_PER_PART[modality]
+    files = args.train_file or ""
     if modality == "text":
-        return _text_source(args, size)
+        return _text_source(files, args.text_column_name, size)
     load = load_image_datasets if modality == "images" else load_feature_datasets
-    cut = _image_part if modality == "images" else _feature_part
+    make_part = _image_part if modality == "images" else _feature_part
     try:
         dataset, _ = load(args, seed=0, need_validation=False)
     except UsageError as error:
@@ -75,10 +87,10 @@ def open_source(modality: str, args: DataArguments) -> Source:
 
     def parts() -> Iterator[Part]:
         for begin in range(0, len(dataset), size):
-            yield cut(dataset, range(begin, min(begin + size, len(dataset))))
+            yield make_part(dataset, range(begin, min(begin + size, len(dataset))))
 
     columns = [args.image_column_name, args.feature_column_names, args.label_column_name]
-    return Source(len(dataset), parts, {"files": _stamps(_listed(args.train_file)), "columns": columns})
+    return RowSource(len(dataset), parts, {"files": _file_fingerprints(_expand_paths(files)), "columns": columns})
 
 
 def _image_part(dataset: Dataset, rows: range) -> Part:
@@ -94,62 +106,63 @@ def _feature_part(dataset: Dataset, rows: range) -> Part:
 # ---- texts
 
 
-def _text_source(args: DataArguments, size: int) -> Source:
-    paths = find_files("FILES", args.train_file)
-    kinds = sorted({file_kind(path) for path in paths})
+def _text_source(files: str, column_name: str | None, size: int) -> RowSource:
+    paths = find_files("FILES", files)
+    kinds = sorted({file_format(path) for path in paths})
     if len(kinds) > 1:
-        raise UsageError(f"the files are {' and '.join(kinds)} files; give files of one kind")
+        raise UsageError(f"Expected files of one kind, got {' and '.join(kinds)} files.")
     (kind,) = kinds
-    columns = {path: text_column(path, kind, args.text_column_name) for path in paths if os.stat(path).st_size}
+    columns = {path: text_column(path, kind, column_name) for path in paths if os.stat(path).st_size}
     if not columns:
-        raise UsageError(f"'{paths[0]}' is empty; give a file with rows")
+        raise UsageError(f"'{paths[0]}' is empty. Give a file with rows.")
     column = next(iter(columns.values()))
-    if odd := next((path for path, name in columns.items() if name != column), None):
+    if other := next((path for path, name in columns.items() if name != column), None):
         raise UsageError(
-            f"the text is in column '{column}' of '{paths[0]}' and in '{columns[odd]}' of '{odd}'; name one by "
-            "--text_column_name, or give files of one kind"
+            f"The text is in column '{column}' of '{paths[0]}', but in '{columns[other]}' of '{other}'. Name one by "
+            "--text_column_name, or give files with the same columns."
         )
     if kind == "parquet":
         count, names, tables = _open_parquet_files(list(columns), size)
     else:
         count, names, tables = _open_rows(list(columns), kind, column, size)
     if count == 0:
-        raise UsageError(f"'{paths[0]}' has no rows; give a file with rows")
+        raise UsageError(f"'{paths[0]}' has no rows. Give a file with rows.")
     if EMBEDDING_COLUMN in names:
-        raise UsageError(f"'{paths[0]}' has a column '{EMBEDDING_COLUMN}' already; rename it")
+        raise UsageError(f"'{paths[0]}' has a column '{EMBEDDING_COLUMN}' already. Rename it.")
 
     def parts() -> Iterator[Part]:
         for table in tables():
             yield table, [text or "" for text in table[column].to_pylist()]
 
-    return Source(count, parts, {"files": _stamps(list(columns)), "columns": [column]})
+    return RowSource(count, parts, {"files": _file_fingerprints(list(columns)), "columns": [column]})
 
 
-# Number of rows, names of columns, and what reads the rows in parts.
-Opened = tuple[int, list[str], Callable[[], Iterator[pa.Table]]]
+# Number of rows, names of columns, and a function that reads the rows in parts.
+OpenedTables = tuple[int, list[str], Callable[[], Iterator[pa.Table]]]
 
 
-def _open_parquet_files(paths: list[str], size: int) -> Opened:
-    """Parquet files of the same columns, whose types stay."""
-    count, schemas = 0, []
+def _open_parquet_files(paths: list[str], size: int) -> OpenedTables:
+    """Open Parquet files with equal columns, whose types are kept."""
+    count = 0
+    schemas: list[pa.Schema] = []
     for path in paths:
-        with naming_file(path), open_parquet(path) as parquet:
+        with file_errors_as_usage_error(path), open_parquet(path) as parquet:
             count += parquet.metadata.num_rows
             schemas.append(parquet.schema_arrow.remove_metadata())
     if any(schema != schemas[0] for schema in schemas):
-        raise UsageError(f"'{paths[0]}' and the other files differ in their columns; give files of one kind")
+        raise UsageError(f"'{paths[0]}' and the other files differ in their columns. Give files with the same ones.")
 
     def tables() -> Iterator[pa.Table]:
         for path in paths:
-            with naming_file(path), open_parquet(path) as parquet:
+            with file_errors_as_usage_error(path), open_parquet(path) as parquet:
                 for batch in parquet.iter_batches(size):
                     yield pa.Table.from_batches([batch]).cast(schemas[0])
 
     return count, schemas[0].names, tables
 
 
-def _open_rows(paths: list[str], kind: str, column: str, size: int) -> Opened:
-    """Other files, read once: a column's type is that of all its values, and texts must be strings or null."""
+def _open_rows(paths: list[str], kind: str, column: str, size: int) -> OpenedTables:
+    """Open other files. They are read once to check the texts and to infer the columns' types."""
     kinds: dict[str, set[str]] = {}
     count = 0
     for path in paths:
@@ -157,19 +170,21 @@ def _open_rows(paths: list[str], kind: str, column: str, size: int) -> Opened:
             count += 1
             if not isinstance(row.get(column), str | None):
                 raise UsageError(
-                    f"row {number} of '{path}' has {type(row[column]).__name__} in column '{column}', which must hold "
-                    "strings"
+                    f"Expected a string in column '{column}', got {type(row[column]).__name__} in row {number} of "
+                    f"'{path}'."
                 )
             for name, value in row.items():
-                kinds.setdefault(name, set()).add(_kind_of(value))
-    types = {name: _arrow_type(found) for name, found in kinds.items()}
+                kinds.setdefault(name, set()).add(_type_name(value))
+    types = {name: _arrow_type(names) for name, names in kinds.items()}
 
     def tables() -> Iterator[pa.Table]:
         rows = _rows(paths, kind)
         while chunk := list(islice(rows, size)):
             yield pa.table(
                 {
-                    well_formed(name): pa.array([_as_type(row.get(name), arrow_type) for row in chunk], arrow_type)
+                    replace_lone_surrogates(name): pa.array(
+                        [_coerce(row.get(name), arrow_type) for row in chunk], arrow_type
+                    )
                     for name, arrow_type in types.items()
                 }
             )
@@ -179,18 +194,19 @@ def _open_rows(paths: list[str], kind: str, column: str, size: int) -> Opened:
 
 def _rows(paths: list[str], kind: str) -> Iterator[dict[str, Any]]:
     for path in paths:
-        with naming_file(path):
+        with file_errors_as_usage_error(path):
             yield from read_rows(path, kind)
 
 
-def _kind_of(value: Any) -> str:
+def _type_name(value: Any) -> str:
+    """Return the name of a type that a column can have, else "other" (also beyond 64 bits)."""
     if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
         return "other"
     return type(value).__name__ if isinstance(value, str | bool | int | float | None) else "other"
 
 
 def _arrow_type(kinds: set[str]) -> pa.DataType:
-    """The type of a column with values of these kinds; what is neither text nor number becomes JSON."""
+    """Return the type of a column with these kinds of values; mixed values become JSON strings."""
     match sorted(kinds - {"NoneType"}):
         case ["bool"]:
             return pa.bool_()
@@ -202,10 +218,10 @@ def _arrow_type(kinds: set[str]) -> pa.DataType:
             return pa.string()
 
 
-def _as_type(value: Any, kind: pa.DataType) -> Any:
+def _coerce(value: Any, kind: pa.DataType) -> Any:
     if value is None or not pa.types.is_string(kind):
         return value
-    return well_formed(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return replace_lone_surrogates(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 # ---- from parts to one file
@@ -213,7 +229,7 @@ def _as_type(value: Any, kind: pa.DataType) -> Any:
 
 def embed_files(
     embedder: Embedder,
-    source: Source,
+    source: RowSource,
     output: str | Path,
     pooling: str = "mean",
     settings: dict[str, Any] | None = None,
@@ -221,35 +237,41 @@ def embed_files(
 ) -> int:
     """Write the embeddings of all rows, float32.
 
-    Finished parts lie in `OUTPUT.parts/` until all are there; the same call goes on after them.
+    Finished parts stay in `OUTPUT.parts/` until the last one is written, so the same call resumes
+    after them.
 
     Args:
-        output: a new file; `.parquet` for the source's columns and a column of lists, `embedding`; `.npy` for an
-            array `[rows, D]`.
+        embedder: the encoder.
+        source: rows from `open_source`.
+        output: a new file; `.parquet` for the source's columns and a column of lists, `embedding`;
+            `.npy` for an array `[rows, D]`.
         pooling: see `Embedder`.
-        settings: what else must be the same for parts to fit together, as JSON knows it.
+        settings: further settings that must be equal to resume, in JSON types; such as the model's
+            name.
+        show_progress: whether to show a progress bar.
 
     Returns:
         Width D of the embeddings.
 
     Raises:
-        UsageError: `output` exists or cannot be written, `OUTPUT.parts/` is of another embedding, or a row that the
-            encoder cannot read.
+        UsageError: `output` exists or cannot be written, `OUTPUT.parts/` belongs to another
+            embedding, or the encoder cannot read a row.
     """
     output = Path(output)
     check_output(output)
-    described = json.loads(json.dumps({"pooling": pooling, **source.description, **(settings or {})}, default=str))
+    fingerprint = json.loads(json.dumps({"pooling": pooling, **source.description, **(settings or {})}, default=str))
     folder = Path(f"{output}.parts")
-    _claim(folder, described)
-    paths, first = [], 0
+    _check_or_write_settings(folder, fingerprint)
+    paths: list[Path] = []
+    first = 0
     with tqdm(total=source.count, desc=embedder.name, unit=" rows", disable=not show_progress) as bar:
         for table, samples in source.parts():
             path = folder / f"part-{len(paths):06d}{output.suffix}"
-            if _rows_of(path) != len(samples):
+            if _num_rows_if_complete(path) != len(samples):
                 try:
                     vectors = embedder.embed(samples, (pooling,))[pooling]
                 except UsageError as error:
-                    raise UsageError(f"among the rows from {first + 1} on, {error}") from None
+                    raise UsageError(f"In the rows from {first + 1} on: {error}") from None
                 _write_part(path, table, vectors)
             paths.append(path)
             first += len(samples)
@@ -260,46 +282,51 @@ def embed_files(
 
 
 def check_output(output: Path) -> None:
-    """Refuse a file that exists, has an unknown ending or lies where nothing can be written."""
-    if output.suffix not in ENDINGS:
-        raise UsageError(f"output {str(output)!r} does not end in {' or '.join(ENDINGS)}; name such a file")
+    """Check that a file can be created.
+
+    Raises:
+        UsageError: the file exists, has an unknown ending, or its folder is missing or not
+            writable.
+    """
+    if output.suffix not in OUTPUT_SUFFIXES:
+        raise UsageError(f"Expected output to end in {' or '.join(OUTPUT_SUFFIXES)}, got {str(output)!r}.")
     if output.exists():
-        raise UsageError(f"output {str(output)!r} exists; delete it, or name another")
+        raise UsageError(f"Output {str(output)!r} exists. Delete it, or name another.")
     if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise UsageError(f"output {str(output)!r} lies in no folder that can be written to; name another place")
+        raise UsageError(f"The folder of output {str(output)!r} does not exist or is not writable. Name another.")
 
 
-def _claim(folder: Path, described: dict[str, Any]) -> None:
-    """Note whose parts a folder holds, or make sure that they are this call's."""
+def _check_or_write_settings(folder: Path, fingerprint: dict[str, Any]) -> None:
+    """Write the settings to the folder of parts, or check that its parts have the same ones."""
     path = folder / _SETTINGS_FILE
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in described if described[name] != before.get(name)]
+        previous = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name in fingerprint if fingerprint[name] != previous.get(name)]
         if changed:
             raise UsageError(
-                f"{str(folder)!r} holds the beginning of another embedding (with other {', '.join(changed)}); repeat "
-                "that command, delete the folder, or name another output"
+                f"{str(folder)!r} holds parts of another embedding (with other {', '.join(changed)}). Repeat that "
+                "command, delete the folder, or name another output."
             )
         return
     if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{str(folder)!r}, where parts are to be kept, holds something else; name another output")
+        raise UsageError(f"The folder for parts, {str(folder)!r}, holds other files. Name another output.")
     folder.mkdir(exist_ok=True)
-    with whole_file(path) as new:
-        new.write_text(json.dumps(described, indent=1), encoding="utf-8")
+    with atomic_write(path) as new:
+        new.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
 
 
 def _write_part(path: Path, table: pa.Table, vectors: np.ndarray) -> None:
-    with whole_file(path) as new:
+    with atomic_write(path) as new:
         if path.suffix == ".npy":
             np.save(new, vectors)
             return
-        ends = np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32)
-        lists = pa.ListArray.from_arrays(ends, pa.array(vectors.reshape(-1)))
+        offsets = np.arange(0, vectors.size + 1, vectors.shape[1], dtype=np.int32)
+        lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
         pq.write_table(table.append_column(EMBEDDING_COLUMN, lists), new)
 
 
-def _rows_of(path: Path) -> int | None:
-    """Number of rows of a part; None where it is not there, or not whole."""
+def _num_rows_if_complete(path: Path) -> int | None:
+    """Return the number of rows of a part; None if the file is missing or truncated."""
     try:
         if path.suffix == ".npy":
             return len(np.load(path, mmap_mode="r"))
@@ -309,8 +336,8 @@ def _rows_of(path: Path) -> int | None:
 
 
 def _join(paths: list[Path], output: Path, count: int) -> int:
-    """One file of all parts, written whole; the width of the embeddings."""
-    with whole_file(output) as new:
+    """Write all parts to one file, atomically; return the width of the embeddings."""
+    with atomic_write(output) as new:
         if output.suffix == ".npy":
             width = np.load(paths[0], mmap_mode="r").shape[1]
             _join_arrays(paths, new, (count, width))
@@ -335,13 +362,13 @@ def _join_tables(paths: list[Path], new: Path) -> None:
             writer.write_table(pq.read_table(path))
 
 
-def _listed(files: str) -> list[str]:
-    """Files and folders that are there, as they were named, and what lies in folders."""
+def _expand_paths(files: str) -> list[str]:
+    """Return the named files and folders, and the folders' contents."""
     names = [files] if os.path.exists(files) else list(map(str.strip, files.split(",")))
     folders = (map(str, Path(name).rglob("*")) if os.path.isdir(name) else [name] for name in names)
     return sorted(chain.from_iterable(folders))
 
 
-def _stamps(paths: list[str]) -> list[list[Any]]:
-    """Name, size and time of change of each file: another one makes other parts."""
+def _file_fingerprints(paths: list[str]) -> list[list[Any]]:
+    """Return name, size and modification time of each file; parts are obsolete if any changes."""
     return [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths if os.path.isfile(path)]

@@ -1,8 +1,8 @@
-"""One vector per sample from any frozen encoder: texts, images or feature vectors in, pooled representations out."""
+"""`Embedder`: one pooled vector per text, image or feature vector, from any frozen encoder."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ from transformers import (
 
 from ..data.image_decoding import decode_image
 from ..errors import UsageError
-from ..hub.loading import load_pretrained
-from ..models.backbones import backbone_for, encoder_from_pretrained
+from ..hub.loading import load_or_usage_error
 from ..models.configuration_jepa import JepaConfig
-from ..models.losses import layer_normalize
+from ..models.encoder_adapters import TextEncoderAdapter, encoder_adapter_for, encoder_from_pretrained
+from ..models.losses import layer_norm_no_affine
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..utils.types import ProcessingClass
 
@@ -35,27 +35,29 @@ _MODALITIES = {"input_ids": "text", "pixel_values": "images", "features": "featu
 
 
 class Embedder:
-    """A frozen encoder and what prepares its input: texts, images or feature vectors in, one vector per sample out.
+    """A frozen encoder with its tokenizer or image processor; embeds each sample as one vector.
 
     The poolings, each `[N, D]`:
 
-    - "mean": the mean of the last hidden states over the real tokens, special tokens included, as
-      sentence-transformers' mean pooling; of an image, over its patches.
-    - "cls": the last hidden state of the first token, where that is a [CLS] token.
-    - "layers": the mean over the same tokens of the average of the upper half of the layers, each normalised over D
-      without affine part, which are the targets of data2vec (Baevski et al. 2022, section 3.3) and of this package.
+    - "mean": mean of the last hidden states over all tokens but padding, as mean pooling in
+      sentence-transformers. For images: mean over the patches.
+    - "cls": last hidden state of the first token, which must be a [CLS] token.
+    - "layers": like "mean", but of the average of the upper half of the layers, each normalized
+      over D without affine parameters. These are the targets of data2vec (Baevski et al. 2022,
+      section 3.3) and of this package.
 
     Args:
-        encoder: a plain transformers model that reads `input_ids`, `pixel_values` or `features`.
-        processing_class: its tokenizer or image processor; feature vectors need none.
-        name: how to call it in tables; default its `name_or_path`.
-        batch_size: samples that go through the encoder together.
-        max_seq_length: texts are cut to so many tokens, special tokens included; default what encoder and tokenizer
-            take.
-        device: default the GPU if there is one, else the CPU.
+        encoder: plain transformers model that reads `input_ids`, `pixel_values` or `features`.
+        processing_class: its tokenizer or image processor; None for feature vectors.
+        name: name in tables and messages. Default: its `name_or_path`.
+        batch_size: samples per batch.
+        max_seq_length: truncate texts to this many tokens, special tokens included. Default: the
+            smaller of the encoder's and the tokenizer's limit.
+        device: default: the GPU if available, else the CPU.
 
     Raises:
-        UsageError: a model that is no encoder, one without its tokenizer or image processor, or numbers out of range.
+        UsageError: the model is not an encoder, its tokenizer or image processor is missing, or a
+            number is out of range.
     """
 
     def __init__(
@@ -69,27 +71,30 @@ class Embedder:
         device: str | None = None,
     ):
         self.name = str(encoder.config.name_or_path) if name is None else name
-        _refuse_decoders(encoder.config, self.name)
+        _check_is_encoder(encoder.config, self.name)
         if encoder.main_input_name not in _MODALITIES:
             raise UsageError(
-                f"{self.name!r} reads {encoder.main_input_name}; give an encoder of texts, images or feature vectors"
+                f"{self.name!r} reads {encoder.main_input_name}. Give an encoder of texts, images or feature vectors."
             )
         self.modality = _MODALITIES[encoder.main_input_name]
-        # Where there is no tokenizer, AutoTokenizer makes one that knows special tokens only.
+        # Without tokenizer files AutoTokenizer builds one that has special tokens only.
         if self.modality == "text" and (
             not isinstance(processing_class, PreTrainedTokenizerBase)
             or set(processing_class.get_vocab().values()) <= set(processing_class.all_special_ids)
         ):
-            raise UsageError(f"{self.name!r} lacks its tokenizer; save it in the same directory")
+            raise UsageError(f"{self.name!r} lacks its tokenizer. Save it in the same directory.")
         if self.modality == "images" and not isinstance(processing_class, BaseImageProcessor):
-            raise UsageError(f"{self.name!r} lacks its image processor; save it in the same directory")
+            raise UsageError(f"{self.name!r} lacks its image processor. Save it in the same directory.")
         if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, not {batch_size}")
+            raise UsageError(f"Expected batch_size to be at least 1, got {batch_size}.")
         self.processing_class = processing_class
         self.batch_size = batch_size
-        self.max_seq_length = self._longest(encoder.config, max_seq_length) if self.modality == "text" else None
+        self.max_seq_length = (
+            self._resolve_max_length(encoder.config, max_seq_length) if self.modality == "text" else None
+        )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.encoder = encoder.to(self.device).eval()
+        self.encoder = encoder.eval()
+        self.encoder.to(device=self.device)
 
     @classmethod
     def from_pretrained(
@@ -101,165 +106,185 @@ class Embedder:
         device: str | None = None,
         **hub_kwargs: Any,
     ) -> Self:
-        """Load an encoder and what lies beside it; the weights become float32.
+        """Load an encoder in float32, with its tokenizer or image processor.
 
         Args:
-            name_or_path: directory or Hub name of any encoder that `AutoModel` loads, or of a JEPA of ours (`out/jepa`
-                or a checkpoint), of which it takes the context encoder.
-            batch_size, max_seq_length, device: see `Embedder`.
-            hub_kwargs: where to find the files and whether to trust code: `revision`, `token`, `cache_dir`,
+            name_or_path: directory or Hub name of an encoder that `AutoModel` loads, or of a JEPA
+                model of this package (`out/jepa` or a checkpoint), whose context encoder is used.
+            batch_size: see `Embedder`.
+            max_seq_length: see `Embedder`.
+            device: see `Embedder`.
+            hub_kwargs: arguments of `from_pretrained`: `revision`, `token`, `cache_dir`,
                 `trust_remote_code`.
 
         Raises:
-            UsageError: nothing that can be loaded lies there, or it is no encoder.
+            UsageError: the model cannot be loaded, or is not an encoder.
         """
         name = str(name_or_path)
-        hub_kwargs = {"trust_remote_code": False, **hub_kwargs}  # None would ask on the terminal
-        config = load_pretrained(name, AutoConfig.from_pretrained, hub_kwargs)
-        _refuse_decoders(config, name)
+        hub_kwargs = {"trust_remote_code": False, **hub_kwargs}  # None would prompt on the terminal
+        config = load_or_usage_error(name, AutoConfig.from_pretrained, hub_kwargs)
+        _check_is_encoder(config, name)
         if isinstance(config, JepaConfig):
-            encoder = load_pretrained(name, JepaForRepresentationPrediction.from_pretrained, hub_kwargs).get_encoder()
+            encoder = load_or_usage_error(
+                name, JepaForRepresentationPrediction.from_pretrained, hub_kwargs
+            ).get_encoder()
         elif hub_kwargs.get("trust_remote_code"):
-            encoder = load_pretrained(name, AutoModel.from_pretrained, {"dtype": torch.float32, **hub_kwargs})
+            encoder = load_or_usage_error(name, AutoModel.from_pretrained, {"dtype": torch.float32, **hub_kwargs})
         else:
             kwargs = {"config": config, "dtype": torch.float32, **hub_kwargs}
-            encoder = load_pretrained(name, encoder_from_pretrained, kwargs)
-        loaders = {"input_ids": AutoTokenizer, "pixel_values": AutoImageProcessor}
+            encoder = load_or_usage_error(name, encoder_from_pretrained, kwargs)
+        loaders = {"input_ids": AutoTokenizer.from_pretrained, "pixel_values": AutoImageProcessor.from_pretrained}
         loader = loaders.get(encoder.main_input_name)
-        beside = loader and load_pretrained(name, loader.from_pretrained, hub_kwargs)
-        return cls(encoder, beside, name=name, batch_size=batch_size, max_seq_length=max_seq_length, device=device)
+        processor = loader and load_or_usage_error(name, loader, hub_kwargs)
+        return cls(encoder, processor, name=name, batch_size=batch_size, max_seq_length=max_seq_length, device=device)
 
     @torch.inference_mode()
     def embed(
         self, samples: Sequence[Any], pooling: Sequence[str] = ("mean",), show_progress: bool = False
     ) -> dict[str, np.ndarray]:
-        """One vector per sample and pooling. Batches are made of samples of like length, and do not change the result.
+        """Embed samples as one vector per sample and pooling.
+
+        Samples are batched by length. The batches do not change the result.
 
         Args:
-            samples: strings; images (PIL, dicts of `bytes` and `path`, or uint8 arrays `[H, W]` or `[H, W, C]`); or
-                feature vectors `[F]`, or series of them `[T, F]`, whatever the encoder reads.
-            pooling: names out of "mean", "cls" and "layers".
-            show_progress: show a bar.
+            samples: input of the encoder: strings; images (PIL, dicts of `bytes` and `path`, or
+                uint8 arrays `[H, W]` or `[H, W, C]`); or feature vectors `[F]` or series `[T, F]`.
+            pooling: any of "mean", "cls" and "layers".
+            show_progress: whether to show a progress bar.
 
         Returns:
-            For each pooling float32 `[N, D]`, in the order of the samples.
+            By pooling, float32 `[N, D]` in the order of the samples.
 
         Raises:
-            UsageError: no samples, an unknown pooling, "cls" of an encoder without [CLS] token, a sample that the
-                encoder cannot read, or representations that are not finite.
+            UsageError: there are no samples, a pooling is unknown, "cls" is requested without a
+                [CLS] token, the encoder cannot read a sample, or representations are not finite.
         """
         for name in pooling:
             if name not in POOLINGS:
-                raise UsageError(f"pooling must be one of {', '.join(POOLINGS)}, not {name!r}")
+                raise UsageError(f"Expected pooling to be one of {', '.join(POOLINGS)}, got {name!r}.")
         if len(samples) == 0:
-            raise UsageError("there are no samples to embed; give at least one")
-        rows = samples if self.modality == "images" else [self._row(at, sample) for at, sample in self._read(samples)]
-        lengths = [0 if self.modality == "images" else len(row) for row in rows]
-        # The longest first: what does not fit into memory shows at once.
+            raise UsageError("Got no samples to embed. Give at least one.")
+        is_image = self.modality == "images"
+        rows = (
+            samples if is_image else [self._row(number, sample) for number, sample in self._tokenize_samples(samples)]
+        )
+        lengths = [0 if is_image else len(row) for row in rows]
+        # The longest first, so that running out of memory shows at once.
         order = np.argsort(np.negative(lengths), kind="stable")
         results: dict[str, np.ndarray] = {}
         with tqdm(total=len(rows), desc=self.name, unit=" samples", disable=not show_progress, leave=False) as bar:
             for begin in range(0, len(order), self.batch_size):
-                chosen = order[begin : begin + self.batch_size]
-                for name, vectors in self._pooled(self._batch(rows, chosen), pooling).items():
-                    values = vectors.float().cpu().numpy()
-                    results.setdefault(name, np.empty((len(rows), values.shape[1]), dtype=np.float32))[chosen] = values
-                bar.update(len(chosen))
+                batch_rows = order[begin : begin + self.batch_size]
+                for name, pooled in self._pooled(self._batch(rows, batch_rows), pooling).items():
+                    if name not in results:
+                        results[name] = np.empty((len(rows), pooled.shape[1]), dtype=np.float32)
+                    results[name][batch_rows] = pooled.float().cpu().numpy()
+                bar.update(len(batch_rows))
         for vectors in results.values():
             if not np.isfinite(vectors).all():
-                raise UsageError(f"{self.name!r} gives representations that are not finite; its weights are damaged")
+                raise UsageError(
+                    f"{self.name!r} gives representations that are not finite. Its weights are damaged; restore them."
+                )
         return results
 
     # ---- from samples to batches
 
-    def _longest(self, config: PreTrainedConfig, max_seq_length: int | None) -> int:
-        longest = self.processing_class.model_max_length
-        if "max_position_embeddings" in config.to_dict():  # encoders of relative positions take any length
-            longest = min(longest, backbone_for(config).max_length)
-        if max_seq_length is not None and not 1 <= max_seq_length <= longest:
-            raise UsageError(
-                f"max_seq_length must be from 1 to {longest}, which {self.name!r} takes, not {max_seq_length}"
-            )
-        return max_seq_length or longest
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processing class of a text encoder."""
+        return cast(PreTrainedTokenizerBase, self.processing_class)
 
-    def _read(self, samples: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """The samples with their numbers; texts as lists of token ids."""
+    def _resolve_max_length(self, config: PreTrainedConfig, max_seq_length: int | None) -> int:
+        """Return the maximum number of tokens of a text."""
+        limit = self._tokenizer.model_max_length
+        if "max_position_embeddings" in config.to_dict():  # encoders with relative positions have no limit
+            limit = min(limit, cast(TextEncoderAdapter, encoder_adapter_for(config)).max_length)
+        if max_seq_length is not None and not 1 <= max_seq_length <= limit:
+            raise UsageError(
+                f"Expected max_seq_length from 1 to {limit}, the limit of {self.name!r}, got {max_seq_length}."
+            )
+        return max_seq_length or limit
+
+    def _tokenize_samples(self, samples: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """Yield the samples with their numbers; texts as lists of token ids."""
         if self.modality == "features":
             yield from enumerate(samples)
             return
-        for at, sample in enumerate(samples):
+        for number, sample in enumerate(samples):
             if not isinstance(sample, str):
-                raise UsageError(f"sample {at + 1} is {type(sample).__name__}, but {self.name!r} reads texts")
-        longest = self.max_seq_length if self.max_seq_length < 2**31 else None
+                raise UsageError(f"{self.name!r} reads texts, but sample {number + 1} is {type(sample).__name__}.")
+        # Tokenizers without a limit have a huge one, which overflows.
+        limit = self.max_seq_length if self.max_seq_length and self.max_seq_length < 2**31 else None
         for begin in range(0, len(samples), 1000):
-            tokens = self.processing_class(
-                list(samples[begin : begin + 1000]), truncation=longest is not None, max_length=longest
-            )
+            texts = list(samples[begin : begin + 1000])
+            tokens = self._tokenizer(texts, truncation=limit is not None, max_length=limit)
             yield from enumerate(tokens["input_ids"], begin)
 
-    def _row(self, at: int, sample: Any) -> torch.Tensor:
-        """A text as long `[L]`, features as float32 `[F]` or `[T, F]`."""
+    def _row(self, number: int, sample: Any) -> torch.Tensor:
+        """Convert a text to long `[L]`, features to float32 `[F]` or `[T, F]`."""
         if self.modality == "text":
             if not sample:
-                raise UsageError(f"sample {at + 1} has no token; leave it out")
+                raise UsageError(f"Sample {number + 1} has no tokens. Leave it out.")
             return torch.tensor(sample)
         try:
             row = torch.from_numpy(np.array(sample, dtype=np.float32))
         except (TypeError, ValueError):
-            raise UsageError(f"sample {at + 1} is no rectangle of numbers, but {self.name!r} reads features") from None
+            raise UsageError(
+                f"{self.name!r} reads features, but sample {number + 1} is not a rectangular array of numbers."
+            ) from None
         config = self.encoder.config
         shape = ["steps", config.input_dim] if config.mode == "time" else [config.input_dim]
         if row.dim() != len(shape) or row.shape[-1] != config.input_dim or not row.numel():
             raise UsageError(
-                f"sample {at + 1} has the shape {list(row.shape)}, but {self.name!r} reads {shape}; give it the "
-                "columns it was trained on"
+                f"Expected features of shape {shape} for {self.name!r}, got {list(row.shape)} in sample {number + 1}. "
+                "Give the columns it was trained on."
             )
         if not row.isfinite().all():
-            raise UsageError(f"sample {at + 1} has a number that is not finite; mend it or leave it out")
+            raise UsageError(f"Sample {number + 1} has a number that is not finite. Fix it or leave it out.")
         return row
 
-    def _batch(self, rows: Sequence[Any], chosen: np.ndarray) -> dict[str, torch.Tensor]:
-        """The encoder's arguments."""
+    def _batch(self, rows: Sequence[Any], numbers: np.ndarray) -> dict[str, torch.Tensor]:
+        """Collate the rows with these numbers into the encoder's arguments."""
         if self.modality == "images":
-            batch = {"pixel_values": self._pixel_values([self._image(int(at), rows[at]) for at in chosen])}
+            images = [self._image(int(number), rows[number]) for number in numbers]
+            processor = cast(BaseImageProcessor, self.processing_class)
+            pixels = processor(images, return_tensors="pt", do_convert_rgb=False)["pixel_values"]
+            batch = {"pixel_values": pixels}
         elif self.modality == "features" and self.encoder.config.mode != "time":
-            batch = {"features": torch.stack([rows[at] for at in chosen])}
+            batch = {"features": torch.stack([rows[number] for number in numbers])}
         else:
             name = self.encoder.main_input_name
-            padding = self.processing_class.pad_token_id or 0 if self.modality == "text" else 0
-            padded = pad_sequence([rows[at] for at in chosen], batch_first=True, padding_value=padding)
-            lengths = torch.tensor([len(rows[at]) for at in chosen])
+            padding = self._tokenizer.pad_token_id or 0 if self.modality == "text" else 0
+            padded = pad_sequence([rows[number] for number in numbers], batch_first=True, padding_value=padding)
+            lengths = torch.tensor([len(rows[number]) for number in numbers])
             batch = {name: padded, "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long()}
         return {name: values.to(self.device) for name, values in batch.items()}
 
-    def _image(self, at: int, sample: Any) -> Any:
+    def _image(self, number: int, sample: Any) -> Any:
         try:
             return decode_image(sample, "L" if getattr(self.encoder.config, "num_channels", 3) == 1 else "RGB")
         except UsageError as error:
-            raise UsageError(f"sample {at + 1} {error}") from None
-        except Exception:  # PIL's decoders raise nearly anything on damaged data
-            raise UsageError(f"sample {at + 1} cannot be decoded as an image; mend it or leave it out") from None
-
-    def _pixel_values(self, images: list[Any]) -> torch.Tensor:
-        return self.processing_class(images, return_tensors="pt", do_convert_rgb=False)["pixel_values"]
+            raise UsageError(f"Sample {number + 1} {error}") from None
+        except Exception:  # PIL's decoders raise nearly any exception on damaged data
+            raise UsageError(f"Sample {number + 1} cannot be decoded as an image. Fix it or leave it out.") from None
 
     # ---- from batches to vectors
 
     def _pooled(self, batch: dict[str, torch.Tensor], pooling: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The vectors of a batch by pooling, `[B, D]` each."""
+        """Encode a batch and pool it: by pooling, `[B, D]`."""
         try:
             output = self.encoder(**batch, output_hidden_states="layers" in pooling, return_dict=True)
         except UsageError:
             raise
-        except ValueError as error:  # images of another size than the encoder's
+        except ValueError as error:  # the image processor's size is not the encoder's
             raise UsageError(f"{self.name!r} cannot read its own input: {' '.join(str(error).split())}") from None
         states = output.last_hidden_state
         if states.dim() != 3:
             raise UsageError(
-                f"{self.name!r} gives representations of the shape {list(states.shape)}, not [batch, tokens, width]; "
-                "give a transformer encoder"
+                f"Expected representations [batch, tokens, width] of {self.name!r}, got the shape "
+                f"{list(states.shape)}. Give a transformer encoder."
             )
-        mask = self._counted(batch, states)[..., None]
+        mask = self._pooling_mask(batch, states)[..., None]
         pooled: dict[str, torch.Tensor] = {}
         for name in pooling:
             match name:
@@ -269,20 +294,20 @@ class Embedder:
                     self._check_cls(batch)
                     pooled[name] = states[:, 0]
                 case "layers":
-                    pooled[name] = _masked_mean(self._upper_half(output.hidden_states), mask)
+                    pooled[name] = _masked_mean(self._mean_upper_layers(output.hidden_states), mask)
         return pooled
 
-    def _counted(self, batch: dict[str, torch.Tensor], states: torch.Tensor) -> torch.Tensor:
-        """What a mean is over, float `[B, L]`: 0 for padding and for what precedes patches, 1 for the rest."""
+    def _pooling_mask(self, batch: dict[str, torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+        """Return the mask of a mean, `[B, L]`: 0 for padding and tokens before the patches."""
         if "attention_mask" in batch:
             return batch["attention_mask"].to(states.dtype)
-        counted = torch.ones(states.shape[:2], dtype=states.dtype, device=states.device)
+        mask = torch.ones(states.shape[:2], dtype=states.dtype, device=states.device)
         if self.modality == "images":
-            counted[:, : states.shape[1] - self._patches(batch["pixel_values"], states.shape[1])] = 0
-        return counted
+            mask[:, : states.shape[1] - self._patches(batch["pixel_values"], states.shape[1])] = 0
+        return mask
 
     def _patches(self, pixels: torch.Tensor, length: int) -> int:
-        """Number of patches among so many tokens."""
+        """Return the number of patches, or `length` if the encoder has no patch size."""
         size = getattr(self.encoder.config, "patch_size", None)
         if size is None:
             return length
@@ -291,30 +316,34 @@ class Embedder:
 
     def _check_cls(self, batch: dict[str, torch.Tensor]) -> None:
         if self.modality == "text":
-            token = self.processing_class.cls_token_id
-            found = token is not None and bool((batch["input_ids"][:, 0] == token).all())
+            token = self._tokenizer.cls_token_id
+            has_cls = token is not None and bool((batch["input_ids"][:, 0] == token).all())
         else:
-            found = any(name.rpartition(".")[2] == "cls_token" for name, _ in self.encoder.named_parameters())
-        if not found:
-            raise UsageError(f"{self.name!r} puts no [CLS] token first: choose the pooling mean or layers")
+            has_cls = any(name.rpartition(".")[2] == "cls_token" for name, _ in self.encoder.named_parameters())
+        if not has_cls:
+            raise UsageError(f"{self.name!r} puts no [CLS] token first. Choose the pooling mean or layers.")
 
-    def _upper_half(self, hidden_states: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The average of the upper half of the layers, each normalised: `[B, L, D]`. The embeddings are no layer."""
+    def _mean_upper_layers(self, hidden_states: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Average the upper half of the layers, each normalized: `[B, L, D]`."""
+        # The first state is that of the embedding layer, which does not count.
         upper = hidden_states[-(len(hidden_states) // 2) :]
         if len({state.shape for state in upper}) > 1:
-            raise UsageError(f"the layers of {self.name!r} differ in shape: choose the pooling mean")
-        return sum(layer_normalize(state) for state in upper) / len(upper)
+            raise UsageError(f"The layers of {self.name!r} differ in shape. Choose the pooling mean.")
+        total = layer_norm_no_affine(upper[0])
+        for state in upper[1:]:
+            total = total + layer_norm_no_affine(state)
+        return total / len(upper)
 
 
 def _masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """`[B, L, D]`, `[B, L, 1]` -> `[B, D]`."""
+    """Average over the tokens whose mask is 1: `[B, L, D]`, `[B, L, 1]` -> `[B, D]`."""
     return (states * mask).sum(dim=1) / mask.sum(dim=1)
 
 
-def _refuse_decoders(config: PreTrainedConfig, name: str) -> None:
+def _check_is_encoder(config: PreTrainedConfig, name: str) -> None:
     if isinstance(config, JepaConfig):
         return
     causal = type(config) in AutoModelForCausalLM._model_mapping
     if config.is_encoder_decoder or (causal and type(config) not in AutoModelForMaskedLM._model_mapping):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder"
-        raise UsageError(f"{name!r} is {kind} ({config.model_type}), not an encoder; give an encoder")
+        raise UsageError(f"{name!r} is {kind} ({config.model_type}). Give an encoder.")

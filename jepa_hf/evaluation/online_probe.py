@@ -1,4 +1,4 @@
-"""A probe during training: how good the context encoder's frozen representations are, at each evaluation."""
+"""`OnlineProbe`: scores of the frozen context encoder at each evaluation during training."""
 
 from transformers import PreTrainedModel
 
@@ -9,20 +9,20 @@ from .embedder import Embedder
 from .scoring import evaluate
 from .tasks import Task, TaskArguments, load_tasks
 
-# Rows that the probe is fitted and tested on, at most: what is repeated during a run must be cheap.
-_MOST_TRAIN, _MOST_TEST = 5000, 2000
+# Maximum numbers of rows: a probe that is repeated during a run must be cheap.
+_MAX_TRAIN, _MAX_TEST = 5000, 2000
 
 
 class OnlineProbe:
-    """Judges the context encoder of a model on one task, for `JepaTrainer(probe=...)`.
+    """Scores of a model's context encoder on one task, for `JepaTrainer(probe=...)`.
 
-    The representations are frozen and mean-pooled; nothing of the probe flows back into the model.
+    The representations are mean-pooled and frozen: no gradient flows from the probe into the model.
 
     Args:
-        task: what it is judged on, see `evaluation_tasks.load_tasks`.
-        processing_class: the encoder's tokenizer or image processor; feature vectors need none.
-        batch_size: samples that go through the encoder together.
-        seed: of the rows that the probe's penalty is chosen on.
+        task: a task from `load_tasks`.
+        processing_class: the encoder's tokenizer or image processor; None for feature vectors.
+        batch_size: samples per batch.
+        seed: seed of the validation rows on which C of the linear probe is chosen.
     """
 
     def __init__(
@@ -39,42 +39,51 @@ class OnlineProbe:
         batch_size: int = 64,
         seed: int = 42,
     ) -> "OnlineProbe":
-        """Load the task, at most 5,000 rows to fit and 2,000 to test on.
+        """Load a task with at most 5,000 training and 2,000 test rows.
 
         Args:
-            source: a file, a folder with `train.*` and `test.*`, or the name of a data set on the Hub.
-            processing_class, batch_size, seed: see `OnlineProbe`.
+            source: a file, a folder with `train.*` and `test.*`, or the name of a dataset on the
+                Hub.
+            processing_class: see `OnlineProbe`.
+            batch_size: see `OnlineProbe`.
+            seed: see `OnlineProbe`; also the seed of the drawn and held-out rows.
 
         Raises:
-            UsageError: no task can be read there.
+            UsageError: the source holds no task that can be read.
         """
-        limits = TaskArguments(max_train_samples=_MOST_TRAIN, max_test_samples=_MOST_TEST, seed=seed)
+        limits = TaskArguments(max_train_samples=_MAX_TRAIN, max_test_samples=_MAX_TEST, seed=seed)
         return cls(load_tasks([source], limits)[0], processing_class, batch_size, seed)
 
-    def check(self, model: JepaForRepresentationPrediction) -> None:
-        """Refuse a task that the model's context encoder cannot read.
+    def validate(self, model: JepaForRepresentationPrediction) -> None:
+        """Check that the model's context encoder can read the task.
 
         Raises:
-            UsageError: its samples are not of the kind that the encoder reads.
+            UsageError: the encoder has another modality, or cannot read the first sample.
         """
         embedder = self._embedder(model)
         if embedder.modality != self.task.modality:
             raise UsageError(
-                f"probe_task {self.task.source!r} has {self.task.modality}, but the encoder reads {embedder.modality}"
+                f"The probe_task {self.task.source!r} has {self.task.modality}, but the encoder reads "
+                f"{embedder.modality}."
             )
         embedder.embed(self.task.test.samples[0][:1])
 
     def __call__(self, model: JepaForRepresentationPrediction) -> dict[str, float]:
-        """Scores between 0 and 1, by name: `probe_linear` and `probe_knn` of labels (share that is right),
-        `probe_spearman` of scored pairs, `probe_recall@1` and so on of pairs that belong together.
+        """Compute the scores of the context encoder.
+
+        Returns:
+            By name: the accuracies `probe_linear` and `probe_knn` for labels, the correlation
+            `probe_spearman` for scored pairs, or `probe_recall@1`, `probe_recall@5`,
+            `probe_recall@10` and `probe_mrr@10` for retrieval.
 
         Raises:
             UsageError: the encoder cannot read the task's samples.
         """
         training = model.training
-        found = evaluate([self._embedder(model)], [self.task], seed=self.seed, resamples=2)
+        # The intervals are not used.
+        evaluation = evaluate([self._embedder(model)], [self.task], seed=self.seed, resamples=2)
         model.train(training)
-        return {f"probe_{score.metric.removesuffix('_probe')}": score.score.value for score in found.scores}
+        return {f"probe_{score.metric.removesuffix('_probe')}": score.score.value for score in evaluation.scores}
 
     def _embedder(self, model: JepaForRepresentationPrediction) -> Embedder:
         encoder: PreTrainedModel = model.get_encoder("context")

@@ -1,4 +1,4 @@
-"""How good frozen representations are: linear probes, nearest neighbours, similarity, retrieval, all with intervals."""
+"""Scores of frozen representations, with intervals: linear probe, kNN, similarity and retrieval."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +17,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ..errors import UsageError
-from ..monitoring.metrics import effective_rank, mean_pairwise_cosine
+from ..monitoring.metrics import effective_rank, mean_pairwise_cosine, singular_values
 from .embedder import Embedder
-from .tasks import Split, Task
+from .tasks import Split, Task, require_targets
 
-# Inverse strengths of the probe's penalty, the strongest first.
-PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
+# Candidates for C, the inverse strength of the probe's L2 penalty; the strongest penalty first.
+INVERSE_REGULARIZATION = (0.001, 0.01, 0.1, 1.0, 10.0)
 NEIGHBOURS = 20
 RECALL_AT = (1, 5, 10)
 METRICS = {
@@ -30,9 +30,10 @@ METRICS = {
     "similarity": ("spearman",),
     "retrieval": (*(f"recall@{k}" for k in RECALL_AT), f"mrr@{RECALL_AT[-1]}"),
 }
-# A picture of points is no clearer with more of them, nor a spectrum.
-MOST_DRAWN = 2000
+# More points make neither a scatter plot nor a spectrum clearer.
+MAX_PLOTTED = 2000
 
+# From row numbers `[R, N]` of R resamples to one value each, `[R]`.
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
@@ -47,14 +48,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Score:
-    """One figure of one model.
+    """One metric of one model on one task.
 
     Args:
-        model, pooling, task, metric: whose; see `METRICS`.
-        score: between 0 and 1, Spearman's correlation between -1 and 1.
-        n: test samples (queries, of retrieval) that it is over.
-        difference: to the first model, with the same pooling, on the same samples; None of the first model itself.
-        penalty: the linear probe's C.
+        model: name of the embedder.
+        pooling: see `Embedder`.
+        task: name of the task.
+        metric: see `METRICS`.
+        score: from 0 to 1; Spearman's correlation from -1 to 1.
+        n: number of test samples (retrieval: of queries).
+        difference: difference to the first model with the same pooling on the same samples; None
+            for the first model.
+        inverse_regularization: C of the linear probe; None for other metrics.
     """
 
     model: str
@@ -64,16 +69,22 @@ class Score:
     score: Interval
     n: int
     difference: Interval | None = None
-    penalty: float | None = None
+    inverse_regularization: float | None = None
 
 
 @dataclass(frozen=True)
-class Health:
-    """What representations look like, whatever they are good for, on the test samples of a task (2,000 at most).
+class RepresentationStats:
+    """Collapse metrics of the representations of a task's test samples (at most 2,000).
 
     Args:
-        effective_rank, mean_pairwise_cosine: see `jepa_hf.monitoring.metrics`.
-        singular_values: of the centred vectors over the largest, falling, float `[min(N, D)]`.
+        model: name of the embedder.
+        pooling: see `Embedder`.
+        task: name of the task.
+        n: number of vectors.
+        effective_rank: see `jepa_hf.monitoring.metrics.effective_rank`.
+        mean_pairwise_cosine: see `jepa_hf.monitoring.metrics.mean_pairwise_cosine`.
+        singular_values: singular values of the centered vectors over the largest one, descending,
+            float64 `[min(N, D)]`.
     """
 
     model: str
@@ -86,8 +97,8 @@ class Health:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Some test samples of a task with labels, to draw: vectors `[N, D]` and their classes `[N]`."""
+class LabelledEmbeddings:
+    """Vectors `[N, D]` of labelled test samples and their classes `[N]`, for a scatter plot."""
 
     model: str
     pooling: str
@@ -98,21 +109,21 @@ class Sample:
 
 @dataclass
 class Evaluation:
-    """Everything that a call of `evaluate` found, in the order of the tasks, the models and the poolings."""
+    """Results of `evaluate`, ordered by task, then model, then pooling."""
 
     models: list[str]
     tasks: list[Task]
     pooling: list[str]
     scores: list[Score] = field(default_factory=list)
-    health: list[Health] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    health: list[RepresentationStats] = field(default_factory=list)
+    samples: list[LabelledEmbeddings] = field(default_factory=list)
 
     @property
     def short_names(self) -> dict[str, str]:
-        """For each model as much of the end of its path as tells it from the others."""
-        parts = [Path(model).parts for model in self.models]
-        for count in range(1, max(map(len, parts))):
-            names = ["/".join(part[-count:]) for part in parts]
+        """Shortest ends of the models' paths that are distinct, by model."""
+        paths = [Path(model).parts for model in self.models]
+        for count in range(1, max(map(len, paths))):
+            names = ["/".join(parts[-count:]) for parts in paths]
             if len(set(names)) == len(names):
                 return dict(zip(self.models, names, strict=True))
         return {model: model for model in self.models}
@@ -127,20 +138,51 @@ def evaluate(
     resamples: int = 1000,
     show_progress: bool = False,
 ) -> Evaluation:
-    """Judge frozen encoders side by side, on the same rows and with the same resamples.
+    """Compare frozen encoders on the same test rows and the same bootstrap resamples.
 
     Args:
-        embedders: their names must differ; the others are compared with the first.
-        tasks: as `load_tasks` gives them.
+        embedders: encoders with distinct names; differences are to the first one.
+        tasks: tasks from `load_tasks`.
         pooling: see `Embedder`.
-        seed: of the rows that penalties are chosen on, and of the resamples.
-        resamples: of the bootstrap.
-        show_progress: show bars.
+        seed: seed of the resamples and of the validation rows on which C is chosen.
+        resamples: number of bootstrap resamples.
+        show_progress: whether to show progress bars.
+
+    Returns:
+        The scores, health and samples of every model, pooling and task.
 
     Raises:
-        UsageError: two encoders of one name, a task that one of them cannot read, or a pooling that it does not have.
-            All are tried on one sample first.
+        UsageError: two encoders have one name, or an encoder lacks a pooling or cannot read a task.
+            One sample of each task is embedded first to find this out early.
     """
+    _check_compatible(embedders, tasks, pooling)
+    evaluation = Evaluation([embedder.name for embedder in embedders], list(tasks), list(pooling))
+    for task in tasks:
+        reference: dict[tuple[str, str], tuple[float, np.ndarray]] = {}
+        for embedder in embedders:
+            embeddings = _embedded(embedder, task, pooling, show_progress)
+            for pooling_name in pooling:
+                key = (embedder.name, pooling_name, task.name)
+                vectors = {split: by_pooling[pooling_name] for split, by_pooling in embeddings.items()}
+                for metric, value, statistic, n, c in _iter_metrics(task, vectors, seed):
+                    resampled = bootstrap(statistic, n, resamples, seed)
+                    difference = None
+                    if (pooling_name, metric) in reference:
+                        first_value, first_resampled = reference[pooling_name, metric]
+                        difference = _interval(value - first_value, resampled - first_resampled)
+                    else:
+                        reference[pooling_name, metric] = value, resampled
+                    evaluation.scores.append(Score(*key, metric, _interval(value, resampled), n, difference, c))
+                evaluation.health.append(_health(key, np.concatenate(vectors["test"]), seed))
+                if task.kind == "labels":
+                    rows = _subsample_indices(len(task.test), seed)
+                    labels = require_targets(task.test)[rows]
+                    evaluation.samples.append(LabelledEmbeddings(*key, vectors["test"][0][rows], labels))
+    return evaluation
+
+
+def _check_compatible(embedders: Sequence[Embedder], tasks: Sequence[Task], pooling: Sequence[str]) -> None:
+    """Raise if names repeat, or if an encoder cannot embed a sample of a task."""
     names = [embedder.name for embedder in embedders]
     for name in names:
         if names.count(name) > 1:
@@ -153,68 +195,59 @@ def evaluate(
                 )
             embedder.embed(task.test.samples[0][:1], pooling)
 
-    found = Evaluation(names, list(tasks), list(pooling))
-    for task in tasks:
-        first: dict[tuple[str, str], tuple[float, np.ndarray]] = {}
-        for embedder in embedders:
-            splits = _embedded(embedder, task, pooling, show_progress)
-            for name in pooling:
-                place = (embedder.name, name, task.name)
-                vectors = {split: sides[name] for split, sides in splits.items()}
-                for metric, value, statistic, n, penalty in _judged(task, vectors, seed):
-                    drawn = bootstrap(statistic, n, resamples, seed)
-                    difference = None
-                    if (name, metric) in first:
-                        reference, reference_drawn = first[name, metric]
-                        difference = _interval(value - reference, drawn - reference_drawn)
-                    else:
-                        first[name, metric] = value, drawn
-                    found.scores.append(Score(*place, metric, _interval(value, drawn), n, difference, penalty))
-                found.health.append(_health(place, np.concatenate(vectors["test"]), seed))
-                if task.kind == "labels":
-                    rows = _some(len(task.test), seed)
-                    found.samples.append(Sample(*place, vectors["test"][0][rows], task.test.targets[rows]))
-    return found
-
 
 def _embedded(
     embedder: Embedder, task: Task, pooling: Sequence[str], show_progress: bool
 ) -> dict[str, dict[str, list[np.ndarray]]]:
-    """By split and pooling the vectors of each side, `[N, D]`."""
-    found = {}
-    for name in ("train", "validation", "test"):
-        split = getattr(task, name)
+    """Embed all splits: by split and pooling, the vectors `[N, D]` of each side of the samples."""
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    embeddings = {}
+    for name, split in splits.items():
         if split is not None:
             sides = [embedder.embed(side, pooling, show_progress) for side in split.samples]
-            found[name] = {which: [side[which] for side in sides] for which in pooling}
-    return found
+            embeddings[name] = {pooling_name: [side[pooling_name] for side in sides] for pooling_name in pooling}
+    return embeddings
 
 
-def _judged(
+def _iter_metrics(
     task: Task, vectors: dict[str, list[np.ndarray]], seed: int
 ) -> Iterator[tuple[str, float, Statistic, int, float | None]]:
-    """For each metric its name, its value, the same of resampled rows, their number, and the probe's C."""
+    """Yield name, value, value on resampled rows, number of rows, and C of each metric."""
     if task.kind == "labels":
-        train, test = (vectors["train"][0], task.train.targets), (vectors["test"][0], task.test.targets)
-        validation = None if task.validation is None else (vectors["validation"][0], task.validation.targets)
-        predicted, penalty = linear_probe(*train, test[0], validation, seed)
-        for metric, guess, c in (("linear_probe", predicted, penalty), ("knn", nearest(*train, test[0]), None)):
-            yield metric, *_mean_of(guess == test[1]), len(test[1]), c
+        train = vectors["train"][0], require_targets(task.train)
+        test, labels = vectors["test"][0], require_targets(task.test)
+        validation = None
+        if task.validation is not None:
+            validation = vectors["validation"][0], require_targets(task.validation)
+        predicted, c = linear_probe(*train, test, validation, seed)
+        yield "linear_probe", *_mean_of(predicted == labels), len(labels), c
+        yield "knn", *_mean_of(knn_predict(*train, test) == labels), len(labels), None
     elif task.kind == "similarity":
         cosines = pairwise_cos_sim(*(torch.from_numpy(side) for side in vectors["test"])).numpy()
-        scores = task.test.targets
+        scores = require_targets(task.test)
         value = float(spearman(cosines[None], scores[None])[0])
         yield "spearman", value, lambda rows: spearman(cosines[rows], scores[rows]), len(scores), None
     else:
-        for metric, outcomes in retrieval(task.test, *vectors["test"]).items():
+        for metric, outcomes in retrieval_metrics(task.test, *vectors["test"]).items():
             yield metric, *_mean_of(outcomes), len(outcomes), None
 
 
 def _mean_of(outcomes: np.ndarray) -> tuple[float, Statistic]:
+    """Return the mean, and the mean of resampled rows."""
     return float(outcomes.mean()), lambda rows: outcomes[rows].mean(axis=1)
 
 
 # ---- the measures
+
+
+def linear_classifier(c: float = 1.0, max_iter: int = 500) -> Pipeline:
+    """Build the unfitted classifier of the probe: standardization, then logistic regression.
+
+    Args:
+        c: inverse strength of the L2 penalty, `C` in scikit-learn.
+        max_iter: most iterations of the solver.
+    """
+    return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=max_iter))
 
 
 def linear_probe(
@@ -224,51 +257,65 @@ def linear_probe(
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 42,
 ) -> tuple[np.ndarray, float]:
-    """Logistic regression on standardised, frozen vectors.
+    """Classify test rows by logistic regression on standardized, frozen vectors.
 
-    Its C is the one of `PENALTIES` that is right most often on the validation rows (the smallest of several), by
-    default a fifth of the training rows, each class with its share; then it is fitted on all training rows.
+    C is the value of `INVERSE_REGULARIZATION` with the highest validation accuracy, the smallest one if several
+    are equal. The final classifier is then fitted on all training rows.
 
     Args:
-        train, labels: `[N, D]` and the classes `[N]`.
-        test: `[M, D]`.
-        validation: vectors and classes to choose C on, which then stay out of the fit.
-        seed: of the fifth.
+        train: training vectors `[N, D]`.
+        labels: their classes `[N]`.
+        test: test vectors `[M, D]`.
+        validation: vectors and classes to choose C on. Default: a stratified fifth of the training
+            rows.
+        seed: seed of that fifth.
 
     Returns:
-        The classes of the test rows `[M]`, and C.
+        The predicted classes of the test rows `[M]`, and C.
     """
-    known, asked = (train, labels), validation
-    if asked is None:
+    fit_vectors, fit_labels = train, labels
+    if validation is None:
         _, counts = np.unique(labels, return_counts=True)
         size = min(max(round(len(labels) / 5), len(counts)), len(labels) - 1)
         stratify = labels if counts.min() > 1 and len(labels) - size >= len(counts) else None
-        parts = train_test_split(train, labels, test_size=size, stratify=stratify, random_state=seed)
-        known, asked = (parts[0], parts[2]), (parts[1], parts[3])
-    penalty = PENALTIES[0]
-    if len(np.unique(known[1])) > 1:
-        penalty = max(PENALTIES, key=lambda value: _fitted(value, *known).score(*asked))
-    return _fitted(penalty, train, labels).predict(test), penalty
+        fit_vectors, vectors, fit_labels, classes = train_test_split(
+            train, labels, test_size=size, stratify=stratify, random_state=seed
+        )
+        validation = vectors, classes
+    c = INVERSE_REGULARIZATION[0]
+    if len(np.unique(fit_labels)) > 1:
+        accuracies = [_fitted(value, fit_vectors, fit_labels).score(*validation) for value in INVERSE_REGULARIZATION]
+        c = INVERSE_REGULARIZATION[int(np.argmax(accuracies))]
+    return _fitted(c, train, labels).predict(test), c
 
 
-def _fitted(penalty: float, vectors: np.ndarray, labels: np.ndarray) -> Pipeline:
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=500))
+def _fitted(c: float, vectors: np.ndarray, labels: np.ndarray) -> Pipeline:
     with warnings.catch_warnings():
-        # Its last steps gain too little to matter.
+        # The last steps of a solver that has not converged hardly change the accuracy.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return probe.fit(vectors, labels)
+        return linear_classifier(c).fit(vectors, labels)
 
 
-def nearest(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """The class of most of the 20 nearest training rows by cosine, near ones counting more: `[M, D]` -> `[M]`."""
-    neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(train)), metric="cosine", weights="distance")
-    return neighbours.fit(train, labels).predict(test)
+def knn_predict(train: np.ndarray, labels: np.ndarray, test: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
+    """Classify test rows by their nearest training rows by cosine, weighted by inverse distance.
+
+    Args:
+        train: training vectors `[N, D]`.
+        labels: their classes `[N]`.
+        test: test vectors `[M, D]`.
+        neighbours: number of neighbours, all N rows if there are fewer.
+
+    Returns:
+        The predicted classes `[M]`.
+    """
+    classifier = KNeighborsClassifier(min(neighbours, len(train)), metric="cosine", weights="distance")
+    return classifier.fit(train, labels).predict(test)
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation of each row, ties sharing a rank: `[R, N]`, `[R, N]` -> `[R]`.
+    """Compute Spearman's rank correlation of each row: `[R, N]`, `[R, N]` -> `[R]`.
 
-    Where all values are the same there is no order, and the correlation is 0.
+    Ties share their mean rank. The correlation with a constant row is 0.
     """
     ranks = [rankdata(values, axis=1) for values in (first, second)]
     first, second = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
@@ -276,34 +323,41 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (first * second).sum(axis=1) / np.where(scale > 0, scale, 1.0)
 
 
-def retrieval(split: Split, queries: np.ndarray, documents: np.ndarray) -> dict[str, np.ndarray]:
-    """Recall at 1, 5 and 10 and reciprocal rank among the first 10 of each query, by cosine: `[Q]` each.
+def retrieval_metrics(split: Split, queries: np.ndarray, documents: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute recall at 1, 5 and 10, and the reciprocal rank up to 10, of each query by cosine.
 
-    The corpus is the second texts. Equal texts are one query or one document; a query may have several right ones.
+    The corpus is the second side of the pairs. Equal texts are one query or one document; a query
+    may have several relevant documents.
 
     Args:
         split: pairs of texts.
-        queries, documents: the vectors of both sides, `[N, D]`.
+        queries: vectors of the first side, `[N, D]`.
+        documents: vectors of the second side, `[N, D]`.
+
+    Returns:
+        By metric, one value for each of the Q distinct queries, `[Q]`.
     """
-    (asked, query_of), (given, document_of) = (_unique(side) for side in split.samples)
-    right: list[set[int]] = [set() for _ in asked]
+    (query_rows, query_of), (document_rows, document_of) = (_unique(side) for side in split.samples)
+    relevant: list[set[int]] = [set() for _ in query_rows]
     for query, document in zip(query_of, document_of, strict=True):
-        right[query].add(document)
-    hits = semantic_search(
-        torch.from_numpy(queries[asked]), torch.from_numpy(documents[given]), top_k=min(RECALL_AT[-1], len(given))
+        relevant[query].add(document)
+    rankings = semantic_search(
+        torch.from_numpy(queries[query_rows]),
+        torch.from_numpy(documents[document_rows]),
+        top_k=min(RECALL_AT[-1], len(document_rows)),
     )
-    found = {metric: np.zeros(len(asked)) for metric in METRICS["retrieval"]}
-    for query, ranked in enumerate(hits):
-        is_right = np.array([hit["corpus_id"] in right[query] for hit in ranked])
+    values = {metric: np.zeros(len(query_rows)) for metric in METRICS["retrieval"]}
+    for query, ranking in enumerate(rankings):
+        is_relevant = np.array([hit["corpus_id"] in relevant[query] for hit in ranking])
         for k in RECALL_AT:
-            found[f"recall@{k}"][query] = is_right[:k].sum() / len(right[query])
-        if is_right.any():
-            found[f"mrr@{RECALL_AT[-1]}"][query] = 1 / (1 + is_right.argmax())
-    return found
+            values[f"recall@{k}"][query] = is_relevant[:k].sum() / len(relevant[query])
+        if is_relevant.any():
+            values[f"mrr@{RECALL_AT[-1]}"][query] = 1 / (1 + is_relevant.argmax())
+    return values
 
 
 def _unique(texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
-    """The row of each text's first occurrence, and for each row which of these texts it has."""
+    """Return each distinct text's first row, and for each row the number of its distinct text."""
     numbers: dict[str, int] = {}
     number_of = [numbers.setdefault(text, len(numbers)) for text in texts]
     return np.unique(number_of, return_index=True)[1], number_of
@@ -313,39 +367,41 @@ def _unique(texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
 
 
 def bootstrap(statistic: Statistic, size: int, resamples: int = 1000, seed: int = 42) -> np.ndarray:
-    """A statistic of rows drawn with replacement (Efron 1979): `[resamples]`.
+    """Compute a statistic on rows drawn with replacement (Efron 1979): `[resamples]`.
 
-    Equal sizes and seeds draw the same rows, so that differences of two results are those of paired samples.
+    Equal sizes and seeds draw the same rows, so the difference of two results is a paired one.
 
     Args:
-        statistic: takes row numbers `[R, size]`, gives `[R]`.
+        statistic: function from row numbers `[R, size]` to values `[R]`.
         size: number of rows.
+        resamples: number of resamples.
+        seed: seed of the draws.
     """
     rng = np.random.default_rng(seed)
-    at_once = max(2**22 // size, 1)
-    counts = [min(at_once, resamples - begin) for begin in range(0, resamples, at_once)]
+    # Bounds the memory of the row numbers to 32 MiB, or to one resample.
+    chunk = max(2**22 // size, 1)
+    counts = [min(chunk, resamples - begin) for begin in range(0, resamples, chunk)]
     return np.concatenate([statistic(rng.integers(0, size, (count, size))) for count in counts])
 
 
-def _interval(value: float, drawn: np.ndarray) -> Interval:
-    """With the 2.5th and the 97.5th percentile of the resampled values."""
-    low, high = np.percentile(drawn, (2.5, 97.5))
+def _interval(value: float, resampled: np.ndarray) -> Interval:
+    """Return the interval between the 2.5th and the 97.5th percentile."""
+    low, high = np.percentile(resampled, (2.5, 97.5))
     return Interval(float(value), float(low), float(high))
 
 
-def _health(place: tuple[str, str, str], vectors: np.ndarray, seed: int) -> Health:
-    chosen = torch.from_numpy(vectors[_some(len(vectors), seed)]).double()
-    singular = torch.linalg.svdvals(chosen - chosen.mean(dim=0)).numpy()
-    return Health(
-        *place,
-        len(chosen),
-        float(effective_rank(chosen)),
-        float(mean_pairwise_cosine(chosen)),
-        singular / singular[0] if singular[0] > 0 else singular,
+def _health(key: tuple[str, str, str], vectors: np.ndarray, seed: int) -> RepresentationStats:
+    sample = torch.from_numpy(vectors[_subsample_indices(len(vectors), seed)]).double()
+    spectrum = singular_values(sample).numpy()
+    return RepresentationStats(
+        *key,
+        len(sample),
+        float(effective_rank(sample)),
+        float(mean_pairwise_cosine(sample)),
+        spectrum / spectrum[0] if spectrum[0] > 0 else spectrum,
     )
 
 
-def _some(size: int, seed: int) -> np.ndarray:
-    """Rows to draw, in their order."""
-    chosen = np.random.default_rng(seed).permutation(size)[:MOST_DRAWN]
-    return np.sort(chosen)
+def _subsample_indices(size: int, seed: int) -> np.ndarray:
+    """Draw at most `MAX_PLOTTED` row numbers, in ascending order."""
+    return np.sort(np.random.default_rng(seed).permutation(size)[:MAX_PLOTTED])

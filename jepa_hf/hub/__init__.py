@@ -1,1 +1,1 @@
-"""Loading, export, model cards and pushing to the Hub."""
+"""Loading, export, model cards, pushes to the Hub."""

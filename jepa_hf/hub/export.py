@@ -1,8 +1,8 @@
-"""From a trained JEPA to directories that other tools load."""
+"""Export of a trained JEPA to directories that other tools load."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,12 +28,15 @@ def export_encoder(
 ) -> None:
     """Write a plain encoder with its tokenizer or image processor, loadable by `AutoModel`.
 
-    A text encoder is a `SentenceTransformer` too. Our own feature encoder brings its code, so that it loads with
-    `trust_remote_code=True` where jepa_hf is not installed.
+    A text encoder also loads as a `SentenceTransformer`. The feature encoder is saved with its
+    code, so that it loads with `trust_remote_code=True` without jepa_hf.
 
     Args:
+        model: the trained model.
+        output_dir: directory to write to.
+        processing_class: tokenizer or image processor.
         which: "context" or "target".
-        state_dict: the full model's weights, where they are sharded and `model` does not hold them.
+        state_dict: the full model's weights; needed if `model`'s own are sharded.
     """
     weights = None
     if state_dict is not None:
@@ -41,7 +44,7 @@ def export_encoder(
         weights = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
     encoder = model.merged_encoder(which, weights)
     if model.config.lora is not None:
-        weights = None  # the copy holds them
+        weights = None  # the merged copy holds them
     if isinstance(encoder, FeatureEncoderModel):
         classes = ((FeatureEncoderConfig, "AutoConfig"), (FeatureEncoderModel, "AutoModel"))
         _save_with_code(encoder, output_dir, classes, weights)
@@ -50,7 +53,8 @@ def export_encoder(
     if processing_class is not None:
         processing_class.save_pretrained(output_dir)
     if isinstance(processing_class, PreTrainedTokenizerBase):
-        _write_sentence_transformers_files(Path(output_dir), encoder, processing_class, model.backbone.max_length)
+        max_length = cast(Any, model.encoder_adapter).max_length
+        _write_sentence_transformers_files(Path(output_dir), encoder, processing_class, max_length)
 
 
 def export_run(
@@ -63,7 +67,12 @@ def export_run(
     """Write a run's final layout: the plain encoder at the root, the full model under `jepa/`.
 
     Args:
-        which: encoder at the root, "context" or "target"; "both" puts the target encoder under `target_encoder/`.
+        model: the trained model.
+        output_dir: directory to write to.
+        processing_class: tokenizer or image processor.
+        which: encoder at the root, "context" or "target"; "both" adds the target encoder under
+            `target_encoder/`.
+        state_dict: the full model's weights; needed if `model`'s own are sharded.
     """
     output_dir = Path(output_dir)
     export_encoder(model, output_dir, processing_class, "target" if which == "target" else "context", state_dict)
@@ -83,25 +92,28 @@ def export_masked_lm(
     """Write the encoder with its masked-language-model head, loadable by `AutoModelForMaskedLM`.
 
     Raises:
-        UsageError: a model that was trained without one.
+        UsageError: the model has no such head.
     """
     if model.mlm_head is None:
         raise UsageError(
-            "this model was trained without a masked-language-model head; train it with --mlm_weight above 0"
+            "This model was trained without a masked-language-model head; train it with --mlm_weight above 0."
         )
     encoder = model.merged_encoder(which)
     layout = masked_lm_head_layout(encoder.config)
     masked_lm = AutoModelForMaskedLM.from_config(encoder.config)
     state = {f"{layout.base}{name}": value for name, value in encoder.state_dict().items()}
-    for ours, theirs in (("dense", layout.dense), ("norm", layout.norm), ("bias", layout.bias)):
+    for source, target in (("dense", layout.dense), ("norm", layout.norm), ("bias", layout.bias)):
         for name, value in model.mlm_head.state_dict().items():
-            if name == ours or name.startswith(f"{ours}."):
-                state[theirs + name.removeprefix(ours)] = value
+            if name == source or name.startswith(f"{source}."):
+                state[target + name.removeprefix(source)] = value
     result = masked_lm.load_state_dict(state, strict=False)
-    tied = set(masked_lm.all_tied_weights_keys)
-    lost = [name for name in result.missing_keys if name not in tied] + result.unexpected_keys
-    if lost:
-        raise RuntimeError(f"the masked language model and the JEPA differ in {', '.join(lost[:3])}")
+    tied_keys = set(masked_lm.all_tied_weights_keys)
+    mismatched_keys = [name for name in result.missing_keys if name not in tied_keys] + result.unexpected_keys
+    if mismatched_keys:
+        raise RuntimeError(
+            f"Expected the same weights in the masked language model and in the JEPA, got differences in "
+            f"{', '.join(mismatched_keys[:3])}."
+        )
     masked_lm.tie_weights()
     masked_lm.save_pretrained(output_dir)
     if processing_class is not None:
@@ -113,7 +125,7 @@ def export_custom_code(
     output_dir: str | Path,
     processing_class: ProcessingClass | None = None,
 ) -> None:
-    """Write the full model with its code, loadable with `trust_remote_code=True` where jepa_hf is not installed."""
+    """Write the full model with its code, for `trust_remote_code=True` without jepa_hf."""
     classes = ((JepaConfig, "AutoConfig"), (JepaForRepresentationPrediction, "AutoModel"))
     _save_with_code(model, output_dir, classes)
     if processing_class is not None:
@@ -123,17 +135,17 @@ def export_custom_code(
 def _save_with_code(
     model: PreTrainedModel,
     output_dir: str | Path,
-    classes: tuple[tuple[type, str], ...],
+    classes: tuple[tuple[Any, str], ...],
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """`save_pretrained` with the source files that the model needs; the classes are unmarked again afterwards."""
+    """Save the model with its source files; `_auto_class` requests them and is reset afterwards."""
     try:
-        for marked, auto_class in classes:
-            marked._auto_class = auto_class
+        for cls, auto_class in classes:
+            cls._auto_class = auto_class
         model.save_pretrained(output_dir, state_dict=state_dict)
     finally:
-        for marked, _ in classes:
-            marked._auto_class = None
+        for cls, _ in classes:
+            cls._auto_class = None
         model.config.auto_map = None
         del model.config.auto_map
 
@@ -141,7 +153,7 @@ def _save_with_code(
 def _write_sentence_transformers_files(
     folder: Path, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> None:
-    """The few JSON files that make a plain encoder a mean-pooling SentenceTransformer."""
+    """Write the JSON files that make a plain encoder a mean-pooling SentenceTransformer."""
     files: dict[str, Any] = {
         "modules.json": [
             {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},

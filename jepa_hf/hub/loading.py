@@ -1,4 +1,4 @@
-"""Loading what others saved, each mistake with its sentence."""
+"""Loading of pretrained models, with failures as one-line `UsageError`s."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,40 +7,41 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from ..distributed.deepspeed_state import whole_weights
+from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
 
 
-def load_pretrained(name: str, loader: Callable[..., Any], kwargs: dict[str, Any], argument: str = "") -> Any:
-    """Call a `from_pretrained`, turning its long explanations into a sentence.
+def load_or_usage_error(name: str, loader: Callable[..., Any], kwargs: dict[str, Any], argument: str = "") -> Any:
+    """Call a `from_pretrained` method and turn its failures into one-line errors.
 
     Args:
         name: a directory, or a name on the Hub.
-        loader: called with the name and `kwargs`.
-        argument: whose value the name is, for the sentence.
+        loader: the method; it receives the name and `kwargs`.
+        kwargs: its keyword arguments.
+        argument: the command-line argument with this name, for error messages.
 
     Raises:
-        UsageError: nothing that can be loaded lies there.
+        UsageError: nothing there can be loaded.
     """
-    called = f"{argument} {name!r}".strip()
+    label = f"{argument} {name!r}".strip()
     try:
-        with whole_weights():
+        with zero3_init_disabled():
             return loader(name, **kwargs)
     except UsageError:
         raise
     except (
-        # The last four: values of the wrong kind in a file.
+        # The last four occur for values of the wrong type in a file.
         OSError, ValueError, RuntimeError, ImportError, SafetensorError, TypeError, AttributeError, LookupError,
         StrictDataclassError,
     ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:300]
         if "trust_remote_code" in str(error):
-            reason = "it brings code of its own; read it, and if you trust it run it with --trust_remote_code"
+            reason = "it contains custom code; read it, and pass --trust_remote_code if you trust it"
         elif "ignore_mismatched_sizes" in reason:
-            reason = "its weights have other sizes than the flags ask for; leave out those that change its sizes"
+            reason = "its weights do not have the shapes that the flags request; leave out flags that change shapes"
         elif not Path(name).is_dir():
             raise UsageError(
-                f"{called} is neither a directory here nor a model that the Hub gave; check the name and the network, "
-                "and for a private one log in with `hf auth login`"
+                f"{label} is neither a local directory nor a model on the Hub; check the name and the network, and log "
+                "in with `hf auth login` if it is private"
             ) from None
-        raise UsageError(f"{called} cannot be loaded: {reason}") from None
+        raise UsageError(f"{label} cannot be loaded: {reason}") from None

@@ -1,4 +1,4 @@
-"""The model card: what was trained, on what, how it went, what it is not good for, and how to load it."""
+"""Model card of an encoder: usage, training data, settings, results, limitations, citations."""
 
 import math
 import platform
@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..utils.markdown import escaped, in_code, one_line, table
+from ..utils.markdown import escape_markdown, markdown_table, single_line, strip_code_delimiters
 
 _TEMPLATE = """\
 ---
@@ -22,13 +22,16 @@ _TEMPLATE = """\
 
 # {title}
 
-{introduction} {start} Trained with `jepa_hf` {version}.
+{introduction}
 
-## Use it
+{start} Trained with `jepa_hf` {version}.
+
+## Usage
 
 {usage}
 
-Train on, with the predictor and both encoders:
+The repository also holds the full model with the predictor and both encoders. Load it to continue
+training:
 
 ```python
 from jepa_hf import JepaForRepresentationPrediction
@@ -36,64 +39,75 @@ from jepa_hf import JepaForRepresentationPrediction
 model = JepaForRepresentationPrediction.from_pretrained("{name}", subfolder="jepa")
 ```
 
-## What it was trained on
+## Training data
 
 {data}
 
-## How it was trained
+## Training procedure
 
 {training}
 
-## How it went
+## Results
 
 {results}
 
-{health}The loss alone says little: it is lowest when a model has collapsed. Three rivals read no context: *constant
-prediction loss* is that of the best constant, *position prediction loss* that of each position's mean target, *sample
-prediction loss* that of each sample's. A predictor that is not below all three has learned nothing about single
-targets. *Hit rate in sample* is how often the right target is the nearest among those of its sample, *hit rate* among
-those of many samples, where knowing the sample is enough for many hits. *Rank* is the effective number of directions
-that the representations use.
+{health}A low loss alone does not show that training succeeded: a collapsed model reaches the lowest loss.
+Compare the prediction loss with three baselines that read no context:
+
+- *constant baseline loss*: the best constant vector.
+- *position baseline loss*: the mean target of each position.
+- *sample baseline loss*: the mean target of each sample.
+
+A predictor that does not beat all three has learned nothing about individual targets. *Top1
+accuracy in sample* is that of retrieving the correct target among those of the same sample. *Top1
+accuracy* is that among the targets of many samples; identifying the sample is enough for many of
+these hits. *Rank* is the effective number of dimensions that the representations use.
 
 ![loss and health over the run](training.png)
 
 {begin}
 {end}
 
-## Limits
+## Limitations
 
-{limits} It knows what its data held and inherits the slant of that data. Nothing is known about it beyond the numbers
-on this card.
+{limits}
 
-## Licence
+The model inherits the content and biases of its training data. It was evaluated only as reported on
+this card.
+
+## License
 
 {licence}
 
 ## Citation
 
-What this run used:
+Please cite the work that this run builds on:
 
 ```bibtex
 {citations}
 ```
 """
 
-# Between these `jepa-hf evaluate` puts its tables.
-BEGIN, END = "<!-- jepa-hf evaluate: begin -->", "<!-- jepa-hf evaluate: end -->"
+# `jepa-hf evaluate` writes its tables between these markers.
+EVALUATION_START, EVALUATION_END = "<!-- jepa-hf evaluate: begin -->", "<!-- jepa-hf evaluate: end -->"
 
 _INTRODUCTION = {
     "text": """\
-A text encoder ({family}, {parameters}) trained with a joint-embedding predictive architecture (JEPA): a context encoder
-reads a text with spans hidden, and a predictor guesses the representation that a slowly moving target encoder gives to
-the hidden tokens.""",
+A text encoder ({family}, {parameters}), pretrained without labels by a joint-embedding predictive
+architecture (JEPA). The context encoder reads a text in which spans are masked. A predictor predicts
+the representations of the masked tokens, which the target encoder computes from the full text. The
+target encoder is an exponential moving average of the context encoder.""",
     "images": """\
-An image encoder ({family}, {parameters}) trained with a joint-embedding predictive architecture (I-JEPA): a context
-encoder reads some patches of an image, and a predictor guesses the representations that a slowly moving target encoder,
-which sees the whole image, gives to blocks of the others.""",
+An image encoder ({family}, {parameters}), pretrained without labels by an image-based joint-embedding
+predictive architecture (I-JEPA). The context encoder reads a subset of an image's patches. A
+predictor predicts the representations of blocks of the other patches, which the target encoder
+computes from the full image. The target encoder is an exponential moving average of the context
+encoder.""",
     "features": """\
-A transformer over feature vectors or series of them ({parameters}), trained with a joint-embedding predictive
-architecture (JEPA): a context encoder reads a part of the features or time steps, and a predictor guesses the
-representation that a slowly moving target encoder gives to the rest.""",
+A transformer encoder of feature vectors or time series ({parameters}), pretrained without labels by a
+joint-embedding predictive architecture (JEPA). The context encoder reads a subset of the features or
+time steps. A predictor predicts the representations of the others, which the target encoder computes
+from the full input. The target encoder is an exponential moving average of the context encoder.""",
 }
 
 _USAGE = {
@@ -105,7 +119,7 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 encoder = AutoModel.from_pretrained("{name}")
 ```
 
-Sentence embeddings, by mean pooling:
+Sentence embeddings (mean pooling):
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -121,7 +135,7 @@ encoder = AutoModel.from_pretrained("{name}")
 patches = encoder(**processor(images=image, return_tensors="pt")).last_hidden_state
 ```
 
-Fine-tune it with labels:
+To fine-tune with labels:
 
 ```python
 from transformers import AutoModelForImageClassification
@@ -129,12 +143,14 @@ from transformers import AutoModelForImageClassification
 classifier = AutoModelForImageClassification.from_pretrained("{name}", num_labels=10)
 ```""",
     "features": """\
-It takes raw values: the training data's mean and spread are stored with it.
+Pass raw values: the encoder standardizes them with the stored mean and standard deviation of its
+training data.
 
 ```python
 from transformers import AutoModel
 
-encoder = AutoModel.from_pretrained("{name}", trust_remote_code=True)  # or with jepa_hf imported, without it
+# trust_remote_code is not needed after `import jepa_hf`.
+encoder = AutoModel.from_pretrained("{name}", trust_remote_code=True)
 pooled = encoder(features=values).pooler_output
 ```""",
 }
@@ -142,15 +158,18 @@ pooled = encoder(features=values).pooler_output
 _TAGS = {"text": ["sentence-transformers"], "images": ["i-jepa"], "features": ["tabular", "time-series"]}
 
 _LIMITS = {
-    "text": "The encoder was trained without labels: its sentence embeddings are plain means over tokens, tuned for no "
-    "task, and what is longer than it takes is cut.",
-    "images": "The encoder was trained without labels and tuned for no task; it takes images at the size of its image "
-    "processor.",
-    "features": "The encoder was trained without labels and tuned for no task; it takes the columns it was trained on, "
-    "in their order and units.",
+    "text": """\
+The encoder was trained without labels and is not tuned for any task. Its sentence embeddings are
+plain means over token representations. Inputs beyond its maximum length are truncated.""",
+    "images": """\
+The encoder was trained without labels and is not tuned for any task. It expects images at the size
+that its image processor produces.""",
+    "features": """\
+The encoder was trained without labels and is not tuned for any task. It expects the columns of its
+training data, in the same order and units.""",
 }
 
-# What a run may rest on, in BibTeX.
+# BibTeX entries of the work that a run may build on.
 CITATIONS = {
     "jepa": """\
 @misc{lecun2022path,
@@ -201,13 +220,14 @@ CITATIONS = {
 
 
 @dataclass
-class DataNames:
-    """What the data is called: names of files without their folders, or of data sets on the Hub.
+class DatasetInfo:
+    """Names of the data: file names without their folders, or data sets on the Hub.
 
     Args:
-        train, validation: what was trained and evaluated on; empty where it is not known.
-        probe: what the encoder was probed on at evaluations.
-        datasets: those that are on the Hub, by name.
+        train: training data; empty if unknown.
+        validation: evaluation data; empty if unknown.
+        probe: data on which the encoder is probed during evaluation; empty if there is none.
+        datasets: Hub names of those that are on the Hub.
     """
 
     train: str = ""
@@ -217,26 +237,27 @@ class DataNames:
 
 
 @dataclass
-class CardFacts:
-    """Real values for a card. All text is taken as it is: what would be markup is escaped.
+class ModelCardInfo:
+    """Values of an encoder's card. All strings are plain text: markup in them is escaped.
 
     Args:
-        name: what users pass to `from_pretrained`: the Hub repository, or the directory.
-        modality: what the encoder reads: "text", "images" or "features".
+        name: argument of `from_pretrained`: the Hub repository, or the directory.
+        modality: "text", "images" or "features".
         family: the encoder's model type.
-        parameters: its number of parameters.
+        parameters: the encoder's number of parameters.
         version: the version of this package.
-        training: rows of the training table, name and value.
-        metrics: rows of the result table: name, value at the start (or None), value at the end.
-        rows: number of training rows, where known.
+        training: rows of the training table, name to value.
+        metrics: rows of the result table, name to values at the start (or None) and at the end.
+        rows: number of training rows, if known.
         data: names of the data.
-        seen: rows of the data table beside these, name and value.
-        found: what the watchdog said during the run; None where nothing was measured.
+        data_statistics: further rows of the data table, name to value.
+        health_findings: warnings of the collapse watchdog; None if nothing was measured.
         citations: keys of `CITATIONS`.
-        base_model: the pretrained encoder on the Hub that it started from, where there is one.
-        base_name: what it started from, where that is no model on the Hub; None for random weights.
-        language: of the data, where known.
-        license: of the weights, where known.
+        base_model: Hub name of the pretrained encoder that the run started from, if there is one.
+        base_name: description of a pretrained encoder that is not on the Hub; None for random
+            weights.
+        language: language of the data, if known.
+        license: license of the weights, if known.
     """
 
     name: str
@@ -247,9 +268,9 @@ class CardFacts:
     training: dict[str, Any]
     metrics: dict[str, tuple[float | None, float]]
     rows: int | None = None
-    data: DataNames = field(default_factory=DataNames)
-    seen: dict[str, Any] = field(default_factory=dict)
-    found: list[str] | None = None
+    data: DatasetInfo = field(default_factory=DatasetInfo)
+    data_statistics: dict[str, Any] = field(default_factory=dict)
+    health_findings: list[str] | None = None
     citations: list[str] = field(default_factory=lambda: ["jepa"])
     base_model: str | None = None
     base_name: str | None = None
@@ -257,36 +278,36 @@ class CardFacts:
     license: str | None = None
 
 
-def render_card(facts: CardFacts) -> ModelCard:
-    """The card of a trained encoder. Its metadata is what the Hub reads, the evaluation among it."""
+def render_card(facts: ModelCardInfo) -> ModelCard:
+    """Render the card of an encoder, with its evaluation in the metadata that the Hub reads."""
     task = "image-feature-extraction" if facts.modality == "images" else "feature-extraction"
-    data = ModelCardData(
+    metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag=task,
         tags=["jepa", "jepa_hf", "self-supervised", *_TAGS[facts.modality]],
-        base_model=facts.base_model and one_line(facts.base_model),
-        datasets=[one_line(name) for name in facts.data.datasets] or None,
-        language=facts.language and one_line(facts.language),
-        license=facts.license and one_line(facts.license),
-        model_name=one_line(_title(facts.name)) or "model",
+        base_model=facts.base_model and single_line(facts.base_model),
+        datasets=[single_line(name) for name in facts.data.datasets] or None,
+        language=facts.language and single_line(facts.language),
+        license=facts.license and single_line(facts.license),
+        model_name=single_line(_title(facts.name)) or "model",
         eval_results=_eval_results(facts, task) or None,
     )
     text = _TEMPLATE.format(
-        metadata=data.to_yaml(),
-        title=escaped(_title(facts.name)),
-        name=in_code(facts.name),
+        metadata=metadata.to_yaml(),
+        title=escape_markdown(_title(facts.name)),
+        name=strip_code_delimiters(facts.name),
         introduction=_INTRODUCTION[facts.modality].format(
-            family=escaped(facts.family), parameters=f"{facts.parameters / 1e6:.1f} M parameters"
+            family=escape_markdown(facts.family), parameters=f"{facts.parameters / 1e6:.1f} M parameters"
         ),
-        start=_start(facts),
-        usage=_USAGE[facts.modality].format(name=in_code(facts.name)),
+        start=_start_sentence(facts),
+        usage=_USAGE[facts.modality].format(name=strip_code_delimiters(facts.name)),
         version=facts.version,
         data=_settings(_data_rows(facts)),
         training=_settings(facts.training),
         results=_results(facts),
-        health=_health(facts.found),
-        begin=BEGIN,
-        end=END,
+        health=_health(facts.health_findings),
+        begin=EVALUATION_START,
+        end=EVALUATION_END,
         limits=_LIMITS[facts.modality],
         licence=_licence(facts),
         citations="\n\n".join(CITATIONS[key] for key in facts.citations),
@@ -295,17 +316,17 @@ def render_card(facts: CardFacts) -> ModelCard:
 
 
 def rename_card(text: str, name: str) -> str:
-    """The card of a model that is now loaded as `name`: its title, where that was the old name, and its code."""
-    found = re.search(r'from_pretrained\("([^"\n]+)"', text)
-    if found is None:
+    """Replace the model's name in a card: in its code, and in its title if that is the old name."""
+    match = re.search(r'from_pretrained\("([^"\n]+)"', text)
+    if match is None:
         return text
-    old = found.group(1)
-    text = text.replace(f'("{old}"', f'("{in_code(name)}"')
-    return text.replace(f"\n# {escaped(_title(old))}\n", f"\n# {escaped(_title(name))}\n", 1)
+    old = match.group(1)
+    text = text.replace(f'("{old}"', f'("{strip_code_delimiters(name)}"')
+    return text.replace(f"\n# {escape_markdown(_title(old))}\n", f"\n# {escape_markdown(_title(name))}\n", 1)
 
 
 def dataset_type(name: str) -> str:
-    """What a card's metadata tells data sets apart by: the name of one on the Hub, or like such a name.
+    """Return the identifier of a data set in a card's metadata, in the form of a Hub name.
 
     >>> dataset_type("my topics (new).csv")
     'my-topics-new-.csv'
@@ -314,37 +335,39 @@ def dataset_type(name: str) -> str:
 
 
 def _title(name: str) -> str:
-    """The last part of a repository's or a directory's name."""
+    """Return the last part of a repository's or a directory's name."""
     return name.rstrip("/").split("/")[-1]
 
 
-def _start(facts: CardFacts) -> str:
+def _start_sentence(facts: ModelCardInfo) -> str:
     if facts.base_model:
-        return f"It started from {_link(facts.base_model)}."
-    return f"It started from {escaped(facts.base_name)}." if facts.base_name else "It started from random weights."
+        return f"Training started from {_link(facts.base_model)}."
+    start = escape_markdown(facts.base_name) if facts.base_name else "random weights"
+    return f"Training started from {start}."
 
 
 def _link(repo_id: str) -> str:
-    return f"[{escaped(repo_id)}](https://huggingface.co/{quote(one_line(repo_id))})"
+    return f"[{escape_markdown(repo_id)}](https://huggingface.co/{quote(single_line(repo_id))})"
 
 
-def _data_rows(facts: CardFacts) -> dict[str, Any]:
-    names = {"data": facts.data.train, "rows": facts.rows, **facts.seen}
+def _data_rows(facts: ModelCardInfo) -> dict[str, Any]:
+    names = {"data": facts.data.train, "rows": facts.rows, **facts.data_statistics}
     names |= {"evaluated on": facts.data.validation, "probed on": facts.data.probe}
     return {name: value for name, value in names.items() if value not in ("", None)}
 
 
-def _results(facts: CardFacts) -> str:
+def _results(facts: ModelCardInfo) -> str:
     if not facts.metrics:
         return "No evaluation was run."
-    rows = [(escaped(name), _value(first), _value(last)) for name, (first, last) in facts.metrics.items()]
-    return table(("evaluation", "start", "end"), rows)
+    rows = [(escape_markdown(name), _value(first), _value(last)) for name, (first, last) in facts.metrics.items()]
+    return markdown_table(("evaluation", "start", "end"), rows)
 
 
-def _eval_results(facts: CardFacts, task: str) -> list[EvalResult]:
-    """The last evaluation as the Hub's leaderboards and search read it.
+def _eval_results(facts: ModelCardInfo, task: str) -> list[EvalResult]:
+    """Return the last evaluation in the form that the Hub's leaderboards and search read.
 
-    Losses and chances, which compare with nothing outside the run, are left out, and so is what is not finite.
+    Losses and chance levels are left out, because they are not comparable between runs. So are
+    values that are not finite.
     """
     results = []
     for name, (_, value) in facts.metrics.items():
@@ -354,7 +377,7 @@ def _eval_results(facts: CardFacts, task: str) -> list[EvalResult]:
                 EvalResult(
                     task_type=task,
                     dataset_type=dataset_type(source),
-                    dataset_name=one_line(source) or "validation data",
+                    dataset_name=single_line(source) or "validation data",
                     dataset_split="validation",
                     metric_type=name.replace(" ", "_"),
                     metric_name=name,
@@ -364,41 +387,47 @@ def _eval_results(facts: CardFacts, task: str) -> list[EvalResult]:
     return results
 
 
-def _licence(facts: CardFacts) -> str:
+def _licence(facts: ModelCardInfo) -> str:
     if facts.license:
-        return f"The weights: {escaped(facts.license)}."
-    rests = f"that of {_link(facts.base_model)} and " if facts.base_model else ""
+        return f"License of the weights: {escape_markdown(facts.license)}."
+    base_terms = f"the license of {_link(facts.base_model)} and " if facts.base_model else ""
     return (
-        f"Whoever publishes the weights has not stated theirs; {rests}the terms of the training data bind them. "
-        "`jepa_hf`, which trained them, is under Apache-2.0."
+        f"The publisher has not stated a license for the weights. They are subject to {base_terms}the terms of the\n"
+        "training data. The training code, `jepa_hf`, is licensed under Apache-2.0."
     )
 
 
-def _health(found: list[str] | None) -> str:
-    """A paragraph on what the watchdog said."""
-    if found is None:
+def _health(warnings: list[str] | None) -> str:
+    """Return a paragraph on the watchdog's warnings; empty if nothing was measured."""
+    if warnings is None:
         return ""
-    if not found:
-        return "Health, measured on a fixed batch over the whole run, showed no collapse and no divergence.\n\n"
-    return "What the watchdog said during the run:\n\n" + "".join(f"- {escaped(said)}\n" for said in found) + "\n"
+    if not warnings:
+        return (
+            "The collapse watchdog evaluated a fixed batch throughout the run and detected no collapse and no\n"
+            "divergence.\n\n"
+        )
+    lines = "".join(f"- {escape_markdown(warning)}\n" for warning in warnings)
+    return f"The collapse watchdog, which evaluates a fixed batch during training, reported:\n\n{lines}\n"
 
 
 def _settings(values: dict[str, Any]) -> str:
-    return table(("setting", "value"), [(escaped(name), _value(value)) for name, value in values.items()])
+    return markdown_table(
+        ("setting", "value"), [(escape_markdown(name), _value(value)) for name, value in values.items()]
+    )
 
 
 def _value(value: Any) -> str:
     if value is None:
         return ""
-    return (
-        f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else escaped(str(value))
-    )
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else escape_markdown(str(value))
 
 
-def hardware(device: torch.device, processes: int) -> str:
-    """What a run goes on: the kind of device, and how many processes.
+def describe_hardware(device: torch.device, processes: int) -> str:
+    """Describe the hardware of a run: number of processes and kind of device.
 
-    >>> hardware(torch.device("cpu"), 2)  # doctest: +ELLIPSIS
+    >>> describe_hardware(torch.device("cpu"), 2)  # doctest: +ELLIPSIS
     '2 x CPU (...), ... thread...'
     """
     if device.type == "cuda":
@@ -411,8 +440,8 @@ def hardware(device: torch.device, processes: int) -> str:
     return f"{processes} x {name}"
 
 
-def hub_name(name_or_path: str) -> str | None:
-    """What a card may name as base model: a Hub repository, not a path on somebody's machine."""
+def hub_repo_id_or_none(name_or_path: str) -> str | None:
+    """Return `name_or_path` if it can name a Hub repository, None for a local path."""
     if not name_or_path or Path(name_or_path).exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What of a run goes to the Hub, and how: in one commit, so that a repository never holds half of it."""
+"""Pushes of a run to the Hub, in one commit each, so that a repository is never incomplete."""
 
 import re
 import shlex
@@ -21,7 +21,8 @@ from ..models.configuration_jepa import JepaConfig
 from .export import JEPA_FOLDER, TARGET_FOLDER
 from .model_card import rename_card
 
-# What makes a directory loadable: weights, configuration, tokenizer or image processor, code of our own encoder.
+# Files needed for loading: weights, configuration, tokenizer or image processor, code of the
+# feature encoder.
 MODEL_FILES = (
     "config.json", "generation_config.json", "model.safetensors", "model-?????-of-?????.safetensors",
     "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors", "modules.json",
@@ -31,17 +32,20 @@ MODEL_FILES = (
     "chat_template.jinja", "configuration_feature_encoder.py", "modeling_feature_encoder.py", "errors.py",
     "positions.py",
 )  # fmt: skip
-# What tells about the run. Not masks.png and report.html, which show samples of the data.
+# Files that document the run, without masks.png and report.html, which show samples of the data.
 RUN_FILES = ("README.md", "metrics.json", "training.png", "evaluation/*.png")
 LAST_CHECKPOINT = "last-checkpoint"
 _CARD = "README.md"
 
 
 class PushError(RuntimeError):
-    """What the Hub did not take. Its message is one sentence; nothing local is lost, and it can be repeated.
+    """A failed push, with a one-line message.
+
+    Local files are unchanged, and the push can be repeated.
 
     Args:
-        status: of the Hub's answer; None where there was none.
+        message: the message.
+        status: HTTP status of the Hub's response; None without a response.
     """
 
     def __init__(self, message: str, status: int | None = None):
@@ -50,17 +54,17 @@ class PushError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Destination:
-    """Where to push to.
+class HubTarget:
+    """Destination of a push.
 
     Args:
-        repo_id: "user/name", or "name" alone for the token's own user.
-        private: make the repository private when it is created; one that is public is then refused.
-        revision: a branch, made where there is none; default "main".
-        token: default what `HF_TOKEN` or `hf auth login` gives.
+        repo_id: "user/name", or "name" for a repository of the token's user.
+        private: create the repository as private, and refuse an existing public one.
+        revision: a branch, created if missing; default "main".
+        token: access token; default `HF_TOKEN`, or the one of `hf auth login`.
 
     Raises:
-        UsageError: a name that the Hub does not allow.
+        UsageError: the Hub does not allow this name.
     """
 
     repo_id: str
@@ -73,12 +77,12 @@ class Destination:
             validate_repo_id(self.repo_id)
         except HFValidationError:
             raise UsageError(
-                f"{self.repo_id!r} is no name of a repository on the Hub; give user/name, of letters, digits, '-', '_' "
-                "and '.'"
+                f"{self.repo_id!r} is not a valid name of a Hub repository; give user/name, with letters, digits, "
+                "'-', '_' and '.'"
             ) from None
 
     def command(self, run_dir: str | Path) -> str:
-        """What pushes a run there by hand; the token is left out."""
+        """Return the command that pushes a run there, without the token."""
         words = ["jepa-hf", "push", str(run_dir), self.repo_id]
         words += ["--private"] if self.private else []
         words += ["--revision", self.revision] if self.revision else []
@@ -86,51 +90,58 @@ class Destination:
 
 
 def files_to_push(run_dir: str | Path) -> dict[str, Path]:
-    """The files of a run's directory that are shared, by their place in the repository.
+    """Return the files of a run's directory that are pushed, by their path in the repository.
 
-    They are the encoder, language model or adapters, the full model under `jepa/`, tokenizer or image processor, card,
-    metrics and pictures. By
-    name, so that nothing else that lies there goes along: no checkpoint, no pickle, no settings with paths
-    (`_run.json`), no samples of the data (`masks.png`, `report.html`).
+    They are the encoder, language model or adapters, the full model under `jepa/`, tokenizer or
+    image processor, card, metrics and pictures. A list of names excludes everything else:
+    checkpoints, pickles, settings with paths (`_run.json`), samples of the data (`masks.png`,
+    `report.html`).
 
     Raises:
-        UsageError: there is no plain encoder, language model or adapter at its root.
+        UsageError: there is no plain encoder, language model or adapter at the root.
     """
     folder = Path(run_dir)
-    found = {
+    files = {
         path.relative_to(folder).as_posix(): path
         for below in ("", JEPA_FOLDER, TARGET_FOLDER)
         for pattern in (MODEL_FILES if below else (*MODEL_FILES, *RUN_FILES))
         for path in sorted((folder / below).glob(pattern))
         if path.is_file()
     }
-    adapters = "adapter_config.json" in found and "adapter_model.safetensors" in found
-    plain = "config.json" in found and any(re.fullmatch(r"model.*\.safetensors", name) for name in found)
-    if not plain and not adapters:
+    has_lora = "adapter_config.json" in files and "adapter_model.safetensors" in files
+    has_model = "config.json" in files and any(re.fullmatch(r"model.*\.safetensors", name) for name in files)
+    if not has_model and not has_lora:
         raise UsageError(
             f"{str(run_dir)!r} holds no trained encoder (config.json and model.safetensors); give the output_dir of a "
-            "finished run, or what `jepa-hf export` made of a checkpoint"
+            "finished run, or the output of `jepa-hf export`"
         )
-    if plain and JepaConfig.get_config_dict(folder)[0].get("model_type") == JepaConfig.model_type:
+    if has_model and JepaConfig.get_config_dict(folder)[0].get("model_type") == JepaConfig.model_type:
         raise UsageError(
-            f"{str(run_dir)!r} is a checkpoint or a full model, which AutoModel would not load as an encoder; give the "
-            "output_dir of a finished run, or what `jepa-hf export` made of it"
+            f"{str(run_dir)!r} is a checkpoint or a full model, which AutoModel cannot load as an encoder; give the "
+            "output_dir of a finished run, or the output of `jepa-hf export`"
         )
-    return found
+    return files
 
 
 def push_run(
-    run_dir: str | Path, to: Destination, commit_message: str, tag: str | None = None, show_progress: bool = False
+    run_dir: str | Path, to: HubTarget, commit_message: str, tag: str | None = None, show_progress: bool = False
 ) -> CommitInfo:
-    """Push what `files_to_push` names. Nothing here is changed; the card names the repository instead of a directory.
+    """Push the files of `files_to_push`, with the repository's name in the card.
 
     Args:
-        tag: a name for the new state; one that exists already is refused before anything is pushed.
+        run_dir: the output directory of a run; it is not changed.
+        to: the destination.
+        commit_message: message of the commit.
+        tag: tag for the commit; an existing one is refused before anything is pushed.
+        show_progress: whether to show the Hub client's progress bars.
+
+    Returns:
+        The commit.
 
     Raises:
-        UsageError: no encoder to push, a tag that exists.
-        PushError: the Hub refused, failed or could not be reached. Nothing is lost, and it can be repeated: what was
-            uploaded is not uploaded again.
+        UsageError: there is no encoder to push, or the tag exists.
+        PushError: the Hub failed, refused the push or could not be reached. The push can be
+            repeated; uploaded files are not uploaded again.
     """
     files: dict[str, Path | bytes] = dict(files_to_push(run_dir))
     to = open_repo(to)
@@ -141,36 +152,43 @@ def push_run(
 
 def push_files(
     files: Mapping[str, Path | bytes],
-    to: Destination,
+    to: HubTarget,
     commit_message: str,
     *,
     replaced_folder: str | None = None,
     tag: str | None = None,
     show_progress: bool = False,
 ) -> CommitInfo:
-    """Make one commit of files; all others in the repository stay.
+    """Push files in one commit; other files of the repository are kept.
 
     Args:
-        to: as `open_repo` returned it.
-        files: contents, or where they lie, by their place in the repository.
-        replaced_folder: a folder of the repository of which nothing older stays.
+        files: contents or local paths, by path in the repository.
+        to: the destination that `open_repo` returned.
+        commit_message: message of the commit.
+        replaced_folder: a folder of the repository whose other files are deleted.
         tag: see `push_run`.
+        show_progress: see `push_run`.
+
+    Returns:
+        The commit.
 
     Raises:
-        UsageError, PushError: see `push_run`.
+        UsageError: the tag exists.
+        PushError: see `push_run`.
     """
     api = HfApi(token=to.token)
     repo_id, revision = to.repo_id, to.revision or "main"
-    with _saying(f"pushing to {repo_id}", to), _progress_bars(show_progress):
-        if tag is not None and tag in {found.name for found in api.list_repo_refs(repo_id).tags}:
-            raise UsageError(f"{repo_id} has a tag {tag!r} already; name another")
-        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
+    with _as_push_error(f"pushing to {repo_id}", to), _progress_bars(show_progress):
+        if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
+            raise UsageError(f"{repo_id} already has a tag {tag!r}; choose another")
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()
+        ]
         if replaced_folder is not None:
             begin = f"{replaced_folder}/"
-            there = api.list_repo_files(repo_id, revision=revision)
             operations += [
                 CommitOperationDelete(path_in_repo=name, is_folder=False)
-                for name in there
+                for name in api.list_repo_files(repo_id, revision=revision)
                 if name.startswith(begin) and name not in files
             ]
         commit = api.create_commit(repo_id, operations, commit_message=commit_message, revision=revision)
@@ -179,23 +197,23 @@ def push_files(
     return commit
 
 
-def open_repo(to: Destination) -> Destination:
-    """Make sure that the repository and the branch are there.
+def open_repo(to: HubTarget) -> HubTarget:
+    """Create the repository and the branch if they do not exist.
 
     Returns:
-        The destination with the repository's whole name.
+        The destination with the repository's full name.
 
     Raises:
-        UsageError: it was to be private, and is public.
-        PushError: the Hub refused, failed or could not be reached.
+        UsageError: `to.private` is set, but the repository is public.
+        PushError: the Hub failed, refused the request or could not be reached.
     """
     api = HfApi(token=to.token)
-    with _saying(f"creating {to.repo_id}", to):
+    with _as_push_error(f"creating {to.repo_id}", to):
         repo_id = api.create_repo(to.repo_id, private=to.private, exist_ok=True).repo_id
         if to.private and not api.model_info(repo_id).private:
             raise UsageError(
-                f"{repo_id} is to be private, but it exists and is public: make it private in its settings on the "
-                "Hub, or name another"
+                f"Expected {repo_id} to be private, but it exists and is public; make it private in its settings on "
+                "the Hub, or choose another name"
             )
         if to.revision not in (None, "main"):
             api.create_branch(repo_id, branch=to.revision, exist_ok=True)
@@ -203,14 +221,14 @@ def open_repo(to: Destination) -> Destination:
 
 
 @contextmanager
-def _saying(doing: str, to: Destination) -> Iterator[None]:
-    """Make whatever the Hub or the way to it does wrong a `PushError` of one sentence, without the token."""
+def _as_push_error(action: str, to: HubTarget) -> Iterator[None]:
+    """Turn errors of Hub and connection into one-line `PushError`s without the token."""
     try:
         yield
     except UsageError:
         raise
-    # HTTPError is the HTTP client's; the Hub's client wraps failures of uploads in RuntimeError, of answers in
-    # ValueError.
+    # HTTPError comes from the HTTP client. The Hub's client raises RuntimeError for failed uploads
+    # and ValueError for malformed responses.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         cause: BaseException = error
         while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
@@ -219,35 +237,35 @@ def _saying(doing: str, to: Destination) -> Iterator[None]:
         if to.token:
             reason = reason.replace(to.token, "<token>")
         status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
-        raise PushError(f"{doing} failed: {reason}", status) from None
+        raise PushError(f"{action} failed: {reason}", status) from None
 
 
-# What helps where the Hub knows who asks, and where it does not.
+# Remedies by HTTP status.
 _REMEDIES = {
     401: "; log in with `hf auth login`, or set HF_TOKEN",
     403: "; check the name, or log in with a token that may write there",
-    404: "; check the name, and that the token may see it",
+    404: "; check the name, and that the token has access",
 }
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in one line: what the Hub said, or else the error itself."""
+    """Describe an error in one line: the Hub's message, or the error itself."""
     if isinstance(error, HfHubHTTPError):
-        said = error.server_message or error.response.reason_phrase
+        message = error.server_message or error.response.reason_phrase
         status = error.response.status_code
-        return f"the Hub answered {status}, {' '.join(said.split()).rstrip('.')[:200]}{_REMEDIES.get(status, '')}"
+        return f"the Hub answered {status}, {' '.join(message.split()).rstrip('.')[:200]}{_REMEDIES.get(status, '')}"
     text = " ".join(str(error).split()).rstrip(".")[:200]
     return f"{type(error).__name__}, {text}" if text else type(error).__name__
 
 
 @contextmanager
 def _progress_bars(shown: bool) -> Iterator[None]:
-    """Show the Hub client's bars, or not: in training they would tear its own."""
-    before = are_progress_bars_disabled()
+    """Show or hide the Hub client's progress bars, which would break those of training."""
+    were_disabled = are_progress_bars_disabled()
     if not shown:
         disable_progress_bars()
     try:
         yield
     finally:
-        if not before:
+        if not were_disabled:
             enable_progress_bars()

@@ -1,7 +1,7 @@
-"""LLM-JEPA: fine-tuning causal language models with two views of the same knowledge (arXiv 2509.14252)."""
+"""LLM-JEPA: fine-tuning of causal language models with two views (arXiv 2509.14252)."""
 
 from .data_collator import DataCollatorForPairedViews
-from .lora import add_adapters
+from .lora import add_lm_lora
 from .objective import PairedViewObjective, PairedViewOutput
 from .trainer import LlmJepaTrainer, add_predictor_tokens
 from .training_args import LlmJepaTrainingArguments
@@ -14,6 +14,6 @@ __all__ = [
     "PairedViewObjective",
     "PairedViewOutput",
     "PairedViewTokenizer",
-    "add_adapters",
+    "add_lm_lora",
     "add_predictor_tokens",
 ]

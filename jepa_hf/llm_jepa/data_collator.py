@@ -1,4 +1,4 @@
-"""Batches of rows with two views each."""
+"""Collation of rows with two views each."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,83 +8,95 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
-from .view_tokenizer import IGNORED
+from .view_tokenizer import IGNORE_INDEX
 
 VIEW_PASSES = ("packed", "separate")
 
 
 class DataCollatorForPairedViews:
-    """Pads rows of `PairedViewTokenizer` to the longest of the batch, on the side that the tokenizer pads on; views in
-    rows of their own on the right, where causal attention does not see it.
+    """Pad and batch rows of `PairedViewTokenizer`.
 
-    B rows, L their longest, V the longest pair of views (or, separately, of all views):
+    Rows are padded to the longest of the batch, on the tokenizer's padding side. Views in separate
+    rows are padded on the right, where causal attention does not see the padding.
+
+    B rows, L the longest, V the longest pair of views (or the longest view, if they are separate):
 
     | key | shape | meaning |
     | --- | --- | --- |
-    | `input_ids`, `attention_mask`, `labels` | `[B, L]` | the conversations; labels −100 where nothing is learnt |
-    | `label_positions` | `[B, N]` | the tokens that labels follow, to which others fill up the shorter rows |
-    | `view_input_ids` | `[B, V]` packed, `[B, 2, V]` separate | the views, the one that predicts first |
-    | `view_position_ids` | the same | restart at 0 with each view and each padding token |
-    | `view_ends` | `[B, 2]` | the token that stands for each view |
-    | `second_view` | `[B, W]` packed only | where the second view's tokens are; padding of shorter ones comes last |
-    | `content` | `[B, 2]` | first and last token of the conversation that STP's paths may touch |
+    | `input_ids`, `attention_mask`, `labels` | `[B, L]` | the conversations; labels without loss are −100 |
+    | `label_positions` | `[B, N]` | positions whose next token has a label; shorter rows are filled with others |
+    | `view_input_ids` | `[B, V]` packed, `[B, 2, V]` separate | the views, the predicting one first |
+    | `view_position_ids` | as `view_input_ids` | restart at 0 with each view and each padding token |
+    | `view_ends` | `[B, 2]` | position of the token whose state represents the view |
+    | `second_view` | `[B, W]`, packed only | positions of the second view's tokens, padded on the right |
+    | `stp_span` | `[B, 2]` | first and last position of the conversation that STP paths may use |
 
-    Restarting positions are how transformers knows sequences that share a row: it keeps them from seeing each other,
-    with learned and with rotary positions.
+    transformers detects sequences that share a row by their restarting positions and masks
+    attention between them, with learned and with rotary positions.
 
     Args:
-        tokenizer: of the model; one without a padding token is refused.
-        view_passes: "packed": both views in one row, which continues that of the conversation: one pass reads all;
-            "separate": in rows of their own, which another pass reads.
-        pad_to_multiple_of: lengths become multiples of it.
+        tokenizer: the model's tokenizer, with a padding token.
+        view_passes: "packed": both views follow the conversation in the same row, and one pass
+            reads all; "separate": each view has a row of its own, and a second pass reads them.
+        pad_to_multiple_of: pad lengths to a multiple of this.
+
+    Raises:
+        UsageError: another `view_passes`, or a tokenizer without a padding token.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, view_passes: str = "packed", pad_to_multiple_of: int | None = None
     ):
         if view_passes not in VIEW_PASSES:
-            raise UsageError(f"view_passes must be packed or separate, not {view_passes!r}")
+            raise UsageError(f"view_passes must be packed or separate, got {view_passes!r}.")
         if tokenizer.pad_token_id is None:
-            raise UsageError("the tokenizer has no padding token: set tokenizer.pad_token, to its eos_token if need be")
+            raise UsageError(
+                "The tokenizer has no padding token. Set tokenizer.pad_token, for example to its eos_token."
+            )
         self.tokenizer = tokenizer
         self.view_passes = view_passes
         self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        whole = [row["input_ids"] for row in rows]
+        """Collate rows, see the table of the class."""
+        conversations = [row["input_ids"] for row in rows]
         side = self.tokenizer.padding_side
         view_side = side if self.view_passes == "packed" else "right"
-        firsts, seconds = ([row[f"{name}_input_ids"] for row in rows] for name in ("text", "code"))
+        first_views, second_views = ([row[f"{name}_input_ids"] for row in rows] for name in ("text", "code"))
         ends = torch.tensor([[row["text_end"], row["code_end"]] for row in rows])
         if self.view_passes == "packed":
-            views = [[*first, *second] for first, second in zip(firsts, seconds, strict=True)]
-            view_positions = [[*range(len(a)), *range(len(b))] for a, b in zip(firsts, seconds, strict=True)]
-            ends[:, 1] += torch.tensor([len(first) for first in firsts])
+            pairs = list(zip(first_views, second_views, strict=True))
+            views = [[*first, *second] for first, second in pairs]
+            view_positions = [[*range(len(first)), *range(len(second))] for first, second in pairs]
+            ends[:, 1] += torch.tensor([len(first) for first in first_views])
         else:
-            views = [view for pair in zip(firsts, seconds, strict=True) for view in pair]
+            views = [view for pair in zip(first_views, second_views, strict=True) for view in pair]
             view_positions = [list(range(len(view))) for view in views]
 
-        # Nothing comes before a row's first token but padding, on one side.
-        labels = self._padded([[IGNORED, *row["labels"][1:]] for row in rows], IGNORED, side)
-        asked = F.pad(labels[:, 1:] != IGNORED, (0, 1))
+        # A row's first token has no predecessor (or, with left padding, only padding): it is never
+        # a label.
+        labels = self._padded([[IGNORE_INDEX, *row["labels"][1:]] for row in rows], IGNORE_INDEX, side)
+        has_label = F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
         batch = {
-            "input_ids": self._padded(whole, self.tokenizer.pad_token_id, side),
-            "attention_mask": self._padded([[1] * len(row) for row in whole], 0, side),
+            "input_ids": self._padded(conversations, self.tokenizer.pad_token_id, side),
+            "attention_mask": self._padded([[1] * len(row) for row in conversations], 0, side),
             "labels": labels,
-            # The tokens that are asked come first, in their order.
-            "label_positions": asked.int().argsort(dim=1, descending=True, stable=True)[:, : asked.sum(dim=1).max()],
-            "content": torch.tensor([row["content"] for row in rows]),
+            # A stable sort puts positions with a label first and keeps their order.
+            "label_positions": has_label.int().argsort(dim=1, descending=True, stable=True)[
+                :, : has_label.sum(dim=1).max()
+            ],
+            "stp_span": torch.tensor([row["stp_span"] for row in rows]),
             "view_input_ids": self._padded(views, self.tokenizer.pad_token_id, view_side),
             "view_position_ids": self._padded(view_positions, 0, view_side),
             "view_ends": ends,
         }
         if self.view_passes == "packed":
-            places = [range(len(a), len(a) + len(b)) for a, b in zip(firsts, seconds, strict=True)]
-            batch["second_view"] = self._padded(places, 0, "right")
+            positions = [range(len(first), len(first) + len(second)) for first, second in pairs]
+            batch["second_view"] = self._padded(positions, 0, "right")
         if side == "left":
-            batch["content"] += _padding(batch["input_ids"], whole)
+            batch["stp_span"] += _num_padding(batch["input_ids"], conversations)
         if view_side == "left":
-            padding = _padding(batch["view_input_ids"], views)
+            padding = _num_padding(batch["view_input_ids"], views)
             batch["view_ends"] += padding
             batch["second_view"] += padding
         if self.view_passes == "separate":
@@ -97,12 +109,12 @@ class DataCollatorForPairedViews:
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
         padded = torch.full((len(rows), width), value)
-        for at, row in enumerate(rows):
+        for index, row in enumerate(rows):
             begin = width - len(row) if side == "left" else 0
-            padded[at, begin : begin + len(row)] = torch.tensor(row)
+            padded[index, begin : begin + len(row)] = torch.tensor(row)
         return padded
 
 
-def _padding(padded: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """`[N, 1]`: how much of each row is padding."""
+def _num_padding(padded: torch.Tensor, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return the number of padding tokens of each row, `[N, 1]`."""
     return padded.shape[1] - torch.tensor([[len(row)] for row in rows])

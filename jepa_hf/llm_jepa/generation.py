@@ -1,4 +1,4 @@
-"""What a causal language model answers, and whether that is right."""
+"""Greedy generation of answers, and their evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UsageError
-from .answer_scoring import scorer
+from .answer_scoring import get_scorer
 from .view_tokenizer import PairedViewTokenizer
 
 
@@ -23,39 +23,43 @@ def generate_answers(
     batch_size: int = 16,
     show_progress: bool = False,
 ) -> list[str]:
-    """Greedy answers, in batches of prompts of like length.
+    """Generate greedy answers, in batches of prompts of similar length.
 
     Args:
         model: a causal language model, or a `PeftModel` around one.
-        tokenizer: its tokenizer, whichever side it pads on.
-        prompts: what the model is to go on from, special tokens written out (see `PairedViewTokenizer.prompt`).
-        max_new_tokens: most tokens of an answer; fewer where the model has not so many positions.
-        batch_size: prompts that are answered together.
-        show_progress: show a bar.
+        tokenizer: its tokenizer; the padding side is arbitrary.
+        prompts: texts to continue, with special tokens written out (see
+            `PairedViewTokenizer.prompt`).
+        max_new_tokens: maximum number of tokens of an answer; fewer if the model has not enough
+            positions.
+        batch_size: number of prompts of a batch.
+        show_progress: whether to show a progress bar.
 
     Returns:
-        The answers without special tokens and without blanks around them, in the order of the prompts.
+        The answers without special tokens and surrounding whitespace, in the order of the prompts.
 
     Raises:
-        UsageError: a prompt leaves no room for an answer, see `room_for`.
+        UsageError: a prompt leaves no position for an answer, see `clamp_new_tokens`.
     """
     encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    room_for(model.config, max(map(len, encoded), default=0), max_new_tokens)  # before the first is answered
-    order = sorted(range(len(prompts)), key=lambda at: -len(encoded[at]))
+    # Fail before the first batch.
+    clamp_new_tokens(model.config, max(map(len, encoded), default=0), max_new_tokens)
+    order = sorted(range(len(prompts)), key=lambda index: -len(encoded[index]))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     stops = _stop_tokens(model, tokenizer)
+    generate: Any = model.generate
     training, answers = model.training, [""] * len(prompts)
     model.eval()
     bar = tqdm(total=len(prompts), desc="generating", unit=" answers", disable=not show_progress, leave=False)
     for begin in range(0, len(order), batch_size):
-        chosen = order[begin : begin + batch_size]
-        width = max(len(encoded[at]) for at in chosen)
-        ids = torch.tensor([[pad] * (width - len(encoded[at])) + encoded[at] for at in chosen], device=model.device)
-        real = torch.tensor([[0] * (width - len(encoded[at])) + [1] * len(encoded[at]) for at in chosen])
-        found = model.generate(
-            input_ids=ids,
-            attention_mask=real.to(model.device),
-            max_new_tokens=room_for(model.config, width, max_new_tokens),
+        batch = order[begin : begin + batch_size]
+        width = max(len(encoded[index]) for index in batch)
+        ids = torch.tensor([[pad] * (width - len(encoded[index])) + encoded[index] for index in batch])
+        mask = torch.tensor([[0] * (width - len(encoded[index])) + [1] * len(encoded[index]) for index in batch])
+        output = generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=clamp_new_tokens(model.config, width, max_new_tokens),
             do_sample=False,
             num_beams=1,
             temperature=None,
@@ -64,39 +68,39 @@ def generate_answers(
             pad_token_id=pad,
             eos_token_id=stops,
         )
-        for at, answer in zip(chosen, found[:, width:], strict=True):
-            answers[at] = tokenizer.decode(answer, skip_special_tokens=True).strip()
-        bar.update(len(chosen))
+        for index, text in zip(batch, tokenizer.batch_decode(output[:, width:], skip_special_tokens=True), strict=True):
+            answers[index] = text.strip()
+        bar.update(len(batch))
     bar.close()
     model.train(training)
     return answers
 
 
-def room_for(config: PreTrainedConfig, length: int, max_new_tokens: int) -> int:
-    """How many tokens an answer to a prompt of `length` tokens may have: `max_new_tokens`, or what positions are left.
+def clamp_new_tokens(config: PreTrainedConfig, length: int, max_new_tokens: int) -> int:
+    """Limit `max_new_tokens` to the positions that a prompt of `length` tokens leaves.
 
     Raises:
-        UsageError: none are left.
+        UsageError: no position is left.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return max_new_tokens
     if length >= positions:
         raise UsageError(
-            f"a prompt has {length} tokens, and the model {positions} positions, which leaves none for an answer; "
-            "leave the row out"
+            f"A prompt has {length} tokens, but the model has only {positions} positions, so there is no room for an "
+            "answer. Remove the row."
         )
     return min(max_new_tokens, positions - length)
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Those that end an answer: the tokenizer's, which training taught, and those that the model came with."""
-    own = model.generation_config.eos_token_id
-    known = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
-    return sorted(token for token in known if token is not None)
+    """Return the stop tokens of the tokenizer, used in training, and of the generation config."""
+    model_stops = model.generation_config.eos_token_id
+    stops = {tokenizer.eos_token_id, *(model_stops if isinstance(model_stops, list) else [model_stops])}
+    return sorted(token for token in stops if token is not None)
 
 
-def judge(
+def evaluate_generation(
     model: PreTrainedModel,
     view_tokenizer: PairedViewTokenizer,
     rows: Sequence[dict[str, Any]],
@@ -104,27 +108,31 @@ def judge(
     database: str | Path | None = None,
     **kwargs: Any,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Answer the prompts of rows and score the answers.
+    """Generate answers to the prompts of rows and score them.
 
     Args:
-        rows: with messages, or with the two columns; the answer is the message that is the second view.
-        metrics: see `scorer`.
-        database: for "sql".
-        kwargs: of `generate_answers`.
+        model: a causal language model, or a `PeftModel` around one.
+        view_tokenizer: splits rows into prompt and reference answer.
+        rows: rows with `messages`, or with the two columns. The reference is the message that is
+            the second view.
+        metrics: see `get_scorer`.
+        database: path for the metric "sql", see `get_scorer`.
+        **kwargs: of `generate_answers`.
 
     Returns:
-        By metric the share that is right; and for each row `prompt`, `answer`, `right` and each metric's verdict.
+        The proportion of correct answers by metric; and for each row `prompt`, `answer`, `right`
+        (the reference) and each metric's result.
     """
-    scorers = {metric: scorer(metric, database) for metric in metrics}
-    asked = [view_tokenizer.prompt(row, number) for number, row in enumerate(rows)]
-    answers = generate_answers(model, view_tokenizer.tokenizer, [prompt for prompt, _ in asked], **kwargs)
-    found = [
+    scorers = {metric: get_scorer(metric, database) for metric in metrics}
+    pairs = [view_tokenizer.prompt(row, number) for number, row in enumerate(rows)]
+    answers = generate_answers(model, view_tokenizer.tokenizer, [prompt for prompt, _ in pairs], **kwargs)
+    results: list[dict[str, Any]] = [
         {
             "prompt": prompt,
             "answer": answer,
-            "right": right,
-            **{metric: bool(of(answer, right, row)) for metric, of in scorers.items()},
+            "right": reference,
+            **{metric: bool(score(answer, reference, row)) for metric, score in scorers.items()},
         }
-        for (prompt, right), answer, row in zip(asked, answers, rows, strict=True)
+        for (prompt, reference), answer, row in zip(pairs, answers, rows, strict=True)
     ]
-    return {metric: sum(row[metric] for row in found) / max(len(found), 1) for metric in metrics}, found
+    return {metric: sum(result[metric] for result in results) / max(len(results), 1) for metric in metrics}, results

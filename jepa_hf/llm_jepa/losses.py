@@ -1,65 +1,72 @@
-"""Distances between two embeddings of the same knowledge, and the turns of a path: the losses of LLM-JEPA and STP."""
+"""Pair distances of LLM-JEPA and path losses of Semantic Tube Prediction (STP)."""
 
 import torch
 
 from ..models.losses import cosine_distance
+from ..models.positions import gather_positions
 
 PAIR_LOSSES = ("cosine", "l2", "mse", "infonce")
 
 
-def pair_distance(kind: str, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The distance of each pair, computed in float32 (LLM-JEPA, Huang et al. 2025, section 3.1 and table 3).
+def pair_distance(loss_type: str, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Compute the distance of each pair in float32.
+
+    LLM-JEPA, Huang et al. 2025 (arXiv 2509.14252), section 3.1 and table 3:
 
     - "cosine": 1 − cos(prediction, target), the paper's choice.
     - "l2": ‖prediction − target‖.
     - "mse": mean over D of the squared differences.
 
     Args:
-        kind: one of these; "infonce" is a loss of a batch, see `infonce`.
-        prediction, target: `[N, D]`.
+        loss_type: one of these; "infonce" compares the rows of a batch, see
+            `models.contrastive.infonce`.
+        prediction: `[N, D]`.
+        target: `[N, D]`.
 
     Returns:
         `[N]`.
 
     Raises:
-        ValueError: another `kind`.
+        ValueError: another `loss_type`.
     """
     prediction, target = prediction.float(), target.float()
-    if kind == "cosine":
+    if loss_type == "cosine":
         return cosine_distance(prediction, target)
-    if kind == "l2":
+    if loss_type == "l2":
         return (prediction - target).norm(dim=-1)
-    if kind == "mse":
+    if loss_type == "mse":
         return (prediction - target).square().mean(dim=-1)
-    raise ValueError(f"a distance of pairs is cosine, l2 or mse, not {kind!r}")
+    raise ValueError(f"Expected a pair distance of cosine, l2 or mse, got {loss_type!r}.")
 
 
-def draw_triples(first: torch.Tensor, last: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Three different positions s < r < t of each row, every triple alike (STP, section 3).
+def sample_ordered_triples(first: torch.Tensor, last: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Sample positions s < r < t in each row, uniformly over all triples (STP, section 3).
 
     Args:
-        first, last: long `[B]`, the first and the last position that may be drawn.
-        uniform: `[B, 3]`, numbers in [0, 1).
+        first: long `[B]`, first position that may be drawn.
+        last: long `[B]`, last position that may be drawn.
+        uniform: `[B, 3]`, random numbers in [0, 1).
 
     Returns:
-        long `[B, 3]` in rising order; rows of fewer than three positions are to be left out by the caller.
+        long `[B, 3]` in ascending order. The caller must discard rows with fewer than three
+        positions.
     """
     length = (last - first + 1).clamp_min(3)
-    # Floyd's way to a set of three out of `length`: the j-th draw is out of the first length - 3 + j, a repeated one
-    # becomes the newest.
-    chosen: list[torch.Tensor] = []
+    # Floyd's algorithm for a 3-subset of `length` items (Bentley and Floyd 1987): draw j is from
+    # the first length - 3 + j items, and a repeated item is replaced by the last of these.
+    samples: list[torch.Tensor] = []
     for index in range(3):
-        newest = length - 3 + index
-        draw = (uniform[:, index] * (newest + 1)).long().clamp_max(newest)
-        taken = torch.zeros_like(draw, dtype=torch.bool)
-        for earlier in chosen:
-            taken |= draw == earlier
-        chosen.append(torch.where(taken, newest, draw))
-    return torch.stack(chosen, dim=1).sort(dim=1).values + first[:, None]
+        highest = length - 3 + index
+        draw = (uniform[:, index] * (highest + 1)).long().clamp_max(highest)
+        is_repeated = torch.zeros_like(draw, dtype=torch.bool)
+        for earlier in samples:
+            is_repeated |= draw == earlier
+        samples.append(torch.where(is_repeated, highest, draw))
+    return torch.stack(samples, dim=1).sort(dim=1).values + first[:, None]
 
 
-def tube_distance(states: torch.Tensor, triples: torch.Tensor) -> torch.Tensor:
-    """1 − cos(h_t − h_r, h_r − h_s): how far a path turns (Semantic Tube Prediction, arXiv 2602.22617, section 3).
+def stp_distance(states: torch.Tensor, triples: torch.Tensor) -> torch.Tensor:
+    """Compute 1 − cos(h_t − h_r, h_r − h_s), the turn of a path (STP, arXiv 2602.22617, section 3).
 
     Args:
         states: `[B, L, D]`.
@@ -68,26 +75,22 @@ def tube_distance(states: torch.Tensor, triples: torch.Tensor) -> torch.Tensor:
     Returns:
         `[B]`, in float32.
     """
-    s, r, t = _rows(states, triples).unbind(dim=1)
+    s, r, t = gather_positions(states, triples).float().unbind(dim=1)
     return cosine_distance(t - r, r - s)
 
 
-def patch_distance(states: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
-    """1 − cos(what a patch adds, what all around it adds): the form that STP's released code minimises.
+def stp_patch_distance(states: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """Compute 1 − cos(h_b − h_a, (h_a − h_f) + (h_e − h_b)), the loss of STP's released code.
 
-    With first position f, patch [a, b] and last position e: 1 − cos(h_b − h_a, (h_a − h_f) + (h_e − h_b)).
+    It compares the change over a patch [a, b] with the change over the rest of the row [f, e].
 
     Args:
         states: `[B, L, D]`.
-        patches: long `[B, 4]`, positions f, a, b, e.
+        patches: long `[B, 4]`, positions f, a, b, e: first of the row, ends of the patch, last of
+            the row.
 
     Returns:
         `[B]`, in float32.
     """
-    f, a, b, e = _rows(states, patches).unbind(dim=1)
+    f, a, b, e = gather_positions(states, patches).float().unbind(dim=1)
     return cosine_distance(b - a, (a - f) + (e - b))
-
-
-def _rows(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    index = positions[..., None].expand(-1, -1, states.shape[-1])
-    return states.gather(1, index).float()

@@ -1,11 +1,14 @@
-"""The card of a language model that was fine-tuned with paired views."""
+"""Model card of a language model that was fine-tuned with LLM-JEPA."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..hub.model_card import DataNames
-from ..utils.markdown import escaped, in_code, one_line, table
+from ..hub.model_card import DatasetInfo
+from ..utils.markdown import escape_markdown, markdown_table, single_line, strip_code_delimiters
+from .training_args import LlmJepaTrainingArguments
+from .view_tokenizer import PairedViewTokenizer
 
 _TEMPLATE = """\
 ---
@@ -14,37 +17,40 @@ _TEMPLATE = """\
 
 # {title}
 
-A causal language model fine-tuned with LLM-JEPA: beside the next-token loss on its answers, the representation of one
-view of a row predicts that of the other (a question and its answer, a text and its code). {start}Trained with
-`jepa_hf` {version}.
+A causal language model, fine-tuned with LLM-JEPA. Training minimizes the next-token loss and a JEPA
+loss: the representation of one view of a row must predict that of the other view. The views are, for
+example, a question and its answer, or a text and its code.
 
-## Use it
+{start}Trained with `jepa_hf` {version}.
+
+## Usage
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}")
-{asking}
-answer = model.generate(**asked, max_new_tokens=128)[0, asked["input_ids"].shape[1] :]
+{inputs}
+output = model.generate(**inputs, max_new_tokens=128)
+answer = output[0, inputs["input_ids"].shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True))
 ```
 
-## How it was trained
+## Training procedure
 
 {training}
 
-## How it went
+## Results
 
 {results}
 
-A small distance between views proves nothing by itself: it is smallest where all views look the same, which their
-effective rank would tell.
+A small distance between the views does not by itself show that they match: collapsed representations
+have the smallest distance. Collapse shows as a low *view rank* or as a *view pairwise cosine* near 1.
 
-## Limits
+## Limitations
 
-It knows what its data held and inherits the slant of that data and of the model it started from. Nothing is known about
-it beyond the numbers on this card.
+The model inherits the content and biases of its training data and of the model it started from. It
+was evaluated only as reported on this card.
 
 ## Citation
 
@@ -61,14 +67,14 @@ LLM_JEPA = """\
   eprint = {2509.14252},
   archivePrefix = {arXiv}
 }"""
-# How a conversation, or a text alone, is asked.
-_ASKING = {
+# Code of the usage section: with a chat template, and with plain text.
+_USAGE = {
     True: """\
 messages = [{"role": "user", "content": "..."}]
-asked = tokenizer.apply_chat_template(
+inputs = tokenizer.apply_chat_template(
     messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
 )""",
-    False: 'asked = tokenizer("...\\n", return_tensors="pt")',
+    False: 'inputs = tokenizer("...\\n", return_tensors="pt")',
 }
 STP = """\
 @misc{stp2026,
@@ -79,55 +85,89 @@ STP = """\
 }"""
 
 
-def render_card(
+def render_llm_card(
     name: str,
     version: str,
     training: dict[str, Any],
     metrics: dict[str, float],
-    data: DataNames,
+    data: DatasetInfo,
     *,
-    with_paths: bool = False,
+    cites_stp: bool = False,
     with_template: bool = True,
     base_model: str | None = None,
     language: str | None = None,
     license: str | None = None,
 ) -> ModelCard:
-    """The card; all text is taken as it is, and what would be markup is escaped.
+    """Render the card. All strings are plain text: markup in them is escaped.
 
     Args:
-        name: what users pass to `from_pretrained`.
-        version: of this package.
-        training: rows of the training table.
-        metrics: rows of the result table, of the last evaluation.
+        name: argument of `from_pretrained`.
+        version: version of this package.
+        training: rows of the training table; None and empty values are left out.
+        metrics: rows of the result table, from the last evaluation.
         data: names of the data.
-        with_paths: whether STP's paths were part of the loss, and its paper is to be cited.
-        with_template: whether it is asked by a chat template, or by text alone.
-        base_model: the model on the Hub that it started from, where there is one.
-        language, license: where known.
+        cites_stp: whether the loss contained STP, whose paper is then cited.
+        with_template: whether prompts use a chat template; otherwise they are plain text.
+        base_model: Hub name of the model that training started from, if there is one.
+        language: language of the data, if known.
+        license: license of the weights, if known.
     """
     title = name.rstrip("/").split("/")[-1]
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["llm-jepa", "jepa", "jepa_hf"],
-        base_model=base_model and one_line(base_model),
-        datasets=[one_line(dataset) for dataset in data.datasets] or None,
-        language=language and one_line(language),
-        license=license and one_line(license),
-        model_name=one_line(title) or "model",
+        base_model=base_model and single_line(base_model),
+        datasets=[single_line(dataset) for dataset in data.datasets] or None,
+        language=language and single_line(language),
+        license=license and single_line(license),
+        model_name=single_line(title) or "model",
     )
     rows = {"data": data.train, "evaluated on": data.validation, **training}
-    shown = [(escaped(key), escaped(str(value))) for key, value in rows.items() if value not in ("", None)]
-    results = [(escaped(key), f"{value:.4g}") for key, value in metrics.items()]
+    settings = [
+        (escape_markdown(key), escape_markdown(str(value))) for key, value in rows.items() if value not in ("", None)
+    ]
+    results = [(escape_markdown(key), f"{value:.4g}") for key, value in metrics.items()]
     text = _TEMPLATE.format(
         metadata=metadata.to_yaml(),
-        title=escaped(title),
-        start=f"It started from {escaped(base_model)}. " if base_model else "",
-        name=in_code(name),
-        asking=_ASKING[with_template],
+        title=escape_markdown(title),
+        start=f"Training started from {escape_markdown(base_model)}. " if base_model else "",
+        name=strip_code_delimiters(name),
+        inputs=_USAGE[with_template],
         version=version,
-        training=table(("setting", "value"), shown),
-        results=table(("evaluation", "at the end"), results) if results else "No evaluation was run.",
-        citations="\n\n".join([LLM_JEPA, *([STP] if with_paths else [])]),
+        training=markdown_table(("setting", "value"), settings),
+        results=markdown_table(("evaluation", "at the end"), results) if results else "No evaluation was run.",
+        citations="\n\n".join([LLM_JEPA, *([STP] if cites_stp else [])]),
     )
     return ModelCard(text, ignore_metadata_errors=True)
+
+
+def objective_rows(args: LlmJepaTrainingArguments, views: PairedViewTokenizer | None) -> dict[str, Any]:
+    """Return the rows of the training table about the objective and, if known, the views."""
+    return {
+        "learning rate": f"{args.learning_rate:.4g}",
+        "weights": f"next token {args.lm_weight}, views {args.jepa_weight} ({args.pair_loss})",
+        **({} if views is None else _view_rows(views)),
+        "gradient through the predicted view": args.target_gradient,
+        "loss dropout": args.loss_dropout,
+        "STP": f"{args.stp_weight} ({args.stp_variant})" if args.stp_weight else None,
+    }
+
+
+def _view_rows(views: PairedViewTokenizer) -> dict[str, Any]:
+    count, position = len(views.predictors), views.predictor_position
+    return {
+        "next-token loss on": "prompts and answers, without stop tokens" if views.train_on_prompt else "answers",
+        "predictor tokens": f"{count}, at the {position} of the first view" if count else "none",
+        "predicting view": "the second" if views.reverse else "the first",
+        "maximum row length in tokens": views.max_length,
+    }
+
+
+def result_rows(log_history: Iterable[Mapping[str, Any]], generation_metrics: Sequence[str]) -> dict[str, float]:
+    """Return the rows of the result table: the metrics of the last evaluation in a run's log."""
+    evaluations = [entry for entry in log_history if "eval_loss" in entry]
+    last = evaluations[-1] if evaluations else {}
+    views = ("view_cosine", "view_rank", "view_pairwise_cosine", "view_top1_accuracy")
+    names = ("lm_loss", "pair_loss", *views, *generation_metrics)
+    return {name.replace("_", " "): last[f"eval_{name}"] for name in names if f"eval_{name}" in last}

@@ -1,10 +1,10 @@
-"""The objective: next-token loss on the answers, and a distance between what two views of a row mean to the model."""
+"""LLM-JEPA's objective: next-token loss plus a distance between two views of a row."""
 
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,126 +13,149 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..errors import UsageError
-from ..models.contrastive import candidates_of_all_ranks, infonce
-from .losses import draw_triples, pair_distance, patch_distance, tube_distance
-from .view_tokenizer import IGNORED
+from ..models.contrastive import all_gather_candidates, infonce
+from ..models.positions import gather_positions
+from .losses import pair_distance, sample_ordered_triples, stp_distance, stp_patch_distance
+from .view_tokenizer import IGNORE_INDEX
 
-# By this name a model knows its objective.
-_ATTACHED = "_paired_view_objective"
+# Attribute of a model that holds its objective.
+_OBJECTIVE_ATTR = "_paired_view_objective"
 
 
 @dataclass
 class PairedViewOutput(ModelOutput):
-    """What a model gives while `PairedViewObjective` is attached to it. B rows, width D.
+    """Output of a model with an attached `PairedViewObjective`. B rows, width D.
 
     Args:
-        loss: scalar, the weighted sum of the parts, each divided by what the update has of it.
-        lm_loss: scalar, mean next-token loss over this batch's labels; with what a mixture of experts adds for its
-            router, where its configuration asks for it.
-        pair_loss: scalar, mean distance over its pairs; None where the views were left out.
-        tube_loss: scalar, mean over its rows, of which one too short for a path counts 0; None where its weight is 0.
-        num_labels, num_pairs: scalars.
-        predictions, targets: the views' representations `[B, D]`; None where they were left out.
+        loss: scalar, the weighted sum of the parts, each divided by its count in the update.
+        lm_loss: scalar, mean next-token loss over this batch's labels. It includes the router loss
+            of a mixture of experts if its configuration enables that.
+        pair_loss: scalar, mean distance over the batch's pairs; None without views.
+        stp_loss: scalar, mean over the batch's rows, where rows too short for a path count 0; None
+            if its weight is 0.
+        num_labels: scalar, number of labels of the batch.
+        num_pairs: scalar, number of rows of the batch that count.
+        predictions: representations of the predicting views, `[B, D]`; None without views.
+        targets: representations of the predicted views, `[B, D]`; None without views.
     """
 
     loss: torch.Tensor | None = None
     lm_loss: torch.Tensor | None = None
     pair_loss: torch.Tensor | None = None
-    tube_loss: torch.Tensor | None = None
+    stp_loss: torch.Tensor | None = None
     num_labels: torch.Tensor | None = None
     num_pairs: torch.Tensor | None = None
     predictions: torch.Tensor | None = None
     targets: torch.Tensor | None = None
 
 
+class _Views(NamedTuple):
+    """Views of a batch, see `DataCollatorForPairedViews`."""
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor | None
+    ends: torch.Tensor
+    second: torch.Tensor | None
+
+    @property
+    def is_packed(self) -> bool:
+        return self.input_ids.dim() == 2
+
+
 @dataclass
 class PairedViewObjective:
-    """lm_weight · next-token loss + pair_weight · d(predictor's embedding of view 1, embedding of view 2).
+    """Objective of LLM-JEPA, attached to a causal language model.
 
-    LLM-JEPA (Huang, LeCun and Balestriero, arXiv 2509.14252), equation 3, and as an option the straightness of
-    STP (arXiv 2602.22617). `attach` lets a causal language model compute it: the model stays what it is, and so do
-    DDP, FSDP and PEFT around it, for which one call of the model is one call.
+    lm_weight · next-token loss + jepa_weight · d(pred(view 1), view 2), of the views' embeddings.
+
+    LLM-JEPA (Huang, LeCun and Balestriero, arXiv 2509.14252), equation 3, optionally with the path
+    loss of STP (arXiv 2602.22617). `attach` makes a causal language model compute it in its
+    forward. The model's class does not change, so DDP, FSDP and PEFT see one ordinary forward call.
 
     Args:
-        lm_weight: gamma; 0 leaves nothing that keeps the embeddings apart.
-        pair_weight: lambda.
+        lm_weight: gamma; with 0, nothing prevents the embeddings from collapsing.
+        jepa_weight: lambda.
         pair_loss: "cosine", "l2", "mse" or "infonce", see `losses`.
-        temperature: of "infonce".
-        target_gradient: "full": both views learn, as in the paper; "stop": the second does not; "ema": it is read by
-            `teacher`.
+        temperature: temperature of "infonce".
+        target_gradient: "full": gradients flow through both views, as in the paper; "stop": not
+            through the second; "ema": `teacher` encodes the second view.
         teacher: a decoder whose weights are an average of the model's, for "ema".
-        tube_weight: of the straightness of paths through the conversation; 0 for none.
-        tube_form: "triple", three random positions (the paper); "patch", a random patch against what surrounds it
-            (its released code).
+        stp_weight: weight of the path loss on the conversation; 0 disables it.
+        stp_variant: "triple": three random positions (the paper); "patch": a random patch against its
+            surroundings (the paper's released code).
     """
 
     lm_weight: float = 1.0
-    pair_weight: float = 1.0
+    jepa_weight: float = 1.0
     pair_loss: str = "cosine"
     temperature: float = 0.07
     target_gradient: str = "full"
     teacher: nn.Module | None = None
-    tube_weight: float = 0.0
-    tube_form: str = "triple"
+    stp_weight: float = 0.0
+    stp_variant: str = "triple"
 
-    # While a model computes: which states its head is to read, and what its last layer gave.
-    _read: torch.Tensor | None = field(default=None, init=False, repr=False)
+    # Set during a forward pass: positions that the head reads, and the last layer's output.
+    _selected_positions: torch.Tensor | None = field(default=None, init=False, repr=False)
     _states: torch.Tensor | None = field(default=None, init=False, repr=False)
 
     def attach(self, model: PreTrainedModel) -> None:
-        """Have the model compute this objective of batches of `DataCollatorForPairedViews`, and all else as before.
+        """Make the model compute this objective on batches of `DataCollatorForPairedViews`.
 
-        An objective that is attached already makes way. A copy of the model has a copy of its objective.
+        Other calls are unchanged. The objective replaces an attached one. A copy of the model gets
+        a copy of the objective.
 
         Args:
             model: a causal language model, or a `PeftModel` around one.
 
         Raises:
-            UsageError: its views cannot be read: see `_check_decoder`.
+            UsageError: the model cannot encode views, see `_check_decoder`.
         """
         _check_decoder(model)
-        earlier = vars(model).get(_ATTACHED)
+        earlier = vars(model).get(_OBJECTIVE_ATTR)
         if earlier is self:
             return
         if earlier is not None:
             earlier._remove_hooks()
-        if earlier is None or earlier._plain == model.forward:  # a model that was pickled has its own forward again
-            self._plain = model.forward
-            model.forward = MethodType(_forward_like(model.forward), model)
+        # An unpickled model has its original forward again.
+        if earlier is None or earlier._original_forward == model.forward:
+            self._original_forward = model.forward
+            model.forward = MethodType(_make_patched_forward(model.forward), model)
         else:
-            self._plain = earlier._plain
-        setattr(model, _ATTACHED, self)
-        self._takes_positions = _takes_positions(model)
-        # For good, because torch.compile does not trace how a hook is registered.
+            self._original_forward = earlier._original_forward
+        setattr(model, _OBJECTIVE_ATTR, self)
+        self._accepts_position_ids = _accepts_position_ids(model)
+        # The hooks stay registered, because torch.compile cannot trace their registration.
         self._hooks = [
-            model.get_output_embeddings().register_forward_pre_hook(self._choose),
-            decoder_of(model).register_forward_hook(self._keep),
+            model.get_output_embeddings().register_forward_pre_hook(self._select_labelled_states),
+            get_decoder(model).register_forward_hook(self._store_last_hidden_state),
         ]
 
     def detach(self, model: PreTrainedModel) -> None:
-        """Give the model its own forward back."""
+        """Restore the model's original forward."""
         del model.forward
-        delattr(model, _ATTACHED)
+        delattr(model, _OBJECTIVE_ATTR)
         self._remove_hooks()
 
     def _remove_hooks(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
-    def _choose(self, head: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        """Before the language-model head: leave out the states that no label follows, those of views among them.
+    def _select_labelled_states(
+        self, head: nn.Module, inputs: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...] | None:
+        """Drop states whose next token has no label, before the language-model head.
 
-        Prompts have no labels, and a token's logits are as many as there are words: more than all else that it takes.
+        Logits are vocabulary-sized per token and dominate memory; prompts and views have no labels.
         """
-        if self._read is None:
+        if self._selected_positions is None:
             return None
-        states, *others = given
-        return _at(states, self._read), *others
+        states, *others = inputs
+        return gather_positions(states, self._selected_positions), *others
 
-    def _keep(self, decoder: nn.Module, given: Any, found: Any) -> None:
-        """After the last layer, without keeping all others."""
-        if self._read is not None:
-            self._states = found.last_hidden_state
+    def _store_last_hidden_state(self, decoder: nn.Module, inputs: Any, output: Any) -> None:
+        """Store the last layer's output; `output_hidden_states` would keep those of all layers."""
+        if self._selected_positions is not None:
+            self._states = output.last_hidden_state
 
     def _compute(
         self,
@@ -140,7 +163,7 @@ class PairedViewObjective:
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
-        content: torch.Tensor,
+        stp_span: torch.Tensor,
         label_positions: torch.Tensor,
         view_input_ids: torch.Tensor | None = None,
         view_position_ids: torch.Tensor | None = None,
@@ -149,268 +172,307 @@ class PairedViewObjective:
         row_valid: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> PairedViewOutput:
-        """The loss of a batch of `DataCollatorForPairedViews`; without its views, of the other parts.
+        """Compute the loss of a batch of `DataCollatorForPairedViews`, with or without views.
 
-        Args:
-            row_valid: bool `[B]`, on all ranks or none; False for rows that count nowhere, whose labels are masked.
-            num_items_in_batch: `[2]`, labels and rows of the whole update; default those of this batch.
+        `row_valid` is bool `[B]`, False for rows that do not count, whose labels are masked. It is
+        given on all ranks or on none. `num_items_in_batch` is `[2]`, labels and rows of the full
+        update; default those of this batch.
         """
-        labelled = (labels[:, 1:] != IGNORED).sum()
-        counts = labels.new_ones(len(labels)) if row_valid is None else row_valid.long()
-        rows = counts.sum()
-        total = torch.stack([labelled, rows]) if num_items_in_batch is None else num_items_in_batch
-        total = total.clamp_min(1)
-        output = PairedViewOutput(num_labels=labelled, num_pairs=rows)
+        num_labels = (labels[:, 1:] != IGNORE_INDEX).sum()
+        row_weights = labels.new_ones(len(labels)) if row_valid is None else row_valid.long()
+        num_rows = row_weights.sum()
+        totals = torch.stack([num_labels, num_rows]) if num_items_in_batch is None else num_items_in_batch
+        totals = totals.clamp_min(1)
+        output = PairedViewOutput(num_labels=num_labels, num_pairs=num_rows)
+        views = None
+        if view_ends is not None:
+            positions = view_position_ids if self._accepts_position_ids else None
+            views = _Views(cast(torch.Tensor, view_input_ids), positions, view_ends, second_view)
 
-        together = view_ends is not None and view_input_ids.dim() == 2
-        read = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if self._takes_positions:
-            read["position_ids"] = _positions(attention_mask)
-        else:
-            view_position_ids = None
-        if together:
-            if not self._takes_positions:
-                raise _without_positions(model)
-            read = _in_one_row(input_ids, attention_mask, view_input_ids, view_position_ids)
-        # The model compares each state with the next label, so that the last state, any one, is compared with none.
-        successors = F.pad(labels[:, 1:], (0, 1), value=IGNORED).gather(1, label_positions)
-        self._read = F.pad(label_positions, (0, 1))
-        try:
-            found = self._plain(
-                **read,
-                labels=F.pad(successors, (1, 0), value=IGNORED),
-                num_items_in_batch=total[0],
-                use_cache=False,
-                return_dict=True,
-            )
-            states = self._states
-        finally:
-            self._read = self._states = None
-        loss = self.lm_weight * found.loss
-        output.lm_loss = found.loss.detach() * total[0] / labelled.clamp_min(1)
-        if self.tube_weight:
+        inputs = self._model_inputs(model, input_ids, attention_mask, views)
+        lm_loss, states = self._run_model(inputs, labels, label_positions, totals[0])
+        loss = self.lm_weight * lm_loss
+        output.lm_loss = lm_loss.detach() * totals[0] / num_labels.clamp_min(1)
+        if self.stp_weight:
             uniform = (
                 torch.rand(len(labels), 3, device=labels.device)
                 if model.training
                 else _draws_of_rows(input_ids, attention_mask)
             )
-            each = self._tubes(states, content, counts, uniform)
-            output.tube_loss = each.sum() / rows.clamp_min(1)
-            loss = loss + self.tube_weight * each.sum() / total[1]
-        if view_ends is not None:
-            views = view_input_ids, view_position_ids, view_ends
-            both = _at(states, labels.shape[1] + view_ends) if together else _at_ends(decoder_of(model), *views)
-            predictions, targets = both.unbind(dim=1)
-            if self.target_gradient == "ema":
-                with torch.no_grad():
-                    targets = _at_ends(self.teacher, *_second_view(*views, second_view))[:, 0]
-            elif self.target_gradient == "stop":
-                targets = targets.detach()
-            each = self._distance(predictions, targets, row_valid) * counts
-            output.pair_loss = each.sum() / rows.clamp_min(1)
-            loss = loss + self.pair_weight * each.sum() / total[1]
+            distances = self._stp_loss(states, stp_span, row_weights, uniform)
+            output.stp_loss = distances.sum() / num_rows.clamp_min(1)
+            loss = loss + self.stp_weight * distances.sum() / totals[1]
+        if views is not None:
+            predictions, targets = self._view_states(model, states, labels.shape[1], views)
+            distances = self._distance(predictions, targets, row_valid) * row_weights
+            output.pair_loss = distances.sum() / num_rows.clamp_min(1)
+            loss = loss + self.jepa_weight * distances.sum() / totals[1]
             output.predictions, output.targets = predictions, targets
         output.loss = loss
         return output
+
+    def _model_inputs(
+        self, model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, views: _Views | None
+    ) -> dict[str, torch.Tensor]:
+        """Return the inputs of the model's pass, with packed views in it."""
+        if views is not None and views.is_packed:
+            if views.position_ids is None:
+                raise _no_position_ids_error(model)
+            return _concat_views(input_ids, attention_mask, views.input_ids, views.position_ids)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._accepts_position_ids:
+            inputs["position_ids"] = _positions(attention_mask)
+        return inputs
+
+    def _run_model(
+        self,
+        inputs: dict[str, torch.Tensor],
+        labels: torch.Tensor,
+        label_positions: torch.Tensor,
+        total_labels: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the original forward with the head on labelled positions only.
+
+        Returns:
+            The next-token loss, a sum divided by `total_labels`, and the last layer's output.
+        """
+        # The model's loss shifts labels by one: pad at the front, and give the last state no next
+        # label.
+        next_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).gather(1, label_positions)
+        self._selected_positions = F.pad(label_positions, (0, 1))
+        try:
+            output = self._original_forward(
+                **inputs,
+                labels=F.pad(next_labels, (1, 0), value=IGNORE_INDEX),
+                num_items_in_batch=total_labels,
+                use_cache=False,
+                return_dict=True,
+            )
+            states = cast(torch.Tensor, self._states)
+        finally:
+            self._selected_positions = self._states = None
+        return output.loss, states
+
+    def _view_states(
+        self, model: PreTrainedModel, states: torch.Tensor, row_length: int, views: _Views
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the states of the predicting and of the predicted views, `[B, D]` each.
+
+        Packed views are in `states`, after the first `row_length` positions; separate ones need a
+        pass of their own.
+        """
+        if views.is_packed:
+            both = gather_positions(states, row_length + views.ends)
+        else:
+            both = _encode_views(get_decoder(model), views.input_ids, views.position_ids, views.ends)
+        predictions, targets = both.unbind(dim=1)
+        if self.target_gradient == "ema":
+            with torch.no_grad():
+                targets = _encode_views(cast(nn.Module, self.teacher), *_second_view(views))[:, 0]
+        elif self.target_gradient == "stop":
+            targets = targets.detach()
+        return predictions, targets
 
     def _distance(
         self, predictions: torch.Tensor, targets: torch.Tensor, row_valid: torch.Tensor | None
     ) -> torch.Tensor:
         if self.pair_loss != "infonce":
             return pair_distance(self.pair_loss, predictions, targets)
-        candidates, own = candidates_of_all_ranks(targets)
+        candidates, positives = all_gather_candidates(targets)
         if row_valid is not None:
-            row_valid = candidates_of_all_ranks(row_valid.to(targets.dtype)[:, None])[0][:, 0] > 0
-        return infonce(predictions, candidates, own, self.temperature, row_valid)
+            row_valid = all_gather_candidates(row_valid.to(targets.dtype)[:, None])[0][:, 0] > 0
+        return infonce(predictions, candidates, positives, self.temperature, row_valid)
 
-    def _tubes(
-        self, states: torch.Tensor, content: torch.Tensor, counts: torch.Tensor, uniform: torch.Tensor
+    def _stp_loss(
+        self, states: torch.Tensor, stp_span: torch.Tensor, row_weights: torch.Tensor, uniform: torch.Tensor
     ) -> torch.Tensor:
-        """Give the turn of a random path in each row, `[B]`, 0 where a row counts nowhere or is too short for one.
+        """Return the turn of a random path in each row, `[B]`.
 
-        Args:
-            uniform: `[B, 3]`, numbers in [0, 1) that say which path.
+        It is 0 for rows that are too short or do not count. The random numbers `uniform`, `[B, 3]`
+        in [0, 1), select the path.
         """
-        first, last = content.unbind(dim=1)
-        long_enough = (last - first >= 2) & (counts > 0)
-        if self.tube_form == "triple":
-            each = tube_distance(states, draw_triples(first, last, uniform).clamp_max(states.shape[1] - 1))
+        first, last = stp_span.unbind(dim=1)
+        is_long_enough = (last - first >= 2) & (row_weights > 0)
+        triples = sample_ordered_triples(first, last, uniform).clamp_max(states.shape[1] - 1)
+        if self.stp_variant == "triple":
+            distances = stp_distance(states, triples)
         else:
-            triples = draw_triples(first, last, uniform).clamp_max(states.shape[1] - 1)
-            patches = torch.stack([first, triples[:, 0], triples[:, 2], last], dim=1)
-            each = patch_distance(states, patches)
-        return torch.where(long_enough, each, torch.zeros_like(each))
+            distances = stp_patch_distance(states, torch.stack([first, triples[:, 0], triples[:, 2], last], dim=1))
+        return torch.where(is_long_enough, distances, torch.zeros_like(distances))
 
 
-def _forward_like(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of models with an objective, which it asks the model for: accelerate keeps it in a copy's too."""
+def _make_patched_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward with the signature of `plain` that calls the model's objective.
+
+    It reads the objective from the model, because accelerate copies the function to copies of the
+    model.
+    """
 
     def forward(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-        objective = getattr(model, _ATTACHED)
-        if "labels" not in kwargs or "content" not in kwargs:
-            return objective._plain(*args, **kwargs)
+        objective = getattr(model, _OBJECTIVE_ATTR)
+        if "labels" not in kwargs or "stp_span" not in kwargs:
+            return objective._original_forward(*args, **kwargs)
         return objective._compute(model, *args, **kwargs)
 
-    # generate() and the Trainer look at it.
-    own = inspect.Parameter("model", inspect.Parameter.POSITIONAL_ONLY)
+    # generate() and the Trainer inspect the signature.
+    model_parameter = inspect.Parameter("model", inspect.Parameter.POSITIONAL_ONLY)
     signature = inspect.signature(plain)
-    forward.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])
+    cast(Any, forward).__signature__ = signature.replace(parameters=[model_parameter, *signature.parameters.values()])
     return forward
 
 
 @torch.no_grad()
-def check_model(model: PreTrainedModel, collator: Callable[..., dict[str, torch.Tensor]], row: dict[str, Any]) -> None:
-    """Refuse a model that lets views in one row, or padding, change each other, or whose loss is not the shared one.
+def verify_view_isolation(
+    model: PreTrainedModel, collator: Callable[..., dict[str, torch.Tensor]], row: dict[str, Any]
+) -> None:
+    """Check that a model encodes views independently of their row and has the standard loss.
 
     Args:
-        collator: `DataCollatorForPairedViews`; the batches of one that makes no views are not looked at for them.
-        row: of `PairedViewTokenizer`.
+        model: a causal language model, or a `PeftModel` around one.
+        collator: `DataCollatorForPairedViews`; without views in its batches, only the loss is
+            checked.
+        row: a row of `PairedViewTokenizer`.
 
     Raises:
-        UsageError: its second view, which comes after the first, has another representation by itself; it takes no
-            positions, and views are to share a row; or its loss is not the sum over the next tokens, divided by
-            `num_items_in_batch`.
+        UsageError: the second view's representation depends on its neighbours or on padding; the
+            model accepts no positions, but views are packed; or its loss is not the sum over next
+            tokens, divided by `num_items_in_batch`.
     """
     _check_decoder(model)
-    device = model.get_input_embeddings().weight.device
-    # Two rows, because there are attentions that look at positions where a batch is one row, and nowhere else.
+    device = cast(torch.Tensor, model.get_input_embeddings().weight).device
+    # Two rows: some attention implementations read positions only if the batch has one row.
     batch = {name: value.to(device) for name, value in collator([row, row]).items()}
-    training, decoder = model.training, decoder_of(model)
+    training, decoder = model.training, get_decoder(model)
     model.eval()
     try:
         _check_loss(model, torch.tensor([row["input_ids"][:16]], device=device))
         if "view_ends" not in batch:
             return
-        ids, positions, ends = (batch[name] for name in ("view_input_ids", "view_position_ids", "view_ends"))
-        if not _takes_positions(model):
-            positions = None
-        if ids.dim() == 2:
-            if positions is None:
-                raise _without_positions(model)
-            ids, positions = _in_one_row(batch["input_ids"], batch["attention_mask"], ids, positions).values()
-            ends = batch["input_ids"].shape[1] + ends
-        among = _at_ends(decoder, ids, positions, ends)[0, 1]
+        batch_state = _second_view_state(model, batch)
         ids = torch.tensor([row["code_input_ids"]], device=device)
-        alone = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, row["code_end"]]
+        single_state = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, row["code_end"]]
     finally:
         model.train(training)
-    # Rounding is below 1e-6 in float32 on a CPU; convolutions with small random weights let 1e-4 through.
-    exact = alone.dtype == torch.float32 and device.type == "cpu"
-    if (among - alone).float().norm() > (1e-5 if exact else 0.02) * alone.float().norm():
+    # Rounding is below 1e-6 in float32 on a CPU; convolutions with small random weights reach 1e-4.
+    is_exact = single_state.dtype == torch.float32 and device.type == "cpu"
+    if (batch_state - single_state).float().norm() > (1e-5 if is_exact else 0.02) * single_state.float().norm():
         remedy = "another model" if batch["view_input_ids"].dim() == 3 else "--view_passes separate, or another model"
         raise UsageError(
-            f"{type(model).__name__} does not keep the views apart by their positions: what it makes of a view changes "
-            f"beside others; use {remedy}"
+            f"{type(model).__name__} does not separate views by their positions: the representation of a view depends "
+            f"on the rest of its row; use {remedy}."
         )
 
 
-def _check_loss(model: PreTrainedModel, ids: torch.Tensor) -> None:
-    """Refuse a model whose loss is a mean whatever it is told, or compares a state with its own token.
+def _second_view_state(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the state of the first row's second view, `[D]`, computed in the batch."""
+    ids, ends = batch["view_input_ids"], batch["view_ends"]
+    positions = batch["view_position_ids"] if _accepts_position_ids(model) else None
+    if ids.dim() == 2:
+        if positions is None:
+            raise _no_position_ids_error(model)
+        ids, positions = _concat_views(batch["input_ids"], batch["attention_mask"], ids, positions).values()
+        ends = batch["input_ids"].shape[1] + ends
+    return _encode_views(get_decoder(model), ids, positions, ends)[0, 1]
 
-    Args:
-        ids: `[1, N]`, a few tokens.
-    """
+
+def _check_loss(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    """Check the loss on a few tokens `[1, N]`: shifted labels, division by `num_items_in_batch`."""
     count = torch.tensor(ids.shape[1] - 1, device=ids.device)
     once, twice = (
         model(input_ids=ids, labels=ids, num_items_in_batch=total, use_cache=False, return_dict=True)
         for total in (count, 2 * count)
     )
     half = F.cross_entropy(once.logits[0, :-1].float(), ids[0, 1:]) / 2
-    # The difference, without what a mixture of experts adds for its router.
+    # The difference cancels the router loss of a mixture of experts.
     if ((once.loss - twice.loss).float() - half).abs() > 0.02 * half:
         raise UsageError(
             f"{type(model).__name__} has a loss of its own, not the sum over next tokens divided by "
-            "num_items_in_batch, by which the parts of an update add up; use another model"
+            "num_items_in_batch, which gradient accumulation needs; use another model."
         )
 
 
 def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """`[B, L]`: those of rows that are padded on either side."""
+    """Return the positions of rows with padding on either side, `[B, L]`."""
     return (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
 
 
-def _in_one_row(
+def _concat_views(
     ids: torch.Tensor, attention_mask: torch.Tensor, view_ids: torch.Tensor, view_positions: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Conversations and then their views, `[B, L + V]` each; positions alone keep them apart, and the padding too."""
+    """Concatenate conversations and views to `[B, L + V]`, separated by positions only."""
     positions = torch.cat([_positions(attention_mask), view_positions], dim=1)
     return {"input_ids": torch.cat([ids, view_ids], dim=1), "position_ids": positions}
 
 
 def _check_decoder(model: PreTrainedModel) -> None:
-    """Refuse a model that has no decoder but itself, or that peft gives tokens of its own to."""
-    if has_adapters(model) and model.peft_config[model.active_adapter].is_prompt_learning:
+    """Refuse models without a decoder of their own, and peft's prompt-learning methods."""
+    if has_lora(model):
+        peft_model = cast(Any, model)
+        config = peft_model.peft_config[peft_model.active_adapter]
+        if config.is_prompt_learning:
+            raise UsageError(
+                f"{config.peft_type.value} puts tokens of its own before a row, but views are encoded without them. "
+                "Use a method that changes layers, such as LoRA."
+            )
+    if isinstance(get_decoder(model), GenerationMixin):
         raise UsageError(
-            f"{model.peft_config[model.active_adapter].peft_type.value} puts tokens of its own before a row, and views "
-            "are read without them; take adapters that change layers, such as LoRA"
-        )
-    if isinstance(decoder_of(model), GenerationMixin):
-        raise UsageError(
-            f"{type(model).__name__} does not tell its decoder from its head (get_decoder), and views are read by the "
-            "one without the other; use another model"
+            f"{type(model).__name__} does not separate its decoder from its head (get_decoder), but views are encoded "
+            "by the decoder alone. Use another model."
         )
 
 
-def _takes_positions(model: PreTrainedModel) -> bool:
-    return "position_ids" in inspect.signature(decoder_of(model).forward).parameters
+def _accepts_position_ids(model: PreTrainedModel) -> bool:
+    return "position_ids" in inspect.signature(get_decoder(model).forward).parameters
 
 
-def _without_positions(model: PreTrainedModel) -> UsageError:
+def _no_position_ids_error(model: PreTrainedModel) -> UsageError:
     return UsageError(
-        f"{type(model).__name__} takes no position_ids, by which views in one row are kept apart; use --view_passes "
-        "separate, or another model"
+        f"{type(model).__name__} takes no position_ids, which separate packed views; use --view_passes separate, or "
+        "another model."
     )
 
 
-def decoder_of(model: nn.Module) -> nn.Module:
-    """The part of a causal language model before its head, inside what PEFT puts around it."""
-    if has_adapters(model):
-        model = model.get_base_model()
-    return model.get_decoder()
+def get_decoder(model: nn.Module) -> nn.Module:
+    """Return a causal language model without its head, and without a `PeftModel` around it."""
+    causal_lm = cast(Any, model)
+    return (causal_lm.get_base_model() if has_lora(model) else causal_lm).get_decoder()
 
 
-def has_adapters(model: nn.Module) -> bool:
-    """Whether it is a `PeftModel` around a language model. Asked so, peft need not be there."""
+def has_lora(model: nn.Module) -> bool:
+    """Return whether the model is a `PeftModel`; works without peft installed."""
     return hasattr(model, "get_base_model")
 
 
-def _second_view(
-    ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor, second: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """The second view in a row of its own, `[B, 1, W]`, as `_at_ends` reads it.
-
-    Args:
-        ids, positions, ends, second: `view_input_ids`, `view_position_ids`, `view_ends` and `second_view` of
-            `DataCollatorForPairedViews`; views in rows of their own need no `second`.
-    """
+def _second_view(views: _Views) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Return ids, positions and ends of the second views as separate rows, `[B, 1, W]`."""
+    ids, positions, ends, second = views
     if second is None:
         return ids[:, 1:], None if positions is None else positions[:, 1:], ends[:, 1:]
-    own = torch.arange(second.shape[1], device=second.device).expand_as(second)
-    return ids.gather(1, second)[:, None], own[:, None], ends[:, 1:] - second[:, :1]
+    view_positions = torch.arange(second.shape[1], device=second.device).expand_as(second)
+    return ids.gather(1, second)[:, None], view_positions[:, None], ends[:, 1:] - second[:, :1]
 
 
 def _draws_of_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Numbers in [0, 1), `[B, 3]`, that a row's tokens fix, whichever batch it is in: every evaluation draws alike."""
+    """Hash each row's tokens to numbers in [0, 1), `[B, 3]`, for repeatable evaluations."""
     tokens = (input_ids * attention_mask).sum(dim=1, keepdim=True)
-    # Multiplicative hashing (Knuth, The Art of Computer Programming 3, section 6.4), of which the high bits are good.
+    # Multiplicative hashing (Knuth, The Art of Computer Programming 3, section 6.4); its high bits
+    # are well mixed.
     hashed = tokens * tokens.new_tensor([2654435761, 2246822519, 3266489917]) % 2**32
     return (hashed >> 8).float() / 2**24
 
 
-def _at_ends(decoder: nn.Module, ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor) -> torch.Tensor:
-    """The last layer at the token that stands for each view, `[B, 2, D]`, in a pass without the language-model head.
+def _encode_views(
+    decoder: nn.Module, ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor
+) -> torch.Tensor:
+    """Run the decoder without the head and return the last layer's states at the views' ends.
 
-    Views in rows of their own may be any number V: ids `[B, V, L]`, ends `[B, V]`, `[B, V, D]`.
+    Ids `[B, L]` with ends `[B, V]`, or one view per row with ids `[B, V, L]` and ends `[B, V]`,
+    give `[B, V, D]`.
     """
-    read = {"input_ids": ids.flatten(0, -2)}
+    inputs = {"input_ids": ids.flatten(0, -2)}
     if positions is not None:
-        read["position_ids"] = positions.flatten(0, -2)
-    states = decoder(**read, use_cache=False, return_dict=True).last_hidden_state
+        inputs["position_ids"] = positions.flatten(0, -2)
+    states = decoder(**inputs, use_cache=False, return_dict=True).last_hidden_state
     if ids.dim() == 2:
-        return _at(states, ends)
-    return _at(states, ends.reshape(-1, 1)).reshape(*ends.shape, -1)
-
-
-def _at(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """`[B, N, D]`: the states `[B, L, D]` at `positions`, `[B, N]`."""
-    return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
+        return gather_positions(states, ends)
+    return gather_positions(states, ends.reshape(-1, 1)).reshape(*ends.shape, -1)

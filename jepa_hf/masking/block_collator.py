@@ -1,9 +1,8 @@
-"""The collator for images: decodes and augments them, and hides blocks of their patches."""
+"""`DataCollatorForBlockJEPA`: image decoding, augmentation and block masks."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
-from typing import Any, Self
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -12,9 +11,9 @@ from transformers import BaseImageProcessor
 
 from ..data.image_decoding import decode_image
 from ..errors import UsageError
-from .base_collator import MaskingCollator, chosen_positions, mask_keys
+from .base_collator import MaskingCollator, derive_mask_keys, pad_true_indices
 from .block_sampling import default_num_context, largest_target, sample_block_masks
-from .counter_rng import content_keys, uniforms
+from .counter_rng import content_hash, sample_keys, uniform_draws
 
 logger = logging.getLogger(__name__)
 
@@ -22,37 +21,59 @@ logger = logging.getLogger(__name__)
 _CROP_ASPECT_RATIO = (3 / 4, 4 / 3)
 
 
-class DataCollatorForBlockJEPA(MaskingCollator):
-    """Decodes and augments a batch of images and hides blocks of their patches (I-JEPA, Assran et al. 2023).
+class ImageProcessor(Protocol):
+    """Attributes of image processors that transformers' `BaseImageProcessor` does not declare."""
 
-    A sample's crop and flip come from the same key as its masks, so they depend on the seed, the epoch and the image
-    alone. An image that cannot be decoded stays in the batch as a black one without targets and context, and a warning
-    names it, once per worker process (without persistent workers: once per epoch).
+    do_normalize: bool
+    do_center_crop: bool
+    size: Mapping[str, int]
+    crop_size: Mapping[str, int]
+    resample: Any
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+
+    def __call__(self, images: Sequence[Image.Image], **settings: bool) -> Mapping[str, Any]:
+        """Return the images' `pixel_values`."""
+
+
+class DataCollatorForBlockJEPA(MaskingCollator):
+    """Decode and augment a batch of images and sample block masks (I-JEPA, Assran et al. 2023).
+
+    A sample's crop and flip follow from the same key as its masks, so they depend only on the seed,
+    the epoch and the image. An image that cannot be decoded becomes a black one without targets and
+    context. A warning names it, once per worker process (without persistent workers: once per
+    epoch).
+
+    A call returns, for B images, M target blocks of at most T patches and C patches of context,
+    where T and C are the same in all batches: `pixel_values` float32 `[B, num_channels, H, W]`;
+    `target_positions` long and `target_valid` bool `[B, M, T]`; `context_positions` long and
+    `context_valid` bool `[B, 1, C]`.
 
     Args:
-        image_processor: resizes, rescales and normalises, as the model's own; must give all images one size.
-        grid: rows and columns of the model's plane of patches.
-        num_masks: target blocks per image, which share one context.
-        target_scale: range of a target block's area as a share of the plane.
-        target_aspect_ratio: range of a target block's height over its width.
-        context_scale: range of the area of the context block, a square, before the targets are taken out.
-        inside_targets: keep target blocks inside the image, whose edges are then hidden less often than its middle;
-            False cuts blocks at the edge and hides all patches alike.
-        random_resized_crop: range of the area, as a share of the image, of a random crop (width over height 3/4 to 4/3)
-            that is resized to the model's input; None: no crop, the image processor resizes.
-        random_flip: mirror every other image, left to right.
-        image_column_name: column with the images: PIL images, dicts of `bytes` and `path` as
-            `datasets.Image(decode=False)` gives, or uint8 arrays `[H, W]` or `[H, W, C]`.
-        num_channels: what the model reads: 3 for RGB, 1 for grey.
-        seed: seed of masks and augmentation.
-
-    Returns of a call (B images, M target blocks of at most T patches, C patches of context; T and C never change):
-        `pixel_values` float32 `[B, num_channels, H, W]`; `target_positions` long and `target_valid` bool `[B, M, T]`;
-        `context_positions` long and `context_valid` bool `[B, 1, C]`.
+        image_processor: Resizes, rescales and normalizes, as for the model; must return images of
+            one size.
+        grid: Rows and columns of the model's patches.
+        num_masks: Target blocks per image, which share one context.
+        target_scale: Range of a target block's area as a share of the grid.
+        target_aspect_ratio: Range of a target block's height over its width.
+        context_scale: Range of the area of the square context block, before the targets are
+            removed.
+        keep_blocks_inside: Keep target blocks inside the image, so that patches near the edges are
+            masked less often. False cuts blocks at the edges and masks all patches with equal
+            probability.
+        random_resized_crop: Range of a random crop's area as a share of the image. The crop (width
+            over height 3/4 to 4/3) is resized to the model's input. None: no crop, the image
+            processor resizes.
+        random_flip: Mirror images horizontally with probability 1/2.
+        image_column_name: Column with the images: PIL images, dicts of `bytes` and `path` as
+            `datasets.Image(decode=False)` returns, or uint8 arrays `[H, W]` or `[H, W, C]`.
+        num_channels: Input channels of the model: 3 for RGB, 1 for grey.
+        seed: Seed of masks and augmentation.
 
     Raises:
-        UsageError: settings out of range, an image processor that does not fit them, a column that is missing or holds
-            something else, a file that cannot be read, or an image that comes out in another size.
+        UsageError: Settings are out of range or do not fit the image processor. In a call: the
+            column is missing or holds no image, a file cannot be read, or the image processor
+            returns an image of another size.
     """
 
     def __init__(
@@ -63,7 +84,7 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         target_scale: tuple[float, float] = (0.15, 0.2),
         target_aspect_ratio: tuple[float, float] = (0.75, 1.5),
         context_scale: tuple[float, float] = (0.85, 1.0),
-        inside_targets: bool = False,
+        keep_blocks_inside: bool = False,
         random_resized_crop: tuple[float, float] | None = None,
         random_flip: bool = False,
         image_column_name: str = "image",
@@ -71,81 +92,66 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         seed: int = 42,
     ):
         super().__init__(num_masks, seed)
-        if min(grid) < 1 or grid[0] * grid[1] < 2:
-            raise UsageError(f"grid must have at least two patches, and {grid} has not: use a smaller patch_size")
-        shares = {"target_scale": target_scale, "context_scale": context_scale}
+        ranges = {"target_scale": target_scale, "context_scale": context_scale}
         if random_resized_crop is not None:
-            shares["random_resized_crop"] = random_resized_crop
-        for name, (low, high) in shares.items():
-            if not 0 < low <= high <= 1:
-                raise UsageError(f"{name} must be two numbers in rising order, above 0 and up to 1, not {low}, {high}")
-        if not 0 < target_aspect_ratio[0] <= target_aspect_ratio[1] < float("inf"):
-            raise UsageError(
-                "target_aspect_ratio must be two positive numbers in rising order, not "
-                f"{target_aspect_ratio[0]}, {target_aspect_ratio[1]}"
-            )
-        if num_channels not in (1, 3):
-            raise UsageError(f"num_channels must be 1 (grey) or 3 (RGB), not {num_channels}")
-        for name in ("image_mean", "image_std"):
-            value = getattr(image_processor, name)
-            if image_processor.do_normalize and np.ndim(value) == 1 and len(value) != num_channels:
-                raise UsageError(
-                    f"the image processor's {name} is for {len(value)} channels and the model reads {num_channels}: "
-                    "give the image processor one number per channel"
-                )
-        self.image_processor = image_processor
+            ranges["random_resized_crop"] = random_resized_crop
+        _check_settings(grid, ranges, target_aspect_ratio, num_channels)
+        self.image_processor = cast(ImageProcessor, image_processor)
+        _check_channels(self.image_processor, num_channels)
         self.grid = grid
         self.target_scale = target_scale
         self.target_aspect_ratio = target_aspect_ratio
         self.context_scale = context_scale
-        self.inside_targets = inside_targets
+        self.keep_blocks_inside = keep_blocks_inside
         self.random_resized_crop = random_resized_crop
         self.random_flip = random_flip
         self.image_column_name = image_column_name
-        self.columns = (image_column_name,)
+        self.extra_columns = (image_column_name,)
         self.num_channels = num_channels
         self._mode = "RGB" if num_channels == 3 else "L"
-        self.height, self.width = _output_size(image_processor)
+        self.height, self.width = _output_size(self.image_processor)
         if self.height % grid[0] or self.width % grid[1]:
             raise UsageError(
-                f"the image processor gives images of {self.height} x {self.width} pixels, which the model's grid of "
-                f"{grid[0]} x {grid[1]} patches does not divide: set the image processor's size to the model's "
-                "image_size"
+                f"The image processor returns images of {self.height} x {self.width} pixels, which the model's grid of "
+                f"{grid[0]} x {grid[1]} patches does not divide evenly. Set the image processor's size to the model's "
+                "image_size."
             )
         self._num_context = default_num_context(
-            grid, num_masks, target_scale, target_aspect_ratio, context_scale, inside_targets
+            grid, num_masks, target_scale, target_aspect_ratio, context_scale, keep_blocks_inside
         )
         self._largest_target = largest_target(grid, target_scale, target_aspect_ratio)
-        self._warned_of: set[int] = set()
+        self._warned_ids: set[int] = set()
 
     def for_evaluation(self) -> Self:
-        """A copy that does not augment and whose masks never change."""
-        fixed = super().for_evaluation()
-        fixed.random_resized_crop = None
-        fixed.random_flip = False
-        return fixed
+        """Return a copy with fixed masks and without augmentation."""
+        evaluation = super().for_evaluation()
+        evaluation.random_resized_crop = None
+        evaluation.random_flip = False
+        return evaluation
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def card_settings(self) -> dict[str, Any]:
+        """Settings of the views for the model card, by name."""
         return {
             "target blocks": self.num_masks,
             "target scale": self.target_scale,
             "target aspect ratio": self.target_aspect_ratio,
             "context scale": self.context_scale,
-            "target blocks inside": self.inside_targets,
+            "target blocks inside": self.keep_blocks_inside,
             "random resized crop": self.random_resized_crop,
             "random flip": self.random_flip,
         }
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Decode, augment and mask the images of a batch."""
         decoded = [self._decode(row, feature) for row, feature in enumerate(features)]
         readable = np.array([image is not None for image in decoded])
         black = Image.new(self._mode, (self.width, self.height))
         images = [black if image is None else image for image in decoded]
 
-        content = np.array([_content_hash(image) for image in images], dtype=np.uint64)
-        # Two streams of each sample's randomness.
-        keys, augmentation = mask_keys(content_keys(content, self.seed, self.epoch), 2).reshape(-1, 2).T
+        content = np.array([content_hash(repr(image.size).encode(), image.tobytes()) for image in images], np.uint64)
+        # Two random streams per sample.
+        keys, augmentation = derive_mask_keys(sample_keys(content, self.seed, self.epoch), 2).reshape(-1, 2).T
         targets, context = sample_block_masks(
             keys,
             self.grid,
@@ -154,14 +160,14 @@ class DataCollatorForBlockJEPA(MaskingCollator):
             self.target_aspect_ratio,
             self.context_scale,
             self._num_context,
-            self.inside_targets,
+            self.keep_blocks_inside,
         )
         targets &= readable[:, None, None]
         context &= readable[:, None]
-        target_positions, target_valid = chosen_positions(
+        target_positions, target_valid = pad_true_indices(
             targets.reshape(-1, targets.shape[-1]), (self._largest_target,)
         )
-        context_positions, context_valid = chosen_positions(context, (self._num_context,))
+        context_positions, context_valid = pad_true_indices(context, (self._num_context,))
         shape = (len(images), self.num_masks, -1)
         return {
             "pixel_values": self._pixel_values(self._augment(images, augmentation)),
@@ -172,33 +178,34 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         }
 
     def _decode(self, row: int, feature: Mapping[str, Any]) -> Image.Image | None:
-        """The image of a row of the batch; None, with a warning, if it is damaged."""
+        """Decode the image in a row of the batch. Warn and return None if it is damaged."""
         column = self.image_column_name
-        name = f"row {row} of the batch, column '{column}'"
+        name = f"Row {row} of the batch, column '{column}',"
         if column not in feature:
             raise UsageError(
-                f"row {row} of the batch has no column '{column}'; set image_column_name to what it has: "
-                f"{', '.join(feature)}"
+                f"Row {row} of the batch has no column '{column}'. Set image_column_name to one of its columns: "
+                f"{', '.join(feature)}."
             )
-        stored = feature[column]
-        if isinstance(stored, Mapping) and stored.get("path") is not None:
-            name = f"'{stored['path']}'"
+        cell = feature[column]
+        if isinstance(cell, Mapping) and cell.get("path") is not None:
+            name = f"'{cell['path']}'"
         try:
-            return decode_image(stored, self._mode)
+            return decode_image(cell, self._mode)
         except UsageError as error:
             raise UsageError(f"{name} {error}") from None
-        except Exception as error:  # PIL's decoders raise nearly anything on damaged data
-            identity = hash(repr(stored)) if isinstance(stored, Mapping) else None
-            if identity is None or identity not in self._warned_of:
-                unknown = isinstance(error, UnidentifiedImageError)  # whose message names an object in memory
-                reason = "its bytes are no image that PIL knows" if unknown else error
-                logger.warning("%s is skipped, for it cannot be decoded: %s", name, reason)
-                self._warned_of.add(identity)
+        except Exception as error:  # PIL's decoders raise nearly any exception on damaged data
+            identity = hash(repr(cell)) if isinstance(cell, Mapping) else None
+            if identity is None or identity not in self._warned_ids:
+                # The message of an UnidentifiedImageError names an object in memory.
+                reason = "PIL cannot identify it as an image" if isinstance(error, UnidentifiedImageError) else error
+                logger.warning("%s cannot be decoded and is skipped: %s", name, reason)
+                if identity is not None:
+                    self._warned_ids.add(identity)
             return None
 
     def _augment(self, images: Sequence[Image.Image], keys: np.ndarray) -> Sequence[Image.Image]:
-        """The images, cropped at random to the model's size and mirrored at random, as far as these are asked for."""
-        draws = uniforms(keys, 0, 5)
+        """Apply the random crop and the random flip, if they are enabled."""
+        draws = uniform_draws(keys, 0, 5)
         if self.random_resized_crop is not None:
             size, resample = (self.width, self.height), self.image_processor.resample
             images = [
@@ -213,56 +220,84 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         return images
 
     def _pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """What the model reads, float32 `[B, num_channels, H, W]`."""
+        """Return the model's input, float32 `[B, num_channels, H, W]`."""
         settings: dict[str, bool] = {"do_convert_rgb": False}
         if self.random_resized_crop is not None:
-            # Crops have the right size already; without these two the processor takes twice as long.
+            # Crops already have the final size; resizing again would double the processor's time.
             settings |= {"do_resize": False, "do_center_crop": False}
         arrays = [np.asarray(array) for array in self.image_processor(images, **settings)["pixel_values"]]
         shape = (self.num_channels, self.height, self.width)
         for row, array in enumerate(arrays):
             if array.shape != shape:
                 raise UsageError(
-                    f"the image processor makes row {row} of the batch, an image of {images[row].height} x "
-                    f"{images[row].width} pixels, an array of shape {array.shape} instead of {shape}: set its size to "
-                    f'{{"height": {self.height}, "width": {self.width}}} and do_resize to True'
+                    f"The image processor turns row {row} of the batch, an image of {images[row].height} x "
+                    f"{images[row].width} pixels, into an array of shape {array.shape} instead of {shape}. Set its "
+                    f'size to {{"height": {self.height}, "width": {self.width}}} and do_resize to True.'
                 )
         return torch.from_numpy(np.stack(arrays).astype(np.float32, copy=False))
 
 
-def _output_size(image_processor: BaseImageProcessor) -> tuple[int, int]:
-    """Height and width of what the image processor gives."""
+def _check_settings(
+    grid: tuple[int, int],
+    ranges: Mapping[str, tuple[float, float]],
+    target_aspect_ratio: tuple[float, float],
+    num_channels: int,
+) -> None:
+    if min(grid) < 1 or grid[0] * grid[1] < 2:
+        raise UsageError(f"grid must have at least two patches, not {grid}. Use a smaller patch_size.")
+    for name, (low, high) in ranges.items():
+        if not 0 < low <= high <= 1:
+            raise UsageError(f"{name} must be two ascending numbers, above 0 and at most 1, not {low}, {high}.")
+    low, high = target_aspect_ratio
+    if not 0 < low <= high < float("inf"):
+        raise UsageError(f"target_aspect_ratio must be two ascending positive numbers, not {low}, {high}.")
+    if num_channels not in (1, 3):
+        raise UsageError(f"num_channels must be 1 (grey) or 3 (RGB), not {num_channels}.")
+
+
+def _check_channels(image_processor: ImageProcessor, num_channels: int) -> None:
+    if not image_processor.do_normalize:
+        return
+    for name in ("image_mean", "image_std"):
+        value = getattr(image_processor, name)
+        if np.ndim(value) == 1 and len(value) != num_channels:
+            raise UsageError(
+                f"The image processor's {name} is for {len(value)} channels, but the model reads {num_channels}. Set "
+                "one number per channel."
+            )
+
+
+def _output_size(image_processor: ImageProcessor) -> tuple[int, int]:
+    """Return height and width of the images that the image processor returns."""
     size = dict(image_processor.crop_size if image_processor.do_center_crop else image_processor.size)
     match size:
         case {"height": height, "width": width}:
             return height, width
-        case {"shortest_edge": edge} if len(size) == 1:  # square images become squares; others are found out later
+        case {"shortest_edge": edge} if len(size) == 1:  # for square images; `_pixel_values` rejects others
             return edge, edge
     raise UsageError(
-        f"the image processor's size {size} leaves open how large its images become: set it to "
-        '{"height": ..., "width": ...}'
+        f"The image processor's size {size} does not determine the size of its images. Set it to "
+        '{"height": ..., "width": ...}.'
     )
-
-
-def _content_hash(image: Image.Image) -> int:
-    """64 bits that depend on an image's size and pixels."""
-    digest = blake2b(repr(image.size).encode(), digest_size=8)
-    digest.update(image.tobytes())
-    return int.from_bytes(digest.digest(), "little")
 
 
 def _crop_box(
     width: int, height: int, scale: tuple[float, float], area: float, ratio: float, left: float, top: float
 ) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a random crop, in pixels.
+    """Return left, top, right and bottom of a random crop, in pixels.
 
-    Its area is uniform in `scale`, the logarithm of its aspect ratio uniform over what fits into the image, its place
-    uniform. An image so long that no allowed ratio fits gives the largest crop that does.
+    The area is uniform in `scale`, the logarithm of the aspect ratio uniform over the ratios that
+    fit into the image, the position uniform. If the image is too long for all allowed ratios,
+    return the largest crop that fits.
 
     Args:
-        width, height: of the image.
-        scale: range of the crop's area as a share of the image's.
-        area, ratio, left, top: draws, uniform in [0, 1).
+        width: Of the image.
+        height: Of the image.
+        scale: Range of the crop's area as a share of the image's area.
+        area: Draw, uniform in [0, 1).
+        ratio: Draw, uniform in [0, 1).
+        left: Draw, uniform in [0, 1).
+        top: Draw, uniform in [0, 1).
     """
     area = scale[0] + area * (scale[1] - scale[0])
     lowest, highest = (

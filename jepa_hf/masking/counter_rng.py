@@ -1,13 +1,18 @@
-"""Counter-based random numbers: a row's key and a counter give the same numbers everywhere."""
+"""Counter-based random numbers: a key and a counter give the same numbers in every process."""
+
+from hashlib import blake2b
 
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")."""
-    x = x ^ (x >> np.uint64(30))  # a new array, in which the rest is done
+def _splitmix64(x: np.ndarray) -> np.ndarray:
+    """Apply SplitMix64's finalizer.
+
+    Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
+    """
+    x = x ^ (x >> np.uint64(30))  # a copy, so that the rest may work in place
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)
     x *= np.uint64(0x94D049BB133111EB)
@@ -16,49 +21,59 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def row_keys(input_ids: np.ndarray, valid: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """One key per row from the run's seed, the epoch and the row's clean tokens, whatever the padding around them.
+    """Derive one key per row from seed, epoch and the row's unmasked tokens without padding.
 
     Args:
         input_ids: `[B, L]` integers.
         valid: `[B, L]` bool, False on padding.
-        seed: seed of the run.
-        epoch: number of the epoch; another epoch gives other keys.
+        seed: Seed of the run.
+        epoch: Number of the epoch; each epoch gives other keys.
 
     Returns:
         uint64 `[B]`.
     """
     full = valid.all()
     order = np.arange(1, valid.shape[1] + 1, dtype=np.uint64) if full else np.cumsum(valid, axis=1, dtype=np.uint64)
-    tokens = _mix(order * _GOLDEN + input_ids.astype(np.int64, copy=False).view(np.uint64))
+    tokens = _splitmix64(order * _GOLDEN + input_ids.astype(np.int64, copy=False).view(np.uint64))
     if not full:
         tokens *= valid
-    return content_keys(tokens.sum(axis=1, dtype=np.uint64), seed, epoch)
+    return sample_keys(tokens.sum(axis=1, dtype=np.uint64), seed, epoch)
 
 
-def content_keys(content: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """One key per sample from the run's seed, the epoch and a hash of the sample's content.
+def sample_keys(content: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Derive one key per sample from the seed, the epoch and a hash of the sample's content.
 
     Args:
         content: uint64 `[B]`, the hashes.
-        seed: seed of the run.
-        epoch: number of the epoch; another epoch gives other keys.
+        seed: Seed of the run.
+        epoch: Number of the epoch; each epoch gives other keys.
 
     Returns:
         uint64 `[B]`.
     """
-    run = _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF, epoch], dtype=np.uint64) + _GOLDEN)
-    return _mix(_mix(content ^ run[0]) + run[1])
+    run = _splitmix64(np.array([seed & 0xFFFFFFFFFFFFFFFF, epoch], dtype=np.uint64) + _GOLDEN)
+    return _splitmix64(_splitmix64(content ^ run[0]) + run[1])
 
 
-def uniforms(keys: np.ndarray, start: int, count: int) -> np.ndarray:
-    """Numbers `start` to `start + count - 1` of each key's stream, uniform in [0, 1).
+def content_hash(*parts: bytes) -> int:
+    """Hash the concatenated bytes of a sample to 64 bits."""
+    digest = blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def uniform_draws(keys: np.ndarray, start: int, count: int) -> np.ndarray:
+    """Return `count` numbers of each key's stream, uniform in [0, 1).
 
     Args:
         keys: uint64 `[B]`.
+        start: Index of the first number in the stream.
+        count: Numbers per key.
 
     Returns:
         float64 `[B, count]`.
     """
     counter = np.arange(start + 1, start + count + 1, dtype=np.uint64)
-    bits = _mix(keys[:, None] + counter[None, :] * _GOLDEN)
+    bits = _splitmix64(keys[:, None] + counter[None, :] * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""The collator for text: from rows of token ids to two views and target positions."""
+"""`DataCollatorForSpanJEPA`: two views and target positions of rows of token ids."""
 
 import copy
 from collections.abc import Sequence
@@ -9,118 +9,125 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
-from .base_collator import MaskingCollator, check_span_settings, chosen_positions, mask_keys
+from .base_collator import MaskingCollator, derive_mask_keys, pad_true_indices, validate_span_settings
 from .counter_rng import row_keys
-from .span_sampling import maskable_units, sample_span_mask
+from .span_sampling import sample_span_mask, unit_ids
 
 
 class DataCollatorForSpanJEPA(MaskingCollator):
-    """Pads a batch of token rows and hides contiguous spans of it.
+    """Pad a batch of token rows and mask contiguous spans of it.
 
-    A row may hold several documents: `sequence_ids` beside its `input_ids` then number them, 0, 1, and so on. Each is
-    masked as it would be in a row of its own.
+    A row may hold several documents, which the column `document_ids` then numbers 0, 1 and so on.
+    Each document is masked as in a row of its own.
+
+    A call returns, for B rows of length L, M masks, at most T targets, C visible positions and S
+    documents: `input_ids`, `attention_mask` long `[B, L]`; `target_positions` long and
+    `target_valid` bool `[B, M, T]`. "mask_token" adds `context_input_ids` long `[B, L]` (`[B, M, L]` if M
+    > 1). "drop" adds `context_positions` long and `context_valid` bool `[B, M, C]`. Packed rows
+    add `document_ids` long `[B, L]`, -1 on padding, and `document_valid` bool `[B, S]`, True for
+    numbers that stand for a document.
 
     Args:
-        tokenizer: gives the special tokens, which are never hidden, the padding token and side.
-        mask_ratio: share of the maskable tokens that is hidden, in (0, 1).
-        mean_span_length: mean of the geometric distribution of span lengths, in tokens (in words with `whole_word`);
-            1 hides single tokens independently of their neighbours.
-        context_mode: "kept": hidden positions stay as [MASK] tokens; "dropped": the view lists the visible positions.
-        num_masks: masks per sample, which share one pass of the target encoder.
-        whole_word: hide whole words; rows then need `word_ids`.
-        on_short: what happens to a row, or a document, of fewer than two maskable tokens: "error", or "skip" to give
-            it no target.
-        pad_to_multiple_of: round the length up.
-        max_length: pad every batch to this length, and targets, visible positions and documents to one of a few numbers
-            each: static shapes for torch.compile.
-        seed: seed of the masks.
-
-    Returns of a call (B rows, length L, M masks; T targets, C visible positions and S documents at most):
-        `input_ids`, `attention_mask` long `[B, L]`; `target_positions` long and `target_valid` bool `[B, M, T]`;
-        with "kept" `context_input_ids` long `[B, L]` (`[B, M, L]` where M > 1); with "dropped" `context_positions` long
-        and `context_valid` bool `[B, M, C]`; of packed rows also `sequence_ids` long `[B, L]`, -1 on padding, and
-        `sequence_valid` bool `[B, S]`, which numbers stand for a document.
+        tokenizer: Defines the special tokens, which are never masked, the padding token and side.
+        mask_ratio: Share of the maskable tokens that is masked, in (0, 1).
+        mean_span_length: Mean of the geometric distribution of span lengths, in tokens (in words
+            with `whole_word`). 1 masks single tokens independently.
+        masked_tokens: "mask_token": masked positions stay as [MASK] tokens; "drop": the context lists
+            the visible positions.
+        num_masks: Masks per sample. They share one pass of the target encoder.
+        whole_word: Mask complete words. Rows then need `word_ids`.
+        on_too_short: Treatment of a row, or a document, of fewer than two maskable units: "error", or
+            "skip" for a row without targets.
+        pad_to_multiple_of: Round the padded length up to a multiple of this.
+        max_length: Pad every batch to this length, and targets, visible positions and documents to
+            one of a few sizes: static shapes for torch.compile.
+        seed: Seed of the masks.
 
     Raises:
-        UsageError: a tokenizer without a mask or padding token, a ratio outside (0, 1), a mean below 1, a row
-            without anything to mask, one that is no list of whole numbers, or documents that are not numbered in order.
+        UsageError: The tokenizer has no mask or padding token, or an option is out of range. In a
+            call: a row has nothing to mask or is not a list of integers, or documents are not numbered
+            in order.
     """
 
-    columns = ("word_ids",)
+    extra_columns = ("word_ids",)
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         mask_ratio: float = 0.3,
         mean_span_length: float = 5.0,
-        context_mode: str = "dropped",
+        masked_tokens: str = "drop",
         num_masks: int = 1,
         whole_word: bool = False,
-        on_short: str = "error",
+        on_too_short: str = "error",
         pad_to_multiple_of: int | None = None,
         max_length: int | None = None,
         seed: int = 42,
     ):
-        if context_mode == "kept" and tokenizer.mask_token_id is None:
+        if masked_tokens == "mask_token" and tokenizer.mask_token_id is None:
             raise UsageError(
-                f"the tokenizer ({type(tokenizer).__name__}) has no mask token: use the tokenizer of a masked language "
-                "model, add one with --add_tokens, or leave hidden positions out with --context_mode dropped"
+                f"The tokenizer ({type(tokenizer).__name__}) has no mask token. Use the tokenizer of a masked language "
+                "model, add one with --add_tokens, or drop masked positions with --masked_tokens drop."
             )
         if tokenizer.pad_token_id is None:
             raise UsageError(
-                f"the tokenizer ({type(tokenizer).__name__}) has no padding token: set tokenizer.pad_token"
+                f"The tokenizer ({type(tokenizer).__name__}) has no padding token. Set tokenizer.pad_token."
             )
-        check_span_settings(mask_ratio, mean_span_length, context_mode, on_short)
+        validate_span_settings(mask_ratio, mean_span_length, masked_tokens, on_too_short)
         for name, value in (("pad_to_multiple_of", pad_to_multiple_of), ("max_length", max_length)):
             if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}; leave it out for no limit")
+                raise UsageError(f"{name} must be at least 1, not {value}. Omit it for no limit.")
         super().__init__(num_masks, seed)
         self.tokenizer = tokenizer
         self.mask_ratio = mask_ratio
         self.mean_span_length = mean_span_length
-        self.context_mode = context_mode
+        self.masked_tokens = masked_tokens
         self.whole_word = whole_word
-        self.on_short = on_short
+        self.on_too_short = on_too_short
         self.pad_to_multiple_of = pad_to_multiple_of
         self.max_length = max_length
         self._special_ids = np.array(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
-        self._leaves_out: tuple[str, ...] = ()
+        self._omit_if_all_true: tuple[str, ...] = ()
 
     def for_training(self) -> Self:
-        """A copy that leaves `attention_mask` and `context_valid` out of a batch in which they are True throughout.
+        """Return a copy that omits `attention_mask` and `context_valid` if they are all True.
 
-        Attention without a mask has faster kernels, and it is here, not on the device, that one can look without
-        waiting. Packed rows need masks in any case. A compiled model is compiled once more for batches in which no row
-        is padded.
+        Attention without a mask has faster kernels, and the check costs no synchronization with the
+        device here. Packed rows need masks in any case. A compiled model is compiled once more for
+        batches without padding.
         """
         training = copy.copy(self)
-        training._leaves_out = ("attention_mask", "context_valid")
+        training._omit_if_all_true = ("attention_mask", "context_valid")
         return training
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def card_settings(self) -> dict[str, Any]:
+        """Settings of the views for the model card, by name."""
         return {"mask ratio": self.mask_ratio, "mean span length": self.mean_span_length}
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        rows = _whole_numbers(features, "input_ids")
+        """Pad and mask the rows of a batch."""
+        rows = _integer_rows(features, "input_ids")
         words = self._words(features, rows) if self.whole_word else None
         input_ids, attention = self._pad(rows, self._length(rows))
         shape = (len(features), self.num_masks)
-        if any("sequence_ids" in feature for feature in features):
-            numbers = _document_numbers(features, rows)
-            documents, real = self._pad(_documents(rows, numbers))
-            of_documents = self._hidden(documents, real, None if words is None else _documents(words, numbers))
-            # Row by row, both list the same tokens in the same order.
-            hidden = np.zeros((*shape, attention.shape[1]), dtype=bool)
-            hidden.swapaxes(0, 1)[:, attention] = of_documents.swapaxes(0, 1)[:, real]
-            packed = self._packed(numbers, attention.shape[1])
+        if any("document_ids" in feature for feature in features):
+            document_ids = _document_ids(features, rows)
+            documents, is_token = self._pad(_split_documents(rows, document_ids))
+            document_masks = self._sample_masks(
+                documents, is_token, None if words is None else _split_documents(words, document_ids)
+            )
+            # Rows and documents list the same tokens in the same order.
+            masks = np.zeros((*shape, attention.shape[1]), dtype=bool)
+            masks.swapaxes(0, 1)[:, attention] = document_masks.swapaxes(0, 1)[:, is_token]
+            packed = self._packing_fields(document_ids, attention.shape[1])
         else:
-            hidden = self._hidden(input_ids, attention, words)
+            masks = self._sample_masks(input_ids, attention, words)
             packed = {}
-        hidden = hidden.reshape(len(features) * self.num_masks, -1)
 
-        target_capacities, visible_capacities = self._capacities(bool(packed))
-        targets, target_valid = chosen_positions(hidden, target_capacities)
+        target_capacities, visible_capacities = self._static_sizes(bool(packed))
+        flat_masks = masks.reshape(len(features) * self.num_masks, -1)
+        targets, target_valid = pad_true_indices(flat_masks, target_capacities)
         batch = {
             "input_ids": input_ids,
             "attention_mask": attention.astype(np.int64),
@@ -128,73 +135,73 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             "target_valid": target_valid.reshape(*shape, -1),
             **packed,
         }
-        if self.context_mode == "kept":
-            view = np.where(hidden.reshape(*shape, -1), self.tokenizer.mask_token_id, input_ids[:, None, :])
+        if self.masked_tokens == "mask_token":
+            view = np.where(masks, self.tokenizer.mask_token_id, input_ids[:, None, :])
             batch["context_input_ids"] = view[:, 0] if self.num_masks == 1 else view
         else:
-            visible = np.repeat(attention, self.num_masks, axis=0) & ~hidden
-            positions, valid = chosen_positions(visible, visible_capacities)
+            visible = np.repeat(attention, self.num_masks, axis=0) & ~flat_masks
+            positions, valid = pad_true_indices(visible, visible_capacities)
             batch["context_positions"] = positions.reshape(*shape, -1)
             batch["context_valid"] = valid.reshape(*shape, -1)
-        left_out = () if packed else self._leaves_out
-        batch = {name: array for name, array in batch.items() if not (name in left_out and array.all())}
+        omitted = () if packed else self._omit_if_all_true
+        batch = {name: array for name, array in batch.items() if not (name in omitted and array.all())}
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
     def _words(self, features: Sequence[dict[str, Any]], rows: list[np.ndarray]) -> list[np.ndarray]:
         if not all("word_ids" in feature for feature in features):
-            raise UsageError("whole_word needs a column word_ids: tokenise with tokenize_dataset(..., word_ids=True)")
-        words = _whole_numbers(features, "word_ids")
+            raise UsageError("whole_word needs a column word_ids. Tokenize with tokenize_dataset(..., word_ids=True).")
+        words = _integer_rows(features, "word_ids")
         for number, (row, ids) in enumerate(zip(words, rows, strict=True)):
             if len(row) != len(ids):
                 raise UsageError(
-                    f"row {number} of the batch has {len(row)} word_ids for {len(ids)} input_ids: tokenise with "
-                    "tokenize_dataset(..., word_ids=True)"
+                    f"Row {number} of the batch has {len(row)} word_ids for {len(ids)} input_ids. Tokenize with "
+                    "tokenize_dataset(..., word_ids=True)."
                 )
         return words
 
-    def _hidden(self, input_ids: np.ndarray, real: np.ndarray, words: list[np.ndarray] | None) -> np.ndarray:
-        """What is hidden of each of N texts, `[N, L]`: bool `[N, M, L]`."""
-        word_ids = None if words is None else self._pad(words, real.shape[1], fill=-1)[0]
-        maskable = real & ~np.isin(input_ids, self._special_ids)
+    def _sample_masks(self, input_ids: np.ndarray, is_token: np.ndarray, words: list[np.ndarray] | None) -> np.ndarray:
+        """Sample the masks of N documents, `[N, L]` ids and validity: bool `[N, M, L]`."""
+        word_ids = None if words is None else self._pad(words, is_token.shape[1], fill=-1)[0]
+        maskable = is_token & ~np.isin(input_ids, self._special_ids)
         if word_ids is None:
-            units = np.count_nonzero(maskable, axis=1)
+            num_units = np.count_nonzero(maskable, axis=1)
         else:
-            units = maskable_units(maskable, word_ids).max(axis=1, initial=-1) + 1
-        short = np.flatnonzero(units < 2)
-        if short.size and self.on_short == "error":
+            num_units = unit_ids(maskable, word_ids).max(axis=1, initial=-1) + 1
+        short = np.flatnonzero(num_units < 2)
+        if short.size and self.on_too_short == "error":
             row = int(short[0])
-            text = self.tokenizer.decode(input_ids[row][real[row]])
+            text = self.tokenizer.decode(input_ids[row][is_token[row]])
             raise UsageError(
-                f"row {row} of the batch ({text[:60]!r}) has fewer than two {'words' if self.whole_word else 'tokens'} "
-                'that may be masked: leave such rows out or set on_short to "skip"'
+                f"Row {row} of the batch ({text[:60]!r}) has fewer than two {'words' if self.whole_word else 'tokens'} "
+                'that may be masked. Remove such rows or set on_too_short to "skip".'
             )
-        keys = mask_keys(row_keys(input_ids, real, self.seed, self.epoch), self.num_masks)
+        keys = derive_mask_keys(row_keys(input_ids, is_token, self.seed, self.epoch), self.num_masks)
         if self.num_masks > 1:
             maskable = np.repeat(maskable, self.num_masks, axis=0)
             word_ids = None if word_ids is None else np.repeat(word_ids, self.num_masks, axis=0)
-        hidden = sample_span_mask(maskable, keys, self.mask_ratio, self.mean_span_length, word_ids=word_ids)
-        return hidden.reshape(len(real), self.num_masks, -1)
+        masks = sample_span_mask(maskable, keys, self.mask_ratio, self.mean_span_length, word_ids=word_ids)
+        return masks.reshape(len(input_ids), self.num_masks, *input_ids.shape[1:])
 
-    def _packed(self, numbers: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
-        """What a batch of packed rows has beside the others: `sequence_ids` and `sequence_valid`."""
-        counts = np.array([row[-1] + 1 for row in numbers])
+    def _packing_fields(self, document_ids: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
+        """Return the additional entries of a packed batch: `document_ids` and `document_valid`."""
+        counts = np.array([row[-1] + 1 for row in document_ids])
         capacities = () if self.max_length is None else (max(length // 8, 1), length)
-        most = int(counts.max())
-        most = next((capacity for capacity in capacities if capacity >= most), most)
+        max_documents = int(counts.max())
+        max_documents = next((capacity for capacity in capacities if capacity >= max_documents), max_documents)
         return {
-            "sequence_ids": self._pad(numbers, length, fill=-1)[0],
-            "sequence_valid": np.arange(most) < counts[:, None],
+            "document_ids": self._pad(document_ids, length, fill=-1)[0],
+            "document_valid": np.arange(max_documents) < counts[:, None],
         }
 
     def _length(self, rows: list[np.ndarray]) -> int:
-        """What the rows of a batch are padded to."""
+        """Return the length to which the rows of a batch are padded."""
         lengths = [len(row) for row in rows]
         length = max(lengths)
         if self.max_length is not None:
             if length > self.max_length:
                 raise UsageError(
-                    f"row {lengths.index(length)} of the batch has {length} tokens, more than max_length "
-                    f"{self.max_length}: tokenise with max_seq_length {self.max_length}"
+                    f"Row {lengths.index(length)} of the batch has {length} tokens, more than max_length "
+                    f"{self.max_length}. Tokenize with max_seq_length {self.max_length}."
                 )
             length = self.max_length
         if self.pad_to_multiple_of is not None:
@@ -204,7 +211,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
     def _pad(
         self, rows: list[np.ndarray], length: int | None = None, fill: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`[B, length]` ids and bool validity, padded on the tokenizer's side; by default to the longest."""
+        """Pad to a length, by default the longest row: `[B, length]` ids and bool validity."""
         lengths = np.array([len(row) for row in rows])
         length = int(lengths.max()) if length is None else length
         column = np.arange(length)
@@ -216,14 +223,17 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         ids[valid] = np.concatenate(rows)
         return ids, valid
 
-    def _capacities(self, packed: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Sizes to choose from for targets and for visible positions, under static shapes: what full rows with two
-        special tokens need exactly, one that nearly always fits, and one that always does. Without static shapes, none.
+    def _static_sizes(self, packed: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Allowed numbers of targets and of visible positions; none without static shapes.
+
+        The first is exact for full rows with two special tokens, the second suffices for nearly all
+        rows, the last for all.
         """
         if self.max_length is None:
             return (), ()
         length = self.max_length
-        # A row's special tokens are never hidden, so it shows more than 1 - ratio of its tokens: up to an eighth here.
+        # Special tokens are never masked, so more than 1 - ratio of a row's tokens are visible: a
+        # margin of an eighth.
         sizes = [(max(round(length * self.mask_ratio), 1), length - int(length * self.mask_ratio * 7 / 8))]
         if not packed:  # rows of several documents have more special tokens, and masks in any case
             usual = round((length - 2) * self.mask_ratio)
@@ -232,8 +242,8 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         return targets, visible
 
 
-def _whole_numbers(features: Sequence[dict[str, Any]], column: str) -> list[np.ndarray]:
-    """A column of the rows of a batch, each an int64 `[length]`."""
+def _integer_rows(features: Sequence[dict[str, Any]], column: str) -> list[np.ndarray]:
+    """Return a column of the batch as one int64 `[length]` per row."""
     rows = []
     for number, feature in enumerate(features):
         try:
@@ -241,30 +251,30 @@ def _whole_numbers(features: Sequence[dict[str, Any]], column: str) -> list[np.n
         except ValueError:  # ragged
             row = np.array(None)
         if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
-            raise UsageError(f"row {number} of the batch has no list of whole numbers in {column}: tokenise the texts")
+            raise UsageError(f"Row {number} of the batch has no list of integers in {column}. Tokenize the texts.")
         rows.append(row.astype(np.int64, copy=False))
     return rows
 
 
-def _document_numbers(features: Sequence[dict[str, Any]], rows: list[np.ndarray]) -> list[np.ndarray]:
-    """Which document each token of packed rows is of, counted from 0 in each row."""
-    if not all("sequence_ids" in feature for feature in features):
-        raise UsageError("some rows of the batch have sequence_ids and some have none: pack all of them, or none")
-    numbers = _whole_numbers(features, "sequence_ids")
-    for number, (documents, ids) in enumerate(zip(numbers, rows, strict=True)):
+def _document_ids(features: Sequence[dict[str, Any]], rows: list[np.ndarray]) -> list[np.ndarray]:
+    """Return the document number of each token of packed rows, counted from 0 in each row."""
+    if not all("document_ids" in feature for feature in features):
+        raise UsageError("Only some rows of the batch have document_ids. Pack all rows, or none.")
+    document_ids = _integer_rows(features, "document_ids")
+    for number, (documents, ids) in enumerate(zip(document_ids, rows, strict=True)):
         steps = np.diff(documents, prepend=-1)
         if len(documents) != len(ids) or not len(ids) or steps[0] != 1 or not np.isin(steps, (0, 1)).all():
             raise UsageError(
-                f"row {number} of the batch has sequence_ids that do not number its {len(ids)} tokens' documents 0, 1, "
-                "2 and so on: pack with pack_dataset"
+                f"Row {number} of the batch has document_ids that do not number the documents of its {len(ids)} tokens "
+                "0, 1, 2 and so on. Pack with pack_dataset."
             )
-    return numbers
+    return document_ids
 
 
-def _documents(rows: list[np.ndarray], numbers: list[np.ndarray]) -> list[np.ndarray]:
-    """The documents of packed rows, each by itself."""
+def _split_documents(rows: list[np.ndarray], document_ids: list[np.ndarray]) -> list[np.ndarray]:
+    """Split packed rows into their documents."""
     return [
         document
-        for row, documents in zip(rows, numbers, strict=True)
+        for row, documents in zip(rows, document_ids, strict=True)
         for document in np.split(row, np.flatnonzero(np.diff(documents)) + 1)
     ]

@@ -1,24 +1,29 @@
-"""Sampling of masks: whole batches at once, array operations only.
+"""Sampling of span masks for a batch, with array operations only.
 
-Every draw is a pure function of a 64-bit key per row (a counter-based generator), so that a row's mask depends neither
-on the other rows of its batch, nor on the padded width, nor on the process or worker that made it.
+Every draw is a pure function of a 64-bit key per row (a counter-based generator). A row's mask
+therefore depends neither on the other rows of its batch, nor on the padded width, nor on the
+process or worker.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from .counter_rng import uniforms
+from .counter_rng import uniform_draws
+
+_UNCOVERED = np.iinfo(np.int32).max
 
 
-def maskable_units(maskable: np.ndarray, word_ids: np.ndarray | None = None) -> np.ndarray:
-    """Number the units that a span is made of: maskable tokens, or words of them.
+def unit_ids(maskable: np.ndarray, word_ids: np.ndarray | None = None) -> np.ndarray:
+    """Number the units that spans consist of: maskable tokens, or words of them.
 
-    A new unit starts at each maskable token, or with `word_ids` where the word changes, and after a special token.
+    Without `word_ids` each maskable token is a unit. With them a unit starts where the word
+    changes, and after a special token.
 
     Args:
         maskable: `[B, L]` bool, False on special and padding tokens.
-        word_ids: `[B, L]` integers, optional: tokens with the same number next to each other are one word.
+        word_ids: `[B, L]` integers: adjacent tokens with the same number are one word.
 
     Returns:
         `[B, L]`, each token's unit number in its row, −1 where not maskable.
@@ -30,16 +35,17 @@ def maskable_units(maskable: np.ndarray, word_ids: np.ndarray | None = None) -> 
 
 
 def span_lengths(draws: np.ndarray, mean: float) -> np.ndarray:
-    """Turn uniform draws into geometric lengths: P(length = k) = (1 - p)^(k - 1) p with p = 1 / `mean`.
+    """Turn uniform draws into geometric lengths: P(k) = (1 - p)^(k - 1) p with p = 1 / `mean`.
 
-    SpanBERT (Joshi et al. 2020, section 3.1) uses p = 0.2, a mean of 5, and draws again above 10.
+    SpanBERT (Joshi et al. 2020, section 3.1) uses p = 0.2, a mean of 5, and redraws lengths above
+    10.
 
     Args:
-        draws: uniform in [0, 1).
-        mean: mean of the lengths, at least 1, where all lengths are 1.
+        draws: Uniform in [0, 1).
+        mean: Mean of the lengths, at least 1. At 1 all lengths are 1.
 
     Returns:
-        Positive whole numbers, float64 of the shape of `draws`.
+        Positive integers as float64, in the shape of `draws`.
     """
     with np.errstate(divide="ignore"):  # log 0 = -inf at a mean of 1
         return 1.0 + np.floor(np.log1p(-draws) / np.log1p(-1.0 / mean))
@@ -54,183 +60,233 @@ def sample_span_mask(
 ) -> np.ndarray:
     """Mask contiguous spans until `mask_ratio` of each row's maskable tokens are masked.
 
-    Lengths of spans are geometric (see `span_lengths`), at most the row's. Spans are placed one after another so that
-    each covers every maskable token with the same chance: they may merge, and are clipped at both ends of their
-    run of maskable tokens. The last is cut, so that round(ratio × maskable) tokens are reached exactly; this favours
-    the ends of short rows, by 9 % at 16 tokens and a mean of 5, by 1 % at 200. With a mean of 1, single tokens are
-    drawn uniformly without replacement, as data2vec and BERT do. With `word_ids` spans are counted in words (SpanBERT,
-    Joshi et al. 2020, section 3.1) and the number of masked tokens is the nearest that whole words allow, within one
-    word. At least one unit is masked and one is left.
+    Span lengths are geometric (see `span_lengths`), at most the row's length. Spans are placed one
+    after another, and each covers every maskable token with equal probability. They may merge, and
+    are clipped at both ends of their run of maskable tokens. The last span is cut, so that exactly
+    round(ratio × maskable) tokens are masked. The cut favours the ends of short rows: by 9 % at 16
+    tokens and a mean of 5, by 1 % at 200 tokens.
+
+    With a mean of 1, single tokens are drawn uniformly without replacement, as in data2vec and
+    BERT. With `word_ids` span lengths count words (SpanBERT, Joshi et al. 2020, section 3.1). The
+    number of masked tokens is then the nearest that complete words allow, within one word. At least
+    one unit is masked and at least one stays visible.
 
     Args:
         maskable: `[B, L]` bool, False on special and padding tokens.
         keys: uint64 `[B]`, see `row_keys`.
-        mask_ratio: share of the maskable tokens, in (0, 1).
-        mean_span_length: mean before merging and clipping, in units (tokens, or words), at least 1.
-        word_ids: `[B, L]`, see `maskable_units`.
+        mask_ratio: Share of the maskable tokens, in (0, 1).
+        mean_span_length: Mean before merging and clipping, in units (tokens or words), at least 1.
+        word_ids: `[B, L]`, see `unit_ids`.
 
     Returns:
         bool `[B, L]`, True where masked. Rows of fewer than two units stay all False.
 
     Raises:
-        ValueError: a ratio outside (0, 1) or a mean below 1.
+        ValueError: The ratio is outside (0, 1), or the mean is below 1.
     """
     if not 0.0 < mask_ratio < 1.0:
-        raise ValueError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}")
+        raise ValueError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}.")
     if not mean_span_length >= 1:
-        raise ValueError(f"mean_span_length must be at least 1, not {mean_span_length}")
+        raise ValueError(f"mean_span_length must be at least 1, not {mean_span_length}.")
+    units = _find_units(maskable, word_ids)
+    possible = units.counts >= 2
+    if not possible.any():
+        return np.zeros_like(maskable)
+    num_tokens = np.count_nonzero(maskable, axis=1)
+    budget = np.where(possible, np.maximum(np.rint(num_tokens * mask_ratio).astype(np.int64), 1), 0)
+    first, num_spans = _draw_spans(keys, units, budget, mask_ratio, mean_span_length)
+    from_right = (keys >> np.uint64(63)).astype(bool)
+    masked = _select_units_up_to_budget(first, units, budget, num_spans, from_right)
+    if units.token_cells is None:
+        return masked
+    mask = np.zeros(maskable.shape, dtype=bool)
+    mask[maskable] = masked.reshape(-1)[units.token_cells]
+    return mask
+
+
+@dataclass(frozen=True)
+class _Units:
+    """The units of a batch in cells, and their runs: consecutive units between special tokens.
+
+    Attributes:
+        weight: `[B, U]`, tokens in each cell; 0 or False in cells without a unit.
+        counts: `[B]`, units per row.
+        token_cells: `[number of maskable tokens]`, the flat index of each token's cell. None if
+            units are tokens; then a token's position is its cell.
+        run_counts: `[B]`, runs per row.
+        run_begin: `[B, R]`, the first unit of each run.
+        run_end: `[B, R]`, the unit after its last.
+        run_shift: `[B, R]`, the difference between the cell and the number of its units.
+    """
+
+    weight: np.ndarray
+    counts: np.ndarray
+    token_cells: np.ndarray | None
+    run_counts: np.ndarray
+    run_begin: np.ndarray
+    run_end: np.ndarray
+    run_shift: np.ndarray
+
+
+def _find_units(maskable: np.ndarray, word_ids: np.ndarray | None) -> _Units:
     batch, length = maskable.shape
-    total = np.count_nonzero(maskable, axis=1)
-    # A run of units is one of maskable tokens.
+    num_tokens = np.count_nonzero(maskable, axis=1)
     starts, ends = maskable.copy(), maskable.copy()
     starts[:, 1:] &= ~maskable[:, :-1]
     ends[:, :-1] &= ~maskable[:, 1:]
     row, first_token = np.divmod(np.flatnonzero(starts), max(length, 1))
     last_token = np.flatnonzero(ends) - row * length
-    num_runs = np.bincount(row, minlength=batch)
+    run_counts = np.bincount(row, minlength=batch)
 
-    # Units lie in cells, with so many tokens each. A run of units lies in cells next to each other.
-    if word_ids is None:  # a token is a unit, and its position its cell
-        weight, num_units = maskable, total
-        size = last_token + 1 - first_token
-        begin = np.cumsum(size) - size - np.repeat(np.cumsum(total) - total, num_runs)
-        end, shift = begin + size, first_token - begin
+    token_cells = None
+    if word_ids is None:
+        weight, counts = maskable, num_tokens
+        sizes = last_token + 1 - first_token
+        begin = np.cumsum(sizes) - sizes - np.repeat(np.cumsum(num_tokens) - num_tokens, run_counts)
+        end, shift = begin + sizes, first_token - begin
     else:
-        unit = maskable_units(maskable, word_ids)
-        num_units = unit.max(axis=1, initial=-1) + 1
-        width = int(num_units.max(initial=0))
-        token = np.flatnonzero(maskable)
-        cell = np.repeat(np.arange(batch) * width, total) + unit.reshape(-1)[token]
-        weight = np.bincount(cell, minlength=batch * width).reshape(batch, width)
+        unit = unit_ids(maskable, word_ids)
+        counts = unit.max(axis=1, initial=-1) + 1
+        width = int(counts.max(initial=0))
+        token_cells = np.repeat(np.arange(batch) * width, num_tokens) + unit[maskable]
+        weight = np.bincount(token_cells, minlength=batch * width).reshape(batch, width)
         begin, end, shift = unit[row, first_token], unit[row, last_token] + 1, np.zeros_like(row)
-    possible = num_units >= 2
-    if not possible.any():
-        return np.zeros_like(maskable)
-    budget = np.where(possible, np.maximum(np.rint(total * mask_ratio).astype(np.int64), 1), 0)
 
-    # The same by row and number of the run: its first unit, the one after its last, and from units to cells.
-    place = row, np.arange(row.size) - np.repeat(np.cumsum(num_runs) - num_runs, num_runs)
-    run_begin, run_end, run_shift = (
-        _table(values, place, (batch, num_runs.max()), fill)
-        for values, fill in ((begin, np.iinfo(np.int32).max), (end, 0), (shift, 0))
-    )
+    run_number = np.arange(row.size) - np.repeat(np.cumsum(run_counts) - run_counts, run_counts)
+    tables = []
+    for values, fill in ((begin, _UNCOVERED), (end, 0), (shift, 0)):
+        table = np.full((batch, run_counts.max(initial=0)), fill, dtype=np.int64)
+        table[row, run_number] = values
+        tables.append(table)
+    return _Units(weight, counts, token_cells, run_counts, *tables)
 
-    # `first[b, c]` is the number of the first span that covers cell c. Spans are drawn in blocks until every row has
-    # enough; a row that has enough ignores later blocks, so its mask does not depend on the others.
-    never = np.iinfo(np.int32).max
-    first = np.full(weight.shape, never, dtype=np.int32)
-    covered = np.zeros(batch, dtype=np.int64)
-    # So many spans that hardly a row needs a second block: they overlap, and their number varies like a Poisson count.
-    expected = -math.log1p(-mask_ratio) * num_units.max() / mean_span_length
+
+def _draw_spans(
+    keys: np.ndarray, units: _Units, budget: np.ndarray, mask_ratio: float, mean_span_length: float
+) -> tuple[np.ndarray, int]:
+    """Draw spans in blocks until they cover `budget` tokens of each row.
+
+    A row that has reached its budget ignores later blocks, so its mask does not depend on the other
+    rows.
+
+    Returns:
+        int32 `[B, U]`, the number of the first span that covers each cell, `_UNCOVERED` if none
+        does; and the number of spans drawn.
+    """
+    first = np.full(units.weight.shape, _UNCOVERED, dtype=np.int32)
+    covered = np.zeros(len(budget), dtype=np.int64)
+    # Spans overlap, and the number required varies like a Poisson count: with this size few rows
+    # need a second block.
+    expected = -math.log1p(-mask_ratio) * units.counts.max() / mean_span_length
     block = int(expected + 3 * math.sqrt(expected)) + 4
-    drawn = 0
-    while True:
-        short = np.flatnonzero(possible & (covered < budget))
-        if short.size == 0:
-            break
-        draws = uniforms(keys[short], 2 * drawn, 2 * block).reshape(-1, block, 2)
-        units = num_units[short, None]
-        lengths = span_lengths(draws[:, :, 1], mean_span_length).clip(max=units).astype(np.int64)
-        # A span may begin before its run and is clipped: otherwise the first units of a run would seldom be covered.
-        places = (draws[:, :, 0] * (units + num_runs[short, None] * (lengths - 1))).astype(np.int64)
-        which = np.zeros_like(places)
-        for number in range(1, run_begin.shape[1]):
-            which += places >= run_begin[short, number, None] + number * (lengths - 1)
-        starts = places - (which + 1) * (lengths - 1)
-        ends = np.minimum(starts + lengths, np.take_along_axis(run_end[short], which, axis=1))
-        starts = np.maximum(starts, np.take_along_axis(run_begin[short], which, axis=1))
-        sizes = (ends - starts).ravel()
-        cells = starts + np.take_along_axis(run_shift[short], which, axis=1) + short[:, None] * weight.shape[1]
-        numbers = np.broadcast_to(np.arange(drawn, drawn + block, dtype=np.int32), starts.shape).ravel()
-        # All cells of all spans: from each span's first on.
-        offset = cells.ravel() - (np.cumsum(sizes) - sizes)
+    num_spans = 0
+    while (rows := np.flatnonzero(covered < budget)).size:
+        draws = uniform_draws(keys[rows], 2 * num_spans, 2 * block).reshape(-1, block, 2)
+        cells, sizes = _place_spans(draws, units, rows, mean_span_length)
+        numbers = np.broadcast_to(np.arange(num_spans, num_spans + block, dtype=np.int32), cells.shape).ravel()
+        cells, sizes = cells.ravel(), sizes.ravel()
+        # The cells of all spans, one span after another.
+        offset = cells - (np.cumsum(sizes) - sizes)
         flat = np.repeat(offset, sizes) + np.arange(sizes.sum())
         np.minimum.at(first.reshape(-1), flat, np.repeat(numbers, sizes))
-        drawn += block
-        seen = first != never
-        covered = np.count_nonzero(seen, axis=1) if word_ids is None else np.where(seen, weight, 0).sum(axis=1)
-
-    from_right = (keys >> np.uint64(63)).astype(bool)
-    masked = _first_units_within_budget(first, weight, budget, num_units, drawn, from_right, exact=word_ids is None)
-    if word_ids is None:
-        return masked
-    mask = np.zeros(batch * length, dtype=bool)
-    mask[token] = masked.reshape(-1)[cell]
-    return mask.reshape(batch, length)
+        num_spans += block
+        is_covered = first != _UNCOVERED
+        if units.token_cells is None:
+            covered = np.count_nonzero(is_covered, axis=1)
+        else:
+            covered = np.where(is_covered, units.weight, 0).sum(axis=1)
+    return first, num_spans
 
 
-def _first_units_within_budget(
-    first: np.ndarray,
-    weight: np.ndarray,
-    budget: np.ndarray,
-    num_units: np.ndarray,
-    drawn: int,
-    from_right: np.ndarray,
-    exact: bool,
-) -> np.ndarray:
-    """Choose units in the order of the span that covers them first, up to the budget.
+def _place_spans(
+    draws: np.ndarray, units: _Units, rows: np.ndarray, mean_span_length: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the flat index of each span's first cell and the number of its cells, both `[N, S]`.
 
     Args:
-        first: `[B, U]`, number of the first span that covers a unit; beyond `drawn` where none does.
-        weight: `[B, U]`, tokens of a unit.
+        draws: `[N, S, 2]`, uniform in [0, 1): position and length of S spans.
+        units: Of the batch.
+        rows: `[N]`, the rows of the batch to place spans in.
+        mean_span_length: In units.
+    """
+    counts, run_counts = units.counts[rows, None], units.run_counts[rows, None]
+    run_begin = units.run_begin[rows]
+    lengths = span_lengths(draws[:, :, 1], mean_span_length).clip(max=counts).astype(np.int64)
+    # Spans may begin before their run and are clipped: otherwise a run's first units would rarely
+    # be covered.
+    offsets = (draws[:, :, 0] * (counts + run_counts * (lengths - 1))).astype(np.int64)
+    run = np.zeros_like(offsets)
+    for number in range(1, run_begin.shape[1]):
+        run += offsets >= run_begin[:, number, None] + number * (lengths - 1)
+    starts = offsets - (run + 1) * (lengths - 1)
+    ends = np.minimum(starts + lengths, np.take_along_axis(units.run_end[rows], run, axis=1))
+    starts = np.maximum(starts, np.take_along_axis(run_begin, run, axis=1))
+    shift = np.take_along_axis(units.run_shift[rows], run, axis=1)
+    return starts + shift + rows[:, None] * units.weight.shape[1], ends - starts
+
+
+def _select_units_up_to_budget(
+    first: np.ndarray, units: _Units, budget: np.ndarray, num_spans: int, from_right: np.ndarray
+) -> np.ndarray:
+    """Choose units in the order of the first span that covers them, up to the budget.
+
+    Args:
+        first: `[B, U]`, see `_draw_spans`.
+        units: Of the batch.
         budget: `[B]`, tokens to choose.
-        num_units: `[B]`.
-        drawn: number of spans.
-        from_right: bool `[B]`, from which side the span that reaches the budget is taken: always from the left would
-            favour the left of short rows.
-        exact: whether units are single tokens.
+        num_spans: Number of spans drawn.
+        from_right: bool `[B]`, the side from which the last span is cut. Always cutting on one side
+            would favour the other side of short rows.
 
     Returns:
         bool `[B, U]`.
     """
-    batch, width = first.shape
-    seen = first < drawn
-    cell, count = _by_row(seen)
-    number = first.reshape(-1)[cell] + np.repeat(np.arange(batch) * drawn, count)
+    batch = len(first)
+    weight, exact = units.weight, units.token_cells is None
+    cell, count = _flat_indices(first < num_spans)
+    number = first.reshape(-1)[cell] + np.repeat(np.arange(batch) * num_spans, count)
     tokens = None if exact else weight.reshape(-1)[cell]
-    per_span = np.bincount(number, weights=tokens, minlength=batch * drawn).reshape(batch, drawn)
+    per_span = np.bincount(number, weights=tokens, minlength=batch * num_spans).reshape(batch, num_spans)
     reached = np.cumsum(per_span, axis=1)
-    # The span in which the budget is reached, and what is missing before it.
-    cut = (reached < budget[:, None]).sum(axis=1)
+    # The last span, with which the budget is reached, and the tokens that are missing before it.
+    last = (reached < budget[:, None]).sum(axis=1)
     rows = np.arange(batch)
-    missing = budget - reached[rows, cut] + per_span[rows, cut]
-    chosen = first < cut[:, None]
-    in_cut = first == cut[:, None]
-    cell, count = _by_row(in_cut)
-    tokens = np.ones_like(cell) if exact else weight.reshape(-1)[cell]
-    within = np.cumsum(tokens)
-    last = np.cumsum(count)
-    sums = np.append(0, within)
-    before, whole = sums[last - count], sums[last] - sums[last - count]
-    within -= np.repeat(before, count)
-    within = np.where(np.repeat(from_right, count), np.repeat(whole, count) - within + tokens, within)
-    # A word that crosses the budget is taken where that comes nearer to it than leaving it.
-    slack = 0 if exact else tokens // 2
-    chosen.reshape(-1)[cell[within - np.repeat(missing, count) <= slack]] = True
+    missing = budget - reached[rows, last] + per_span[rows, last]
+    chosen = first < last[:, None]
 
-    taken = budget if exact else np.count_nonzero(chosen, axis=1)
-    none, full = (budget > 0) & (taken == 0), (budget > 0) & (taken >= num_units)
-    if none.any() or full.any():
-        span = np.minimum(first, drawn)
-        # Units in the order they are taken in.
-        column = np.where(from_right[:, None], width - 1 - np.arange(width), np.arange(width))
-        order = np.where(weight > 0, span.astype(np.int64) * width + column, np.iinfo(np.int64).max)
-        # One word, longer than twice the budget, is taken all the same; of all words the last is left.
-        rows = np.flatnonzero(none)
+    cell, count = _flat_indices(first == last[:, None])
+    tokens = np.ones_like(cell) if exact else weight.reshape(-1)[cell]
+    cumulative = np.cumsum(tokens)
+    sums, end = np.append(0, cumulative), np.cumsum(count)
+    before, total = sums[end - count], sums[end] - sums[end - count]
+    cumulative -= np.repeat(before, count)
+    cumulative = np.where(np.repeat(from_right, count), np.repeat(total, count) - cumulative + tokens, cumulative)
+    # A word that crosses the budget is masked if that comes nearer to the budget than leaving it
+    # visible.
+    slack = 0 if exact else tokens // 2
+    chosen.reshape(-1)[cell[cumulative - np.repeat(missing, count) <= slack]] = True
+
+    num_chosen = budget if exact else np.count_nonzero(chosen, axis=1)
+    empty, full = (budget > 0) & (num_chosen == 0), (budget > 0) & (num_chosen >= units.counts)
+    if empty.any() or full.any():
+        order = _unit_order(np.minimum(first, num_spans), weight, from_right)
+        # A single word longer than twice the budget is masked all the same. Of all words the last
+        # stays visible.
+        rows = np.flatnonzero(empty)
         chosen[rows, np.argmin(order[rows], axis=1)] = True
         rows = np.flatnonzero(full)
         chosen[rows, np.argmax(np.where(chosen[rows], order[rows], -1), axis=1)] = False
     return chosen
 
 
-def _by_row(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places of what is True in a bool `[B, C]`, counted over all rows, and how many there are in each row."""
-    place = np.flatnonzero(chosen)
-    return place, np.diff(np.searchsorted(place, np.arange(chosen.shape[0] + 1) * chosen.shape[1]))
+def _unit_order(span: np.ndarray, weight: np.ndarray, from_right: np.ndarray) -> np.ndarray:
+    """Rank the units of each row by span, then by side; cells without a unit come last."""
+    column = np.arange(span.shape[1])
+    column = np.where(from_right[:, None], column[::-1], column)
+    return np.where(weight > 0, span.astype(np.int64) * span.shape[1] + column, np.iinfo(np.int64).max)
 
 
-def _table(values: np.ndarray, place: tuple[np.ndarray, np.ndarray], shape: tuple[int, int], fill: int) -> np.ndarray:
-    """Values at their places, and `fill` elsewhere."""
-    table = np.full(shape, fill, dtype=np.int64)
-    table[place] = values
-    return table
+def _flat_indices(selected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the flat indices of the True entries of `[B, C]`, and their number per row."""
+    indices = np.flatnonzero(selected)
+    return indices, np.diff(np.searchsorted(indices, np.arange(selected.shape[0] + 1) * selected.shape[1]))

@@ -1,1 +1,4 @@
-"""Models: what `save_pretrained` writes and an export copies; its files import each other with one dot only."""
+"""Configurations, models, encoder adapters, predictors and losses.
+
+An export copies these files, so they import each other with one dot only.
+"""

@@ -1,4 +1,4 @@
-"""The configuration of the feature encoder: a transformer over vectors or time series of numbers."""
+"""Configuration of the feature encoder, a transformer over feature vectors or time series."""
 
 import math
 from numbers import Real
@@ -13,22 +13,22 @@ class FeatureEncoderConfig(PreTrainedConfig):
     """Configuration of `FeatureEncoderModel`.
 
     Args:
-        input_dim: number of features F, of a vector or of a time step; required.
-        mode: what a position is. "time": a step of a series; "patches": `patch_size` neighbouring features of a vector;
-            "flat": the whole vector, one position (Edifice's JEPA).
+        input_dim: number of features F of a vector or of a time step; required.
+        mode: meaning of a position. "time": a step of a series; "patches" (default): `patch_size`
+            adjacent features of a vector; "flat": the complete vector (Edifice's JEPA).
         hidden_size: width D of the representations, default 256; also `embed_dim`.
         num_hidden_layers: transformer blocks, default 6; also `encoder_depth`.
         num_attention_heads: default 8; also `num_heads`.
         mlp_ratio: width of the blocks' hidden layer over D, default 4.
-        hidden_dropout_prob: dropout after attention and after the feed-forward part, default 0.1; also `dropout`.
-        layer_norm_eps: default 1e-5.
-        patch_size: features per patch; default the fewest that give at most 64 patches. In mode "flat" the size of the
-            groups of features that are hidden together; not read in mode "time".
-        max_position_embeddings: most steps of a series, default 512; read in mode "time" only.
+        hidden_dropout_prob: dropout after attention and after the MLP, default 0.1; also `dropout`.
+        layer_norm_eps: epsilon of the layer norms, default 1e-5.
+        patch_size: features per patch; default the smallest that gives at most 64 patches. In mode
+            "flat", features per masked group; unused in mode "time".
+        max_position_embeddings: maximum steps of a series, default 512; used in mode "time" only.
         initializer_range: standard deviation of the random weights, default 0.02.
 
     Raises:
-        UsageError: no `input_dim`, an unknown mode, or numbers that are out of range or contradict each other.
+        UsageError: `input_dim` is missing, the mode is unknown, or numbers are invalid.
 
     >>> config = FeatureEncoderConfig(287, num_heads=4)
     >>> config.patch_size, config.num_patches, config.num_attention_heads
@@ -60,7 +60,7 @@ class FeatureEncoderConfig(PreTrainedConfig):
         **kwargs: Any,
     ):
         if input_dim is None:
-            raise UsageError("FeatureEncoderConfig needs input_dim, the number of features")
+            raise UsageError("FeatureEncoderConfig needs input_dim, the number of features.")
         if patch_size is None and isinstance(input_dim, int):
             patch_size = max(math.ceil(input_dim / 64), 1)
         self.input_dim = input_dim
@@ -74,43 +74,44 @@ class FeatureEncoderConfig(PreTrainedConfig):
         self.patch_size = patch_size
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
-        # Sets what is given under a name of attribute_map: only then are the values final.
+        # Sets values passed under a name in attribute_map, so they are final only afterwards.
         super().__init__(**kwargs)
         self._validate_numbers()
 
     @property
     def num_patches(self) -> int:
-        """Patches of a vector; the last is filled up with zeros."""
+        """Number of patches of a vector; the last is padded with zeros."""
         return math.ceil(self.input_dim / self.patch_size)
 
     def _validate_numbers(self) -> None:
+        """Check the mode, then types and ranges of the numbers."""
         if self.mode not in ("time", "patches", "flat"):
-            raise UsageError(f"mode must be one of time, patches, flat, not {self.mode!r}")
+            raise UsageError(f"mode must be one of time, patches, flat, not {self.mode!r}.")
         sizes = ("input_dim", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
         for name in (*sizes, "patch_size"):
             if not isinstance(getattr(self, name), int):
-                raise UsageError(f"{name} must be a whole number, not {getattr(self, name)!r:.80}")
+                raise UsageError(f"{name} must be an integer, not {getattr(self, name)!r:.80}.")
         for name in sizes:
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for name in ("mlp_ratio", "hidden_dropout_prob", "layer_norm_eps", "initializer_range"):
             value = getattr(self, name)
             if not isinstance(value, Real) or not math.isfinite(value):
-                raise UsageError(f"{name} must be a finite number, not {value!r:.80}")
+                raise UsageError(f"{name} must be a finite number, not {value!r:.80}.")
         if not 1 <= self.patch_size <= self.input_dim:
             raise UsageError(
-                f"patch_size must lie between 1 and the {self.input_dim} features of input_dim, not {self.patch_size}"
+                f"patch_size must be between 1 and the {self.input_dim} features of input_dim, not {self.patch_size}."
             )
         if self.hidden_size % self.num_attention_heads:
             raise UsageError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}."
             )
         if not 0.0 <= self.hidden_dropout_prob < 1.0:
-            raise UsageError(f"hidden_dropout_prob must lie in [0, 1), not {self.hidden_dropout_prob}")
+            raise UsageError(f"hidden_dropout_prob must be in [0, 1), not {self.hidden_dropout_prob}.")
         for name in ("mlp_ratio", "layer_norm_eps", "initializer_range"):
             if not getattr(self, name) > 0:
-                raise UsageError(f"{name} must be above 0, not {getattr(self, name)}")
+                raise UsageError(f"{name} must be above 0, not {getattr(self, name)}.")
 
 
-# Here, so that a JEPA's configuration alone can be read, also from code that a checkpoint brings.
+# Registered here, so that a JEPA's configuration loads alone, also from code in a checkpoint.
 AutoConfig.register(FeatureEncoderConfig.model_type, FeatureEncoderConfig, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The configuration of a JEPA: any encoder's configuration, the predictor, the objective."""
+"""Configuration of a JEPA: an encoder's configuration, the predictor, the objective."""
 
 import difflib
 import inspect
@@ -13,26 +13,27 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, IJepaConfig, PreTrainedConfig
 
-from .backbones import Backbone, backbone_for
 from .configuration_feature_encoder import FeatureEncoderConfig
+from .encoder_adapters import EncoderAdapter, encoder_adapter_for
 from .errors import UsageError
 from .lora import lora_config
 
-# What an objective other than text changes about the defaults; explicit values always win.
-_DEFAULTS: dict[str, dict[str, Any]] = {
+# Defaults of a modality that differ from those of `JepaConfig`; explicit values override both.
+_MODALITY_DEFAULTS: dict[str, dict[str, Any]] = {
     "text": {},
-    # I-JEPA (Assran et al. 2023, appendix A): the last layer's output, normalised; a predictor of six layers or more.
-    "images": {"target_layers": 1, "pred_num_hidden_layers": 6},
-    "features": {"target_layers": 1, "pred_dropout": 0.1},
+    # I-JEPA (Assran et al. 2023, appendix A): normalized last layer, a predictor of at least six
+    # layers.
+    "images": {"average_top_k_layers": 1, "pred_num_hidden_layers": 6},
+    "features": {"average_top_k_layers": 1, "pred_dropout": 0.1},
 }
-# EMA decay of the first and the last update; None: derived from the run's length and start.
-_EMA_DECAY: dict[str, tuple[float, float] | None] = {
+# EMA decay of the first and the last update; None: computed from the run's length and start.
+_MODALITY_EMA_DECAY: dict[str, tuple[float, float] | None] = {
     "text": None,
     "images": (0.996, 1.0),
     "features": (0.996, 0.996),
 }
 
-# The weights of the terms that the loss is a sum of.
+# Weights of the terms of the loss.
 WEIGHTS = (
     "prediction_weight",
     "mlm_weight",
@@ -41,7 +42,7 @@ WEIGHTS = (
     "sigreg_weight",
     "contrastive_weight",
 )
-_REAL_NUMBERS = (
+_FLOAT_FIELDS = (
     *WEIGHTS,
     "pred_mlp_ratio",
     "pred_dropout",
@@ -49,6 +50,14 @@ _REAL_NUMBERS = (
     "contrastive_temperature",
     "initializer_range",
 )
+_PREDICTOR_SIZES = ("pred_hidden_size", "pred_num_hidden_layers", "pred_num_attention_heads")
+_CHOICES = {
+    "masked_tokens": ("mask_token", "drop"),
+    "predictor_type": ("transformer", "mlp"),
+    "loss": ("smooth_l1", "l2", "l1", "cosine"),
+    "target_norm": ("layer", "instance", "none"),
+    "pred_init": ("unit_gain", "small"),
+}
 
 
 class JepaConfig(PreTrainedConfig):
@@ -56,48 +65,51 @@ class JepaConfig(PreTrainedConfig):
 
     Args:
         encoder_config: configuration of the context and target encoder, or its dictionary.
-        context_mode: "kept": masked positions stay in the context view as [MASK] tokens; "dropped": the context encoder
-            reads only what is visible. Default: dropped with a transformer predictor where the encoder can leave
-            positions out exactly, kept otherwise.
-        predictor_type: "transformer" (a narrow one, I-JEPA section 3) or "mlp" (reads the [MASK] positions).
+        masked_tokens: "mask_token": masked positions stay in the context view as [MASK] tokens. "drop":
+            the context encoder reads visible positions only. Default: "drop" with a transformer
+            predictor if the encoder supports it exactly, else "mask_token".
+        predictor_type: "transformer" (narrow, I-JEPA section 3) or "mlp" (reads [MASK] positions).
         pred_hidden_size: width of the transformer predictor; default half the encoder's.
         pred_num_hidden_layers: its depth, default 4.
-        pred_num_attention_heads: its heads; default as many as the encoder has, where they divide its width.
-        pred_mlp_ratio: width of the hidden layer over that of the input, in the MLP predictor and in the transformer's
-            feed-forward parts, default 4.
+        pred_num_attention_heads: its heads; default the greatest common divisor of the encoder's
+            heads and the predictor's width.
+        pred_mlp_ratio: hidden over input width of the predictor's MLPs, default 4.
         pred_dropout: dropout in the predictor, default 0.
-        loss: "smooth_l1", "l2", "l1" or "cosine".
-        smooth_l1_beta: where smooth L1 turns from quadratic to linear, default 1.
-        target_layers: how many of the target encoder's top layers are averaged; default half of them (data2vec).
-        target_norm: "layer", "instance" or "none": normalisation, without affine, of each layer and of their average.
-        prediction_weight: weight of the prediction loss, which is a mean over D; 0 trains on the other terms alone.
-            Default √D for text, which makes it data2vec's sum over D divided by √D; 1 for images and features (I-JEPA)
-            and with the cosine loss.
+        loss: "smooth_l1" (default), "l2", "l1" or "cosine".
+        smooth_l1_beta: transition of smooth L1 from quadratic to linear, default 1.
+        average_top_k_layers: number of the target encoder's top layers to average; default half of them
+            (data2vec).
+        target_norm: "layer" (default), "instance" or "none": normalization without affine part, of
+            each layer and of their average.
+        prediction_weight: weight of the prediction loss, a mean over D; 0 trains on the other
+            terms. Default √D for text, which gives data2vec's sum over D divided by √D. Default 1
+            for images and features (I-JEPA) and with the cosine loss.
         mlm_weight: weight of a masked-language-model loss on the same encoder, default 0.
-        variance_weight: weight of the variance hinge on the context encoder's token representations, default 0.
+        variance_weight: weight of the variance hinge on the context encoder's outputs, default 0.
         covariance_weight: weight of their covariance penalty, default 0.
         sigreg_weight: weight of their SIGReg term, default 0.
-        contrastive_weight: weight of finding each sample among those of the batch: what the mean of its context
-            predicts is compared with the mean of every sample's target layers (InfoNCE). Default 1 for text, where
-            less is learnt without it on every start that was measured (benchmarks/RESULTS.md, section 14), else 0.
-        contrastive_temperature: what the cosines of that comparison are divided by, default 0.1.
-        pooled_targets: predict one vector per mask, the mean of its targets' representations, instead of each of them.
-        lora: train adapters beside the context encoder's frozen weights: arguments of `peft.LoraConfig`, such as
-            `{"r": 16, "lora_alpha": 32}`; default None, all weights are trained. The target encoder is then the same
-            frozen weights with the moving average of the adapters, and what is exported has them merged.
-        pred_init: standard deviation of the random weights of the predictor's linear layers. "unit_gain": 1/√fan-in,
-            which keeps the scale of what passes through; "small": `initializer_range`. Default unit gain where the
-            encoder's outputs carry no absolute position (ModernBERT, DeBERTa), else small: with unit gain a predictor
-            of an encoder with absolute positions learns the positions and nothing more.
-        initializer_range: standard deviation of the other random weights outside the encoder, default 0.02.
+        contrastive_weight: weight of InfoNCE between samples. A prediction from the mean of a
+            sample's context is compared with the means of all samples' target layers. Default 1 for
+            text, where it improved all measured runs (benchmarks/RESULTS.md, entry 14), else 0.
+        contrastive_temperature: divisor of the cosines in InfoNCE, default 0.1.
+        pool_targets: predict one vector per mask, the mean of its targets' representations.
+        lora: arguments of `peft.LoraConfig`, such as `{"r": 16, "lora_alpha": 32}`; default None
+            trains all weights. Adapters of the frozen context encoder are trained, the target
+            encoder has their moving average, and an export has them merged.
+        pred_init: standard deviation of the predictor's linear layers. "unit_gain": 1/√fan-in,
+            which preserves scale. "small": `initializer_range`. Default unit gain if the encoder's
+            outputs carry no absolute position (ModernBERT, DeBERTa), else small: with absolute
+            positions and unit gain, a predictor learns the positions only.
+        initializer_range: standard deviation of the other random weights outside the encoder,
+            default 0.02.
 
     Raises:
-        UsageError: values that contradict each other or the encoder.
+        UsageError: values contradict each other or the encoder.
 
     >>> from transformers import BertConfig
     >>> config = JepaConfig(BertConfig(num_hidden_layers=4), mlm_weight=0.5)
-    >>> config.context_mode, config.target_layers, config.pred_hidden_size
-    ('dropped', 2, 384)
+    >>> config.masked_tokens, config.average_top_k_layers, config.pred_hidden_size
+    ('drop', 2, 384)
     """
 
     model_type = "jepa"
@@ -107,7 +119,7 @@ class JepaConfig(PreTrainedConfig):
     def __init__(
         self,
         encoder_config: PreTrainedConfig | dict[str, Any] | None = None,
-        context_mode: str | None = None,
+        masked_tokens: str | None = None,
         predictor_type: str = "transformer",
         pred_hidden_size: int | None = None,
         pred_num_hidden_layers: int = 4,
@@ -116,7 +128,7 @@ class JepaConfig(PreTrainedConfig):
         pred_dropout: float = 0.0,
         loss: str = "smooth_l1",
         smooth_l1_beta: float = 1.0,
-        target_layers: int | None = None,
+        average_top_k_layers: int | None = None,
         target_norm: str = "layer",
         prediction_weight: float | None = None,
         mlm_weight: float = 0.0,
@@ -125,7 +137,7 @@ class JepaConfig(PreTrainedConfig):
         sigreg_weight: float = 0.0,
         contrastive_weight: float | None = None,
         contrastive_temperature: float = 0.1,
-        pooled_targets: bool = False,
+        pool_targets: bool = False,
         lora: dict[str, Any] | None = None,
         pred_init: str | None = None,
         initializer_range: float = 0.02,
@@ -133,28 +145,21 @@ class JepaConfig(PreTrainedConfig):
     ):
         _refuse_misspelt(kwargs)
         if encoder_config is None:
-            raise UsageError("JepaConfig needs encoder_config, the configuration of an encoder such as BertConfig()")
-        encoder_config = _as_configuration(encoder_config)
-        backbone = backbone_for(encoder_config)
-        depth, width = encoder_config.num_hidden_layers, encoder_config.hidden_size
-        if context_mode is None:
-            both = predictor_type == "transformer" or "kept" not in backbone.context_modes
-            context_mode = backbone.context_modes[0] if both else "kept"
+            raise UsageError("JepaConfig needs encoder_config, the configuration of an encoder such as BertConfig().")
+        encoder_config = _resolve_encoder_config(encoder_config)
+        adapter = encoder_adapter_for(encoder_config)
+        is_text, width = adapter.modality == "text", encoder_config.hidden_size
+        if masked_tokens is None:
+            masked_tokens = _default_masked_tokens(adapter, predictor_type)
         if pred_hidden_size is None:
             pred_hidden_size = width // 2
-        if pred_num_attention_heads is None and isinstance(pred_hidden_size, int):
-            pred_num_attention_heads = math.gcd(encoder_config.num_attention_heads, pred_hidden_size)
-        if target_layers is None:
-            target_layers = math.ceil(depth / 2)
+        if pred_num_attention_heads is None:
+            pred_num_attention_heads = _default_heads(encoder_config, pred_hidden_size)
         if prediction_weight is None:
-            prediction_weight = width**0.5 if backbone.modality == "text" and loss != "cosine" else 1.0
-        if pred_init is None:
-            pred_init = "small" if backbone.absolute_positions else "unit_gain"
-        if contrastive_weight is None:
-            contrastive_weight = 1.0 if backbone.modality == "text" else 0.0
+            prediction_weight = width**0.5 if is_text and loss != "cosine" else 1.0
 
         self.encoder_config = encoder_config
-        self.context_mode = context_mode
+        self.masked_tokens = masked_tokens
         self.predictor_type = predictor_type
         self.pred_hidden_size = pred_hidden_size
         self.pred_num_hidden_layers = pred_num_hidden_layers
@@ -163,51 +168,51 @@ class JepaConfig(PreTrainedConfig):
         self.pred_dropout = pred_dropout
         self.loss = loss
         self.smooth_l1_beta = smooth_l1_beta
-        self.target_layers = target_layers
+        self.average_top_k_layers = (
+            math.ceil(encoder_config.num_hidden_layers / 2) if average_top_k_layers is None else average_top_k_layers
+        )
         self.target_norm = target_norm
         self.prediction_weight = prediction_weight
         self.mlm_weight = mlm_weight
         self.variance_weight = variance_weight
         self.covariance_weight = covariance_weight
         self.sigreg_weight = sigreg_weight
-        self.contrastive_weight = contrastive_weight
+        self.contrastive_weight = float(is_text) if contrastive_weight is None else contrastive_weight
         self.contrastive_temperature = contrastive_temperature
-        self.pooled_targets = pooled_targets
+        self.pool_targets = pool_targets
         self.lora = lora
-        self.pred_init = pred_init
+        self.pred_init = _default_init(adapter) if pred_init is None else pred_init
         self.initializer_range = initializer_range
-        self._validate_choices(backbone, depth)
-        if len(backbone.grid) == 2 and pred_hidden_size % 4:
-            raise UsageError(
-                f"pred_hidden_size must be a multiple of 4 over a plane of patches, not {pred_hidden_size}"
-            )
+        self._validate()
+        self._validate_combinations(adapter)
+        self._validate_ranges(adapter)
         # Trainer compares these with the tokenizer's.
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             kwargs.setdefault(name, getattr(encoder_config, name, None))
-        with _as_transformers_reads_it("the JEPA's configuration"):
+        with _usage_error_on_bad_config("The JEPA's configuration"):
             super().__init__(**kwargs)
-        _checked(self)
+        _validate_dtype(self)
 
     @classmethod
     def for_encoder(cls, encoder_config: PreTrainedConfig | dict[str, Any], **kwargs: Any) -> Self:
-        """The configuration around an encoder, with the defaults of what it reads: text, images or features.
+        """Build a configuration with the defaults of the encoder's modality.
 
         Args:
-            encoder_config: as `JepaConfig` takes it.
-            kwargs: arguments of `JepaConfig`; they win over the defaults.
+            encoder_config: configuration of the encoder, or its dictionary.
+            kwargs: arguments of `JepaConfig`; they override the defaults.
         """
-        encoder_config = _as_configuration(encoder_config)
-        return cls(encoder_config, **{**_DEFAULTS[backbone_for(encoder_config).modality], **kwargs})
+        encoder_config = _resolve_encoder_config(encoder_config)
+        return cls(encoder_config, **{**_MODALITY_DEFAULTS[encoder_adapter_for(encoder_config).modality], **kwargs})
 
     @classmethod
     def for_images(cls, encoder_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> Self:
-        """I-JEPA: normalised targets of the last layer, a narrow predictor of six layers, EMA 0.996 to 1.
+        """Build an I-JEPA: last-layer targets, a predictor of six layers, EMA 0.996 to 1.
 
         Args:
-            encoder_config: of a vision transformer; default `IJepaConfig()`.
-            kwargs: arguments of `JepaConfig`; they win.
+            encoder_config: configuration of a vision transformer; default `IJepaConfig()`.
+            kwargs: arguments of `JepaConfig`; they override the defaults.
 
-        >>> JepaConfig.for_images().target_layers
+        >>> JepaConfig.for_images().average_top_k_layers
         1
         """
         return cls.for_encoder(IJepaConfig() if encoder_config is None else encoder_config, **kwargs)
@@ -229,20 +234,27 @@ class JepaConfig(PreTrainedConfig):
         max_position_embeddings: int = 512,
         **kwargs: Any,
     ) -> Self:
-        """The Edifice JEPA for vectors of features and series of them, with its names and defaults (EMA: 0.996).
+        """Build the Edifice JEPA for feature vectors and series, with its names and defaults.
+
+        Its EMA decay is 0.996.
 
         Args:
             input_dim: number of features.
-            mode: "patches": a vector is cut into patches of features; "flat": it is one token; "time": a series.
-            embed_dim, encoder_depth: width and depth of the encoder.
-            predictor_embed_dim, predictor_depth: of the predictor.
-            num_heads, mlp_ratio, dropout: of both.
+            mode: "patches": a vector is cut into patches of features; "flat": it is one token;
+                "time": a series.
+            embed_dim: width of the encoder.
+            predictor_embed_dim: width of the predictor.
+            encoder_depth: layers of the encoder.
+            predictor_depth: layers of the predictor.
+            num_heads: attention heads of both.
+            mlp_ratio: hidden over input width of the MLPs of both.
+            dropout: dropout of both.
             patch_size: features per patch, see `FeatureEncoderConfig`.
-            max_position_embeddings: longest series, in time steps.
-            kwargs: arguments of `JepaConfig`; they win.
+            max_position_embeddings: maximum length of a series, in time steps.
+            kwargs: arguments of `JepaConfig`; they override the defaults.
 
-        >>> JepaConfig.for_features(input_dim=287, mode="flat").context_mode
-        'kept'
+        >>> JepaConfig.for_features(input_dim=287, mode="flat").masked_tokens
+        'mask_token'
         """
         encoder_config = FeatureEncoderConfig(
             input_dim=input_dim,
@@ -266,8 +278,8 @@ class JepaConfig(PreTrainedConfig):
 
     @property
     def ema_decay_range(self) -> tuple[float, float] | None:
-        """EMA decay of the first and the last update where no flag says otherwise; None: from the run's length."""
-        return _EMA_DECAY[backbone_for(self.encoder_config).modality]
+        """Default EMA decay of the first and the last update; None: from the run's length."""
+        return _MODALITY_EMA_DECAY[encoder_adapter_for(self.encoder_config).modality]
 
     @property
     def hidden_size(self) -> int:
@@ -275,88 +287,112 @@ class JepaConfig(PreTrainedConfig):
         return self.encoder_config.hidden_size
 
     def to_dict(self) -> dict[str, Any]:
-        """As `PreTrainedConfig`'s, without the place that the encoder was read from: a path on somebody's machine."""
+        """Serialize without the encoder's `_name_or_path`, which may be a local path."""
         values = super().to_dict()
         values["encoder_config"].pop("_name_or_path", None)
         return values
 
-    def _validate_choices(self, backbone: Backbone, depth: int) -> None:
-        for name, choices in (
-            ("context_mode", ("kept", "dropped")),
-            ("predictor_type", ("transformer", "mlp")),
-            ("loss", ("smooth_l1", "l2", "l1", "cosine")),
-            ("target_norm", ("layer", "instance", "none")),
-            ("pred_init", ("unit_gain", "small")),
-        ):
+    def _validate(self) -> None:
+        """Check names and types."""
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
-        for name in ("target_layers", "pred_hidden_size", "pred_num_hidden_layers", "pred_num_attention_heads"):
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+        for name in ("average_top_k_layers", *_PREDICTOR_SIZES):
             if not isinstance(getattr(self, name), int):
-                raise UsageError(f"{name} must be a whole number, not {getattr(self, name)!r:.80}")
-        for name in _REAL_NUMBERS:
+                raise UsageError(f"{name} must be an integer, not {getattr(self, name)!r:.80}.")
+        for name in _FLOAT_FIELDS:
             value = getattr(self, name)
             if not isinstance(value, Real) or not math.isfinite(value):
-                raise UsageError(f"{name} must be a finite number, not {value!r:.80}")
-        if not isinstance(self.pooled_targets, bool):
-            raise UsageError(f"pooled_targets must be true or false, not {self.pooled_targets!r:.80}")
-        if self.context_mode == "kept" and "kept" not in backbone.context_modes:
+                raise UsageError(f"{name} must be a finite number, not {value!r:.80}.")
+        if not isinstance(self.pool_targets, bool):
+            raise UsageError(f"pool_targets must be true or false, not {self.pool_targets!r:.80}.")
+
+    def _validate_combinations(self, adapter: EncoderAdapter) -> None:
+        """Check that the settings fit the encoder and each other."""
+        family = self.encoder_config.model_type
+        if self.masked_tokens == "mask_token" and "mask_token" not in adapter.masked_tokens_options:
             raise UsageError(
-                f"context_mode 'kept' is not there for {self.encoder_config.model_type} encoders, which have no [MASK] "
-                "token for hidden patches; use --context_mode dropped"
+                f"masked_tokens 'mask_token' is not supported for {family} encoders, which have no [MASK] token. Use "
+                "--masked_tokens drop."
             )
-        if self.context_mode == "dropped" and "dropped" not in backbone.context_modes:
-            reason = "depends on every position" if backbone.grid else "has one position only"
+        if self.masked_tokens == "drop" and "drop" not in adapter.masked_tokens_options:
+            reason = "depends on every position" if adapter.grid else "has one position only"
             raise UsageError(
-                f"context_mode 'dropped' is not exact for {self.encoder_config.model_type} encoders, whose attention "
-                f"{reason}; use --context_mode kept"
+                f"masked_tokens 'drop' is not exact for {family} encoders, whose attention {reason}. Use "
+                "--masked_tokens mask_token."
             )
-        if self.context_mode == "dropped" and self.predictor_type == "mlp":
+        if self.masked_tokens == "drop" and self.predictor_type == "mlp":
             raise UsageError(
-                "the mlp predictor reads the [MASK] positions, which context_mode 'dropped' leaves out; use "
-                "--predictor_type transformer or --context_mode kept"
+                "The mlp predictor reads the [MASK] positions, which masked_tokens 'drop' removes. Use "
+                "--predictor_type transformer or --masked_tokens mask_token."
             )
-        if self.target_norm == "instance" and not backbone.grid:
+        if self.target_norm == "instance" and not adapter.grid:
             raise UsageError(
-                "target_norm instance is over a sample's positions, and there is one only; use layer or none"
+                "target_norm instance normalizes over a sample's positions, and this encoder has one only. Use layer "
+                "or none."
             )
-        if self.pooled_targets and self.mlm_weight > 0:
-            raise UsageError("pooled_targets has one target per mask, and mlm_weight one per token; give one of them")
-        if not 1 <= self.target_layers <= depth:
+        if self.pool_targets and self.mlm_weight > 0:
             raise UsageError(
-                f"target_layers must lie between 1 and the encoder's {depth} layers, not {self.target_layers}"
+                "pool_targets has one target per mask, but mlm_weight needs one per token. Use only one of them."
             )
-        for name in ("pred_hidden_size", "pred_num_hidden_layers", "pred_num_attention_heads"):
+
+    def _validate_ranges(self, adapter: EncoderAdapter) -> None:
+        """Check numbers."""
+        depth, width, heads = (
+            self.encoder_config.num_hidden_layers,
+            self.pred_hidden_size,
+            self.pred_num_attention_heads,
+        )
+        if not 1 <= self.average_top_k_layers <= depth:
+            raise UsageError(
+                f"average_top_k_layers must be between 1 and the encoder's {depth} layers, not "
+                f"{self.average_top_k_layers}."
+            )
+        for name in _PREDICTOR_SIZES:
             if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.lora is not None:
             lora_config(self.lora)
-        if self.pred_mlp_ratio <= 0:
-            raise UsageError(f"pred_mlp_ratio must be above 0, not {self.pred_mlp_ratio}")
         if not 0.0 <= self.pred_dropout < 1.0:
-            raise UsageError(f"pred_dropout must lie in [0, 1), not {self.pred_dropout}")
-        if self.pred_hidden_size % self.pred_num_attention_heads:
-            raise UsageError(
-                f"pred_hidden_size {self.pred_hidden_size} is not a multiple of pred_num_attention_heads "
-                f"{self.pred_num_attention_heads}"
-            )
-        if self.smooth_l1_beta <= 0:
-            raise UsageError(f"smooth_l1_beta must be above 0, not {self.smooth_l1_beta}; use --loss l1 for its limit")
-        if self.contrastive_temperature <= 0:
-            raise UsageError(f"contrastive_temperature must be above 0, not {self.contrastive_temperature}")
+            raise UsageError(f"pred_dropout must be in [0, 1), not {self.pred_dropout}.")
+        if width % heads:
+            raise UsageError(f"pred_hidden_size {width} is not a multiple of pred_num_attention_heads {heads}.")
+        for name in ("pred_mlp_ratio", "smooth_l1_beta", "contrastive_temperature"):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} must be above 0, not {getattr(self, name)}.")
         for name in WEIGHTS:
             if getattr(self, name) < 0:
-                raise UsageError(f"{name} must not be negative, but is {getattr(self, name)}")
+                raise UsageError(f"{name} must be at least 0, not {getattr(self, name)}.")
         if not any(getattr(self, name) for name in WEIGHTS):
-            raise UsageError(f"every weight is 0, so nothing is learned: give one of {', '.join(WEIGHTS)} above 0")
+            raise UsageError(f"All weights are 0, so nothing is trained. Set one of {', '.join(WEIGHTS)} above 0.")
+        if len(adapter.grid) == 2 and width % 4:
+            raise UsageError(f"pred_hidden_size must be a multiple of 4 for a grid of patches, not {width}.")
+
+
+def _default_masked_tokens(adapter: EncoderAdapter, predictor_type: str) -> str:
+    """Return the adapter's first mode; an MLP predictor needs [MASK] positions if there are any."""
+    reads_mask_tokens = predictor_type != "transformer" and "mask_token" in adapter.masked_tokens_options
+    return "mask_token" if reads_mask_tokens else adapter.masked_tokens_options[0]
+
+
+def _default_heads(encoder_config: PreTrainedConfig, pred_hidden_size: Any) -> int:
+    """Return the encoder's number of heads, reduced to a divisor of the predictor's width."""
+    heads = encoder_config.num_attention_heads
+    return math.gcd(heads, pred_hidden_size) if isinstance(pred_hidden_size, int) else heads
+
+
+def _default_init(adapter: EncoderAdapter) -> str:
+    """Return `pred_init`: unit gain lets a predictor of absolute positions learn nothing else."""
+    return "small" if adapter.absolute_positions else "unit_gain"
 
 
 def _refuse_misspelt(names: Iterable[str]) -> None:
-    """Refuse names that are nearly an argument's: `PreTrainedConfig` would keep them, and nothing would read them.
+    """Refuse misspelled arguments, which `PreTrainedConfig` would store and ignore.
 
-    Others pass, because configurations carry names of transformers, of tools and of users.
+    Other names pass, because configurations have attributes of transformers, tools and users.
 
     Raises:
-        UsageError: a name is nearly that of an argument of `JepaConfig`.
+        UsageError: a name is similar to that of an argument of `JepaConfig`.
     """
     known = list(inspect.signature(JepaConfig.__init__).parameters)
     for name in names:
@@ -364,30 +400,30 @@ def _refuse_misspelt(names: Iterable[str]) -> None:
             raise UsageError(f"Expected an argument of JepaConfig, got {name!r}. Did you mean {meant[0]!r}?")
 
 
-def _as_configuration(encoder_config: PreTrainedConfig | dict[str, Any]) -> PreTrainedConfig:
-    """The configuration that a dictionary, perhaps from somebody else's file, means."""
+def _resolve_encoder_config(encoder_config: PreTrainedConfig | dict[str, Any]) -> PreTrainedConfig:
+    """Build the encoder's configuration from its dictionary."""
     if isinstance(encoder_config, PreTrainedConfig):
         return encoder_config
     if not isinstance(encoder_config, dict) or not isinstance(encoder_config.get("model_type"), str):
-        raise UsageError("encoder_config must be a configuration, or its dictionary with a model_type such as 'bert'")
-    with _as_transformers_reads_it("encoder_config"):
-        return _checked(AutoConfig.for_model(**encoder_config))
+        raise UsageError("encoder_config must be a configuration, or its dictionary with a model_type such as 'bert'.")
+    with _usage_error_on_bad_config("encoder_config"):
+        return _validate_dtype(AutoConfig.for_model(**encoder_config))
 
 
-def _checked(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Refuse a type that transformers would read, and trip over when it writes it."""
+def _validate_dtype(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Refuse a `dtype` that transformers accepts and cannot serialize."""
     if not isinstance(config.dtype, (str, torch.dtype, NoneType)):
-        raise UsageError(f"dtype must be a name such as 'float32', not {config.dtype!r:.80}")
+        raise UsageError(f"dtype must be a name such as 'float32', not {config.dtype!r:.80}.")
     return config
 
 
 @contextmanager
-def _as_transformers_reads_it(what: str) -> Iterator[None]:
-    """Make a `UsageError` of what transformers raises when a value in a configuration is of the wrong kind."""
+def _usage_error_on_bad_config(subject: str) -> Iterator[None]:
+    """Convert errors of transformers about a configuration's values to a `UsageError`."""
     try:
         yield
     except UsageError:
         raise
     except (ValueError, TypeError, AttributeError, LookupError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"{what} is none that transformers can read: {reason:.300}; mend its values") from error
+        raise UsageError(f"{subject} cannot be read by transformers: {reason:.300}. Correct its values.") from error

@@ -1,4 +1,4 @@
-"""InfoNCE, with the candidates of all ranks."""
+"""InfoNCE with candidates from all ranks."""
 
 from typing import Any
 
@@ -6,69 +6,101 @@ import torch
 import torch.nn.functional as F
 from torch import distributed
 
-from .losses import all_reduced, without_autocast
+from .losses import all_reduced, standardize_features, without_autocast
 
 
 def infonce(
     prediction: torch.Tensor,
     candidates: torch.Tensor,
-    own: torch.Tensor,
+    positive_index: torch.Tensor,
     temperature: float,
     valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of finding each prediction's target among all candidates by cosine (van den Oord et al. 2018).
+    """Compute −log softmax(cos(prediction, candidates) / temperature) at each prediction's target.
 
-    Computed in float32. A statistic of the batch: it changes with the number of candidates.
+    Van den Oord et al. 2018, equation 4, in float32. A statistic of the batch: it changes with the
+    number of candidates.
 
     Args:
         prediction: `[N, D]`.
         candidates: `[C, D]`, the targets of all ranks.
-        own: long `[N]`, which candidate is each prediction's target.
-        temperature: what the cosines are divided by (official code: 0.07).
-        valid: bool `[C]`, False for candidates that are only filled up; default all are.
+        positive_index: long `[N]`, index of each prediction's target among the candidates.
+        temperature: divisor of the cosines (official code: 0.07).
+        valid: bool `[C]`, False for padding; default all True.
 
     Returns:
-        `[N]`, at least 0; of a prediction whose own target is none it means nothing.
+        `[N]`, at least 0; undefined for a prediction whose target is not valid.
     """
     with without_autocast(prediction):
         prediction, candidates = (F.normalize(vectors.float(), dim=-1) for vectors in (prediction, candidates))
         logits = prediction @ candidates.T / temperature
         if valid is not None:
             logits = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
-        return F.cross_entropy(logits, own, reduction="none")
+        return F.cross_entropy(logits, positive_index, reduction="none")
 
 
-def candidates_of_all_ranks(vectors: torch.Tensor, same_size: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `infonce` compares with: the vectors of all ranks, with their gradients, and which are one's own.
+def contrastive_sum(
+    predictions: torch.Tensor,
+    targets: torch.Tensor,
+    counts: torch.Tensor,
+    has_targets: torch.Tensor,
+    temperature: float,
+    same_size: bool,
+) -> torch.Tensor:
+    """Sum count · InfoNCE over the views, with the standardized targets of all ranks as candidates.
 
-    Batches that are trained on are of one size. The last one of an evaluation may not be: there the ranks tell each
-    other, for which they wait for their devices. (A rank that has no row left repeats one.)
+    Args:
+        predictions: `[N * views, D]`, the views of a sample next to each other.
+        targets: `[N, D]`, one per sample.
+        counts: long `[N * views]`, targets of each view. With these weights, micro-batches and
+            ranks add up to the loss of the full batch.
+        has_targets: bool `[N]`; samples without targets are not candidates.
+        temperature: divisor of the cosines.
+        same_size: False if N may differ between ranks.
+
+    Returns:
+        Scalar.
+    """
+    flagged = torch.cat([targets, has_targets[:, None].to(targets.dtype)], dim=1)
+    flagged, own = all_gather_candidates(flagged, same_size)
+    candidates, valid = flagged[:, :-1], flagged[:, -1] > 0
+    own = own.repeat_interleave(len(predictions) // len(own))
+    losses = infonce(predictions, standardize_features(candidates, valid), own, temperature, valid)
+    losses = torch.where(counts > 0, losses, torch.zeros_like(losses))
+    return (losses * counts).sum()
+
+
+def all_gather_candidates(vectors: torch.Tensor, same_size: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """All-gather the candidates of `infonce`, with gradients, and locate this rank's own.
+
+    Training batches have one size on all ranks. The last batch of an evaluation may not: without
+    gradients the sizes are exchanged first, which synchronizes with the device.
 
     Args:
         vectors: `[N, D]`.
-        same_size: False where the ranks' N may differ in training too.
+        same_size: False if N may differ between ranks in training too.
 
     Returns:
-        `[of all ranks, D]`, long `[N]`.
+        Candidates `[sum of N, D]`, and the indices of this rank's vectors among them, long `[N]`.
     """
     own = torch.arange(len(vectors), device=vectors.device)
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return vectors, own
     ranks, rank = distributed.get_world_size(), distributed.get_rank()
     if same_size and torch.is_grad_enabled():
-        return _Gathered.apply(vectors), own + rank * len(vectors)
+        return _AllGatherWithGrad.apply(vectors), own + rank * len(vectors)
     counts = torch.zeros(ranks, dtype=torch.long, device=vectors.device)
     counts[rank] = len(vectors)
     distributed.all_reduce(counts)
     sizes = counts.tolist()
-    parts = _Gathered.apply(F.pad(vectors, (0, 0, 0, max(sizes) - len(vectors)))).chunk(ranks)
+    parts = _AllGatherWithGrad.apply(F.pad(vectors, (0, 0, 0, max(sizes) - len(vectors)))).chunk(ranks)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), own + sum(sizes[:rank])
 
 
-class _Gathered(torch.autograd.Function):
-    """All ranks' vectors, one rank after the other; a rank's gradient is the sum of what all ranks' losses say of it.
+class _AllGatherWithGrad(torch.autograd.Function):
+    """All-gather in rank order; the gradient is all-reduced, and each rank takes its own part.
 
-    Not `torch.distributed.nn.functional.all_gather`, which torch.compile does not trace.
+    Unlike `torch.distributed.nn.functional.all_gather`, torch.compile traces it.
     """
 
     @staticmethod

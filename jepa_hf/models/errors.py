@@ -1,8 +1,9 @@
-"""The error of bad input, which an exported model brings along."""
+"""The error for bad input; exported models contain this file."""
 
 
 class UsageError(ValueError):
-    """Bad input. Its message is one sentence that names the thing and the remedy.
+    """Bad input. The message names the problem and the remedy.
 
-    The command line prints it on stderr and exits with code 2; from Python it is an ordinary `ValueError`.
+    The command line prints it on stderr and exits with code 2; from Python it is an ordinary
+    `ValueError`.
     """

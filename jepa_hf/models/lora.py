@@ -1,7 +1,6 @@
-"""LoRA: small trainable matrices beside the frozen ones of an encoder (Hu et al. 2021), made by peft."""
+"""LoRA (Hu et al. 2021) in encoders: adding, initializing and merging adapters with peft."""
 
 import math
-from numbers import Real
 from types import ModuleType
 from typing import Any
 
@@ -13,57 +12,59 @@ from .errors import UsageError
 
 
 def _peft() -> ModuleType:
-    # Not at the top of the file, because only adapters need it.
+    # peft is an optional dependency.
     try:
         import peft
     except ModuleNotFoundError:
-        raise UsageError("lora needs peft, which is not installed: pip install 'jepa_hf[peft]'") from None
+        raise UsageError("lora needs peft, which is not installed. Run pip install 'jepa_hf[peft]'.") from None
     return peft
 
 
 def lora_config(settings: dict[str, Any]) -> Any:
-    """peft's `LoraConfig`; without `target_modules`, adapters stand beside every linear layer.
+    """Build a `peft.LoraConfig`; by default every linear layer gets an adapter.
 
     Raises:
-        UsageError: peft is not installed, or it does not take these settings.
+        UsageError: peft is not installed or rejects the settings.
     """
     try:
         config = _peft().LoraConfig(**{"target_modules": "all-linear", **settings})
     except (TypeError, ValueError) as error:
-        raise UsageError(f"lora takes the arguments of peft.LoraConfig: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise UsageError(f"Expected lora to hold arguments of peft.LoraConfig: {reason}.") from None
     if type(config.r) is not int or config.r < 1:
-        raise UsageError(f"lora_r, the adapters' rank, must be a whole number of at least 1, not {config.r!r:.80}")
-    if not isinstance(config.lora_dropout, Real) or not 0.0 <= config.lora_dropout < 1.0:
-        raise UsageError(f"lora_dropout must lie in [0, 1), not {config.lora_dropout!r:.80}")
+        raise UsageError(f"lora_r, the adapters' rank, must be an integer of at least 1, not {config.r!r:.80}.")
+    if not isinstance(config.lora_dropout, (int, float)) or not 0.0 <= config.lora_dropout < 1.0:
+        raise UsageError(f"lora_dropout must be in [0, 1), not {config.lora_dropout!r:.80}.")
     return config
 
 
-def add_adapters(encoder: PreTrainedModel, settings: dict[str, Any]) -> None:
-    """Put adapters into an encoder, in place. Their product starts at 0: the encoder computes what it did before.
+def add_lora(encoder: PreTrainedModel, settings: dict[str, Any]) -> None:
+    """Add adapters to an encoder in place. Their product starts at 0, so its outputs do not change.
 
     Raises:
-        UsageError: peft is not installed, does not take these settings, or finds no such layers.
+        UsageError: peft is not installed, rejects the settings, or finds no matching layer.
     """
     try:
         _peft().inject_adapter_in_model(lora_config(settings), encoder)
     except UsageError:
         raise
     except ValueError as error:
-        raise UsageError(f"lora finds no place in the encoder: {' '.join(str(error).split())[:300]}") from None
+        reason = " ".join(str(error).split())
+        raise UsageError(f"No module of the encoder matches lora's target_modules: {reason:.300}") from None
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a parameter of an encoder belongs to an adapter, by its name.
+def is_lora_parameter(name: str) -> bool:
+    """Return whether the parameter of this name belongs to an adapter.
 
-    >>> is_adapter("layers.0.query.lora_A.default.weight"), is_adapter("layers.0.query.base_layer.weight")
+    >>> is_lora_parameter("layers.0.query.lora_A.default.weight"), is_lora_parameter("layers.0.query.base_layer.weight")
     (True, False)
     """
     return ".lora_" in name
 
 
 @torch.no_grad()
-def initialize_adapters(encoder: PreTrainedModel) -> None:
-    """Draw those that no checkpoint gave as peft does: the first matrix at random, the second 0."""
+def initialize_lora(encoder: PreTrainedModel) -> None:
+    """Initialize adapters that no checkpoint contained, as peft does: A at random, B to 0."""
     for name, parameter in encoder.named_parameters():
         if ".lora_A." in name:
             init.kaiming_uniform_(parameter, a=math.sqrt(5))
@@ -71,11 +72,11 @@ def initialize_adapters(encoder: PreTrainedModel) -> None:
             init.zeros_(parameter)
 
 
-def merge_adapters(encoder: PreTrainedModel) -> None:
-    """Add the adapters to the matrices that they stand beside and take them out, in place: a plain encoder is left."""
-    adapted = _peft().tuners.tuners_utils.BaseTunerLayer
+def merge_lora(encoder: PreTrainedModel) -> None:
+    """Merge the adapters into the weights in place, which leaves a plain encoder."""
+    lora_layer_type = _peft().tuners.tuners_utils.BaseTunerLayer
     for name, module in list(encoder.named_modules()):
-        if isinstance(module, adapted):
+        if isinstance(module, lora_layer_type):
             module.merge(safe_merge=True)
             parent, _, attribute = name.rpartition(".")
             setattr(encoder.get_submodule(parent), attribute, module.get_base_layer())

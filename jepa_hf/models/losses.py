@@ -1,4 +1,4 @@
-"""Losses and target normalisations: one equation each, on tensors whose last dimension is the representation's."""
+"""Losses and target normalizations, one equation each, over the last dimension D."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ NUM_SLICES = 256
 
 
 def without_autocast(tensor: torch.Tensor) -> torch.autocast:
-    """Turn autocast off on the tensor's device, so that float32 inputs are computed with in float32.
+    """Disable autocast on the tensor's device.
 
     Autocast would run matrix products in half precision, whatever the dtype of their inputs.
     """
@@ -20,67 +20,85 @@ def without_autocast(tensor: torch.Tensor) -> torch.autocast:
 
 
 def cosine_distance(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """1 − cos(prediction, target): `[..., D]`, `[..., D]` -> `[...]`, between 0 and 2."""
+    """Compute 1 − cos(prediction, target): `[..., D]`, `[..., D]` -> `[...]`, between 0 and 2."""
     return 1.0 - (F.normalize(prediction, dim=-1) * F.normalize(target, dim=-1)).sum(dim=-1)
 
 
 def smooth_l1(prediction: torch.Tensor, target: torch.Tensor, beta: float = 1.0) -> torch.Tensor:
-    """Mean over D of 0.5·d²/beta where |d| < beta, |d| − 0.5·beta elsewhere (Girshick 2015; I-JEPA's code, beta 1).
+    """Average 0.5·d²/beta where |d| < beta, |d| − 0.5·beta elsewhere, over D.
 
-    `[..., D]`, `[..., D]` -> `[...]`.
+    Girshick 2015; I-JEPA's code uses beta 1. `[..., D]`, `[..., D]` -> `[...]`.
     """
     return F.smooth_l1_loss(prediction, target, reduction="none", beta=beta).mean(dim=-1)
 
 
 def l2(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over D of squared differences (I-JEPA's paper, equation 1): `[..., D]`, `[..., D]` -> `[...]`."""
+    """Average squared differences over D (I-JEPA, eq. 1): `[..., D]`, `[..., D]` -> `[...]`."""
     return F.mse_loss(prediction, target, reduction="none").mean(dim=-1)
 
 
 def l1(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over D of absolute differences (V-JEPA, equation 1): `[..., D]`, `[..., D]` -> `[...]`."""
+    """Average absolute differences over D (V-JEPA, eq. 1): `[..., D]`, `[..., D]` -> `[...]`."""
     return F.l1_loss(prediction, target, reduction="none").mean(dim=-1)
 
 
 def prediction_loss(
-    kind: str, prediction: torch.Tensor, target: torch.Tensor, smooth_l1_beta: float = 1.0
+    loss_type: str, prediction: torch.Tensor, target: torch.Tensor, smooth_l1_beta: float = 1.0
 ) -> torch.Tensor:
-    """The per-target loss named `kind`, computed in float32: `[..., D]`, `[..., D]` -> `[...]`.
+    """Compute the per-target loss named `loss_type` in float32.
+
+    Args:
+        loss_type: "cosine", "smooth_l1", "l2" or "l1".
+        prediction: `[..., D]`.
+        target: `[..., D]`.
+        smooth_l1_beta: transition point of smooth L1, default 1.
+
+    Returns:
+        `[...]`.
 
     Raises:
-        ValueError: a `kind` other than "cosine", "smooth_l1", "l2" and "l1".
+        ValueError: another `loss_type`.
     """
     prediction, target = prediction.float(), target.float()
-    if kind == "cosine":
+    if loss_type == "cosine":
         return cosine_distance(prediction, target)
-    if kind == "smooth_l1":
+    if loss_type == "smooth_l1":
         return smooth_l1(prediction, target, smooth_l1_beta)
-    if kind == "l2":
+    if loss_type == "l2":
         return l2(prediction, target)
-    if kind == "l1":
+    if loss_type == "l1":
         return l1(prediction, target)
-    raise ValueError(f"loss must be one of cosine, smooth_l1, l2, l1, not {kind!r}")
+    raise ValueError(f"Expected loss to be one of cosine, smooth_l1, l2, l1, not {loss_type!r}.")
+
+
+def masked_sum(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Sum the values where `valid` is True; others may be NaN. `[...]`, bool `[...]` -> scalar."""
+    return torch.where(valid, values, torch.zeros_like(values)).sum()
 
 
 def masked_mean(values: torch.Tensor, valid: torch.Tensor, dim: int) -> torch.Tensor:
-    """Mean of `values` over `dim` where `valid` (broadcastable) is True; 0 where nothing is valid."""
+    """Average `values` over `dim` where `valid` (broadcastable) is True; 0 without valid values."""
     weight = valid.to(values.dtype)
     # `where` first: 0 × NaN would be NaN.
     total = torch.where(valid, values, torch.zeros_like(values)).sum(dim=dim)
     return total / weight.expand_as(values).sum(dim=dim).clamp_min(1.0)
 
 
-def layer_normalize(states: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """Zero mean, unit variance over D, no affine part (I-JEPA's targets): `[..., D]` -> `[..., D]`."""
+def layer_norm_no_affine(states: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """Normalize to zero mean and unit variance over D, without affine part (I-JEPA's targets).
+
+    `[..., D]` -> `[..., D]`.
+    """
     return F.layer_norm(states, states.shape[-1:], eps=eps)
 
 
-def batch_standardize(vectors: torch.Tensor, valid: torch.Tensor | None = None, eps: float = 1e-5) -> torch.Tensor:
-    """Give each feature zero mean and unit variance over the vectors, in float32, so that what all share says nothing.
+def standardize_features(vectors: torch.Tensor, valid: torch.Tensor | None = None, eps: float = 1e-5) -> torch.Tensor:
+    """Standardize each feature over the vectors, which removes the component shared by all vectors.
 
     Args:
         vectors: `[N, D]`.
-        valid: bool `[N]`, the vectors whose mean and variance count; default all.
+        valid: bool `[N]`, vectors included in mean and variance; default all.
+        eps: added to the standard deviation.
 
     Returns:
         `[N, D]`, float32.
@@ -92,30 +110,31 @@ def batch_standardize(vectors: torch.Tensor, valid: torch.Tensor | None = None, 
     return centred / (masked_mean(centred.square(), valid[:, None], dim=0).sqrt() + eps)
 
 
-def variance_hinge(states: torch.Tensor, valid: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
-    """Mean over D of relu(1 − std of feature d over the valid vectors) (VICReg, Bardes et al. 2022, equation 1).
+def variance_loss(states: torch.Tensor, valid: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
+    """Average relu(1 − std of feature d over the valid vectors) over D, in float32.
 
-    A statistic of the micro-batch: it changes with the batch size under gradient accumulation and data parallelism.
-    Computed in float32.
+    VICReg (Bardes et al. 2022), equation 1. A statistic of the micro-batch: it changes with the
+    batch size under gradient accumulation and data parallelism.
 
     Args:
         states: `[..., D]`.
-        valid: `[...]` bool.
+        valid: bool `[...]`.
+        eps: added to the variance.
 
     Returns:
-        A scalar; 1 where all vectors are the same, 0 where every feature has a standard deviation of at least 1.
+        Scalar: 1 for identical vectors, 0 if every feature's standard deviation is at least 1.
     """
-    states, weight = _flat(states, valid)
+    states, weight = _flatten_valid(states, valid)
     std = torch.sqrt(_centred_over_count(states, weight).square().sum(dim=0) + eps)
     return F.relu(1.0 - std).mean() * (weight.sum() > 1)
 
 
-def covariance_penalty(states: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Sum of squared off-diagonal covariances over D (VICReg, equation 4).
+def covariance_loss(states: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Sum the squared off-diagonal covariances and divide by D (VICReg, equation 4).
 
-    A statistic of the micro-batch, see `variance_hinge`. `[..., D]`, bool `[...]` -> scalar.
+    A statistic of the micro-batch, see `variance_loss`. `[..., D]`, bool `[...]` -> scalar.
     """
-    states, weight = _flat(states, valid)
+    states, weight = _flatten_valid(states, valid)
     with without_autocast(states):
         centred = _centred_over_count(states, weight)
         covariance = centred.T @ centred
@@ -130,38 +149,39 @@ def sigreg(
     directions: torch.Tensor | None = None,
     num_points: int = 17,
 ) -> torch.Tensor:
-    """Sliced Epps–Pulley distance to an isotropic Gaussian (LeJEPA, Balestriero and LeCun 2025, section 4).
+    """Measure the sliced Epps–Pulley distance to an isotropic Gaussian, in float32.
 
-    Vectors are projected on unit directions. The characteristic function of each projection is compared with exp(−t²/2)
-    on `num_points` knots in [0, 3], weighted by exp(−t²/2). The trapezoidal rule counts twice, for the symmetric half.
+    LeJEPA (Balestriero and LeCun 2025), section 4. Vectors are projected on unit directions. The
+    characteristic function of each projection is compared with exp(−t²/2) on `num_points` knots in
+    [0, 3], weighted by exp(−t²/2). The trapezoidal sum is doubled for the symmetric half.
 
-    The statistic is multiplied by the number of samples, as the paper's, so that its lambda carries over. A sample may
-    have several vectors: its tokens all belong to the cloud, and the sample counts once.
+    As in the paper, the statistic is multiplied by the number of samples, so its lambda carries
+    over. A sample may have several vectors and counts once.
 
-    The cloud and its samples are those of the micro-batches of all ranks, and so are the directions. Value and gradient
-    equal those of one process with all of them, see `sum_over_ranks`. Computed in float32.
+    Vectors and samples are those of all ranks' micro-batches. Value and gradient equal those of one
+    process with the same vectors, see `sum_over_ranks`.
 
     Args:
         states: `[..., D]`.
-        valid: `[...]` bool.
-        num_samples: scalar, this rank's number of samples; default its number of valid vectors.
-        directions: `[D, slices]` of any length, the same on every rank; default `NUM_SLICES` random ones.
+        valid: bool `[...]`.
+        num_samples: scalar, number of samples on this rank; default the number of valid vectors.
+        directions: `[D, slices]` of any norm, equal on all ranks; default `NUM_SLICES` random ones.
         num_points: knots of the quadrature.
 
     Returns:
-        A scalar, at least 0.
+        Scalar, at least 0.
     """
-    states, weight = _flat(states, valid)
+    states, weight = _flatten_valid(states, valid)
     count = weight.sum()
     num_samples = count if num_samples is None else num_samples.to(count)
     with without_autocast(states):
         if directions is None:
-            # A sum of Gaussian vectors points anywhere too, and it is the same on every rank.
+            # The sum over ranks is Gaussian too, and it is equal on all ranks.
             directions = sum_over_ranks(torch.randn(states.shape[-1], NUM_SLICES, device=states.device))
         projected = states @ F.normalize(directions, dim=0)
         step = 3.0 / (num_points - 1)
         knots = [index * step for index in range(num_points)]
-        # Knot by knot, so that no tensor holds all vectors at all knots.
+        # One knot at a time: all knots at once would need `num_points` times the memory.
         sums = [(wave(t * projected) * weight).sum(dim=0) for t in knots for wave in (torch.cos, torch.sin)]
         totals = sum_over_ranks(torch.cat([*sums, count[None], num_samples[None]]))
         *_, count, num_samples = totals.unbind()
@@ -169,21 +189,21 @@ def sigreg(
         distance = states.new_zeros(())
         for index, (t, (real, imaginary)) in enumerate(zip(knots, waves, strict=True)):
             gaussian = math.exp(-0.5 * t * t)
-            end = 0.5 if index in (0, num_points - 1) else 1.0
-            distance = distance + end * step * gaussian * ((real - gaussian) ** 2 + imaginary**2).mean()
+            trapezoid = 0.5 if index in (0, num_points - 1) else 1.0
+            distance = distance + trapezoid * step * gaussian * ((real - gaussian) ** 2 + imaginary**2).mean()
         return 2.0 * distance * num_samples
 
 
-@torch.compiler.assume_constant_result  # torch.compile does not trace a generator that is made in a graph
-def fixed_directions(width: int, device: torch.device) -> torch.Tensor:
-    """Draw directions `[width, NUM_SLICES]` that are always the same, and leave the global generator alone."""
-    return torch.randn(width, NUM_SLICES, generator=torch.Generator(device).manual_seed(0), device=device)
+@torch.compiler.assume_constant_result  # torch.compile cannot trace the creation of a generator
+def fixed_directions(dim: int, device: torch.device) -> torch.Tensor:
+    """Return fixed random directions `[width, NUM_SLICES]`, from a separate generator."""
+    return torch.randn(dim, NUM_SLICES, generator=torch.Generator(device).manual_seed(0), device=device)
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Add up a tensor over all ranks; the gradient of each rank's part is the sum of all ranks' gradients.
+    """All-reduce a tensor; the gradient is the all-reduced gradient.
 
-    With one rank, or without process group, the tensor itself.
+    With one rank, or without process group, return the tensor itself.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return values
@@ -191,7 +211,7 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """An all-reduce that torch.compile traces, which that of `torch.distributed.nn.functional` is not."""
+    """All-reduce with gradient, which torch.compile traces, unlike `distributed.nn.functional`."""
 
     @staticmethod
     def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
@@ -210,13 +230,16 @@ def all_reduced(values: torch.Tensor) -> torch.Tensor:
 
 
 def _centred_over_count(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Centre the valid vectors and divide by √(N − 1): their products sum to covariances without large sums."""
+    """Centre the valid vectors and divide by √(N − 1), so that products sum to covariances."""
     count = weight.sum().clamp_min(2.0)
     return (states - (states * weight).sum(dim=0) / count) * weight / (count - 1).sqrt()
 
 
-def _flat(states: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vectors `[N, D]` in float32 and their weights `[N, 1]`, 0 where not valid; no boolean indexing, so no sync."""
+def _flatten_valid(states: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float32 vectors `[N, D]` and weights `[N, 1]`, 0 where not valid.
+
+    Boolean indexing would synchronize with the device.
+    """
     weight = valid.reshape(-1, 1).float()
     states = states.reshape(-1, states.shape[-1]).float()
     return torch.where(weight > 0, states, torch.zeros_like(states)), weight

@@ -1,4 +1,4 @@
-"""The feature encoder: a pre-norm transformer over the steps of a series, or over patches of a vector of features."""
+"""The feature encoder: a pre-norm transformer over time steps or over patches of a vector."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from .positions import gather_positions
 
 
 class TimeEmbeddings(nn.Module):
-    """One projection for all steps, plus a learned position: `[B, T, F]` -> `[B, T, D]`."""
+    """A shared projection of all steps plus learned positions."""
 
     def __init__(self, config: FeatureEncoderConfig):
         super().__init__()
@@ -27,17 +27,18 @@ class TimeEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(torch.zeros(config.max_position_embeddings, config.hidden_size))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        steps, longest = features.shape[1], self.position_embeddings.shape[0]
-        if steps > longest:
+        """Embed a series: `[B, T, F]` -> `[B, T, D]`."""
+        steps, max_steps = features.shape[1], self.position_embeddings.shape[0]
+        if steps > max_steps:
             raise UsageError(
-                f"a series of {steps} steps is longer than max_position_embeddings {longest}: cut it, or build the "
-                "encoder with more"
+                f"A series of {steps} steps is longer than max_position_embeddings {max_steps}. Cut it, or build the "
+                "encoder with more."
             )
         return self.projection(features.to(self.projection.weight.dtype)) + self.position_embeddings[:steps]
 
 
 class PatchEmbeddings(nn.Module):
-    """A projection of its own for each patch, as columns have meanings of their own: `[B, F]` -> `[B, P, D]`."""
+    """A separate projection for each patch, because columns differ in meaning."""
 
     def __init__(self, config: FeatureEncoderConfig):
         super().__init__()
@@ -45,6 +46,7 @@ class PatchEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(torch.zeros(config.num_patches, config.hidden_size))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Embed vectors: `[B, F]` -> `[B, P, D]`."""
         patches, size, _ = self.weight.shape
         features = F.pad(features.to(self.weight.dtype), (0, patches * size - features.shape[1]))
         projected = torch.einsum("bps,psd->bpd", features.view(-1, patches, size), self.weight)
@@ -52,13 +54,14 @@ class PatchEmbeddings(nn.Module):
 
 
 class FlatEmbedding(nn.Module):
-    """The whole vector as one position, through GELU: `[B, F]` -> `[B, 1, D]`."""
+    """A projection of the complete vector, through GELU."""
 
     def __init__(self, config: FeatureEncoderConfig):
         super().__init__()
         self.projection = nn.Linear(config.input_dim, config.hidden_size)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Embed vectors: `[B, F]` -> `[B, 1, D]`."""
         return F.gelu(self.projection(features.to(self.projection.weight.dtype)))[:, None]
 
 
@@ -71,7 +74,7 @@ def eager_attention_forward(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out: `[B, heads, L, d]` each and a mask to add -> `[B, L, heads, d]` and the weights."""
+    """Compute attention: `[B, heads, L, d]` each, additive mask -> `[B, L, heads, d]`, weights."""
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -80,7 +83,7 @@ def eager_attention_forward(
 
 
 class FeatureEncoderAttention(nn.Module):
-    """Multi-head self-attention in both directions, without dropout."""
+    """Bidirectional multi-head self-attention without dropout."""
 
     is_causal = False
 
@@ -92,16 +95,17 @@ class FeatureEncoderAttention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Attend: `[B, L, D]` -> `[B, L, D]`."""
         batch, length, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, length, 3, -1, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        mixed, _ = attend(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5)
-        return self.proj(mixed.reshape(batch, length, width))
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attn_output, _ = attention(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5)
+        return self.proj(attn_output.reshape(batch, length, width))
 
 
 class FeatureEncoderLayer(GradientCheckpointingLayer):
-    """A pre-norm transformer block: x + Dropout(Attn(LN(x))), then x + Dropout(fc2(GELU(fc1(LN(x)))))."""
+    """Pre-norm transformer block: x + Dropout(Attn(LN(x))), then x + Dropout(MLP(LN(x)))."""
 
     def __init__(self, config: FeatureEncoderConfig):
         super().__init__()
@@ -114,18 +118,21 @@ class FeatureEncoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """`[B, L, D]` and the mask of the attention in use -> `[B, L, D]`."""
-        attended = self.attention(self.norm1(hidden_states), attention_mask)
-        hidden_states = hidden_states + self.dropout(attended)
-        fed = self.fc2(F.gelu(self.fc1(self.norm2(hidden_states))))
-        return hidden_states + self.dropout(fed)
+        """Apply the block: `[B, L, D]`, a mask in the attention's own form -> `[B, L, D]`."""
+        attn_output = self.attention(self.norm1(hidden_states), attention_mask)
+        hidden_states = hidden_states + self.dropout(attn_output)
+        mlp_output = self.fc2(F.gelu(self.fc1(self.norm2(hidden_states))))
+        return hidden_states + self.dropout(mlp_output)
+
+
+_EMBEDDINGS = {"time": TimeEmbeddings, "patches": PatchEmbeddings, "flat": FlatEmbedding}
 
 
 class FeatureEncoderModel(PreTrainedModel):
-    """A transformer over features. It takes them raw: mean and standard deviation are part of the model.
+    """A transformer over raw features; mean and standard deviation are part of the model.
 
-    In mode "flat" this is the encoder of Edifice's JEPA code (dense, GELU, blocks, layer norm): with one position,
-    attention passes the value on, and the query and key weights get no gradient.
+    Mode "flat" is the encoder of Edifice's JEPA code (dense, GELU, blocks, layer norm). With one
+    position, attention returns the value, and query and key weights get no gradient.
 
     >>> model = FeatureEncoderModel(FeatureEncoderConfig(10, hidden_size=8, num_hidden_layers=1, patch_size=4))
     >>> model(torch.zeros(2, 10)).last_hidden_state.shape
@@ -137,23 +144,20 @@ class FeatureEncoderModel(PreTrainedModel):
     base_model_prefix = "encoder"
     main_input_name = "features"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("FeatureEncoderLayer",)
+    _no_split_modules = ["FeatureEncoderLayer"]  # noqa: RUF012  (not a ClassVar in the base class)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    feature_mean: torch.Tensor
+    feature_std: torch.Tensor
 
     def __init__(self, config: FeatureEncoderConfig):
         super().__init__(config)
-        # Raw features may lie far from 0, where half precision is too coarse: float32 also in a model that is not.
+        # Always float32, because half precision is too coarse for raw features far from 0.
         self.register_buffer("feature_mean", torch.zeros(config.input_dim, dtype=torch.float32))
         self.register_buffer("feature_std", torch.ones(config.input_dim, dtype=torch.float32))
-        if config.mode == "time":
-            self.embeddings = TimeEmbeddings(config)
-        elif config.mode == "patches":
-            self.embeddings = PatchEmbeddings(config)
-        else:
-            self.embeddings = FlatEmbedding(config)
+        self.embeddings: nn.Module = _EMBEDDINGS[config.mode](config)
         self.layers = nn.ModuleList(FeatureEncoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
@@ -173,39 +177,41 @@ class FeatureEncoderModel(PreTrainedModel):
             init.trunc_normal_(module.weight, std=std)
             init.trunc_normal_(module.position_embeddings, std=std)
         elif isinstance(module, FeatureEncoderModel):
-            # from_pretrained builds on the meta device: what no checkpoint gave is uninitialised.
+            # from_pretrained builds on the meta device, which leaves missing buffers uninitialized.
             init.zeros_(module.feature_mean)
             init.ones_(module.feature_std)
 
     def get_input_embeddings(self) -> nn.Module:
-        """What makes vectors of the features, which accelerate's FSDP2 asks for."""
+        """Return the embeddings, which accelerate wraps under FSDP2."""
         return self.embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embeddings."""
         self.embeddings = value
 
     @torch.no_grad()
     def set_standardization(self, mean: torch.Tensor | Sequence[float], std: torch.Tensor | Sequence[float]) -> None:
-        """Set what the input is standardised with: `(features - mean) / std`.
+        """Set the standardization of the input: `(features - mean) / std`.
 
         Args:
-            mean, std: `[F]` each, of the raw training features, in their units.
+            mean: mean of the raw training features, `[F]`.
+            std: their standard deviation, `[F]`.
 
         Raises:
-            UsageError: another length, or a value that is not finite, or a deviation that is not above 0.
+            UsageError: a wrong length, a value that is not finite, or a deviation of 0 or below.
         """
         mean, std = (torch.as_tensor(values, dtype=torch.float32) for values in (mean, std))
-        for name, values, good in (("mean", mean, mean.isfinite()), ("std", std, std.isfinite() & (std > 0))):
+        for name, values, valid in (("mean", mean, mean.isfinite()), ("std", std, std.isfinite() & (std > 0))):
             if values.shape != self.feature_mean.shape:
                 raise UsageError(
-                    f"the {name} of the features must have input_dim {self.config.input_dim} values, not the shape "
-                    f"{tuple(values.shape)}"
+                    f"The {name} of the features must have input_dim {self.config.input_dim} values, not the shape "
+                    f"{tuple(values.shape)}."
                 )
-            if not good.all():
-                feature = int((~good).nonzero()[0])
+            if not valid.all():
+                feature = int((~valid).nonzero()[0])
                 raise UsageError(
-                    f"the {name} of feature {feature} is {float(values[feature])}: a mean must be finite, a standard "
-                    "deviation also above 0 (give 1 for a constant feature)"
+                    f"The {name} of feature {feature} is {float(values[feature])}. A mean must be finite, a standard "
+                    "deviation also above 0. Set 1 for a constant feature."
                 )
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std)
@@ -221,19 +227,22 @@ class FeatureEncoderModel(PreTrainedModel):
         """Encode raw features.
 
         Args:
-            features: float `[B, T, F]` in mode "time", `[B, F]` in the others; not standardised.
-            attention_mask: long or bool `[B, L]` (`[B, C]` with `positions`); what is 0 is attended to by none and left
-                out of the pooled output. L is T, the number of patches, or 1. Default: all ones.
-            positions: long `[B, C]`, optional: the blocks run on these positions only, which equals the full pass with
-                the others hidden by `attention_mask`.
-            output_hidden_states, return_dict: default as in the configuration.
+            features: raw floats, `[B, T, F]` in mode "time", `[B, F]` in the others.
+            attention_mask: long or bool `[B, L]` (`[B, C]` with `positions`); positions with 0 are
+                masked in attention and in the pooled output. L is T, the number of patches, or 1.
+                Default: all ones.
+            positions: long `[B, C]`; run the blocks on these positions only. Equals the full pass
+                with the others masked by `attention_mask`.
+            output_hidden_states: default as in the configuration.
+            return_dict: default as in the configuration.
 
         Returns:
-            `last_hidden_state` `[B, L, D]`; `pooler_output` `[B, D]`, its mean over the valid positions, 0 where there
-            is none; on request `hidden_states`, the embeddings and each block's output (before the final layer norm).
+            `last_hidden_state` `[B, L, D]`; `pooler_output` `[B, D]`, its mean over the valid
+            positions, 0 without any; on request `hidden_states`, the embeddings and each block's
+            output before the final layer norm.
 
         Raises:
-            UsageError: features of another shape, a series that is too long, or a mask of another length.
+            UsageError: wrong shape of features or mask, or a series that is too long.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -243,21 +252,21 @@ class FeatureEncoderModel(PreTrainedModel):
         if positions is not None:
             hidden_states = gather_positions(hidden_states, positions)
 
-        visible = None
+        valid = None
         if attention_mask is not None:
             if attention_mask.shape != hidden_states.shape[:2]:
                 raise UsageError(
                     f"attention_mask has the shape {tuple(attention_mask.shape)}, but the encoder reads "
-                    f"{tuple(hidden_states.shape[:2])} positions: give one entry for each"
+                    f"{tuple(hidden_states.shape[:2])} positions. Pass one entry for each."
                 )
-            visible = attention_mask.bool()
-            # A row without a single valid position would attend to nothing and give NaN: let it attend to itself.
-            attention_mask = visible | ~visible.any(dim=1, keepdim=True)
+            valid = attention_mask.bool()
+            # A row without valid positions attends to itself, because no key at all would give NaN.
+            attention_mask = valid | ~valid.any(dim=1, keepdim=True)
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
 
-        states = (hidden_states,)
+        states: tuple[torch.Tensor, ...] = (hidden_states,)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask)
             if output_hidden_states:
@@ -265,33 +274,34 @@ class FeatureEncoderModel(PreTrainedModel):
         last_hidden_state = self.norm(hidden_states)
         output = BaseModelOutputWithPooling(
             last_hidden_state=last_hidden_state,
-            pooler_output=_mean_over_valid(last_hidden_state, visible),
+            pooler_output=_mean_over_valid(last_hidden_state, valid),
             hidden_states=states if output_hidden_states else None,
         )
         return output if return_dict else output.to_tuple()
 
     def _standardize(self, features: torch.Tensor) -> torch.Tensor:
+        """Check the shape and standardize in float32."""
         width, is_series = self.config.input_dim, self.config.mode == "time"
         if features.dim() != 2 + is_series:
             expected = "[batch, steps, features]" if is_series else "[batch, features]"
             raise UsageError(
-                f"an encoder of mode {self.config.mode} reads features {expected}, not the shape "
-                f"{tuple(features.shape)}: reshape them, or build the encoder with another mode"
+                f"An encoder of mode {self.config.mode} reads features {expected}, not the shape "
+                f"{tuple(features.shape)}. Reshape them, or build the encoder with another mode."
             )
         if features.shape[-1] != width:
             raise UsageError(
-                f"the input has {features.shape[-1]} features, but the encoder reads {width}: give it the columns it "
-                f"was built for, or build one with input_dim {features.shape[-1]}"
+                f"The input has {features.shape[-1]} features, but the encoder reads {width}. Select the columns it "
+                f"was built for, or build one with input_dim {features.shape[-1]}."
             )
         return (features.float() - self.feature_mean.float()) / self.feature_std.float()
 
 
 def _mean_over_valid(states: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-    """`[B, L, D]`, bool `[B, L]` -> `[B, D]`."""
+    """Average valid positions: `[B, L, D]`, bool `[B, L]` -> `[B, D]`."""
     if valid is None:
         return states.mean(dim=1)
-    kept = torch.where(valid[..., None], states, 0.0)
-    return kept.sum(dim=1) / valid.sum(dim=1, keepdim=True).clamp_min(1)
+    total = torch.where(valid[..., None], states, 0.0).sum(dim=1)
+    return total / valid.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 AutoModel.register(FeatureEncoderConfig, FeatureEncoderModel, exist_ok=True)

@@ -5,40 +5,41 @@ import torch.nn.functional as F
 
 
 def gather_positions(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Pick positions: `[N, L, ...]`, long `[N, K]` -> `[N, K, ...]`. Index tensors only, so the device never waits."""
+    """Gather positions: `[N, L, ...]`, long `[N, K]` -> `[N, K, ...]`, without device sync."""
     index = positions.reshape(*positions.shape, *(1,) * (states.dim() - 2)).expand(-1, -1, *states.shape[2:])
     return states.gather(1, index)
 
 
-def repeat_samples(states: torch.Tensor, times: int) -> torch.Tensor:
-    """Each sample so many times: `[N, ...]` -> `[N * times, ...]`. Of one time torch would make a copy."""
+def repeat_interleave_samples(states: torch.Tensor, times: int) -> torch.Tensor:
+    """Repeat each sample: `[N, ...]` -> `[N * times, ...]`; one time returns the tensor itself."""
     return states if times == 1 else states.repeat_interleave(times, dim=0)
 
 
-def sincos_positions(grid: tuple[int, ...], width: int) -> torch.Tensor:
-    """Fixed 2-D sine-cosine position table: half of the features for the row, half for the column.
+def sincos_positions(grid: tuple[int, ...], dim: int) -> torch.Tensor:
+    """Compute a 2-D sine-cosine position table: half of the features for rows, half for columns.
 
     Args:
         grid: rows, columns.
-        width: number of features; what is left of it over a multiple of 4 is 0.
+        dim: number of features; the remainder of a division by 4 is filled with 0.
 
     Returns:
-        `[rows * columns, width]`, rows first.
+        `[rows * columns, width]`, row by row.
     """
     rows, columns = grid
-    frequency = 10000.0 ** -(torch.arange(width // 4) / (width // 4))
+    frequency = 10000.0 ** -(torch.arange(dim // 4) / (dim // 4))
     row = torch.arange(rows).repeat_interleave(columns)[:, None] * frequency
     column = torch.arange(columns).repeat(rows)[:, None] * frequency
     table = torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=1)
-    return F.pad(table, (0, width % 4))
+    return F.pad(table, (0, dim % 4))
 
 
 def rotary_angles(positions: torch.Tensor, head_size: int, base: float = 10000.0) -> torch.Tensor:
-    """Compute the angles by which rotary attention turns queries and keys (Su et al. 2021, "RoFormer", equation 15).
+    """Compute the rotation angles of rotary attention (RoFormer, Su et al. 2021, equation 15).
 
     Args:
-        positions: `[N, S]` integers.
-        head_size: features of a head; of an odd number the last one is not turned.
+        positions: integers `[N, S]`.
+        head_size: features of a head; the last one of an odd number is not rotated.
+        base: base of the frequencies, default 10000.
 
     Returns:
         float32 `[N, S, head_size // 2]`, position / base^(2 i / head_size).
@@ -48,14 +49,15 @@ def rotary_angles(positions: torch.Tensor, head_size: int, base: float = 10000.0
 
 
 def rotate(vectors: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn the pairs of features (i, i + d // 2), computed in float32.
+    """Rotate the pairs of features (i, i + d // 2), computed in float32.
 
     Args:
         vectors: queries or keys `[..., S, d]`.
-        cos, sin: of the angles, broadcastable to `[..., S, d // 2]`.
+        cos: cosines of the angles, broadcastable to `[..., S, d // 2]`.
+        sin: their sines.
 
     Returns:
-        `[..., S, d]`, in the type of `vectors`.
+        `[..., S, d]` in the dtype of `vectors`.
     """
     half = cos.shape[-1]
     first, second, rest = vectors.float().split([half, half, vectors.shape[-1] - 2 * half], dim=-1)

@@ -1,15 +1,16 @@
-"""The predictors: from the context encoder's outputs to guesses at the target positions."""
+"""Predictors: from the context encoder's outputs to predictions at the target positions."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
 
-from .packed_sequences import documents_at, positions_in_documents, same_document
+from .packed_sequences import block_diagonal_mask, document_position_ids, gather_document_ids
 from .positions import gather_positions, rotary_angles, rotate, sincos_positions
 
 
 class MLPPredictor(nn.Module):
-    """Linear, GELU, dropout, linear, at the target positions alone (data2vec's regression head)."""
+    """Linear, GELU, dropout, linear at the target positions (data2vec's regression head)."""
 
     def __init__(self, hidden_size: int, mlp_ratio: float = 4.0, dropout: float = 0.0):
         super().__init__()
@@ -25,24 +26,19 @@ class MLPPredictor(nn.Module):
         context_valid: torch.Tensor,
         target_positions: torch.Tensor,
         target_valid: torch.Tensor,
-        sequence_ids: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Guess each target from the context encoder's output at its own [MASK] position.
+        """Predict each target from the context encoder's output at its own [MASK] position.
 
-        Args:
-            context: `[N, L, D]`, all positions.
-            context_positions, context_valid, target_valid, sequence_ids: not read.
-            target_positions: long `[N, T]`.
-
-        Returns:
-            `[N, T, D]`.
+        `context` `[N, L, D]` has all positions; with `target_positions` long `[N, T]` this returns
+        `[N, T, D]`. The other arguments of `TransformerPredictor.forward` are not used.
         """
         states = gather_positions(context, target_positions)
         return self.fc2(self.dropout(F.gelu(self.fc1(states))))
 
 
 class PooledPredictor(nn.Module):
-    """Linear, GELU, linear: from the mean of a sample's context to a guess at the mean of its targets."""
+    """Linear, GELU, linear: from the mean of a sample's context to the mean of its targets."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -50,12 +46,12 @@ class PooledPredictor(nn.Module):
         self.fc2 = nn.Linear(2 * hidden_size, hidden_size)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """`[N, D]` -> `[N, D]`."""
+        """Predict `[N, D]` from `[N, D]`."""
         return self.fc2(F.gelu(self.fc1(states)))
 
 
 class PredictorBlock(nn.Module):
-    """A pre-norm transformer block; dropout after attention and after the feed-forward part, none inside attention."""
+    """Pre-norm transformer block with dropout after attention and after the MLP."""
 
     def __init__(self, hidden_size: int, num_attention_heads: int, mlp_ratio: float, dropout: float):
         super().__init__()
@@ -77,13 +73,13 @@ class PredictorBlock(nn.Module):
         rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
         num_queries: int | None = None,
     ) -> torch.Tensor:
-        """Mix the positions, then transform each of them.
+        """Apply attention over the positions, then the MLP.
 
         Args:
             states: `[N, S, H]`.
             attention_mask: bool `[N, 1, 1 or Q, S]`, True where a query may attend to a key.
-            rotation: cosines and sines of the positions' rotary angles, `[N, 1, S, H / heads // 2]` each; default no
-                rotary attention.
+            rotation: cosines and sines of the rotary angles, `[N, 1, S, H / heads // 2]` each;
+                default no rotary attention.
             num_queries: compute only the last Q positions; default all S.
 
         Returns:
@@ -96,19 +92,19 @@ class PredictorBlock(nn.Module):
         if rotation is not None:
             cos, sin = rotation
             query, key = rotate(query, cos[:, :, first:], sin[:, :, first:]), rotate(key, cos, sin)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        mixed = self.proj(mixed.transpose(1, 2).flatten(2))
-        states = states[:, first:] + F.dropout(mixed, self.dropout, self.training)
-        fed = self.fc2(F.gelu(self.fc1(self.norm2(states))))
-        return states + F.dropout(fed, self.dropout, self.training)
+        attn_output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        attn_output = self.proj(attn_output.transpose(1, 2).flatten(2))
+        states = states[:, first:] + F.dropout(attn_output, self.dropout, self.training)
+        mlp_output = self.fc2(F.gelu(self.fc1(self.norm2(states))))
+        return states + F.dropout(mlp_output, self.dropout, self.training)
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
-        """`[N, S, H]` -> `[N, heads, S, H / heads]`."""
+        """Split the heads: `[N, S, H]` -> `[N, heads, S, H / heads]`."""
         return states.unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
 
 
-class _NarrowTransformer(nn.Module):
-    """What both transformer predictors are made of: projection down, pre-norm blocks, layer norm, projection up."""
+class _TransformerPredictorBase(nn.Module):
+    """Base of the transformer predictors: projection down, blocks, layer norm, projection up."""
 
     def __init__(
         self,
@@ -120,6 +116,7 @@ class _NarrowTransformer(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
+        self.head_size = width // num_attention_heads
         self.embed = nn.Linear(hidden_size, width)
         self.layers = nn.ModuleList(
             PredictorBlock(width, num_attention_heads, mlp_ratio, dropout) for _ in range(num_hidden_layers)
@@ -128,21 +125,25 @@ class _NarrowTransformer(nn.Module):
         self.proj = nn.Linear(width, hidden_size)
 
 
-class TransformerPredictor(_NarrowTransformer):
+class TransformerPredictor(_TransformerPredictorBase):
     """A narrow transformer over context outputs and mask tokens (I-JEPA, section 3).
 
-    Projection down, position embedding, one learned mask token, pre-norm blocks, layer norm, projection up. The last
-    block computes the targets only.
+    Projection down, position embedding, one learned mask token, pre-norm blocks, layer norm,
+    projection up. The last block computes the targets only.
 
-    Over a line of positions the attention is also rotary (Su et al. 2021, "RoFormer", section 3.2). The table alone
-    makes "next to" a relation that has to be learned for each pair of positions. An encoder with rotary positions puts
-    no position into its outputs, and then a mask token does not find its neighbours.
+    A 1-D predictor also has rotary attention (RoFormer, Su et al. 2021, section 3.2). With a table
+    alone, adjacency must be learned for each pair of positions. The outputs of an encoder with
+    rotary positions carry no absolute position, so a mask token could not locate its neighbours.
 
     Args:
         hidden_size: width D of the encoder.
         width: width of the predictor.
-        grid: positions it embeds: `(length,)` gets a learned table and rotary attention, `(rows, columns)` fixed 2-D
-            sine and cosine.
+        num_hidden_layers: number of blocks.
+        num_attention_heads: heads per block.
+        grid: shape of the embedded positions. `(length,)` has a learned table and rotary attention,
+            `(rows, columns)` a fixed 2-D sine-cosine table.
+        mlp_ratio: width of the blocks' MLP over `width`, default 4.
+        dropout: dropout in the blocks, default 0.
     """
 
     def __init__(
@@ -163,6 +164,20 @@ class TransformerPredictor(_NarrowTransformer):
         else:
             self.register_buffer("position_embeddings", sincos_positions(grid, width), persistent=False)
 
+    def initialize(self, std: float, unit_gain: bool) -> None:
+        """Initialize the mask token and the positions, and with `unit_gain` the linear layers."""
+        if unit_gain:
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+        init.trunc_normal_(self.mask_token, std=std)
+        if len(self.grid) == 1:
+            init.trunc_normal_(self.position_embeddings, std=std)
+        else:
+            # from_pretrained builds on the meta device and leaves non-persistent buffers
+            # uninitialized.
+            init.copy_(self.position_embeddings, sincos_positions(self.grid, self.position_embeddings.shape[1]))
+
     def forward(
         self,
         context: torch.Tensor,
@@ -170,51 +185,51 @@ class TransformerPredictor(_NarrowTransformer):
         context_valid: torch.Tensor,
         target_positions: torch.Tensor,
         target_valid: torch.Tensor,
-        sequence_ids: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Guess the targets from the visible context.
+        """Predict the targets from the visible context.
 
         Args:
             context: the context encoder's outputs `[N, C, D]`.
-            context_positions: where they stand, long `[N, C]`.
-            context_valid: bool `[N, C]`; False on padding and on [MASK] tokens, which are no context.
+            context_positions: their positions, long `[N, C]`.
+            context_valid: bool `[N, C]`, False on padding and [MASK] tokens.
             target_positions: long `[N, T]`.
-            target_valid: bool `[N, T]`, False where positions are only filled up.
-            sequence_ids: the document of each position of the row, long `[N, L]`, where rows are packed: what is
-                guessed of a document is then guessed from that document, and places are counted in it.
+            target_valid: bool `[N, T]`, False on padding.
+            document_ids: document ids of packed rows, long `[N, L]`. Each document is predicted
+                from itself alone, and positions count from its first token.
 
         Returns:
-            `[N, T, D]`; what stands where `target_valid` is False means nothing.
+            `[N, T, D]`; undefined where `target_valid` is False.
         """
         valid = torch.cat([context_valid, target_valid], dim=1)
         positions = torch.cat([context_positions, target_positions], dim=1)
-        if sequence_ids is None:
+        if document_ids is None:
             attention_mask = valid[:, None, None, :]
-            # A row without a single valid position would attend to nothing and give NaN: let it attend to itself.
+            # A row without valid positions attends to itself, because no key at all would give NaN.
             attention_mask = attention_mask | ~attention_mask.any(dim=-1, keepdim=True)
         else:
-            attention_mask = same_document(documents_at(sequence_ids, positions, valid))
-            positions = positions_in_documents(sequence_ids).gather(1, positions)
-        masked = self.mask_token.expand(*target_positions.shape, -1)
-        states = torch.cat([self.embed(context), masked], dim=1) + self.position_embeddings[positions]
+            attention_mask = block_diagonal_mask(gather_document_ids(document_ids, positions, valid))
+            positions = document_position_ids(document_ids).gather(1, positions)
+        mask_tokens = self.mask_token.expand(*target_positions.shape, -1)
+        states = torch.cat([self.embed(context), mask_tokens], dim=1) + self.position_embeddings[positions]
         rotation = None
         if len(self.grid) == 1:
-            angles = rotary_angles(positions, states.shape[-1] // self.layers[0].num_attention_heads)[:, None]
+            angles = rotary_angles(positions, self.head_size)[:, None]
             rotation = angles.cos(), angles.sin()
         for layer in self.layers[:-1]:
             states = layer(states, attention_mask, rotation)
-        # Queries of the context in the last block would only be thrown away.
+        # The last block's outputs at the context are not needed.
         num_queries = target_positions.shape[1]
         states = self.layers[-1](states, attention_mask[:, :, -num_queries:], rotation, num_queries)
         return self.proj(self.norm(states))
 
 
-class TokenPredictor(_NarrowTransformer):
-    """A narrow transformer over a single token: from the context's representation to the target's.
+class SingleTokenPredictor(_TransformerPredictorBase):
+    """A narrow transformer over a single token (the predictor of the Edifice JEPA).
 
-    Projection down, GELU, pre-norm blocks, layer norm, projection up (the predictor of the Edifice JEPA). There are no
-    positions to tell apart, so there is neither a position table nor a mask token. Softmax over one token is 1, so the
-    blocks' queries and keys get no gradient.
+    Projection down, GELU, pre-norm blocks, layer norm, projection up. With one position there is
+    neither a position table nor a mask token. Softmax over one token is 1, so the blocks' queries
+    and keys get no gradient.
     """
 
     def forward(
@@ -224,19 +239,15 @@ class TokenPredictor(_NarrowTransformer):
         context_valid: torch.Tensor,
         target_positions: torch.Tensor,
         target_valid: torch.Tensor,
-        sequence_ids: torch.Tensor | None = None,
+        document_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Guess the clean vector's representation from that of the view in which features are hidden.
+        """Predict the clean vector's representation from that of the masked one.
 
-        Args:
-            context: `[N, 1, D]`.
-            context_positions, context_valid, target_positions, target_valid, sequence_ids: not read.
-
-        Returns:
-            `[N, 1, D]`.
+        `context` `[N, 1, D]` -> `[N, 1, D]`. The other arguments of `TransformerPredictor.forward`
+        are not used.
         """
         states = F.gelu(self.embed(context))
-        everything = torch.ones(states.shape[0], 1, 1, 1, dtype=torch.bool, device=states.device)
+        no_mask = torch.ones(states.shape[0], 1, 1, 1, dtype=torch.bool, device=states.device)
         for layer in self.layers:
-            states = layer(states, everything)
+            states = layer(states, no_mask)
         return self.proj(self.norm(states))

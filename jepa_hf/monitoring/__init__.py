@@ -1,1 +1,1 @@
-"""Monitoring: collapse metrics, health, the assessment of curves, and pictures of curves and masks."""
+"""Monitoring: collapse metrics, health, assessment and plots of curves, plots of masks."""

@@ -1,4 +1,4 @@
-"""What the curves of a run say: one sentence for each, computed from the log, and one for the run."""
+"""Assessment of a run's curves: one sentence for each, and one for the run."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -7,28 +7,28 @@ from enum import IntEnum
 from typing import Any
 
 from .health import (
-    DIMENSIONS_LEFT,
-    DIRECTIONS_LEFT,
-    NO_BETTER,
-    POOLED_DIMENSIONS_LEFT,
-    RIVALS,
-    TOKENS_LEFT,
-    best_rival,
+    BASELINES,
+    COSINE_COLLAPSE_RATIO,
+    MAX_LOSS_VS_BASELINE,
+    POOLED_RANK_COLLAPSE_RATIO,
+    RANK_COLLAPSE_RATIO,
+    TOKEN_COLLAPSE_RATIO,
+    best_baseline,
     findings,
     is_measurement,
 )
 
 History = list[dict[str, Any]]
-# Stands before the name of what is measured on a fixed batch, or else in evaluations.
-MEASURED = "measured_"
-# Of a panel: name in the log (see `curve`), and label.
+# Prefix of metrics that are measured on a fixed batch, else in evaluations.
+MEASURED_PREFIX = "measured_"
+# Curves of a panel: name in the log (see `metric_series`), and label.
 Curves = tuple[tuple[str, str], ...]
 
 
-class Level(IntEnum):
-    """How bad a reading is; the worst one is the run's."""
+class Severity(IntEnum):
+    """Severity of a reading; the highest one is the run's."""
 
-    UNJUDGED = 0
+    NOT_ASSESSED = 0
     HEALTHY = 1
     WARNING = 2
     NOTHING_LEARNED = 3
@@ -37,310 +37,358 @@ class Level(IntEnum):
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A sentence, and how bad it is."""
+class Assessment:
+    """A sentence about a curve, and its severity."""
 
     sentence: str
-    level: Level = Level.UNJUDGED
+    severity: Severity = Severity.NOT_ASSESSED
 
 
 @dataclass(frozen=True)
-class Rules:
-    """The thresholds of this file that are not the watchdog's (see `health`).
+class Thresholds:
+    """Thresholds of this file; those of the watchdog are in `health`.
 
     Args:
-        constant_lost: a constant predictor whose loss is below this share of its start predicts targets that are all
-            alike.
-        chance: a hit rate below this multiple of chance is chance,
-        skill: and so is one among a sample's own targets with less than this share of the way from chance to 1.
-        kept: a rank below this share of its start, or of the random start's, is a warning, and below the watchdog's
-            share the representation has collapsed;
-        rank_least: so has one of fewer directions than this, whatever the start.
-        alike: a mean pairwise cosine above this is a warning,
-        same: and above this, where the start is not known, all vectors are the same for practical purposes.
-        spread_low: a spread below this is a warning,
-        spread_lost: and below this all vectors point the same way: √(1 − `same`).
-        few_steps: in a shorter run, guesses without skill have had no time to become better.
+        constant_loss_collapse_ratio: Below this fraction of the start's loss of a constant predictor, all targets
+            are the same.
+        chance: Below this multiple of chance, a top-1 accuracy counts as chance.
+        skill: Below this fraction of the way from chance to 1, a top-1 accuracy among a sample's own
+            targets counts as chance.
+        rank_warning_ratio: A rank below this fraction of the start's, or of random weights', is a
+            warning; below the watchdog's fraction the representation has collapsed.
+        min_rank: Below this rank the representation has collapsed, regardless of the start.
+        cosine_warning: A mean pairwise cosine above this is a warning.
+        cosine_collapse: Above this, if the start is unknown, the representation has collapsed.
+        spread_warning: A normalized standard deviation below this is a warning.
+        spread_collapse: Below this all vectors point the same way: √(1 − `cosine_collapse`).
+        few_steps: In a shorter run, predictions without skill had too little time to improve.
     """
 
-    constant_lost: float = 0.01
+    constant_loss_collapse_ratio: float = 0.01
     chance: float = 2.0
     skill: float = 0.05
-    kept: float = 0.5
-    rank_least: float = 2.0
-    alike: float = 0.9
-    same: float = 0.99
-    spread_low: float = 0.3
-    spread_lost: float = 0.1
+    rank_warning_ratio: float = 0.5
+    min_rank: float = 2.0
+    cosine_warning: float = 0.9
+    cosine_collapse: float = 0.99
+    spread_warning: float = 0.3
+    spread_collapse: float = 0.1
     few_steps: int = 100
 
 
-RULES = Rules()
+THRESHOLDS = Thresholds()
 
-Reader = Callable[[History, Curves, int | None], Reading]
+Assessor = Callable[[History, Curves, int | None], Assessment]
 
 
-def curve(history: History, name: str) -> list[tuple[int, float]]:
-    """Step and value of every entry that has the name.
+def metric_series(history: History, name: str) -> list[tuple[int, float]]:
+    """Return step and value of every entry with this name.
 
-    A name that begins with `MEASURED` is that of the fixed batch, `health_...`, or in a run without these measurements
-    that of its evaluations, `eval_...`.
+    The prefix `MEASURED_PREFIX` stands for `health_` (the fixed batch), or in a run without it for
+    `eval_`.
     """
-    if name.startswith(MEASURED):
+    if name.startswith(MEASURED_PREFIX):
         source = "health_" if any(map(is_measurement, history)) else "eval_"
-        name = source + name.removeprefix(MEASURED)
+        name = source + name.removeprefix(MEASURED_PREFIX)
     return [(entry["step"], float(entry[name])) for entry in history if "step" in entry and _is_number(entry.get(name))]
 
 
-def read_loss(history: History, curves: Curves, width: int | None = None) -> Reading:
-    """Whether the predictions beat those of rivals that read no context: a constant, the position, the sample."""
-    measured = curve(history, "measured_prediction_loss")
-    points = measured or curve(history, "prediction_loss")
-    where = "" if measured else " in training"
+def assess_loss(history: History, curves: Curves, width: int | None = None) -> Assessment:
+    """Assess the prediction loss against baselines: a constant, the position, the sample."""
+    measured = metric_series(history, "measured_prediction_loss")
+    points = measured or metric_series(history, "prediction_loss")
+    source = "" if measured else " in training"
     if (step := _not_finite(points)) is not None:
-        sentence = f"The prediction loss{where} is not a finite number at step {step}: the run has diverged."
-        return Reading(sentence, Level.DIVERGED)
-    told = f"The prediction loss{where} {_change(points)}"
-    constant = curve(history, "measured_constant_prediction_loss")
-    if constant and not curve(history, "measured_hit_rate"):  # which is measured of a predictor that is trained
-        return Reading(f"{told}; its weight is 0, so it is not compared with its rivals.")
+        sentence = f"The prediction loss{source} is not a finite number at step {step}: the run has diverged."
+        return Assessment(sentence, Severity.DIVERGED)
+    change = f"The prediction loss{source} {_describe_change(points)}"
+    constant = metric_series(history, "measured_constant_baseline_loss")
+    if constant and not metric_series(history, "measured_top1_accuracy"):  # measured only for a trained predictor
+        return Assessment(f"{change}; its weight is 0, so it is not compared with its baselines.")
     if not measured:
-        return Reading(f"{told}; without a measurement there is no constant predictor to compare it with.")
+        return Assessment(f"{change}; without a measurement there is no constant predictor to compare it with.")
     if not constant:
-        return Reading(f"{told}; that of a constant predictor was not logged.")
-    if not constant[-1][1] > max(RULES.constant_lost * constant[0][1], 0.0):
-        ends = f"that of a constant predictor {_change(constant)}"
-        return Reading(f"{told}, but {ends}: all targets have become alike.", Level.COLLAPSED)
-    rival, least = _best_rival(history)
+        return Assessment(f"{change}; that of a constant predictor was not logged.")
+    if not constant[-1][1] > max(THRESHOLDS.constant_loss_collapse_ratio * constant[0][1], 0.0):
+        baseline = f"that of a constant predictor {_describe_change(constant)}"
+        return Assessment(f"{change}, but {baseline}: all targets have become the same.", Severity.COLLAPSED)
+    name, baseline_loss = _best_baseline(history)
     loss = points[-1][1]
-    if least > 0 and loss < NO_BETTER * least:
-        ends = f"ends {percent(1 - loss / least)} below what {rival} gives, its best rival that reads no context"
-        return Reading(f"{told} and {ends}: the predictions depend on the context.", Level.HEALTHY)
-    ends = f"ends at {number(loss)}, where {rival} gives {number(least)} without any context"
-    sentence = f"{told} and {ends}: nothing is learned beyond that"
-    if loss < NO_BETTER * constant[-1][1] or not _by_chance(history):
-        return Reading(f"{sentence}.", Level.WARNING)
-    if points[-1][0] < RULES.few_steps:
-        return Reading(f"{sentence}; {points[-1][0]} steps are too few to tell why.", Level.WARNING)
-    within = curve(history, "measured_target_within_sample")
-    if within and within[-1][1] >= TOKENS_LEFT * within[0][1]:
-        return Reading(f"{sentence}, nor do the predictions find their targets.", Level.WARNING)
-    return Reading(f"{sentence}, nor do the predictions find their targets: token collapse.", Level.COLLAPSED)
+    if baseline_loss > 0 and loss < MAX_LOSS_VS_BASELINE * baseline_loss:
+        margin = (
+            f"{format_percent(1 - loss / baseline_loss)} below that of {name}, the best baseline that reads no context"
+        )
+        return Assessment(f"{change} and ends {margin}: the predictions depend on the context.", Severity.HEALTHY)
+    comparison = f"ends at {format_number(loss)}, where {name} gives {format_number(baseline_loss)} without any context"
+    return _read_loss_without_skill(history, f"{change} and {comparison}", points[-1])
 
 
-def read_hit_rate(history: History, curves: Curves, width: int | None = None) -> Reading:
-    """Whether the right target is found more often than by chance, among its sample's where that was measured."""
-    name = _hits(history)
-    points, chance = curve(history, f"{MEASURED}{name}"), curve(history, f"{MEASURED}{name}_chance")
-    in_sample = name == "hit_rate_in_sample"
-    told = f"The hit rate among {'a sample' if in_sample else 'the batch'}'s targets {_change(points)}"
+def _read_loss_without_skill(history: History, change: str, end: tuple[int, float]) -> Assessment:
+    """Assess a prediction loss that is not below its best baseline's, by the top-1 accuracy."""
+    sentence = f"{change}: nothing is learned beyond that"
+    step, loss = end
+    if loss < MAX_LOSS_VS_BASELINE * metric_series(history, "measured_constant_baseline_loss")[-1][1] or not _at_chance(
+        history
+    ):
+        return Assessment(f"{sentence}.", Severity.WARNING)
+    if step < THRESHOLDS.few_steps:
+        return Assessment(f"{sentence}; {step} steps are too few to determine the reason.", Severity.WARNING)
+    within = metric_series(history, "measured_target_within_sample")
+    if within and within[-1][1] >= TOKEN_COLLAPSE_RATIO * within[0][1]:
+        return Assessment(f"{sentence}, nor do the predictions match their targets.", Severity.WARNING)
+    return Assessment(f"{sentence}, nor do the predictions match their targets: token collapse.", Severity.COLLAPSED)
+
+
+def assess_top1_accuracy(history: History, curves: Curves, width: int | None = None) -> Assessment:
+    """Assess the top-1 accuracy against chance, in the sample if that was measured."""
+    name = _top1_accuracy(history)
+    points, chance = (
+        metric_series(history, f"{MEASURED_PREFIX}{name}"),
+        metric_series(history, f"{MEASURED_PREFIX}{name}_chance"),
+    )
+    in_sample = name == "top1_accuracy_in_sample"
+    change = f"The top-1 accuracy among {'a sample' if in_sample else 'the batch'}'s targets {_describe_change(points)}"
     if not points or not chance or not chance[-1][1] > 0:
-        return Reading(f"{told}.")
-    end, by_chance = points[-1][1], chance[-1][1]
-    if not _by_chance(history):
-        times = f"{number(end / by_chance)} times what chance gives"
-        loss = curve(history, f"{MEASURED}prediction_loss")
-        if loss and not loss[-1][1] < NO_BETTER * _best_rival(history)[1]:
-            return Reading(f"{told}, {times}, which knowing the position alone can give.")
-        return Reading(f"{told}, {times}: predictions tell the targets apart.", Level.HEALTHY)
-    sentence = f"{told}, where chance gives {number(by_chance)}: the right target is found no more often than any other"
-    batch = curve(history, f"{MEASURED}hit_rate")
+        return Assessment(f"{change}.")
+    by_chance = chance[-1][1]
+    if not _at_chance(history):
+        ratio = f"{format_number(points[-1][1] / by_chance)} times chance"
+        loss = metric_series(history, f"{MEASURED_PREFIX}prediction_loss")
+        if loss and not loss[-1][1] < MAX_LOSS_VS_BASELINE * _best_baseline(history)[1]:
+            return Assessment(f"{change}, {ratio}, which the position alone can give.")
+        return Assessment(f"{change}, {ratio}: predictions distinguish the targets.", Severity.HEALTHY)
+    sentence = (
+        f"{change}, where chance gives {format_number(by_chance)}: the correct target is not nearer than any other"
+    )
+    batch = metric_series(history, f"{MEASURED_PREFIX}top1_accuracy")
     if in_sample and batch:
-        sentence += f" (the {number(batch[-1][1])} among the batch's targets tells samples apart)"
-    return Reading(f"{sentence}.", Level.WARNING)
+        sentence += f" (the {format_number(batch[-1][1])} among the batch's targets comes from distinguishing samples)"
+    return Assessment(f"{sentence}.", Severity.WARNING)
 
 
-def read_sample_hit_rate(history: History, curves: Curves, width: int | None = None) -> Reading:
-    """Whether a sample is found by its context among the others."""
-    points, chance = curve(history, "measured_sample_hit_rate"), curve(history, "measured_sample_hit_rate_chance")
-    told = f"The share of samples that their context finds {_change(points)}"
+def assess_sample_top1_accuracy(history: History, curves: Curves, width: int | None = None) -> Assessment:
+    """Assess whether a sample's context identifies it among the others."""
+    points, chance = (
+        metric_series(history, "measured_sample_top1_accuracy"),
+        metric_series(history, "measured_sample_top1_accuracy_chance"),
+    )
+    change = f"The share of samples that their context identifies {_describe_change(points)}"
     if not points or not chance or not chance[-1][1] > 0:
-        return Reading(f"{told}.")
+        return Assessment(f"{change}.")
     end, by_chance = points[-1][1], chance[-1][1]
-    if end >= RULES.chance * by_chance:
-        return Reading(f"{told}, {number(end / by_chance)} times what chance gives.", Level.HEALTHY)
-    return Reading(
-        f"{told}, where chance gives {number(by_chance)}: contexts do not tell samples apart.", Level.WARNING
+    if end >= THRESHOLDS.chance * by_chance:
+        return Assessment(f"{change}, {format_number(end / by_chance)} times chance.", Severity.HEALTHY)
+    return Assessment(
+        f"{change}, where chance gives {format_number(by_chance)}: contexts do not distinguish samples.",
+        Severity.WARNING,
     )
 
 
-def read_rank(history: History, curves: Curves, width: int | None = None, left: float = DIMENSIONS_LEFT) -> Reading:
-    """How many directions the representations have kept, the worst curve; below `left` of the start is collapse."""
-    of = "" if width is None else f" of {width}"
+def assess_rank(
+    history: History, curves: Curves, width: int | None = None, left: float = RANK_COLLAPSE_RATIO
+) -> Assessment:
+    """Assess the effective rank, the worst curve; below `left` of the start is collapse."""
+    total = "" if width is None else f" of {width}"
 
-    def told(label: str, points: list[tuple[int, float]]) -> Reading:
+    def assess(label: str, points: list[tuple[int, float]]) -> Assessment:
         start, end = points[0][1], points[-1][1]
-        change = f"The effective rank of the {label} {_change(points)}{of} directions"
-        if end < RULES.rank_least or end < left * start:
-            return Reading(f"{change}: the representation has collapsed.", Level.COLLAPSED)
-        if end < RULES.kept * start:
-            return Reading(f"{change}: more than half of the directions are lost.", Level.WARNING)
-        kept = "" if len(points) == 1 else ": the directions are kept"
-        return Reading(f"{change}{kept}.", Level.HEALTHY)
+        change = f"The effective rank of the {label} {_describe_change(points)}{total} directions"
+        if end < THRESHOLDS.min_rank or end < left * start:
+            return Assessment(f"{change}: the representation has collapsed.", Severity.COLLAPSED)
+        if end < THRESHOLDS.rank_warning_ratio * start:
+            return Assessment(f"{change}: more than half of the directions are lost.", Severity.WARNING)
+        outcome = "" if len(points) == 1 else ": the directions are kept"
+        return Assessment(f"{change}{outcome}.", Severity.HEALTHY)
 
-    return _worst(history, curves, told)
-
-
-def read_pooled_rank(history: History, curves: Curves, width: int | None = None) -> Reading:
-    """The same of whole samples, which lose more directions while they learn."""
-    return read_rank(history, curves, width, POOLED_DIMENSIONS_LEFT)
+    return _worst_assessment(history, curves, assess)
 
 
-def read_cosine(history: History, curves: Curves, width: int | None = None) -> Reading:
-    """Whether the representations still differ; the worst curve is told."""
+def assess_pooled_rank(history: History, curves: Curves, width: int | None = None) -> Assessment:
+    """Assess the effective rank of pooled samples, which lose more directions during training."""
+    return assess_rank(history, curves, width, POOLED_RANK_COLLAPSE_RATIO)
 
-    def told(label: str, points: list[tuple[int, float]]) -> Reading:
+
+def assess_cosine(history: History, curves: Curves, width: int | None = None) -> Assessment:
+    """Assess the mean pairwise cosine, the worst curve."""
+
+    def assess(label: str, points: list[tuple[int, float]]) -> Assessment:
         start, end = points[0][1], points[-1][1]
-        change = f"The mean cosine between {label} {_change(points, _fixed)}"
-        lost = end > RULES.same if len(points) == 1 else 1 - end < DIRECTIONS_LEFT * (1 - start)
-        if lost:
-            return Reading(f"{change}: all of them are alike, the representation has collapsed.", Level.COLLAPSED)
-        if end > RULES.alike and start > RULES.alike:
-            return Reading(f"{change}: they are much alike, but were so at the start.", Level.WARNING)
-        if end > RULES.alike:
-            return Reading(f"{change}: they have become much alike.", Level.WARNING)
-        return Reading(f"{change}, where 1 is collapse: they differ.", Level.HEALTHY)
+        change = f"The mean cosine between {label} {_describe_change(points, _fixed)}"
+        collapsed = (
+            end > THRESHOLDS.cosine_collapse if len(points) == 1 else 1 - end < COSINE_COLLAPSE_RATIO * (1 - start)
+        )
+        if collapsed:
+            return Assessment(
+                f"{change}: all of them are nearly the same, the representation has collapsed.", Severity.COLLAPSED
+            )
+        if end > THRESHOLDS.cosine_warning and start > THRESHOLDS.cosine_warning:
+            return Assessment(f"{change}: they are very similar, but were so at the start.", Severity.WARNING)
+        if end > THRESHOLDS.cosine_warning:
+            return Assessment(f"{change}: they have become very similar.", Severity.WARNING)
+        return Assessment(f"{change}, where 1 is collapse: they differ.", Severity.HEALTHY)
 
-    return _worst(history, curves, told)
+    return _worst_assessment(history, curves, assess)
 
 
-def read_spread(history: History, curves: Curves, width: int | None = None) -> Reading:
-    """Whether the representations point in many directions; the worst curve is told."""
+def assess_spread(history: History, curves: Curves, width: int | None = None) -> Assessment:
+    """Assess the normalized standard deviation, the worst curve."""
 
-    def told(label: str, points: list[tuple[int, float]]) -> Reading:
+    def assess(label: str, points: list[tuple[int, float]]) -> Assessment:
         start, end = points[0][1], points[-1][1]
-        change = f"The spread of the {label} {_change(points, _fixed)}, where about 1 is healthy"
-        if end < RULES.spread_lost <= start:
-            return Reading(f"{change}: all point the same way.", Level.COLLAPSED)
-        if end < RULES.spread_low:
-            return Reading(f"{change}: they nearly point the same way.", Level.WARNING)
-        return Reading(f"{change}.", Level.HEALTHY)
+        change = f"The spread of the {label} {_describe_change(points, _fixed)}, where about 1 is healthy"
+        if end < THRESHOLDS.spread_collapse <= start:
+            return Assessment(f"{change}: all point the same way.", Severity.COLLAPSED)
+        if end < THRESHOLDS.spread_warning:
+            return Assessment(f"{change}: they nearly point the same way.", Severity.WARNING)
+        return Assessment(f"{change}.", Severity.HEALTHY)
 
-    return _worst(history, curves, told)
+    return _worst_assessment(history, curves, assess)
 
 
-def read_within_sample(history: History, curves: Curves, width: int | None = None) -> Reading:
-    """Whether the positions of a sample still differ from each other; the worst curve is told."""
+def assess_within_sample(history: History, curves: Curves, width: int | None = None) -> Assessment:
+    """Assess whether the positions of a sample still differ from each other, the worst curve."""
 
-    def told(label: str, points: list[tuple[int, float]]) -> Reading:
+    def assess(label: str, points: list[tuple[int, float]]) -> Assessment:
         start, end = points[0][1], points[-1][1]
-        change = f"The share of the variance of the {label} that is within samples {_change(points, _fixed)}"
-        if end < TOKENS_LEFT * start:
-            return Reading(f"{change}: all positions of a sample have become alike, token collapse.", Level.COLLAPSED)
-        return Reading(f"{change}.", Level.HEALTHY)
+        change = f"The share of the variance of the {label} that is within samples {_describe_change(points, _fixed)}"
+        if end < TOKEN_COLLAPSE_RATIO * start:
+            return Assessment(
+                f"{change}: all positions of a sample are nearly the same, token collapse.", Severity.COLLAPSED
+            )
+        return Assessment(f"{change}.", Severity.HEALTHY)
 
-    return _worst(history, curves, told)
+    return _worst_assessment(history, curves, assess)
 
 
-def read_findings(history: History, max_steps: int | None = None) -> list[Reading]:
-    """What the watchdog found in a run of `max_steps` steps, see `health.findings`."""
-    levels = {"divergence": Level.DIVERGED, "nothing_learned": Level.NOTHING_LEARNED}
+def assess_findings(history: History, max_steps: int | None = None) -> list[Assessment]:
+    """Return the watchdog's findings in a run of `max_steps` steps, see `health.findings`."""
+    levels = {"divergence": Severity.DIVERGED, "nothing_learned": Severity.NOTHING_LEARNED}
     return [
-        Reading(f"The watchdog at step {step}: {sentence}.", levels.get(kind, Level.COLLAPSED))
+        Assessment(f"The watchdog at step {step}: {sentence}.", levels.get(kind, Severity.COLLAPSED))
         for kind, (step, sentence) in findings(history, max_steps).items()
     ]
 
 
-def read_change(history: History, curves: Curves, width: int | None = None) -> Reading:
-    """How the curves went from start to end, unjudged."""
-    known = [(label, points) for name, label in curves if (points := curve(history, name))]
-    told = "; ".join(f"{label} {_change(points)}" for label, points in known)
-    return Reading(f"{told[:1].upper()}{told[1:]}.")
+def assess_change(history: History, curves: Curves, width: int | None = None) -> Assessment:
+    """Describe the change of the curves from start to end, without a judgment."""
+    logged = [(label, points) for name, label in curves if (points := metric_series(history, name))]
+    description = "; ".join(f"{label} {_describe_change(points)}" for label, points in logged)
+    return Assessment(f"{description[:1].upper()}{description[1:]}.")
 
 
-def read_samples(ranks: dict[str, float], cosines: dict[str, float], width: int) -> Reading:
-    """What whole samples, one vector each, say of the trained encoders beside the same network with random weights.
+def assess_samples(ranks: dict[str, float], cosines: dict[str, float], width: int) -> Assessment:
+    """Compare the pooled samples of the trained encoders with those of random weights.
 
     Args:
-        ranks: effective rank of the vectors by encoder: "context", "target" and "random".
-        cosines: their mean pairwise cosine, by encoder too.
-        width: of the vectors.
+        ranks: Effective rank of the vectors by encoder: "context", "target" and "random".
+        cosines: Their mean pairwise cosine by encoder.
+        width: Width of the vectors.
     """
-    told = (
-        f"Over whole samples the context encoder uses {number(ranks['context'])} of {width} directions, the target "
-        f"encoder {number(ranks['target'])}, the same network with random weights {number(ranks['random'])}"
+    description = (
+        f"Over pooled samples the context encoder uses {format_number(ranks['context'])} of {width} directions, the "
+        f"target encoder {format_number(ranks['target'])}, the same network with random weights "
+        f"{format_number(ranks['random'])}"
     )
-    apart, apart_at_random = 1 - cosines["context"], 1 - cosines["random"]
-    if cosines["context"] > RULES.same and apart < DIRECTIONS_LEFT * apart_at_random:
-        alike = f"the mean cosine between samples is {cosines['context']:.4f}"
-        return Reading(f"{told}, but {alike}: they are all alike, the representation has collapsed.", Level.COLLAPSED)
-    if ranks["context"] < RULES.rank_least or ranks["context"] < POOLED_DIMENSIONS_LEFT * ranks["random"]:
-        return Reading(f"{told}: samples are hardly told apart, the representation has collapsed.", Level.COLLAPSED)
-    if ranks["context"] < RULES.kept * ranks["random"]:
-        return Reading(f"{told}: training has cost more than half of them.", Level.WARNING)
-    return Reading(f"{told}.", Level.HEALTHY)
+    if cosines["context"] > THRESHOLDS.cosine_collapse and 1 - cosines["context"] < COSINE_COLLAPSE_RATIO * (
+        1 - cosines["random"]
+    ):
+        cosine = f"the mean cosine between samples is {cosines['context']:.4f}"
+        return Assessment(
+            f"{description}, but {cosine}: they are nearly the same, the representation has collapsed.",
+            Severity.COLLAPSED,
+        )
+    if ranks["context"] < THRESHOLDS.min_rank or ranks["context"] < POOLED_RANK_COLLAPSE_RATIO * ranks["random"]:
+        return Assessment(
+            f"{description}: samples are hardly distinguished, the representation has collapsed.", Severity.COLLAPSED
+        )
+    if ranks["context"] < THRESHOLDS.rank_warning_ratio * ranks["random"]:
+        return Assessment(f"{description}: training has cost more than half of them.", Severity.WARNING)
+    return Assessment(f"{description}.", Severity.HEALTHY)
 
 
-def verdict(readings: Iterable[Reading], measured: bool) -> Reading:
-    """One sentence for the run: its worst level. The reasons are the readings of that level."""
-    judged = [reading for reading in readings if reading.level > Level.UNJUDGED]
+def verdict(readings: Iterable[Assessment], measured: bool) -> Assessment:
+    """Return one sentence for the run, of its worst level.
+
+    Args:
+        readings: Of the curves.
+        measured: Whether health was measured on a fixed batch or in evaluations.
+    """
+    judged = [reading for reading in readings if reading.severity > Severity.NOT_ASSESSED]
     if not judged:
-        return Reading("Nothing was logged that tells whether this run is healthy.")
-    worst = max(reading.level for reading in judged)
-    if worst == Level.HEALTHY and not measured:
-        return Reading("Not judged: health was not measured. Training alone shows no sign of collapse.")
-    basis = "" if measured else ", as far as training tells, for nothing was measured beside it"
-    said = sum(reading.level == worst for reading in judged)
+        return Assessment("Nothing was logged that shows whether this run is healthy.")
+    worst = max(reading.severity for reading in judged)
+    if worst == Severity.HEALTHY and not measured:
+        return Assessment("Not judged: health was not measured. Training alone shows no sign of collapse.")
+    basis = "" if measured else ", as far as training shows, because health was not measured"
+    count = sum(reading.severity == worst for reading in judged)
+    plural = "" if count > 1 else "s"
     match worst:
-        case Level.HEALTHY:
-            what = "Healthy: none of the curves that are judged shows a sign of collapse"
-        case Level.WARNING:
-            what = f"Warning: {said} of {len(judged)} readings {'ask' if said > 1 else 'asks'} for a closer look"
-        case Level.NOTHING_LEARNED:
-            what = "Nothing learned about single targets: the predictions are no better than without any context"
-        case Level.COLLAPSED:
-            what = f"Collapsed: {said} of {len(judged)} readings {'say' if said > 1 else 'says'} so"
+        case Severity.HEALTHY:
+            summary = "Healthy: none of the judged curves shows a sign of collapse"
+        case Severity.WARNING:
+            summary = f"Warning: {count} of {len(judged)} readings need{plural} a closer look"
+        case Severity.NOTHING_LEARNED:
+            summary = "Nothing learned about single targets: the predictions are not better than without any context"
+        case Severity.COLLAPSED:
+            summary = f"Collapsed: {count} of {len(judged)} readings show{plural} it"
         case _:
-            what = f"Diverged: {said} of {len(judged)} readings {'say' if said > 1 else 'says'} so"
-    return Reading(f"{what}{basis}.", worst)
+            summary = f"Diverged: {count} of {len(judged)} readings show{plural} it"
+    return Assessment(f"{summary}{basis}.", worst)
 
 
-def reasons(readings: Iterable[Reading]) -> list[str]:
-    """The sentences behind a verdict: those of its level and, where that is bad, of the warnings too."""
-    judged = sorted((reading for reading in readings if reading.level), key=lambda reading: -reading.level)
-    least = Level.WARNING if judged and judged[0].level > Level.HEALTHY else Level.HEALTHY
-    return [reading.sentence for reading in judged if reading.level >= least]
+def explain_verdict(readings: Iterable[Assessment]) -> list[str]:
+    """Return the sentences behind a verdict: those of its level, and warnings."""
+    judged = sorted((reading for reading in readings if reading.severity), key=lambda reading: -reading.severity)
+    least = Severity.WARNING if judged and judged[0].severity > Severity.HEALTHY else Severity.HEALTHY
+    return [reading.sentence for reading in judged if reading.severity >= least]
 
 
-def _worst(
-    history: History,
-    curves: Curves,
-    told: Callable[[str, list[tuple[int, float]]], Reading],
-) -> Reading:
-    """The reading of the worst curve."""
-    spoken = [name for name, _ in curves if curve(history, name)]
-    labels = {name: label.partition(",")[0] for name, label in curves}
+def _worst_assessment(
+    history: History, curves: Curves, assess: Callable[[str, list[tuple[int, float]]], Assessment]
+) -> Assessment:
+    """Return the reading of the worst curve."""
     readings = []
-    for name in spoken:
-        points = curve(history, name)
+    for name, label in curves:
+        points, label = metric_series(history, name), label.partition(",")[0]
+        if not points:
+            continue
         if (step := _not_finite(points)) is not None:
-            sentence = f"The curve of the {labels[name]} is not a finite number at step {step}: the run has diverged."
-            readings.append(Reading(sentence, Level.DIVERGED))
+            sentence = f"The curve of the {label} is not a finite number at step {step}: the run has diverged."
+            readings.append(Assessment(sentence, Severity.DIVERGED))
         else:
-            readings.append(told(labels[name], points))
-    return max(readings, key=lambda reading: reading.level)
+            readings.append(assess(label, points))
+    return max(readings, key=lambda reading: reading.severity)
 
 
-def _best_rival(history: History) -> tuple[str, float]:
-    """The best rival at the end, in words, and its loss; infinity where none was measured."""
-    lost = {name: values[-1][1] for name in RIVALS if (values := curve(history, f"{MEASURED}{name}"))}
-    return best_rival(lost) if lost else ("", math.inf)
+def _best_baseline(history: History) -> tuple[str, float]:
+    """Return description and final loss of the best baseline; infinity without any."""
+    losses = {
+        name: values[-1][1] for name in BASELINES if (values := metric_series(history, f"{MEASURED_PREFIX}{name}"))
+    }
+    return best_baseline(losses) if losses else ("", math.inf)
 
 
-def _hits(history: History) -> str:
-    """The hit rate that is judged: among a sample's own targets, where that was measured."""
-    return "hit_rate_in_sample" if curve(history, f"{MEASURED}hit_rate_in_sample") else "hit_rate"
+def _top1_accuracy(history: History) -> str:
+    """Return the name of the judged top-1 accuracy: in the sample if that was measured."""
+    return (
+        "top1_accuracy_in_sample"
+        if metric_series(history, f"{MEASURED_PREFIX}top1_accuracy_in_sample")
+        else "top1_accuracy"
+    )
 
 
-def _by_chance(history: History) -> bool:
-    """Whether the last measurement's hit rate is that of chance; unknown is taken for no."""
-    name = _hits(history)
-    hits, chances = curve(history, f"{MEASURED}{name}"), curve(history, f"{MEASURED}{name}_chance")
-    if not hits or not chances:
+def _at_chance(history: History) -> bool:
+    """Return whether the last top-1 accuracy is that of chance; False if it is unknown."""
+    name = _top1_accuracy(history)
+    accuracies, chances = (
+        metric_series(history, f"{MEASURED_PREFIX}{name}"),
+        metric_series(history, f"{MEASURED_PREFIX}{name}_chance"),
+    )
+    if not accuracies or not chances:
         return False
-    rate, chance = hits[-1][1], chances[-1][1]
-    least = RULES.chance * chance if name == "hit_rate" else chance + RULES.skill * (1 - chance)
-    return not rate >= least
+    accuracy, chance = accuracies[-1][1], chances[-1][1]
+    minimum = THRESHOLDS.chance * chance if name == "top1_accuracy" else chance + THRESHOLDS.skill * (1 - chance)
+    return not accuracy >= minimum
 
 
 def _is_number(value: Any) -> bool:
@@ -348,24 +396,25 @@ def _is_number(value: Any) -> bool:
 
 
 def _not_finite(points: list[tuple[int, float]]) -> int | None:
-    """The first step whose value is no finite number."""
+    """Return the first step whose value is not finite."""
     return next((step for step, value in points if not math.isfinite(value)), None)
 
 
-def _change(points: list[tuple[int, float]], shown: Callable[[float], str] | None = None) -> str:
+def _describe_change(points: list[tuple[int, float]], render: Callable[[float], str] | None = None) -> str:
+    """Describe the change from the first to the last point, as a predicate."""
     if not points:
         return "was not logged"
-    shown = shown or number
+    render = render or format_number
     start, end = points[0][1], points[-1][1]
     if len(points) == 1:
-        return f"is {shown(end)} at step {points[0][0]}"
-    if shown(start) == shown(end):
-        return f"stayed at {shown(end)}"
-    return f"{'fell' if end < start else 'rose'} from {shown(start)} to {shown(end)}"
+        return f"is {render(end)} at step {points[0][0]}"
+    if render(start) == render(end):
+        return f"stayed at {render(end)}"
+    return f"{'fell' if end < start else 'rose'} from {render(start)} to {render(end)}"
 
 
 def _fixed(value: float) -> str:
-    """For what lies between -1 and 1.
+    """Format a value between -1 and 1.
 
     >>> _fixed(-0.00004), _fixed(0.99949)
     ('0.000', '0.999')
@@ -373,14 +422,15 @@ def _fixed(value: float) -> str:
     return f"{value:.3f}".removeprefix("-") if abs(value) < 0.0005 else f"{value:.3f}"
 
 
-def number(value: float) -> str:
-    """Three digits that count: 0.00123, 12.3, 1,230.
+def format_number(value: float) -> str:
+    """Format with three significant digits: 0.00123, 12.3, 1,230.
 
-    >>> [number(value) for value in (0.0012345, 0.5, 12.345, 384.0, 12345.0, 1e-7)]
+    >>> [format_number(value) for value in (0.0012345, 0.5, 12.345, 384.0, 12345.0, 1e-7)]
     ['0.00123', '0.5', '12.3', '384', '12,345', '1e-07']
     """
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
+    """Format a fraction as a percentage."""
     return f"{100 * share:.0f} %"

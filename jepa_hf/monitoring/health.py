@@ -1,73 +1,76 @@
-"""Measures of a run's health on a sample of its targets, and the verdicts that follow from them."""
+"""Health metrics of a sample of targets, and the findings that follow from them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..models.losses import prediction_loss
 from .metrics import (
-    constant_predictor_loss,
+    constant_baseline_loss,
     effective_rank,
-    group_predictor_loss,
-    hit_rate,
-    hit_rate_in_sample,
+    group_baseline_loss,
     mean_pairwise_cosine,
-    normalized_spread,
-    sample_means,
-    within_sample_share,
+    mean_pool_by_sample,
+    normalized_std,
+    top1_accuracy,
+    top1_accuracy_in_sample,
+    within_sample_variance_ratio,
 )
 
-# Vectors that a rank is computed from, and targets that a hit rate chooses among.
-MOST_VECTORS, MOST_CANDIDATES = 2048, 512
+# Maximum number of vectors for a rank, and of candidate targets for a top-1 accuracy.
+MAX_RANK_VECTORS, MAX_TOP1_CANDIDATES = 2048, 512
 
 _REPRESENTATION = ("rank", "pairwise_cosine", "spread", "pooled_rank", "pooled_pairwise_cosine", "within_sample")
 
-# What is left of the start's value when we speak of a collapse: of the distance between directions (1 - cosine), of the
-# rank (pooled vectors lose more of it while they learn) and of the share of variance within samples. What healthy and
-# collapsed runs keep of them: benchmarks/RESULTS.md, section 8.
-DIRECTIONS_LEFT, DIMENSIONS_LEFT, POOLED_DIMENSIONS_LEFT, TOKENS_LEFT = 0.05, 0.25, 0.1, 0.1
-# What is left of the start's ratio of two losses, that of the position alone and the constant's, when we speak of a
-# position collapse.
-POSITIONS_LEFT = 0.25
-# What is left of the best skill, where that was at least `GOOD_SKILL`, when we speak of a divergence. Skill is 0 at a
-# hit rate of chance and 1 where every target is found.
-SKILL_LEFT, GOOD_SKILL = 0.2, 0.1
-# A prediction loss above this share of its best rival's has learned nothing that the rival does not know.
-NO_BETTER = 0.98
-# Guesses that read no context, and what each is in a sentence.
-RIVALS = {
-    "constant_prediction_loss": "the best constant",
-    "position_prediction_loss": "the position alone",
-    "sample_prediction_loss": "the sample alone",
+# A collapse leaves less than these fractions of the start's value: of the distance between
+# directions (1 - cosine), of the rank (pooled vectors lose more of it during training), and of the
+# share of variance within samples. Values of healthy and collapsed runs: benchmarks/RESULTS.md,
+# section 8.
+COSINE_COLLAPSE_RATIO, RANK_COLLAPSE_RATIO, POOLED_RANK_COLLAPSE_RATIO, TOKEN_COLLAPSE_RATIO = 0.05, 0.25, 0.1, 0.1
+# A position collapse leaves less than this fraction of the start's ratio of two losses, those of
+# the position and of the constant.
+POSITION_COLLAPSE_RATIO = 0.25
+# A divergence leaves less than `SKILL_DROP_RATIO` of the best skill, if that was at least `MIN_GOOD_SKILL`.
+# Skill is 0 at a top-1 accuracy of chance and 1 at a perfect one.
+SKILL_DROP_RATIO, MIN_GOOD_SKILL = 0.2, 0.1
+# A prediction loss above this fraction of its best baseline's has learned nothing beyond the
+# baseline.
+MAX_LOSS_VS_BASELINE = 0.98
+# Baselines that read no context, with their descriptions.
+BASELINES = {
+    "constant_baseline_loss": "the best constant",
+    "position_baseline_loss": "the position alone",
+    "sample_baseline_loss": "the sample alone",
 }
 
 
 def representation_health(vectors: torch.Tensor, samples: torch.Tensor) -> dict[str, float]:
-    """Health of one encoder's representations.
+    """Measure the health of one encoder's representations.
 
     Args:
-        vectors: of all positions of a batch, `[N, D]`, in the order of the samples.
-        samples: the sample of each, long `[N]`.
+        vectors: Of all positions of a batch, `[N, D]`, in the order of the samples.
+        samples: Sample of each vector, long `[N]`.
 
     Returns:
-        `rank`, `pairwise_cosine` and `spread` (see `metrics`) of at most `MOST_VECTORS` positions, evenly spread over
-        the batch; `pooled_rank` and `pooled_pairwise_cosine` of the samples' means; `within_sample`, the share of
-        variance that lies within samples. All NaN where a vector is not finite.
+        `rank`, `pairwise_cosine` and `spread` (see `metrics`) of at most `MAX_RANK_VECTORS` positions,
+        evenly distributed over the batch; `pooled_rank` and `pooled_pairwise_cosine` of the
+        samples' means; `within_sample`, the share of variance within samples. All NaN if a vector
+        is not finite.
     """
     if not vectors.isfinite().all():
         return dict.fromkeys(_REPRESENTATION, math.nan)
     vectors = vectors.float()
-    pooled = sample_means(vectors, samples)
-    some = vectors[:: -(-len(vectors) // MOST_VECTORS)]
+    pooled = mean_pool_by_sample(vectors, samples)
+    subset = vectors[:: -(-len(vectors) // MAX_RANK_VECTORS)]
     values = (
-        effective_rank(some),
-        mean_pairwise_cosine(some),
-        normalized_spread(some),
+        effective_rank(subset),
+        mean_pairwise_cosine(subset),
+        normalized_std(subset),
         effective_rank(pooled),
         mean_pairwise_cosine(pooled),
-        within_sample_share(vectors, samples),
+        within_sample_variance_ratio(vectors, samples),
     )
     return {name: value.item() for name, value in zip(_REPRESENTATION, values, strict=True)}
 
@@ -81,84 +84,91 @@ def prediction_health(
     masks: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
 ) -> dict[str, float]:
-    """Health of the predictions: their loss, the losses of three rivals that read no context, and hit rates.
+    """Measure the predictions: their loss, the losses of three baselines, top-1 accuracies.
 
-    `hit_rate` chooses among `MOST_CANDIDATES` targets (fewer, if there are fewer), evenly spread over the batch, so
-    that its scale stays the same over a run. `hit_rate_in_sample` chooses among the targets of one mask of one sample.
-    A position that several masks of a sample hide has one target. It is a candidate once, and counts for rivals once.
+    `top1_accuracy` chooses among at most `MAX_TOP1_CANDIDATES` targets, evenly distributed over the batch,
+    so that its scale stays the same during a run. `top1_accuracy_in_sample` chooses among the targets of
+    one mask of one sample. A position that several masks of a sample hide has one target, which
+    counts once as a candidate and once for the baselines.
 
     Args:
-        predictions: `[N, D]`; None where the predictor is not trained: then there are the rivals' losses alone.
+        predictions: `[N, D]`; None for an untrained predictor: then only the baselines' losses are
+            returned.
         targets: `[N, D]`.
-        loss, smooth_l1_beta: as in `JepaConfig`.
-        samples, masks, positions: the sample of each target, the number of its mask there, and its place in its sample,
-            long `[N]`. No `positions` where a target stands for all positions of a mask: the others are not read then.
+        loss: As in `JepaConfig`.
+        smooth_l1_beta: As in `JepaConfig`.
+        samples: Sample of each target, long `[N]`.
+        masks: Mask of each target in its sample, long `[N]`.
+        positions: Position of each target in its sample, long `[N]`. None if a target stands for
+            all positions of a mask; then `samples` and `masks` are not used.
 
     Returns:
-        `prediction_loss`, `constant_prediction_loss`, `hit_rate` and `hit_rate_chance`. Where any two targets are of
-        one position or of one sample, `position_prediction_loss` and `sample_prediction_loss`. Where any two are of
-        one mask, `hit_rate_in_sample` and `hit_rate_in_sample_chance`.
+        `prediction_loss`, `constant_baseline_loss`, `top1_accuracy` and `top1_accuracy_chance`. If any two
+        targets have the same position or the same sample, `position_baseline_loss` and
+        `sample_baseline_loss`. If any two have the same mask, `top1_accuracy_in_sample` and
+        `top1_accuracy_in_sample_chance`.
     """
     distinct = torch.arange(len(targets), device=targets.device)
-    if positions is not None:
+    views, groups = None, {}
+    if positions is not None and samples is not None and masks is not None:
         distinct = _first_of_each(_pairs(samples, positions))
-    of_rivals = targets[distinct]
-    values = {"constant_prediction_loss": constant_predictor_loss(of_rivals, loss, smooth_l1_beta)}
-    for name, groups in (("position", positions), ("sample", samples)) if positions is not None else ():
-        groups = groups[distinct]
-        if len(groups.unique()) < len(groups):
-            values[f"{name}_prediction_loss"] = group_predictor_loss(of_rivals, groups, loss, smooth_l1_beta)
+        groups = {"position": positions[distinct], "sample": samples[distinct]}
+        views = _pairs(samples, masks)
+    candidates = targets[distinct]
+    values = {"constant_baseline_loss": constant_baseline_loss(candidates, loss, smooth_l1_beta)}
+    for name, group in groups.items():
+        if len(group.unique()) < len(group):
+            values[f"{name}_baseline_loss"] = group_baseline_loss(candidates, group, loss, smooth_l1_beta)
     if predictions is not None:
-        chosen = distinct[:: -(-len(distinct) // MOST_CANDIDATES)]
+        chosen = distinct[:: -(-len(distinct) // MAX_TOP1_CANDIDATES)]
         values["prediction_loss"] = prediction_loss(loss, predictions, targets, smooth_l1_beta).mean()
-        values["hit_rate"] = hit_rate(predictions[chosen], targets[chosen])
-        values["hit_rate_chance"] = targets.new_tensor(1 / len(chosen), dtype=torch.float32)
-        views = None if positions is None else _pairs(samples, masks)
+        values["top1_accuracy"] = top1_accuracy(predictions[chosen], targets[chosen])
+        values["top1_accuracy_chance"] = targets.new_tensor(1 / len(chosen), dtype=torch.float32)
         if views is not None and len(views.unique()) < len(views):
-            hits, chance = hit_rate_in_sample(predictions, targets, views)
-            values |= {"hit_rate_in_sample": hits, "hit_rate_in_sample_chance": chance}
+            accuracy, chance = top1_accuracy_in_sample(predictions, targets, views)
+            values |= {"top1_accuracy_in_sample": accuracy, "top1_accuracy_in_sample_chance": chance}
     return {name: value.item() for name, value in values.items()}
 
 
-def _pairs(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """A number for each pair of numbers, long `[N]`, `[N]` -> long `[N]`."""
-    return one * (other.max() + 1) + other
+def _pairs(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Number the pairs of two numbers: long `[N]`, `[N]` -> long `[N]`."""
+    return first * (second.max() + 1) + second
 
 
 def _first_of_each(keys: torch.Tensor) -> torch.Tensor:
-    """Where each key stands first, in order, long `[N]` -> long `[number of keys]`."""
-    found, owner = keys.unique(return_inverse=True)
-    places = torch.arange(len(keys), device=keys.device)
-    return places.new_full(found.shape, len(keys)).scatter_reduce(0, owner, places, "amin").sort().values
+    """Return each key's first index, in order: long `[N]` -> long `[number of keys]`."""
+    unique, owner = keys.unique(return_inverse=True)
+    indices = torch.arange(len(keys), device=keys.device)
+    return indices.new_full(unique.shape, len(keys)).scatter_reduce(0, owner, indices, "amin").sort().values
 
 
-def best_rival(measured: Mapping[str, float]) -> tuple[str, float]:
-    """The rival of least loss, in words, and its loss.
+def best_baseline(measured: Mapping[str, float]) -> tuple[str, float]:
+    """Return description and loss of the baseline with the lowest loss.
 
     Args:
-        measured: what `prediction_health` gives.
+        measured: Metrics of `prediction_health`.
 
-    >>> best_rival({"constant_prediction_loss": 0.43, "position_prediction_loss": 0.31})
+    >>> best_baseline({"constant_baseline_loss": 0.43, "position_baseline_loss": 0.31})
     ('the position alone', 0.31)
     """
-    name = min((rival for rival in RIVALS if rival in measured), key=lambda rival: measured[rival])
-    return RIVALS[name], measured[name]
+    name = min((baseline for baseline in BASELINES if baseline in measured), key=lambda baseline: measured[baseline])
+    return BASELINES[name], measured[name]
 
 
 def diagnose(measured: Sequence[Mapping[str, float]], finished: bool = False) -> dict[str, str]:
-    """Judge the last of a run's measurements: a sentence for each kind of finding, empty where there is none.
+    """Judge the last of a run's measurements: a sentence for each kind of finding.
 
-    The kinds of collapse are "total" (all samples get the same vector), "dimensional" (vectors differ along few
-    directions), "token" (all positions of a sample get the same vector) and "position" (all samples get the same
-    sequence of vectors). "divergence" means that predictions were good and are not. Each number is compared with
-    the run's start (divergence: with its best), because encoders differ widely before any training.
-    "nothing_learned" means that the prediction loss is not 2 % below its best rival's; only a finished run is judged
-    so.
+    The kinds of collapse are "total" (all samples get the same vector), "dimensional" (vectors
+    differ along few directions), "token" (all positions of a sample get the same vector) and
+    "position" (all samples get the same sequence of vectors). "divergence" means that predictions
+    were good and no longer are. Each number is compared with the run's start (divergence: with its
+    best), because encoders differ widely before any training. "nothing_learned" means that the
+    prediction loss is not 2 % below its best baseline's, in a finished run.
 
     Args:
-        measured: entries of the log with the names that `HealthCallback` gives, `health_target_rank` and so on; the
+        measured: Log entries of `HealthCallback`, with names such as `health_target_rank`; the
             first is the run's start.
-        finished: whether the last one was made after the run's last step.
+        finished: Whether the last one was made after the run's last step.
 
     >>> measured = [{"health_target_rank": 200.0}, {"health_target_rank": 10.0}]
     >>> diagnose(measured)["dimensional"]
@@ -167,85 +177,117 @@ def diagnose(measured: Sequence[Mapping[str, float]], finished: bool = False) ->
     {}
     """
     start, now = measured[0], measured[-1]
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     for encoder in ("target", "context"):
-        for pooled, what, left in (
-            ("", "representations", DIMENSIONS_LEFT),
-            ("pooled_", "pooled representations", POOLED_DIMENSIONS_LEFT),
-        ):
-            name = f"health_{encoder}_{pooled}pairwise_cosine"
-            if name in now and 1 - now[name] < DIRECTIONS_LEFT * (1 - start[name]):
-                found.setdefault(
-                    "total",
-                    f"total collapse: the {encoder} encoder's {what} all point the same way (mean cosine "
-                    f"{now[name]:.4f}, {start[name]:.4f} at the start)",
-                )
-            name = f"health_{encoder}_{pooled}rank"
-            if name in now and now[name] < left * start[name]:
-                found.setdefault(
-                    "dimensional",
-                    f"dimensional collapse: the {encoder} encoder's {what} use {now[name]:.3g} directions, "
-                    f"{start[name]:.3g} at the start",
-                )
-        name = f"health_{encoder}_within_sample"
-        if name in now and now[name] < TOKENS_LEFT * start[name]:
-            found.setdefault(
-                "token",
-                f"token collapse: the {encoder} encoder gives all positions of a sample nearly the same vector "
-                f"({100 * now[name]:.2g} % of the variance is within samples, {100 * start[name]:.2g} % at the start)",
-            )
-    position, constant = "health_position_prediction_loss", "health_constant_prediction_loss"
-    # Where all vectors are the same, the ratio of the two losses is rounding.
-    compared = position in now and "total" not in found
-    if compared and now[position] * start[constant] < POSITIONS_LEFT * start[position] * now[constant]:
-        found["position"] = (
-            "position collapse: the target encoder gives all samples nearly the same sequence of vectors (the position "
-            f"alone leaves {_share(now[position], now[constant])} of the best constant's loss, "
-            f"{_share(start[position], start[constant])} at the start)"
-        )
-    hits = next((name for name in ("health_hit_rate_in_sample", "health_hit_rate") if name in now), None)
-    if not all(map(math.isfinite, now.values())):
-        found["divergence"] = "divergence: representations are no finite numbers any more; lower the learning rate"
-    elif hits is not None:
-        best = max(measured, key=lambda entry: _skill(entry, hits))
-        if _skill(best, hits) > GOOD_SKILL and _skill(now, hits) < SKILL_LEFT * _skill(best, hits):
-            found["divergence"] = (
-                f"divergence: the predictor finds {100 * now[hits]:.2g} % of its targets and found "
-                f"{100 * best[hits]:.2g} % before; lower the learning rate"
-            )
+        for kind, sentence in _encoder_collapses(encoder, start, now):
+            kinds.setdefault(kind, sentence)
+    if "total" not in kinds:  # otherwise the ratio of the two losses is rounding
+        kinds |= _position_collapse(start, now)
+    kinds |= _divergence(measured)
     if finished and "health_prediction_loss" in now:
-        loss = now["health_prediction_loss"]
-        rival, best_loss = best_rival({name: now[f"health_{name}"] for name in RIVALS if f"health_{name}" in now})
-        if loss > NO_BETTER * best_loss:
-            # After a collapse or a divergence the remedy is theirs.
-            remedy = "" if found else "; try more steps, or a larger prediction_weight"
-            found["nothing_learned"] = (
-                f"nothing learned about single targets: the prediction loss ends at {loss:.4g}, where {rival} gives "
-                f"{best_loss:.4g}{remedy}"
+        kinds |= _nothing_learned(now, is_only_finding=not kinds)
+    return kinds
+
+
+def _encoder_collapses(encoder: str, start: Mapping[str, float], now: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Yield the total, dimensional and token collapses of an encoder."""
+    for pooled, vectors, left in (
+        ("", "representations", RANK_COLLAPSE_RATIO),
+        ("pooled_", "pooled representations", POOLED_RANK_COLLAPSE_RATIO),
+    ):
+        name = f"health_{encoder}_{pooled}pairwise_cosine"
+        if name in now and 1 - now[name] < COSINE_COLLAPSE_RATIO * (1 - start[name]):
+            yield (
+                "total",
+                f"total collapse: the {encoder} encoder's {vectors} all point the same way (mean cosine "
+                f"{now[name]:.4f}, {start[name]:.4f} at the start)",
             )
-    return found
+        name = f"health_{encoder}_{pooled}rank"
+        if name in now and now[name] < left * start[name]:
+            yield (
+                "dimensional",
+                f"dimensional collapse: the {encoder} encoder's {vectors} use {now[name]:.3g} directions, "
+                f"{start[name]:.3g} at the start",
+            )
+    name = f"health_{encoder}_within_sample"
+    if name in now and now[name] < TOKEN_COLLAPSE_RATIO * start[name]:
+        yield (
+            "token",
+            f"token collapse: the {encoder} encoder gives all positions of a sample nearly the same vector "
+            f"({100 * now[name]:.2g} % of the variance is within samples, {100 * start[name]:.2g} % at the start)",
+        )
 
 
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.2g} %"
+def _position_collapse(start: Mapping[str, float], now: Mapping[str, float]) -> dict[str, str]:
+    position, constant = "health_position_baseline_loss", "health_constant_baseline_loss"
+    if position not in now:
+        return {}
+    if not now[position] * start[constant] < POSITION_COLLAPSE_RATIO * start[position] * now[constant]:  # also for NaN
+        return {}
+    return {
+        "position": (
+            "position collapse: the target encoder gives all samples nearly the same sequence of vectors (the position "
+            f"alone leaves {_ratio(now[position], now[constant])} of the best constant's loss, "
+            f"{_ratio(start[position], start[constant])} at the start)"
+        )
+    }
 
 
-def _skill(entry: Mapping[str, float], hits: str) -> float:
-    chance = entry[f"{hits}_chance"]
-    return (entry[hits] - chance) / (1 - chance)
+def _divergence(measured: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    now = measured[-1]
+    if not all(map(math.isfinite, now.values())):
+        return {"divergence": "divergence: representations are not finite any more; lower the learning rate"}
+    name = next((name for name in ("health_top1_accuracy_in_sample", "health_top1_accuracy") if name in now), None)
+    if name is None:
+        return {}
+    best = max(measured, key=lambda entry: _skill(entry, name))
+    if not (_skill(best, name) > MIN_GOOD_SKILL and _skill(now, name) < SKILL_DROP_RATIO * _skill(best, name)):
+        return {}
+    return {
+        "divergence": (
+            f"divergence: the predictor finds {100 * now[name]:.2g} % of its targets and found "
+            f"{100 * best[name]:.2g} % before; lower the learning rate"
+        )
+    }
+
+
+def _nothing_learned(now: Mapping[str, float], is_only_finding: bool) -> dict[str, str]:
+    loss = now["health_prediction_loss"]
+    name, baseline = best_baseline({key: now[f"health_{key}"] for key in BASELINES if f"health_{key}" in now})
+    if not loss > MAX_LOSS_VS_BASELINE * baseline:
+        return {}
+    # A collapse or a divergence has its own remedy.
+    remedy = "; try more steps, or a larger prediction_weight" if is_only_finding else ""
+    return {
+        "nothing_learned": (
+            f"nothing learned about single targets: the prediction loss ends at {loss:.4g}, where {name} gives "
+            f"{baseline:.4g}{remedy}"
+        )
+    }
+
+
+def _ratio(part: float, total: float) -> str:
+    return f"{100 * part / total:.2g} %"
+
+
+def _skill(entry: Mapping[str, float], name: str) -> float:
+    """Rescale a top-1 accuracy: 0 is chance, 1 is perfect."""
+    chance = entry[f"{name}_chance"]
+    return (entry[name] - chance) / (1 - chance)
 
 
 def is_measurement(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry of a run's log is one of `HealthCallback`'s."""
+    """Return whether an entry of a run's log is a measurement of `HealthCallback`."""
     return any(name.startswith("health_") for name in entry)
 
 
 def findings(history: Iterable[Mapping[str, Any]], max_steps: int | None = None) -> dict[str, tuple[int, str]]:
-    """Over a run's log: for each kind that `diagnose` ever found, the first step of it and the sentence.
+    """Return the first step and the sentence of each kind of finding in a run's log.
 
     Args:
         history: `trainer.state.log_history`, or `history` in `metrics.json`.
-        max_steps: the run's length in steps, at which it is judged whether anything was learned; None judges no run so.
+        max_steps: The run's length in steps, at which it is judged whether anything was learned;
+            None for no such judgment.
     """
     measured = list(filter(is_measurement, history))
     first: dict[str, tuple[int, str]] = {}

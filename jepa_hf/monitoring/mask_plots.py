@@ -1,11 +1,11 @@
-"""The picture of the masks: of real samples, what the context encoder reads and what is to be predicted."""
+"""Pictures of masks: the context encoder's view of real samples, and the targets to predict."""
 
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -25,21 +25,26 @@ from ..utils.types import ProcessingClass
 Batch = dict[str, np.ndarray]
 
 _DPI = 110
-_WIDTH = 10  # inches, of text and features
-_MOST_MASKS = 4  # of a sample; more would be too small to read
+_WIDTH = 10  # inches, for text and features
+_MAX_MASKS = 4  # per sample; more would be too small to read
 _NO_TARGETS = "too short to be masked, skipped"
 _TO_PREDICT = "hidden from the context, to be predicted"
 
 _TARGET_COLOR = "#ffcb7d"
 _FRAME_COLOR = "#e07b00"
-_GREY = 0.82  # of patches that are not shown
+_GREY = 0.82  # brightness of hidden patches
 _PADDING_COLOR = "0.9"
-_SHADE = {"facecolor": (0.75, 0.75, 0.75, 0.8), "edgecolor": (0.25, 0.25, 0.25), "hatch": "////", "linewidth": 0}
+_SHADE: dict[str, Any] = {
+    "facecolor": (0.75, 0.75, 0.75, 0.8),
+    "edgecolor": (0.25, 0.25, 0.25),
+    "hatch": "////",
+    "linewidth": 0,
+}
 
-# Pixels of the picture of texts.
+# Layout of texts, in pixels.
 _FONT = FontProperties(size=9)
 _LINE, _MARGIN, _TOP = 20, 16, 40
-_MOST_LINES = 6  # of a sample, shared by its masks
+_MAX_LINES = 6  # per sample, shared by its masks
 
 
 def write_masks(
@@ -50,16 +55,18 @@ def write_masks(
     processing_class: ProcessingClass | None = None,
     rows: int = 6,
 ) -> None:
-    """Draw the first rows of a data set as the collator masks them in its present epoch.
+    """Draw the first rows of a data set as the collator masks them in its current epoch.
 
     Args:
-        model: the JEPA.
-        collator: the run's.
-        dataset: what the collator reads; only the first `rows` are taken.
-        path, processing_class, rows: as in `plot_masks`.
+        model: The JEPA.
+        collator: The run's collator.
+        dataset: Rows for the collator; only the first `rows` are read.
+        path: As for `plot_masks`.
+        processing_class: As for `plot_masks`.
+        rows: As for `plot_masks`.
 
     Raises:
-        UsageError: as `plot_masks`, or as the collator.
+        UsageError: As by `plot_masks` and by the collator.
     """
     plot_masks(model, collator(list(islice(dataset, rows))), path, processing_class, rows)
 
@@ -71,22 +78,22 @@ def plot_masks(
     processing_class: ProcessingClass | None = None,
     rows: int = 6,
 ) -> None:
-    """Draw the masks of a collated batch to a PNG: of each sample at most four masks.
+    """Draw the masks of a collated batch to a PNG, at most four masks per sample.
 
-    Images: the image, its context, and each target block alone. Texts: their tokens, targets marked, and where masked
-    tokens are kept also the view with them; of packed rows each text by itself. Features: a heat map of the
-    standardised values, hidden ones shaded.
-    Characters that matplotlib's font lacks are drawn as boxes.
+    Images: the image, its context, and each target block alone. Texts: their tokens with marked
+    targets, and with mask tokens also the masked view; documents of packed rows separately.
+    Features: a heat map of the standardized values, with hidden ones shaded. Characters that
+    matplotlib's font lacks are drawn as boxes.
 
     Args:
-        model: says what it reads, and how it standardises features.
-        batch: what a collator gives for this model.
-        path: the file to write.
-        processing_class: tokenizer or image processor; not read for features.
-        rows: of the batch, the first so many samples are drawn.
+        model: Defines the modality, and the standardization of features.
+        batch: A batch of the model's collator.
+        path: File to write.
+        processing_class: Tokenizer or image processor; not used for features.
+        rows: Number of samples to draw, from the first on.
 
     Raises:
-        UsageError: no tokenizer for texts, or no image processor for images.
+        UsageError: No tokenizer for texts, or no image processor for images.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -99,34 +106,34 @@ def _draw(
     processing_class: ProcessingClass | None,
     rows: int,
 ) -> Figure:
-    shown = {name: tensor[:rows].numpy(force=True) for name, tensor in batch.items()}
-    modality = model.backbone.modality
+    arrays = {name: tensor[:rows].numpy(force=True) for name, tensor in batch.items()}
+    modality = model.encoder_adapter.modality
     if modality == "images":
         if not isinstance(processing_class, BaseImageProcessor):
-            raise UsageError("a picture of masked images needs their image processor: give it as processing_class")
-        return _draw_images(shown, model.backbone.grid, processing_class)
+            raise UsageError("A picture of masked images needs their image processor. Pass it as processing_class.")
+        return _draw_images(arrays, model.encoder_adapter.grid, processing_class)
     if modality == "text":
         if not isinstance(processing_class, PreTrainedTokenizerBase):
-            raise UsageError("a picture of masked texts needs their tokenizer: give it as processing_class")
-        return _draw_texts(shown, processing_class, rows)
-    encoder = model.context_encoder
+            raise UsageError("A picture of masked texts needs their tokenizer. Pass it as processing_class.")
+        return _draw_texts(arrays, processing_class, rows)
+    encoder = cast(Any, model.context_encoder)
     mean, std = encoder.feature_mean.numpy(force=True), encoder.feature_std.numpy(force=True)
-    values = (shown["features"] - mean) / std
+    values = (arrays["features"] - mean) / std
     if encoder.config.mode == "time":
-        return _draw_series(shown, values)
-    return _draw_vectors(shown, values, encoder.config.mode, encoder.config.patch_size)
+        return _draw_series(arrays, values)
+    return _draw_vectors(arrays, values, encoder.config.mode, encoder.config.patch_size)
 
 
-def _figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
-def _flags(positions: np.ndarray, valid: np.ndarray, length: int) -> np.ndarray:
-    """Which positions are listed: long and bool `[..., K]` -> bool `[..., length]`."""
+def _to_boolean_mask(positions: np.ndarray, valid: np.ndarray, length: int) -> np.ndarray:
+    """Convert lists of positions to flags: long and bool `[..., K]` -> bool `[..., length]`."""
     flags = np.zeros((*positions.shape[:-1], length + 1), dtype=bool)
-    # What is only filled up falls into a place of its own.
+    # Padding is written to an additional column.
     np.put_along_axis(flags, np.where(valid, positions, length), True, axis=-1)
     return flags[..., :length]
 
@@ -139,13 +146,13 @@ def _mask_title(number: int, masks: int) -> str:
 
 
 def _draw_images(batch: Batch, grid: tuple[int, ...], processor: BaseImageProcessor) -> Figure:
-    """A row per image: the image, the context, and a column per target block."""
-    images = _displayable(batch["pixel_values"], processor)
+    """Draw a row per image: the image, the context, and a column per target block."""
+    images = _unnormalize(batch["pixel_values"], processor)
     patches = grid[0] * grid[1]
-    context = _flags(batch["context_positions"], batch["context_valid"], patches)[:, 0]
-    targets = _flags(batch["target_positions"], batch["target_valid"], patches)
+    context = _to_boolean_mask(batch["context_positions"], batch["context_valid"], patches)[:, 0]
+    targets = _to_boolean_mask(batch["target_positions"], batch["target_valid"], patches)
     masks = targets.shape[1]
-    titles = ["image", "context", *(f"target {number + 1} of {masks}" for number in range(min(masks, _MOST_MASKS)))]
+    titles = ["image", "context", *(f"target {number + 1} of {masks}" for number in range(min(masks, _MAX_MASKS)))]
 
     size = 1.7
     figure = _figure(size * len(titles), size * len(images) + 0.3)
@@ -156,7 +163,7 @@ def _draw_images(batch: Batch, grid: tuple[int, ...], processor: BaseImageProces
         axis.set(xticks=[], yticks=[])
     for row, image in enumerate(images):
         if not context[row].any():
-            # The collator's sign for a damaged image.
+            # The collator marks a damaged image by an empty context.
             for axis in axes[row]:
                 axis.imshow(np.full_like(image, _GREY))
             axes[row, 0].text(
@@ -164,70 +171,55 @@ def _draw_images(batch: Batch, grid: tuple[int, ...], processor: BaseImageProces
             )
             continue
         axes[row, 0].imshow(image)
-        axes[row, 1].imshow(_only(image, context[row].reshape(grid)))
+        axes[row, 1].imshow(_grey_out_rest(image, context[row].reshape(grid)))
         for axis, target in zip(axes[row, 2:], targets[row], strict=False):
             block = target.reshape(grid)
-            axis.imshow(_only(image, block))
-            if block.any():  # on a small plane the context may have taken all of it
+            axis.imshow(_grey_out_rest(image, block))
+            if block.any():  # on a small grid the context may contain all of it
                 axis.add_patch(_frame(block, image.shape[0] // grid[0], image.shape[1] // grid[1]))
     return figure
 
 
-def _displayable(pixel_values: np.ndarray, processor: BaseImageProcessor) -> np.ndarray:
-    """What the processor made of images, undone: `[B, C, H, W]` -> RGB in 0..1 `[B, H, W, 3]`."""
+def _unnormalize(pixel_values: np.ndarray, processor: BaseImageProcessor) -> np.ndarray:
+    """Invert the processor's normalization: `[B, C, H, W]` -> RGB in 0..1 `[B, H, W, 3]`."""
+    settings = cast(Any, processor)
     images = pixel_values.transpose(0, 2, 3, 1)
-    if processor.do_normalize:
-        images = images * np.asarray(processor.image_std) + np.asarray(processor.image_mean)
-    images = images / (255 * (processor.rescale_factor if processor.do_rescale else 1))
+    if settings.do_normalize:
+        images = images * np.asarray(settings.image_std) + np.asarray(settings.image_mean)
+    images = images / (255 * (settings.rescale_factor if settings.do_rescale else 1))
     return np.broadcast_to(images.clip(0, 1), (*images.shape[:3], 3))
 
 
-def _only(image: np.ndarray, patches: np.ndarray) -> np.ndarray:
-    """The image `[H, W, 3]` where `patches`, bool `[rows, columns]`, is True; grey elsewhere."""
+def _grey_out_rest(image: np.ndarray, patches: np.ndarray) -> np.ndarray:
+    """Grey out an image `[H, W, 3]` where `patches`, bool `[rows, columns]`, is False."""
     visible = patches.repeat(image.shape[0] // patches.shape[0], 0).repeat(image.shape[1] // patches.shape[1], 1)
     return np.where(visible[..., None], image, _GREY)
 
 
 def _frame(block: np.ndarray, height: int, width: int) -> Rectangle:
-    """The outline of a block, bool `[rows, columns]`, of patches of so many pixels."""
+    """Return the outline of a block, bool `[rows, columns]`, of `height` x `width` patches."""
     (top, left), (bottom, right) = (limit(np.argwhere(block), axis=0) for limit in (np.min, np.max))
-    corner = (left * width - 0.5, top * height - 0.5)  # imshow's pixels have their centres on whole numbers
+    corner = (left * width - 0.5, top * height - 0.5)  # imshow centres pixels on integers
     size = ((right - left + 1) * width, (bottom - top + 1) * height)
     return Rectangle(corner, *size, fill=False, edgecolor=_FRAME_COLOR, linewidth=2)
 
 
 # ---- texts
 
+# Text of a token (or of several tokens that form one character), its width in pixels, whether it is
+# a target.
+_Piece = tuple[str, float, bool]
 
-def _draw_texts(batch: Batch, tokenizer: PreTrainedTokenizerBase, most: int) -> Figure:
-    """A block per text, mask and view: a heading and lines of words."""
+
+def _draw_texts(batch: Batch, tokenizer: PreTrainedTokenizerBase, max_texts: int) -> Figure:
+    """Draw a block per text, mask and view: a heading and lines of words."""
     figure = _figure(_WIDTH, 1, layout=None)
-    renderer = figure.canvas.get_renderer()
+    renderer = cast(FigureCanvasAgg, figure.canvas).get_renderer()
 
     def measure(text: str) -> float:
         return renderer.get_text_width_height_descent(text, _FONT, False)[0]
 
-    length = batch["input_ids"].shape[1]
-    targets = _flags(batch["target_positions"], batch["target_valid"], length)
-    masks = targets.shape[1]
-    kept = batch["context_input_ids"].reshape(-1, masks, length) if "context_input_ids" in batch else None
-    shown_masks = min(masks, _MOST_MASKS)
-    most_lines = max(_MOST_LINES // (shown_masks * (1 if kept is None else 2)), 2)
-
-    blocks: list[list[tuple[str, list[list[_Piece]]]]] = []
-    for name, row, real in islice(_texts(batch), most):
-        for mask in range(shown_masks):
-            marked = targets[row, mask] & real
-            count = f"{marked.sum()} of {real.sum()} tokens hidden" if marked.any() else _NO_TARGETS
-            parts = (name, _mask_title(mask, masks), count)
-            views = {", ".join(filter(None, parts)): batch["input_ids"]}
-            if kept is not None and marked.any():
-                views["what the context encoder reads"] = kept[:, mask]
-            blocks.append([])
-            for heading, ids in views.items():
-                pieces = _pieces(ids[row][real], marked[real], tokenizer, measure)
-                blocks[-1].append((heading, _wrapped(pieces, _WIDTH * _DPI - 2 * _MARGIN, most_lines, measure)))
-
+    blocks = _text_blocks(batch, tokenizer, max_texts, measure)
     height = _TOP + _LINE * sum(0.6 + sum(1 + len(lines) for _, lines in block) for block in blocks)
     figure.set_size_inches(_WIDTH, height / _DPI)
     axis = figure.add_axes((0, 0, 1, 1))
@@ -259,28 +251,51 @@ def _draw_texts(batch: Batch, tokenizer: PreTrainedTokenizerBase, most: int) -> 
     return figure
 
 
+def _text_blocks(
+    batch: Batch, tokenizer: PreTrainedTokenizerBase, max_texts: int, measure: Callable[[str], float]
+) -> list[list[tuple[str, list[list[_Piece]]]]]:
+    """Lay out a block per text and mask: heading and lines of each view."""
+    length = batch["input_ids"].shape[1]
+    targets = _to_boolean_mask(batch["target_positions"], batch["target_valid"], length)
+    masks = targets.shape[1]
+    masked_ids = batch["context_input_ids"].reshape(-1, masks, length) if "context_input_ids" in batch else None
+    num_masks = min(masks, _MAX_MASKS)
+    max_lines = max(_MAX_LINES // (num_masks * (1 if masked_ids is None else 2)), 2)
+
+    blocks = []
+    for name, row, valid in islice(_texts(batch), max_texts):
+        for mask in range(num_masks):
+            is_target = targets[row, mask] & valid
+            count = f"{is_target.sum()} of {valid.sum()} tokens hidden" if is_target.any() else _NO_TARGETS
+            views = {", ".join(filter(None, (name, _mask_title(mask, masks), count))): batch["input_ids"]}
+            if masked_ids is not None and is_target.any():
+                views["what the context encoder reads"] = masked_ids[:, mask]
+            block = []
+            for heading, ids in views.items():
+                pieces = _pieces(ids[row][valid], is_target[valid], tokenizer, measure)
+                block.append((heading, _wrap_lines(pieces, _WIDTH * _DPI - 2 * _MARGIN, max_lines, measure)))
+            blocks.append(block)
+    return blocks
+
+
 def _texts(batch: Batch) -> Iterator[tuple[str, int, np.ndarray]]:
-    """The texts of a batch: what to call each, its row, and which places there are its own, bool `[L]`."""
-    for row, real in enumerate(batch["attention_mask"].astype(bool)):
-        if "sequence_ids" not in batch:
-            yield f"text {row + 1}", row, real
+    """Yield name, row and positions, bool `[L]`, of the texts of a batch."""
+    for row, valid in enumerate(batch["attention_mask"].astype(bool)):
+        if "document_ids" not in batch:
+            yield f"text {row + 1}", row, valid
             continue
-        numbers = batch["sequence_ids"][row]
-        for number in range(numbers.max() + 1):
-            yield f"row {row + 1}, text {number + 1} of {numbers.max() + 1}", row, numbers == number
-
-
-# Text of a token, or of several that only together make a character; its width in pixels; whether it is a target.
-_Piece = tuple[str, float, bool]
+        documents = batch["document_ids"][row]
+        for document in range(documents.max() + 1):
+            yield f"row {row + 1}, text {document + 1} of {documents.max() + 1}", row, documents == document
 
 
 def _pieces(
     ids: np.ndarray, targets: np.ndarray, tokenizer: PreTrainedTokenizerBase, measure: Callable[[str], float]
 ) -> Iterator[_Piece]:
-    """Tokens as readers know them: what each adds to the decoded text. Spaces before words are pieces of their own."""
+    """Yield the text that each token adds; spaces before words are separate pieces."""
     text, start = "", 0
     for end in range(1, len(ids) + 1):
-        longer = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
+        longer = cast(str, tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False))
         if longer.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids):
             continue
         piece = re.sub(r"\s+", " ", longer[len(text) :])
@@ -291,17 +306,19 @@ def _pieces(
         text, start = longer, end
 
 
-def _wrapped(
-    pieces: Iterable[_Piece], width: float, most_lines: int, measure: Callable[[str], float]
+def _wrap_lines(
+    pieces: Iterable[_Piece], width: float, max_lines: int, measure: Callable[[str], float]
 ) -> list[list[_Piece]]:
-    """Lines that are at most so many pixels wide, broken between words where that is possible; what does not fit into
-    `most_lines` becomes an ellipsis."""
+    """Break pieces into at most `max_lines` lines of at most `width` pixels.
+
+    An ellipsis replaces the rest.
+    """
     lines: list[list[_Piece]] = [[]]
     for piece in pieces:
         lines[-1].append(piece)
         if _width(lines[-1]) <= width:
             continue
-        if len(lines) == most_lines:
+        if len(lines) == max_lines:
             ellipsis = ("…", measure("…"), False)
             while lines[-1] and _width([*lines[-1], ellipsis]) > width:
                 lines[-1].pop()
@@ -310,7 +327,7 @@ def _wrapped(
         line = lines[-1]
         word = max((number + 1 for number, (text, _, _) in enumerate(line) if text == " "), default=0)
         if word == 0 or _width(line[word:]) > width:
-            word = max(len(line) - 1, 1)  # the word has no space before it on this line, or fits into none
+            word = max(len(line) - 1, 1)  # the word follows no space on this line, or is longer than a line
         lines[-1:] = [line[:word], line[word:]]
     return [line for line in lines if line]
 
@@ -323,9 +340,9 @@ def _draw_line(axis: Axes, line: list[_Piece], top: float) -> None:
     left = float(_MARGIN)
     for text, width, is_target in line:
         if is_target:
-            # A gap of a pixel tells neighbouring tokens apart.
+            # A gap of one pixel separates adjacent tokens.
             axis.add_patch(Rectangle((left, top + 1), width - 1, _LINE - 2, facecolor=_TARGET_COLOR, linewidth=0))
-        # A dollar sign is a dollar sign, not the start of a formula.
+        # Otherwise a dollar sign starts a formula.
         axis.text(left, top + 0.72 * _LINE, text, fontproperties=_FONT, parse_math=False)
         left += width
 
@@ -334,21 +351,20 @@ def _draw_line(axis: Axes, line: list[_Piece], top: float) -> None:
 
 
 def _draw_vectors(batch: Batch, values: np.ndarray, mode: str, patch_size: int) -> Figure:
-    """A heat map per mask, samples by features `[B, F]`."""
+    """Draw a heat map per mask, samples by features `[B, F]`."""
     samples, width = values.shape
     masks = batch["target_positions"].shape[1]
     groups = np.arange(width) // patch_size
     if mode == "flat":
-        # The one position is always the target: what was hidden shows in the values filled in.
-        filled = batch["context_features"].reshape(samples, masks, width) != batch["features"][:, None]
-        hidden = np.zeros((samples, masks, groups[-1] + 1), dtype=bool)
-        np.logical_or.at(hidden, (slice(None), slice(None), groups), filled)
+        # The only position is always the target; hidden features are those with other values.
+        is_filled = batch["context_features"].reshape(samples, masks, width) != batch["features"][:, None]
+        hidden = np.logical_or.reduceat(is_filled, np.arange(0, width, patch_size), axis=-1)
     else:
-        hidden = _flags(batch["target_positions"], batch["target_valid"], groups[-1] + 1)
+        hidden = _to_boolean_mask(batch["target_positions"], batch["target_valid"], groups[-1] + 1)
 
-    shown = min(masks, _MOST_MASKS)
-    figure = _figure(_WIDTH, 0.9 + shown * (0.6 + 0.3 * samples))
-    axes = figure.subplots(shown, 1, squeeze=False, sharex=True)
+    num_masks = min(masks, _MAX_MASKS)
+    figure = _figure(_WIDTH, 0.9 + num_masks * (0.6 + 0.3 * samples))
+    axes = figure.subplots(num_masks, 1, squeeze=False, sharex=True)
     for mask, axis in enumerate(axes[:, 0]):
         _heat_map(axis, values)
         for sample in range(samples):
@@ -357,22 +373,22 @@ def _draw_vectors(batch: Batch, values: np.ndarray, mode: str, patch_size: int) 
         axis.set_title(_mask_title(mask, masks), fontsize=9)
         axis.set_yticks(range(samples), [f"sample {number + 1}" for number in range(samples)], fontsize=8)
     axes[-1, 0].set_xlabel("feature")
-    whole = "hidden from the context; the target is the whole vector"
-    _add_keys(figure, axes, whole if mode == "flat" else _TO_PREDICT)
+    flat_label = "hidden from the context; the target is the full vector"
+    _add_legend(figure, axes, flat_label if mode == "flat" else _TO_PREDICT)
     return figure
 
 
 def _draw_series(batch: Batch, values: np.ndarray) -> Figure:
-    """A heat map per sample and mask, features by steps, of values `[B, T, F]`."""
+    """Draw a heat map per sample and mask, features by steps, of values `[B, T, F]`."""
     samples, steps, _ = values.shape
     masks = batch["target_positions"].shape[1]
-    shown = min(masks, _MOST_MASKS)
-    hidden = _flags(batch["target_positions"], batch["target_valid"], steps)
-    real = batch["attention_mask"].astype(bool)
-    values = np.where(real[..., None], values, np.nan)  # not drawn
+    num_masks = min(masks, _MAX_MASKS)
+    hidden = _to_boolean_mask(batch["target_positions"], batch["target_valid"], steps)
+    valid = batch["attention_mask"].astype(bool)
+    values = np.where(valid[..., None], values, np.nan)  # not drawn
 
     figure = _figure(_WIDTH, 1.0 + 1.3 * samples)
-    axes = figure.subplots(samples, shown, squeeze=False, sharex=True, sharey=True)
+    axes = figure.subplots(samples, num_masks, squeeze=False, sharex=True, sharey=True)
     for sample, row in enumerate(axes):
         for mask, axis in enumerate(row):
             _heat_map(axis, values[sample].T)
@@ -386,7 +402,7 @@ def _draw_series(batch: Batch, values: np.ndarray) -> Figure:
         row[0].set_ylabel(f"sample {sample + 1}\nfeature", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    _add_keys(figure, axes, _TO_PREDICT, *(() if real.all() else (Patch(color=_PADDING_COLOR, label="padding"),)))
+    _add_legend(figure, axes, _TO_PREDICT, *(() if valid.all() else (Patch(color=_PADDING_COLOR, label="padding"),)))
     return figure
 
 
@@ -397,16 +413,16 @@ def _heat_map(axis: Axes, values: np.ndarray) -> None:
     axis.tick_params(labelsize=8)
 
 
-def _add_keys(figure: Figure, axes: np.ndarray, hidden: str, *others: Patch) -> None:
-    """What colours and shades mean."""
+def _add_legend(figure: Figure, axes: np.ndarray, hidden: str, *others: Patch) -> None:
+    """Add a legend of colours and shades."""
     bar = figure.colorbar(axes[0, 0].images[0], ax=axes, extend="both", aspect=30, pad=0.01)
-    bar.set_label("standardised value", fontsize=8)
+    bar.set_label("standardized value", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     handles = [Patch(**_SHADE, label=hidden), *others]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=9, frameon=False)
 
 
 def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
-    """Start and end of each run of True of a bool `[L]`."""
+    """Return start and end of each run of True in a bool `[L]`."""
     edges = np.flatnonzero(np.diff(np.pad(flags.astype(np.int8), 1)))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]

@@ -1,4 +1,4 @@
-"""The curves of a run: loss and health over its steps."""
+"""Plots of a run's curves: loss and health over its steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .assessment import (
-    MEASURED,
+    MEASURED_PREFIX,
+    Assessor,
     Curves,
-    Reader,
-    curve,
-    read_change,
-    read_cosine,
-    read_hit_rate,
-    read_loss,
-    read_pooled_rank,
-    read_rank,
-    read_sample_hit_rate,
-    read_spread,
-    read_within_sample,
+    assess_change,
+    assess_cosine,
+    assess_loss,
+    assess_pooled_rank,
+    assess_rank,
+    assess_sample_top1_accuracy,
+    assess_spread,
+    assess_top1_accuracy,
+    assess_within_sample,
+    metric_series,
 )
 
 
@@ -31,68 +31,78 @@ class Panel:
     """Curves that share their axes.
 
     Args:
-        title: of the panel.
-        curves: name in the log and label of each.
-        read: makes a sentence of them.
-        reached: values that the vertical axis reaches in any case, so that small changes look small.
+        title: Title of the panel.
+        curves: Name in the log and label of each curve.
+        assess: Assesses the curves in a sentence.
+        must_include: Values that the vertical axis always includes, so that small changes look small.
     """
 
     title: str
     curves: Curves
-    read: Reader = read_change
-    reached: tuple[float, ...] = ()
+    assess: Assessor = assess_change
+    must_include: tuple[float, ...] = ()
 
 
 _ENCODERS = (("target", "targets"), ("context", "context outputs"))
 
 
-def _of_both(metric: str) -> Curves:
-    """A number that is measured for the targets and for the context encoder's outputs, or for their means."""
+def _target_and_context_curves(metric: str) -> Curves:
+    """Return the curves of a metric of targets and context outputs, or of their means."""
     pooled = "pooled " if metric.startswith("pooled_") else ""
-    return tuple((f"{MEASURED}{encoder}_{metric}", f"{pooled}{label}") for encoder, label in _ENCODERS)
+    return tuple((f"{MEASURED_PREFIX}{encoder}_{metric}", f"{pooled}{label}") for encoder, label in _ENCODERS)
 
 
-# A panel more is a line more. The first four are `training.png`.
+# The first four panels are drawn to `training.png`.
 PANELS: tuple[Panel, ...] = (
     Panel(
         "Prediction loss",
         (
             ("prediction_loss", "training"),
-            (f"{MEASURED}prediction_loss", "fixed samples"),
-            (f"{MEASURED}constant_prediction_loss", "constant predictor"),
-            (f"{MEASURED}position_prediction_loss", "the position alone"),
-            (f"{MEASURED}sample_prediction_loss", "the sample alone"),
+            (f"{MEASURED_PREFIX}prediction_loss", "fixed samples"),
+            (f"{MEASURED_PREFIX}constant_baseline_loss", "constant predictor"),
+            (f"{MEASURED_PREFIX}position_baseline_loss", "the position alone"),
+            (f"{MEASURED_PREFIX}sample_baseline_loss", "the sample alone"),
         ),
-        read_loss,
+        assess_loss,
     ),
     Panel(
-        "Hit rate: is the right target the nearest?",
+        "Top-1 accuracy: is the right target the nearest?",
         (
-            (f"{MEASURED}hit_rate_in_sample", "among its sample's targets"),
-            (f"{MEASURED}hit_rate_in_sample_chance", "chance there"),
-            (f"{MEASURED}hit_rate", "among the batch's targets"),
-            (f"{MEASURED}hit_rate_chance", "chance there"),
+            (f"{MEASURED_PREFIX}top1_accuracy_in_sample", "among its sample's targets"),
+            (f"{MEASURED_PREFIX}top1_accuracy_in_sample_chance", "chance there"),
+            (f"{MEASURED_PREFIX}top1_accuracy", "among the batch's targets"),
+            (f"{MEASURED_PREFIX}top1_accuracy_chance", "chance there"),
         ),
-        read_hit_rate,
+        assess_top1_accuracy,
         (0.0,),
     ),
-    Panel("Effective rank", _of_both("rank"), read_rank, (0.0,)),
-    Panel("Mean pairwise cosine (1: collapsed)", _of_both("pairwise_cosine"), read_cosine, (0.0, 1.0)),
-    Panel("Spread of directions (0: collapsed)", _of_both("spread"), read_spread, (0.0, 1.0)),
-    Panel("Effective rank of whole samples", _of_both("pooled_rank"), read_pooled_rank, (0.0,)),
+    Panel("Effective rank", _target_and_context_curves("rank"), assess_rank, (0.0,)),
     Panel(
-        "Mean cosine between whole samples (1: collapsed)", _of_both("pooled_pairwise_cosine"), read_cosine, (0.0, 1.0)
+        "Mean pairwise cosine (1: collapsed)", _target_and_context_curves("pairwise_cosine"), assess_cosine, (0.0, 1.0)
     ),
-    Panel("Variance within samples (0: token collapse)", _of_both("within_sample"), read_within_sample, (0.0, 1.0)),
+    Panel("Spread of directions (0: collapsed)", _target_and_context_curves("spread"), assess_spread, (0.0, 1.0)),
+    Panel("Effective rank of pooled samples", _target_and_context_curves("pooled_rank"), assess_pooled_rank, (0.0,)),
+    Panel(
+        "Mean cosine between pooled samples (1: collapsed)",
+        _target_and_context_curves("pooled_pairwise_cosine"),
+        assess_cosine,
+        (0.0, 1.0),
+    ),
+    Panel(
+        "Variance within samples (0: token collapse)",
+        _target_and_context_curves("within_sample"),
+        assess_within_sample,
+        (0.0, 1.0),
+    ),
     Panel(
         "Distance between the encoders",
-        ((f"{MEASURED}encoder_distance", "the relative distance between their weights"),),
-        reached=(0.0,),
+        ((f"{MEASURED_PREFIX}encoder_distance", "the relative distance between their weights"),),
+        must_include=(0.0,),
     ),
     Panel(
         "Probe of the frozen encoder",
         (("eval_probe_linear", "the linear probe's accuracy"), ("eval_probe_knn", "the nearest neighbours' accuracy")),
-        reached=(0.0, 1.0),
+        must_include=(0.0, 1.0),
     ),
     Panel(
         "Masked-language-model loss",
@@ -108,20 +118,23 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel(
         "Samples found by their context",
-        ((f"{MEASURED}sample_hit_rate", "fixed samples"), (f"{MEASURED}sample_hit_rate_chance", "chance")),
-        read_sample_hit_rate,
+        (
+            (f"{MEASURED_PREFIX}sample_top1_accuracy", "fixed samples"),
+            (f"{MEASURED_PREFIX}sample_top1_accuracy_chance", "chance"),
+        ),
+        assess_sample_top1_accuracy,
         (0.0,),
     ),
     Panel(
         "Contrastive term: which sample of the batch it is",
         (("contrastive_loss", "the loss in training"), ("eval_contrastive_loss", "the loss in evaluation")),
     ),
-    Panel("Norm of the gradient", (("grad_norm", "the norm of the gradient"),), reached=(0.0,)),
+    Panel("Norm of the gradient", (("grad_norm", "the norm of the gradient"),), must_include=(0.0,)),
     Panel("EMA decay of the target encoder", (("ema_decay", "the decay"),)),
-    Panel("Learning rate", (("learning_rate", "the learning rate"),), reached=(0.0,)),
+    Panel("Learning rate", (("learning_rate", "the learning rate"),), must_include=(0.0,)),
 )
 
-# Of a language model with paired views.
+# Panels of a language model with paired views.
 LLM_PANELS: tuple[Panel, ...] = (
     Panel("Next-token loss", (("lm_loss", "training"), ("eval_lm_loss", "evaluation"))),
     Panel("Distance between the views", (("pair_loss", "training"), ("eval_pair_loss", "evaluation"))),
@@ -133,44 +146,49 @@ LLM_PANELS: tuple[Panel, ...] = (
             ("eval_gsm8k", "the same final number"),
             ("eval_sql", "the same rows of the database"),
         ),
-        reached=(0.0, 1.0),
+        must_include=(0.0, 1.0),
     ),
     Panel(
         "Is a row's own second view the nearest to its first?",
-        (("eval_view_hit_rate", "evaluation"), ("eval_view_hit_rate_chance", "chance")),
-        reached=(0.0,),
+        (("eval_view_top1_accuracy", "evaluation"), ("eval_view_top1_accuracy_chance", "chance")),
+        must_include=(0.0,),
     ),
     Panel(
         "Cosine between rows' second views (1: collapsed)",
         (("eval_view_pairwise_cosine", "evaluation"),),
-        reached=(0.0, 1.0),
+        must_include=(0.0, 1.0),
     ),
-    Panel("Effective rank of the second views", (("eval_view_rank", "evaluation"),), reached=(0.0,)),
-    Panel("Cosine of the two views", (("view_cosine", "training"), ("eval_view_cosine", "evaluation")), reached=(1.0,)),
-    Panel("Turns of the paths (STP)", (("tube_loss", "training"), ("eval_tube_loss", "evaluation"))),
-    Panel("Norm of the gradient", (("grad_norm", "the norm of the gradient"),), reached=(0.0,)),
-    Panel("Learning rate", (("learning_rate", "the learning rate"),), reached=(0.0,)),
+    Panel("Effective rank of the second views", (("eval_view_rank", "evaluation"),), must_include=(0.0,)),
+    Panel(
+        "Cosine of the two views",
+        (("view_cosine", "training"), ("eval_view_cosine", "evaluation")),
+        must_include=(1.0,),
+    ),
+    Panel("Turns of the paths (STP)", (("stp_loss", "training"), ("eval_stp_loss", "evaluation"))),
+    Panel("Norm of the gradient", (("grad_norm", "the norm of the gradient"),), must_include=(0.0,)),
+    Panel("Learning rate", (("learning_rate", "the learning rate"),), must_include=(0.0,)),
 )
 
-# Points of a curve that are drawn at most: more are finer than a screen, and make a page heavy.
-_MOST_POINTS = 1000
+# Maximum number of points per curve: more exceed a screen's resolution, and make the HTML page
+# slow.
+_MAX_POINTS = 1000
 
 
 def draw_panel(axis: Axes, panel: Panel, log_history: list[dict[str, Any]]) -> None:
-    """Draw those curves of a panel that the log holds, with a legend; the title is left to the caller."""
+    """Draw those curves of a panel that the log holds, with a legend but without a title."""
     for number, (name, label) in enumerate(panel.curves):
-        points = curve(log_history, name)
+        points = metric_series(log_history, name)
         if not points:
             continue
-        every = -(-len(points) // _MOST_POINTS)
+        every = -(-len(points) // _MAX_POINTS)
         steps, values = zip(*points[(len(points) - 1) % every :: every], strict=True)
-        sparse = name.startswith((MEASURED, "eval_"))
-        style = {"marker": "o", "markersize": 4} if sparse or len(points) == 1 else {"alpha": 0.6}
+        is_sparse = name.startswith((MEASURED_PREFIX, "eval_"))
+        style: dict[str, Any] = {"marker": "o", "markersize": 4} if is_sparse or len(points) == 1 else {"alpha": 0.6}
         axis.plot(steps, values, label=label, color=f"C{number}", **style)
     axis.set_xlabel("step")
     axis.grid(alpha=0.3)
     if axis.has_data():
-        axis.update_datalim([(axis.dataLim.x0, value) for value in panel.reached])
+        axis.update_datalim([(axis.dataLim.x0, value) for value in panel.must_include])
         axis.autoscale_view()
         axis.legend(fontsize=8)
 
@@ -180,15 +198,15 @@ def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
 
     Args:
         log_history: `trainer.state.log_history`.
-        path: the file to write.
+        path: File to write.
     """
     _plot(PANELS[:4], log_history, path)
 
 
 def plot_language_model(log_history: list[dict[str, Any]], path: str | Path) -> None:
-    """The same of a language model's log: the first four panels of `LLM_PANELS` that it has curves for."""
-    there = [panel for panel in LLM_PANELS if any(curve(log_history, name) for name, _ in panel.curves)]
-    _plot(there[:4], log_history, path)
+    """Draw the first four panels of `LLM_PANELS` that the log has curves for to a PNG."""
+    available = [panel for panel in LLM_PANELS if any(metric_series(log_history, name) for name, _ in panel.curves)]
+    _plot(available[:4], log_history, path)
 
 
 def _plot(panels: Sequence[Panel], log_history: list[dict[str, Any]], path: str | Path) -> None:

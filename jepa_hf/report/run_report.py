@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs no network and runs no script."""
+"""Report of a run: one self-contained HTML page without scripts."""
 
 import base64
 import errno
@@ -13,81 +13,80 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 
 from ..data.image_decoding import decode_image
 from ..errors import UsageError
 from ..evaluation.embedder import Embedder
+from ..evaluation.names import METRIC_LABELS
 from ..hub.export import JEPA_FOLDER
-from ..models.backbones import backbone_for
 from ..models.configuration_jepa import JepaConfig
+from ..models.encoder_adapters import encoder_adapter_for
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..monitoring.assessment import (
-    MEASURED,
+    MEASURED_PREFIX,
+    Assessment,
     History,
-    Level,
-    Reading,
-    curve,
-    percent,
-    read_findings,
-    read_samples,
-    reasons,
+    Severity,
+    assess_findings,
+    assess_samples,
+    explain_verdict,
+    format_percent,
+    metric_series,
     verdict,
 )
-from ..monitoring.metrics import effective_rank, mean_pairwise_cosine
+from ..monitoring.metrics import effective_rank, mean_pairwise_cosine, singular_values
 from ..monitoring.training_plots import PANELS
-from ..training.checkpoints import STATE_FILE, newest_whole
+from ..training.checkpoints import STATE_FILE, latest_valid_checkpoint
 from ..training.run_directory import RUN_FILE, read_run, versions
-from ..utils.atomic_files import whole_file
-from .figures import map_svg, panel_svg, spectrum_svg
+from ..utils.atomic_files import atomic_write
+from .figures import panel_svg, scatter_svg, spectrum_svg
 from .run_samples import RunSamples, load_run_samples
 
 REPORT_FILE = "report.html"
 EVALUATION_FILE = "evaluation/evaluation.json"
 
 _QUERIES, _NEIGHBOURS = 6, 3
-_TEXT_SHOWN = 160  # characters of a text
+_TEXT_SHOWN = 160  # characters
 _THUMBNAIL = 96  # pixels
 _PNG, _SVG = "image/png", "image/svg+xml"
 
-# Settings that say most; all of them follow.
+# The most informative settings; the page lists all of them below.
 _MAIN_SETTINGS = (
     "model_name_or_path", "model_type", "config_overrides", "train_file", "dataset_name", "max_seq_length",
-    "context_mode", "predictor_type", "loss", "target_layers", "target_norm", "mask_ratio", "mean_span_length",
+    "masked_tokens", "predictor_type", "loss", "average_top_k_layers", "target_norm", "mask_ratio", "mean_span_length",
     "num_masks", "ema_decay", "ema_decay_end", "learning_rate", "per_device_train_batch_size", "max_steps",
     "num_train_epochs", "seed",
 )  # fmt: skip
 
-# What metrics are called on the page, where not by their names.
-_METRICS = {"linear_probe": "linear probe", "knn": "kNN", "spearman": "Spearman's correlation"}
-
-# What the encoders are called on the page.
+# Names of the encoders on the page.
 _ENCODERS = {"context": "context encoder", "target": "target encoder", "random": "random weights"}
 
-_MASKED = {
-    "text": "Of the first texts: what is hidden from the context encoder, and to be predicted, is marked.",
-    "images": "Of the first images: what the context encoder sees, and the blocks to be predicted.",
-    "features": "Of the first samples: what is hidden from the context encoder, and to be predicted, is shaded.",
-    "any": "Of the first samples: what is hidden from the context encoder, and to be predicted.",
+_MASK_CAPTIONS = {
+    "text": "The first texts. Marked tokens are hidden from the context encoder and have to be predicted.",
+    "images": "The first images: the part that the context encoder receives, and the blocks to predict.",
+    "features": "The first samples. Shaded parts are hidden from the context encoder and have to be predicted.",
+    "any": "The first samples, and the parts that are hidden from the context encoder and have to be predicted.",
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left in its directory.
+    """Contents of a run's directory.
 
     Args:
         folder: the directory.
-        status: how far it got, a sentence.
-        history: what was logged, `trainer.state.log_history`.
-        max_steps: the length that it was to have, None where it has logged nothing.
-        settings: all arguments; empty where the directory does not note them.
-        versions: of the packages that trained it, by name; empty where the directory does not note them.
-        model: where the full model lies, None before the first checkpoint.
+        status: sentence about the progress of the run.
+        history: log entries, `trainer.state.log_history`.
+        max_steps: planned number of steps; None if nothing was logged.
+        settings: all arguments of the run; empty if unknown.
+        versions: versions of the packages that trained the model, by name; empty if unknown.
+        model: directory of the full model; None before the first checkpoint.
     """
 
     folder: Path
@@ -101,12 +100,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Representations:
-    """One vector per sample, from the trained encoders and from the same network with random weights.
+    """One vector per sample, from the trained encoders and from the network with random weights.
 
     Args:
-        samples: whose vectors they are.
-        modality: what the samples are.
-        vectors: mean-pooled, float32 `[N, D]`, by encoder: "context", "target", "random".
+        samples: the N samples.
+        modality: "text", "images" or "features".
+        vectors: by encoder ("context", "target", "random"), the mean-pooled vectors,
+            float32 `[N, D]`.
     """
 
     samples: RunSamples
@@ -119,40 +119,42 @@ def write_report(
     output: str | Path | None = None,
     max_samples: int = 1000,
     evaluation: str | Path | None = None,
-) -> Reading:
+) -> Assessment:
     """Write the page about a run.
 
     Args:
-        run_dir: what a run of `run_jepa.py` wrote, finished or not.
-        output: the file to write, default `run_dir/report.html`.
-        max_samples: samples of the run's data behind spectrum, map and neighbours, at most.
-        evaluation: what `jepa-hf evaluate` wrote, default `run_dir/evaluation/evaluation.json` where there is one.
+        run_dir: output directory of a run of `run_jepa.py`, finished or not.
+        output: the file to write. Default: `run_dir/report.html`.
+        max_samples: maximum number of the run's samples for the spectrum, the map and the
+            neighbours.
+        evaluation: `evaluation.json` of `jepa-hf evaluate`. Default:
+            `run_dir/evaluation/evaluation.json` if it exists.
 
     Returns:
-        The verdict over the run.
+        The verdict on the run.
 
     Raises:
-        UsageError: no run there, a damaged file, or an output that cannot be written.
+        UsageError: the directory holds no run, a file is damaged, or the output cannot be written.
     """
     if max_samples < 2:
-        raise UsageError(f"max_samples must be at least 2, not {max_samples}")
+        raise UsageError(f"Expected max_samples to be at least 2, got {max_samples}.")
     run = load_run(run_dir)
     output = Path(run_dir) / REPORT_FILE if output is None else Path(output)
     with _writing(output):
         if output.is_dir() or not output.parent.is_dir():
-            raise UsageError(f"output {str(output)!r} is a folder, or lies in none; name a file in an existing folder")
+            raise UsageError(f"Output {str(output)!r} is not a file in an existing folder. Name one that is.")
         if not os.access(output.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    evaluated = _load_evaluation(run.folder, evaluation)
-    represented: Representations | str
+    evaluation_content = _load_evaluation(run.folder, evaluation)
+    representations: Representations | str
     try:
-        represented = represent(run, max_samples)
+        representations = compute_representations(run, max_samples)
     except UsageError as error:
-        represented = str(error)
-    page, judged = render(run, represented, evaluated)
-    with _writing(output), whole_file(output) as new:
+        representations = str(error)
+    page, run_verdict = render(run, representations, evaluation_content)
+    with _writing(output), atomic_write(output) as new:
         new.write_text(page, encoding="utf-8", errors="replace")
-    return judged
+    return run_verdict
 
 
 @contextmanager
@@ -160,53 +162,55 @@ def _writing(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(f"output {str(output)!r} cannot be written ({error.strerror}); name another place") from None
+        raise UsageError(f"Output {str(output)!r} cannot be written ({error.strerror}). Name another.") from None
 
 
-# ---- gathering
+# ---- reading the run
 
 
 def load_run(run_dir: str | Path) -> Run:
-    """What a run left in its directory.
+    """Read the directory of a run.
 
     Raises:
-        UsageError: no run there, or a damaged file.
+        UsageError: the directory holds no run, or a file is damaged.
     """
     folder = Path(run_dir)
     if not folder.is_dir():
-        raise UsageError(f"run directory {str(run_dir)!r} does not exist; name the output_dir of a run")
-    noted = read_run(folder) if (folder / RUN_FILE).is_file() else {"settings": {}, "finished": True, "versions": {}}
-    if noted["settings"].get("objective") == "llm":
+        raise UsageError(f"The run directory {str(run_dir)!r} does not exist. Name the output_dir of a run.")
+    has_record = (folder / RUN_FILE).is_file()
+    record: dict[str, Any] = read_run(folder) if has_record else {"settings": {}, "finished": True, "versions": {}}
+    if record["settings"].get("objective") == "llm":
         raise UsageError(
-            f"{str(run_dir)!r} holds a run of a language model, and the report is about encoders: look at its "
-            "README.md, metrics.json and training.png"
+            f"{str(run_dir)!r} holds a run of a language model, but reports are about encoders. See its README.md, "
+            "metrics.json and training.png."
         )
-    metrics, (checkpoint, _) = folder / "metrics.json", newest_whole(folder, contents=False)
-    if not (folder / RUN_FILE).is_file() and not metrics.is_file() and checkpoint is None:
+    metrics, (checkpoint, _) = folder / "metrics.json", latest_valid_checkpoint(folder, contents=False)
+    if not has_record and not metrics.is_file() and checkpoint is None:
         raise UsageError(
-            f"{str(run_dir)!r} holds no run (no {RUN_FILE}, metrics.json or checkpoint); name its output_dir"
+            f"{str(run_dir)!r} holds no run: no {RUN_FILE}, metrics.json or checkpoint. Name the output_dir of a run."
         )
-    if metrics.is_file() and (noted["finished"] or checkpoint is None):
-        (history, max_steps), status = _history(metrics, "history"), "The run is finished"
+    max_steps: int | None = None
+    if metrics.is_file() and (record["finished"] or checkpoint is None):
+        (history, max_steps), status = _history(metrics, "history"), "The run finished"
     elif checkpoint is not None:
         history, max_steps = _history(checkpoint / STATE_FILE, "log_history")
-        status = f"The run is not finished: this is its state at {checkpoint.name}"
+        status = f"The run is not finished; this page shows {checkpoint.name},"
     else:
-        history, max_steps = [], None
-        status = "The run has begun and saved no checkpoint yet, so there is nothing to show of it"
+        history, status = [], "The run has started, but has saved no checkpoint yet"
     steps = max((entry["step"] for entry in history if "step" in entry), default=0)
-    if noted["settings"] and not noted["settings"].get("do_train", True):
+    if record["settings"] and not record["settings"].get("do_train", True):
         status = "This run only evaluated a model"
     elif history:
-        status += f", after {steps:,} steps"
-    models = [folder / JEPA_FOLDER] if noted["finished"] else []
-    models = [place for place in (*models, checkpoint) if place is not None and (place / "config.json").is_file()]
-    model = models[0] if models else None
-    return Run(folder, f"{status}.", history, max_steps, noted["settings"], noted["versions"], model)
+        status += f" after {steps:,} steps"
+    models = [folder / JEPA_FOLDER] if record["finished"] else []
+    if checkpoint is not None:
+        models.append(checkpoint)
+    model = next((path for path in models if (path / "config.json").is_file()), None)
+    return Run(folder, f"{status.rstrip(',')}.", history, max_steps, record["settings"], record["versions"], model)
 
 
 def _history(path: Path, key: str) -> tuple[History, int | None]:
-    """What was logged, and the length of the run in steps."""
+    """Read the log entries and the planned number of steps."""
     content = _read_json(path)
     history = content.get(key) if isinstance(content, dict) else None
     if (
@@ -214,7 +218,7 @@ def _history(path: Path, key: str) -> tuple[History, int | None]:
         or not all(isinstance(entry, dict) and isinstance(entry.get("step", 0), int) for entry in history)
         or not isinstance(content.get("max_steps", 0), int)
     ):
-        raise UsageError(f"{path} is damaged (it holds no list {key} of what was logged); restore it, or train again")
+        raise UsageError(f"{path} is damaged: {key!r} is not a list of log entries. Restore it, or train again.")
     return history, content.get("max_steps")
 
 
@@ -222,7 +226,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is damaged ({error}); restore it") from None
+        raise UsageError(f"{path} is damaged ({error}). Restore it.") from None
 
 
 def _load_evaluation(folder: Path, evaluation: str | Path | None) -> Any:
@@ -230,71 +234,86 @@ def _load_evaluation(folder: Path, evaluation: str | Path | None) -> Any:
     if evaluation is None and not path.is_file():
         return None
     if not path.is_file():
-        raise UsageError(f"evaluation {str(path)!r} is no file; name what `jepa-hf evaluate` wrote")
+        raise UsageError(f"The evaluation {str(path)!r} is not a file. Name an evaluation.json of jepa-hf evaluate.")
     content = _read_json(path)
     try:
         _evaluation(content, folder)
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UsageError(f"{path} is not what `jepa-hf evaluate` writes; make it anew") from None
+        raise UsageError(f"{path} is not an evaluation of jepa-hf evaluate. Evaluate again.") from None
     return content
 
 
-def represent(run: Run, max_samples: int) -> Representations:
-    """Vectors of the run's own samples.
+def compute_representations(run: Run, max_samples: int) -> Representations:
+    """Embed samples of the run's data.
+
+    Args:
+        run: the run.
+        max_samples: maximum number of samples.
+
+    Returns:
+        The vectors of the trained encoders and of the same network with random weights.
 
     Raises:
-        UsageError: there is no model, its data is not there any more, or either cannot be read.
+        UsageError: the model or the data is missing or cannot be read.
     """
     if run.model is None:
-        raise UsageError("the run has saved no model yet")
+        raise UsageError("The run has saved no model yet.")
     if not run.settings:
-        raise UsageError(f"the directory does not note the run's data ({RUN_FILE} is not there)")
+        raise UsageError(f"The run directory has no {RUN_FILE}, which names the run's data.")
     context = Embedder.from_pretrained(run.model, max_seq_length=run.settings.get("max_seq_length"))
     samples = load_run_samples(run.settings, context.modality, max_samples)
     if len(samples.samples) < 2:
-        raise UsageError("the run's data has a single sample, and one alone has no neighbours")
+        raise UsageError("The run's data has a single sample, which has no neighbours.")
     model = JepaForRepresentationPrediction.from_pretrained(run.model)
     encoders = {"context": context}
-    for name, encoder in (("target", model.target_encoder), ("random", _random_start(model, run.settings))):
+    for name, encoder in (("target", model.target_encoder), ("random", _random_init_encoder(model, run.settings))):
         encoders[name] = Embedder(encoder, context.processing_class, name=name, max_seq_length=context.max_seq_length)
-    watched = sys.stderr.isatty()
+    show_progress = sys.stderr.isatty()
     vectors = {
-        name: embedder.embed(samples.samples, show_progress=watched)["mean"] for name, embedder in encoders.items()
+        name: embedder.embed(samples.samples, show_progress=show_progress)["mean"]
+        for name, embedder in encoders.items()
     }
     return Representations(samples, context.modality, vectors)
 
 
-def _random_start(model: JepaForRepresentationPrediction, settings: dict[str, Any]) -> torch.nn.Module:
-    """The same encoder with random weights, of the run's seed; of features it knows mean and spread too."""
+def _random_init_encoder(model: JepaForRepresentationPrediction, settings: dict[str, Any]) -> PreTrainedModel:
+    """Build the context encoder with random weights from the run's seed."""
     with torch.random.fork_rng():
         torch.manual_seed(int(settings.get("seed", 42)))
         start = JepaForRepresentationPrediction._from_config(model.config)
-    if model.backbone.modality == "features":
+    if model.encoder_adapter.modality == "features":
+        # The standardization is computed from the data, not trained.
         trained = model.context_encoder
         start.set_standardization(trained.feature_mean, trained.feature_std)
-    return start.context_encoder
+    return cast(PreTrainedModel, start.context_encoder)
 
 
 # ---- the page
 
 
-def render(run: Run, represented: Representations | str, evaluation: Any = None) -> tuple[str, Reading]:
-    """The page, and its verdict.
+def render(run: Run, represented: Representations | str, evaluation: Any = None) -> tuple[str, Assessment]:
+    """Render the page.
 
     Args:
-        represented: vectors of samples, or a sentence that says why there are none.
-        evaluation: the content of what `jepa-hf evaluate` wrote, None where there is none.
+        run: the run.
+        represented: vectors of samples, or the reason that there are none.
+        evaluation: content of the `evaluation.json` of `jepa-hf evaluate`; None if there is none.
+
+    Returns:
+        The page as HTML, and the verdict on the run.
     """
     config = _config(run.model)
     curves, readings = _curves(run.history, None if config is None else config.hidden_size)
     samples = _no_samples(represented) if isinstance(represented, str) else _samples(represented, readings)
-    readings += read_findings(run.history, run.max_steps)
-    judged = verdict(readings, measured=bool(curve(run.history, f"{MEASURED}constant_prediction_loss")))
-    modality = "any" if config is None else backbone_for(config.encoder_config).modality
+    readings += assess_findings(run.history, run.max_steps)
+    run_verdict = verdict(
+        readings, measured=bool(metric_series(run.history, f"{MEASURED_PREFIX}constant_baseline_loss"))
+    )
+    modality = "any" if config is None else encoder_adapter_for(config.encoder_config).modality
     body = [
         f"<h1>{escape(run.folder.resolve().name)}</h1>",
         f'<p class="soft">{escape(run.status)} {escape(str(run.folder))}</p>',
-        _verdict(judged, reasons(readings)),
+        _verdict(run_verdict, explain_verdict(readings)),
         _section("Loss and health", curves),
         _section("What was masked", _masks(run.folder, modality)),
         _section("Probes", _evaluation(evaluation, run.folder)),
@@ -303,50 +322,52 @@ def render(run: Run, represented: Representations | str, evaluation: Any = None)
         _section("Versions", _versions(run.versions)),
     ]
     template = Template(files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
-    title = escape(f"{run.folder.resolve().name}: {judged.level.name.lower().replace('_', ' ')}")
-    return template.substitute(title=title, body="\n".join(body)), judged
+    title = escape(f"{run.folder.resolve().name}: {run_verdict.severity.name.lower().replace('_', ' ')}")
+    return template.substitute(title=title, body="\n".join(body)), run_verdict
 
 
-def _verdict(judged: Reading, sentences: Sequence[str]) -> str:
-    listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+def _verdict(run_verdict: Assessment, sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return (
-        f'<div class="verdict {judged.level.name.lower()}"><strong>{escape(judged.sentence)}</strong>'
-        f"<ul>{listed}</ul></div>"
+        f'<div class="verdict {run_verdict.severity.name.lower()}"><strong>{escape(run_verdict.sentence)}</strong>'
+        f"<ul>{items}</ul></div>"
     )
 
 
-def _curves(history: History, width: int | None) -> tuple[str, list[Reading]]:
-    """The panels that the log has a curve for, each with its sentence."""
+def _curves(history: History, width: int | None) -> tuple[str, list[Assessment]]:
+    """Draw the panels whose curves are in the log, each with its reading."""
     figures, readings = [], []
     for panel in PANELS:
-        if not any(curve(history, name) for name, _ in panel.curves):
-            continue
-        readings.append(panel.read(history, panel.curves, width))
-        figures.append(_figure(panel.title, _svg_image(panel_svg(panel, history), panel.title), readings[-1]))
+        if any(metric_series(history, name) for name, _ in panel.curves):
+            readings.append(panel.assess(history, panel.curves, width))
+            figures.append(_figure(panel.title, _svg_image(panel_svg(panel, history), panel.title), readings[-1]))
     if not figures:
-        return "<p>Nothing was logged yet.</p>", readings
+        return "<p>The log is empty.</p>", readings
     return _panels(figures), readings
 
 
 def _masks(folder: Path, modality: str) -> str:
     picture = folder / "masks.png"
     if not picture.is_file():
-        return "<p>The directory has no masks.png; <code>jepa-hf masks</code> with the run's flags draws one.</p>"
+        return (
+            "<p>The run directory has no masks.png. To draw one, use <code>jepa-hf masks</code> with the run's "
+            "flags.</p>"
+        )
     image = _image(picture.read_bytes(), _PNG, "what was masked", 'class="white"')
-    return f"<figure>{image}<figcaption>{_MASKED[modality]}</figcaption></figure>"
+    return f"<figure>{image}<figcaption>{_MASK_CAPTIONS[modality]}</figcaption></figure>"
 
 
 def _evaluation(evaluation: Any, folder: Path) -> str:
     if evaluation is None:
         command = f"jepa-hf evaluate {folder} --tasks FILE --output_dir {folder / 'evaluation'}"
-        return f"<p>There are no probes of this run yet; <code>{escape(command)}</code> makes them.</p>"
+        return f"<p>This run has not been evaluated. To do so, use <code>{escape(command)}</code>.</p>"
     scores = evaluation["scores"]
     columns = list(dict.fromkeys((score["task"], score["metric"]) for score in scores))
-    header = ("task", "metric", "model", "pooling", "score", "95 % interval", "difference to the first", "samples")
+    header = ("task", "metric", "model", "pooling", "score", "95 % interval", "difference to first model", "samples")
     rows = [
         (
             score["task"],
-            _METRICS.get(score["metric"], score["metric"]),
+            METRIC_LABELS.get(score["metric"], score["metric"]),
             score["model"],
             score["pooling"],
             f"{100 * score['value']:.1f}",
@@ -356,11 +377,11 @@ def _evaluation(evaluation: Any, folder: Path) -> str:
         )
         for score in sorted(scores, key=lambda score: columns.index((score["task"], score["metric"])))
     ]
-    told = (
-        "Scores × 100 of frozen representations on test samples. Where the interval of a difference to the first model "
-        "holds 0, these samples do not tell the two apart."
+    intro = (
+        "Scores × 100 of frozen representations on test samples. If the interval of a difference contains 0, these "
+        "samples do not show which of the two models is better."
     )
-    return f"<p>{told}</p>{_table(header, rows)}"
+    return f"<p>{intro}</p>{_table(header, rows)}"
 
 
 def _interval(score: dict[str, Any], sign: str = "") -> str:
@@ -369,84 +390,94 @@ def _interval(score: dict[str, Any], sign: str = "") -> str:
 
 
 def _difference(score: dict[str, Any]) -> str:
-    found = score.get("difference_to_first_model")
-    return "" if found is None else f"{100 * found['value']:+.1f} ({_interval(found, '+')})"
+    difference = score.get("difference_to_first_model")
+    return "" if difference is None else f"{100 * difference['value']:+.1f} ({_interval(difference, '+')})"
 
 
 def _no_samples(reason: str) -> str:
     return _section(
         "Representations",
-        f"<p>Spectrum, map and neighbours are left out: {escape(reason)}. They come from the run's own data, which is "
-        "looked for where the run's settings say, from the folder in which the report is made.</p>",
+        f"<p>Spectrum, map and neighbours are missing: {escape(reason.removesuffix('.'))}.</p>"
+        "<p>They need the run's data. Relative paths in the run's settings start at the folder in which the report is "
+        "made.</p>",
     )
 
 
-def _samples(represented: Representations, readings: list[Reading]) -> str:
-    """Spectrum, map and neighbours; the spectrum's reading joins the others."""
+def _samples(represented: Representations, readings: list[Assessment]) -> str:
+    """Render spectrum, map and neighbours; append the reading of the spectrum to `readings`."""
     samples, vectors = represented.samples, represented.vectors
     tensors = {name: torch.from_numpy(values) for name, values in vectors.items()}
     ranks = {name: effective_rank(tensor).item() for name, tensor in tensors.items()}
     cosines = {name: mean_pairwise_cosine(tensor).item() for name, tensor in tensors.items()}
-    reading = read_samples(ranks, cosines, vectors["context"].shape[1])
+    reading = assess_samples(ranks, cosines, vectors["context"].shape[1])
     readings.append(reading)
     spectrum = spectrum_svg(
-        {_ENCODERS[name]: singular_values(values) for name, values in vectors.items()},
+        {_ENCODERS[name]: relative_singular_values(values) for name, values in vectors.items()},
         {_ENCODERS[name]: rank for name, rank in ranks.items()},
     )
-    points, share = principal_components(vectors["context"])
-    labels = _useful(samples.labels)
-    told = (
-        f"Each dot is a sample, placed by the two directions in which the context encoder's vectors vary most, which "
-        f"hold {percent(share)} of the variance. Vectors lie {_apart(vectors['context'])} of their length from their "
-        "mean."
-    )
-    if labels is not None:
-        told += f" {_label_agreement(vectors['context'], labels)}"
     figures = [
         _figure("Singular values", _svg_image(spectrum, "singular values of the vectors"), reading),
-        _figure("Map of the samples", _svg_image(map_svg(points, labels), "map of the samples"), Reading(told)),
+        _map_figure(represented),
     ]
-    counted = len(samples.samples)
-    source = f"{counted:,} samples of the run's data, {samples.held_out:,} of them held out of the training"
+    details = [f"{samples.held_out:,} held out from training"]
     if samples.damaged:
-        source += f" (damaged and left out: {samples.damaged:,})"
-    intro = f'<p class="soft">From {source}: one vector for each, the mean over its positions.</p>'
-    return _section("Representations", intro + _panels(figures)) + _section(
-        "Nearest neighbours", _neighbours(represented)
+        details.append(f"{samples.damaged:,} damaged ones skipped")
+    intro = (
+        f'<p class="soft">From {len(samples.samples):,} samples of the run\'s data ({", ".join(details)}). The vector '
+        "of a sample is the mean over its positions.</p>"
+    )
+    neighbours = _section("Nearest neighbours", _neighbours(represented))
+    return _section("Representations", intro + _panels(figures)) + neighbours
+
+
+def _map_figure(represented: Representations) -> str:
+    vectors = represented.vectors["context"]
+    points, share = principal_components(vectors)
+    labels = _informative_labels(represented.samples.labels)
+    caption = (
+        "Each dot is a sample, at the first two principal components of the context encoder's vectors, which explain "
+        f"{format_percent(share)} of the variance. The distance of the vectors from their mean is "
+        f"{_relative_spread(vectors)} of their "
+        "length (both root mean square)."
+    )
+    if labels is not None:
+        caption += f" {_label_agreement(vectors, labels)}"
+    return _figure(
+        "Map of the samples", _svg_image(scatter_svg(points, labels), "map of the samples"), Assessment(caption)
     )
 
 
 def _neighbours(represented: Representations) -> str:
     samples = represented.samples
-    among = samples.held_out if samples.held_out >= _QUERIES else len(samples.samples)
-    queries = np.unique(np.linspace(0, among - 1, _QUERIES).astype(int))
+    num_candidates = samples.held_out if samples.held_out >= _QUERIES else len(samples.samples)
+    queries = np.unique(np.linspace(0, num_candidates - 1, _QUERIES).astype(int))
     nearest, cosines = nearest_neighbours(represented.vectors["context"], queries, _NEIGHBOURS)
-    head = "".join(f"<th>{name}</th>" for name in ("sample", *("nearest", "second", "third")[: nearest.shape[1]]))
+    ranks = ("nearest", "second nearest", "third nearest")[: nearest.shape[1]]
+    head = "".join(f"<th>{name}</th>" for name in ("sample", *ranks))
     rows = []
-    for query, found, similar in zip(queries, nearest, cosines, strict=True):
+    for query, neighbours, query_cosines in zip(queries, nearest, cosines, strict=True):
         cells = [_sample(represented, query)]
-        for at, cosine in zip(found, similar, strict=True):
-            cells.append(_sample(represented, at, f"cosine {cosine:.4f}"))
+        for neighbour, cosine in zip(neighbours, query_cosines, strict=True):
+            cells.append(_sample(represented, neighbour, f"cosine {cosine:.4f}"))
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return (
-        "<p>Samples and those whose vectors are nearest by cosine, out of the same samples: they should have something "
-        'in common.</p><div class="scroll"><table class="neighbours">'
-        f"<tr>{head}</tr>{''.join(rows)}</table></div>"
+        "<p>Some samples and their nearest neighbours by cosine. Neighbours should have something in common.</p>"
+        f'<div class="scroll"><table class="neighbours"><tr>{head}</tr>{"".join(rows)}</table></div>'
     )
 
 
-def _sample(represented: Representations, at: int, *remarks: str) -> str:
-    """A sample in a cell: a text, a thumbnail, or the number of its row; below it its label, and what is remarked."""
+def _sample(represented: Representations, index: int, *remarks: str) -> str:
+    """Render a sample as a text, a thumbnail or its row number; below it label and remarks."""
     samples = represented.samples
-    below = [*([] if samples.labels is None else [f"label {_short(samples.labels[at])}"]), *remarks]
+    below = [*([] if samples.labels is None else [f"label {_short(samples.labels[index])}"]), *remarks]
     match represented.modality:
         case "text":
-            shown = escape(_short(samples.samples[at]))
+            content = escape(_short(samples.samples[index]))
         case "images":
-            shown = _thumbnail(samples.samples[at], samples.rows[at])
+            content = _thumbnail(samples.samples[index], samples.rows[index])
         case _:
-            shown = escape(samples.rows[at])
-    return f'{shown}<div class="soft">{escape(", ".join(below))}</div>'
+            content = escape(samples.rows[index])
+    return f'{content}<div class="soft">{escape(", ".join(below))}</div>'
 
 
 def _short(text: str) -> str:
@@ -457,9 +488,9 @@ def _short(text: str) -> str:
 def _thumbnail(stored: dict[str, Any], name: str) -> str:
     image = decode_image(stored, "RGB")
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    # Small images, such as CIFAR's, are shown larger, in whole pixels.
-    times = max(_THUMBNAIL // max(image.size), 1)
-    image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    # Enlarge small images, such as CIFAR's, by an integer factor.
+    factor = max(_THUMBNAIL // max(image.size), 1)
+    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     file = io.BytesIO()
     image.save(file, "PNG")
     return _image(file.getvalue(), _PNG, name)
@@ -467,57 +498,59 @@ def _thumbnail(stored: dict[str, Any], name: str) -> str:
 
 def _settings(settings: dict[str, Any]) -> str:
     if not settings:
-        return f"<p>The directory does not note them ({RUN_FILE} is not there).</p>"
-    idle = ("num_train_epochs",) if settings.get("max_steps", -1) > 0 else ("max_steps",)
-    main = [(name, settings[name]) for name in _MAIN_SETTINGS if settings.get(name) is not None and name not in idle]
-    everything = _table(("setting", "value"), sorted(settings.items()))
-    return f"{_table(('setting', 'value'), main)}<details><summary>All settings</summary>{everything}</details>"
+        return f"<p>Unknown: the run directory has no {RUN_FILE}.</p>"
+    unused = "num_train_epochs" if settings.get("max_steps", -1) > 0 else "max_steps"
+    main = [(name, settings[name]) for name in _MAIN_SETTINGS if settings.get(name) is not None and name != unused]
+    header = ("setting", "value")
+    all_settings = _table(header, sorted(settings.items()))
+    return f"{_table(header, main)}<details><summary>All settings</summary>{all_settings}</details>"
 
 
-def _versions(trained: dict[str, str]) -> str:
-    here = versions()
-    rows = [(name, trained.get(name, "not noted"), here.get(name, "")) for name in (*here, *(set(trained) - set(here)))]
-    return _table(("package", "of the run", "of this page"), rows)
+def _versions(run_versions: dict[str, str]) -> str:
+    current = versions()
+    names = (*current, *(set(run_versions) - set(current)))
+    rows = [(name, run_versions.get(name, "unknown"), current.get(name, "")) for name in names]
+    return _table(("package", "version in the run", "version for this page"), rows)
 
 
 # ---- numbers of the page
 
 
-def singular_values(vectors: np.ndarray) -> np.ndarray:
-    """Of the centred vectors, `[N, D]` -> `[min(N, D)]`, descending, in units of the root mean square length.
+def relative_singular_values(vectors: np.ndarray) -> np.ndarray:
+    """Return the centered vectors' singular values over the vectors' Frobenius norm, descending.
 
-    Their squares are shares of the mean squared length: small throughout where vectors hardly differ.
+    Their squares are shares of the mean squared length, so all are small if the vectors hardly
+    differ: `[N, D]` -> `[min(N, D)]`.
     """
-    vectors = vectors.astype(np.float64)
-    length = np.linalg.norm(vectors)
-    return np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False) / max(length, 1e-12)
+    tensor = torch.from_numpy(vectors).double()
+    return (singular_values(tensor) / tensor.norm().clamp_min(1e-12)).numpy()
 
 
-def _apart(vectors: np.ndarray) -> str:
-    """How far vectors lie from their mean, over their lengths, both root mean squares."""
-    return f"{100 * np.linalg.norm(singular_values(vectors)):.2g} %"
+def _relative_spread(vectors: np.ndarray) -> str:
+    """Return the vectors' distance from their mean over their length, both root mean square."""
+    return f"{100 * np.linalg.norm(relative_singular_values(vectors)):.2g} %"
 
 
 def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, float]:
-    """The first two principal components of the vectors, `[N, D]` -> `[N, 2]`, and their share of the variance."""
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
+    """Return the first two principal components `[N, 2]`, and their share of the variance."""
+    centered = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    left, singular, _ = np.linalg.svd(centered, full_matrices=False)
     points = np.zeros((len(vectors), 2))
-    kept = min(2, len(singular))
-    points[:, :kept] = left[:, :kept] * singular[:kept]
+    rank = min(2, len(singular))
+    points[:, :rank] = left[:, :rank] * singular[:rank]
     return points, float(np.square(singular[:2]).sum() / max(np.square(singular).sum(), 1e-300))
 
 
 def nearest_neighbours(vectors: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each query, the vectors nearest to it by cosine, itself left out.
+    """Find the vectors nearest to each query by cosine, other than the query itself.
 
     Args:
-        vectors: `[N, D]`.
+        vectors: vectors `[N, D]`.
         queries: numbers of Q vectors.
-        count: neighbours of each; N − 1 at most.
+        count: number of neighbours of each query, at most N - 1.
 
     Returns:
-        Their numbers and cosines, `[Q, count]`, the nearest first.
+        Numbers and cosines of the neighbours, `[Q, count]`, the nearest first.
     """
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     cosines = unit[queries] @ unit.T
@@ -526,8 +559,8 @@ def nearest_neighbours(vectors: np.ndarray, queries: np.ndarray, count: int) -> 
     return nearest, np.take_along_axis(cosines, nearest, axis=1)
 
 
-def _useful(labels: list[str] | None) -> list[str] | None:
-    """Labels that several samples share; numbers that are different for nearly every sample say nothing."""
+def _informative_labels(labels: list[str] | None) -> list[str] | None:
+    """Return the labels if they group the samples; None if all are equal or most are distinct."""
     if labels is None or not 1 < len(set(labels)) <= len(labels) / 2:
         return None
     return labels
@@ -536,10 +569,11 @@ def _useful(labels: list[str] | None) -> list[str] | None:
 def _label_agreement(vectors: np.ndarray, labels: list[str]) -> str:
     names = np.array(labels)
     nearest, _ = nearest_neighbours(vectors, np.arange(len(vectors)), 1)
-    same = float((names[nearest[:, 0]] == names).mean())
+    share = float((names[nearest[:, 0]] == names).mean())
     counts = np.unique(names, return_counts=True)[1]
     chance = float((counts * (counts - 1)).sum() / (len(names) * (len(names) - 1)))
-    return f"{percent(same)} of them have the label of their nearest neighbour; chance gives {percent(chance)}."
+    shares = format_percent(share), format_percent(chance)
+    return "{} of the samples have the label of their nearest neighbour (chance: {}).".format(*shares)
 
 
 # ---- HTML
@@ -553,8 +587,8 @@ def _panels(figures: Iterable[str]) -> str:
     return f'<div class="panels">{"".join(figures)}</div>'
 
 
-def _figure(title: str, image: str, reading: Reading) -> str:
-    level = reading.level.name.lower() if reading.level > Level.UNJUDGED else ""
+def _figure(title: str, image: str, reading: Assessment) -> str:
+    level = reading.severity.name.lower() if reading.severity > Severity.NOT_ASSESSED else ""
     return (
         f"<figure><h3>{escape(title)}</h3>{image}"
         f'<figcaption class="{level}">{escape(reading.sentence)}</figcaption></figure>'
@@ -577,7 +611,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _config(model: Path | None) -> JepaConfig | None:
-    """The model's, where there is one that can be read; if not, the page says so where it misses the vectors."""
+    """Return the model's config; None if it cannot be loaded, which the page then mentions."""
     try:
         return None if model is None else JepaConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError):

@@ -1,7 +1,7 @@
-"""Samples of the data that a run was trained on, found again through its settings, with their labels."""
+"""Samples of a run's data with their labels, read again from the sources in the run's settings."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,33 +11,33 @@ from datasets import ClassLabel, Dataset, IterableDataset
 
 from ..data.arguments import DataArguments
 from ..data.feature_datasets import load_feature_datasets
-from ..data.file_readers import file_kind, find_files, naming_file, read_rows
-from ..data.image_datasets import IMAGE_ENDINGS, load_image_datasets
+from ..data.file_readers import file_errors_as_usage_error, file_format, find_files, read_rows
+from ..data.image_datasets import IMAGE_SUFFIXES, load_image_datasets
 from ..data.image_decoding import decode_image
-from ..data.splits import first_samples, hold_out, load_named
+from ..data.splits import limit_samples, load_hub_dataset, train_validation_split
 from ..data.text_datasets import load_text_datasets, text_column
 from ..errors import UsageError
+from ..evaluation.names import LABEL_COLUMNS
 
 _LOADERS = {
     "text": ("text", load_text_datasets),
     "images": ("image", load_image_datasets),
     "features": ("features", load_feature_datasets),
 }
-# Columns that are taken for labels where the run names none.
-_LABELS = ("label", "labels", "class", "target")
 _ARRAYS = (".npy", ".npz")
 
 
 @dataclass(frozen=True)
 class RunSamples:
-    """N samples of a run's data, those that were held out of the training first.
+    """N samples of a run's data; held-out samples come first.
 
     Args:
-        samples: texts, images as dicts of `bytes` and `path`, or feature vectors or series as arrays.
-        rows: where each comes from, such as "validation row 12"; rows are counted from 1.
-        labels: of each sample, or None where the data has none.
-        held_out: how many were held out.
-        damaged: images that could not be decoded and are left out.
+        samples: texts, images as dicts of `bytes` and `path`, or feature vectors or series as
+            arrays.
+        rows: split and row number of each sample, counted from 1, such as "validation row 12".
+        labels: label of each sample; None if the data has no labels.
+        held_out: number of samples that were held out from training.
+        damaged: number of images that could not be decoded; they are not among the samples.
     """
 
     samples: list[Any]
@@ -48,76 +48,82 @@ class RunSamples:
 
 
 def load_run_samples(settings: dict[str, Any], modality: str, max_samples: int) -> RunSamples:
-    """Read a run's data again, and draw samples from it, the same ones every time.
+    """Read a run's data again and draw samples from it, always the same ones.
 
-    Held-out samples come first; where they are fewer than `max_samples`, training samples fill up. Labels are a column
-    beside the data (the run's `label_column_name`, or label, labels, class or target), or the folders of images.
+    Held-out samples come first, then training samples up to `max_samples`. Labels are a column of
+    the data (the run's `label_column_name`, or label, labels, class or target), or the folders of
+    images.
 
     Args:
-        settings: of the run, as its directory notes them.
+        settings: settings of the run, from `read_run`.
         modality: "text", "images" or "features".
-        max_samples: how many at most.
+        max_samples: maximum number of samples.
+
+    Returns:
+        The samples with their rows and labels.
 
     Raises:
-        UsageError: the data is not there any more or cannot be read.
+        UsageError: the data is missing or cannot be read.
     """
     args = DataArguments(**{item.name: settings[item.name] for item in fields(DataArguments) if item.name in settings})
     seed, need_validation = int(settings.get("seed", 42)), bool(settings.get("do_eval"))
     column, loader = _LOADERS[modality]
     train, validation = loader(args, seed=seed, need_validation=need_validation)
     parts = {"validation": validation, "training": train} if validation is not None else {"training": train}
-    labels = _labels(args, modality, seed, parts)
+    split_labels = _labels(args, modality, seed, parts)
 
     samples: list[Any] = []
     rows: list[str] = []
-    chosen_labels: list[str] = []
+    labels: list[str] | None = None if split_labels is None else []
     held_out = damaged = 0
     for name, part in parts.items():
         for row, sample in _draw(part, column, max_samples - len(samples), seed):
-            if modality == "images" and not _decodes(sample):
+            if modality == "images" and not _is_decodable(sample):
                 damaged += 1
                 continue
             samples.append(sample)
             rows.append(f"{name} row {row + 1}")
-            chosen_labels += [] if labels is None else [labels[name][row]]
+            if labels is not None and split_labels is not None:
+                labels.append(split_labels[name][row])
         held_out = len(samples) if name == "validation" else held_out
     if not samples:
-        raise UsageError("none of the run's images can be decoded; restore them")
-    found = chosen_labels if labels is not None else _folder_labels(samples) if modality == "images" else None
-    return RunSamples(samples, rows, found, held_out, damaged)
+        raise UsageError("None of the run's images can be decoded. Restore them.")
+    if labels is None and modality == "images":
+        labels = _folder_labels(samples)
+    return RunSamples(samples, rows, labels, held_out, damaged)
 
 
 def _draw(part: Dataset | IterableDataset, column: str, size: int, seed: int) -> Iterator[tuple[int, Any]]:
-    """Row numbers and samples of at most so many random rows, in their order; of a stream the first ones."""
+    """Yield numbers and samples of `size` random rows in ascending order (streams: the first)."""
     if isinstance(part, IterableDataset):
         yield from ((number, row[column]) for number, row in enumerate(part.take(size)))
         return
     part = part.with_format("numpy") if column == "features" else part
-    chosen = np.random.default_rng(seed).permutation(len(part))[:size]
-    for number in np.sort(chosen).tolist():
+    numbers = np.random.default_rng(seed).permutation(len(part))[:size]
+    for number in np.sort(numbers).tolist():
         yield number, part[number][column]
 
 
-def _decodes(stored: dict[str, Any]) -> bool:
+def _is_decodable(stored: dict[str, Any]) -> bool:
     try:
         decode_image(stored, "RGB")
-    except Exception:  # PIL's decoders raise nearly anything on damaged data; the caller counts
+    except Exception:  # PIL's decoders raise nearly any exception on damaged data; the caller counts them
         return False
     return True
 
 
-# ---- labels, which the loaders leave behind
+# ---- labels, which the loaders drop
 
 
 def _labels(args: DataArguments, modality: str, seed: int, parts: dict[str, Any]) -> dict[str, list[str]] | None:
-    """The label of every row of the parts, cut apart in the way that the rows were; None where there are none."""
+    """Read the labels of all rows, split as the rows were; None if the data has no labels."""
     if args.streaming or (args.train_file is None and args.dataset_name is None):
         return None
     own_validation = "validation" in parts and args.validation_file is not None
     if args.train_file is not None:
         sources = [_file_labels(files, args, modality) for files in (args.train_file, args.validation_file) if files]
     else:
-        splits = load_named(args)
+        splits = load_hub_dataset(args)
         held_out = args.dataset_validation_split or "validation"
         own_validation = "validation" in parts and held_out in splits
         names = [args.dataset_train_split, held_out] if own_validation else [args.dataset_train_split]
@@ -126,27 +132,27 @@ def _labels(args: DataArguments, modality: str, seed: int, parts: dict[str, Any]
         return None
     train, validation = (Dataset.from_dict({"label": source}) for source in (*sources[:2], [])[:2])
     if not own_validation and "validation" in parts:
-        train, validation = hold_out(train, args.validation_split_percentage, seed)
-    labels = dict(zip(("training", "validation"), first_samples(train, validation, args), strict=True))
+        train, validation = train_validation_split(train, args.validation_split_percentage, seed)
+    labels = dict(zip(("training", "validation"), limit_samples(train, validation, args), strict=True))
     if any(len(labels[name]) != len(part) for name, part in parts.items()):
         return None
     return {name: labels[name]["label"][:] for name in parts}
 
 
 def _file_labels(files: str, args: DataArguments, modality: str) -> list[str] | None:
-    """The labels of tables, in the order of their rows."""
+    """Read the labels of tables in the order of their rows."""
     if os.path.isdir(files):
         return None
     labels: list[str] = []
     for path in find_files("train_file", files):
-        if path.lower().endswith((*_ARRAYS, *IMAGE_ENDINGS)):
+        if path.lower().endswith((*_ARRAYS, *IMAGE_SUFFIXES)):
             return None
-        kind = file_kind(path)
+        kind = file_format(path)
         text = text_column(path, kind, args.text_column_name) if modality == "text" else None
-        with naming_file(path):
+        with file_errors_as_usage_error(path):
             for row in read_rows(path, kind):
                 if text is not None and not (row.get(text) or "").strip():
-                    continue  # as the loader does
+                    continue  # the loader drops blank texts too
                 name = _label_column(row, args)
                 if name is None:
                     return None
@@ -155,7 +161,7 @@ def _file_labels(files: str, args: DataArguments, modality: str) -> list[str] | 
 
 
 def _split_labels(split: Dataset, args: DataArguments, modality: str) -> list[str] | None:
-    """The labels of one split of a data set; classes by their names."""
+    """Read the labels of a dataset's split; classes by their names."""
     name = _label_column(split.features, args)
     if name is None:
         return None
@@ -171,12 +177,12 @@ def _split_labels(split: Dataset, args: DataArguments, modality: str) -> list[st
     return [str(label) for label, row in zip(names, split[text], strict=True) if row is not None and row.strip()]
 
 
-def _label_column(columns: Iterable[str], args: DataArguments) -> str | None:
-    return next((name for name in (args.label_column_name, *_LABELS) if name in columns), None)
+def _label_column(columns: Container[str | None], args: DataArguments) -> str | None:
+    return next((name for name in (args.label_column_name, *LABEL_COLUMNS) if name in columns), None)
 
 
 def _folder_labels(samples: list[dict[str, Any]]) -> list[str] | None:
-    """The folders that image files lie in, where these are several."""
+    """Return the folder names of image files; None if all are in one folder."""
     if any(sample["path"] is None or sample["bytes"] is not None for sample in samples):
         return None
     labels = [Path(sample["path"]).parent.name for sample in samples]

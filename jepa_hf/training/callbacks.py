@@ -1,7 +1,8 @@
-"""Callbacks that move the target encoder, count, schedule and watch."""
+"""Callbacks: EMA target update, passes, mask epoch, weight-decay schedule, watchdog."""
 
 import logging
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,38 +12,67 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from ..models.lora import is_adapter
+from ..masking.base_collator import MaskingCollator
+from ..models.lora import is_lora_parameter
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..monitoring.health import diagnose, findings, is_measurement
-from .ema import decay_at, default_decay_range, match_parameters, start_share, update_target
+from .ema import default_decay_range, initial_weight_fraction, interpolate_schedule, match_parameters, update_target
+from .upstream import inner_module
 
 logger = logging.getLogger(__name__)
 
-# Steps between two measurements of health, at least, where a share of the run is asked for.
-_LEAST_STEPS = 25
+# Minimum number of steps between two health measurements whose interval is a fraction of the run.
+_MIN_HEALTH_STEPS = 25
 
 
-def unwrapped(model: nn.Module) -> JepaForRepresentationPrediction:
-    """The JEPA inside what DDP and torch.compile put around it."""
+def unwrap_jepa(model: nn.Module) -> JepaForRepresentationPrediction:
+    """Return the JEPA inside DDP and torch.compile."""
     while not isinstance(model, JepaForRepresentationPrediction):
-        model = model._orig_mod if isinstance(model, torch._dynamo.OptimizedModule) else model.module
+        model = inner_module(model)
     return model
 
 
-class EmaTargetCallback(TrainerCallback):
-    """Moves the target encoder once per real optimizer step, after it, and before evaluation and saving.
+class MovingAverageCallback(TrainerCallback):
+    """Base: move averaged parameters once per optimizer step, before evaluation and saving.
 
-    The decay is a pure function of `global_step / max_steps`: there is nothing to save, and a resumed run goes on
-    exactly. A skipped optimizer step (fp16 overflow) moves nothing. Nothing else moves the target.
+    A skipped optimizer step (fp16 overflow) moves nothing. Subclasses set `pairs` before the first
+    step.
+
+    Attributes:
+        pairs: Trained and averaged parameters in the same order (see `match_parameters`); under
+            FSDP2 and ZeRO-3, this rank's shards.
+        decay: Decay of the last update.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
+        self.decay: float | None = None
+
+    @abstractmethod
+    def step_decay(self, state: TrainerState) -> float:
+        """Return the decay of update number `state.global_step`."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Update the averaged parameters."""
+        if self.pairs is None or kwargs["optimizer"].step_was_skipped:
+            return
+        self.decay = self.step_decay(state)
+        update_target(*self.pairs, self.decay)
+
+
+class EmaTargetCallback(MovingAverageCallback):
+    """Move the target encoder: an exponential moving average of the context encoder.
+
+    The decay is a pure function of `global_step / max_steps`, so that there is no state to save and
+    a resumed run continues exactly. Nothing else moves the target.
 
     Args:
-        first, last: decay of the first and the last update; each default is `default`, or derived, see
-            `default_decay_range`.
+        first: Decay of the first update (default: that of `default`, or of `default_decay_range`).
+        last: Decay of the last update (default: as above, or `first` if only that is set).
         schedule: "constant", "linear" or "cosine".
-        pretrained: whether the run starts from a pretrained encoder, for the derived default.
-        default: what the objective's authors recommend, where they do (`JepaConfig.ema_decay_range`).
-
-    During training `pairs` holds the parameters of both encoders in the same order; under FSDP, this rank's shards.
+        pretrained: Whether the run starts from a pretrained encoder, for `default_decay_range`.
+        default: Decays that the authors of the objective recommend (`JepaConfig.ema_decay_range`),
+            if any.
     """
 
     def __init__(
@@ -53,13 +83,12 @@ class EmaTargetCallback(TrainerCallback):
         pretrained: bool = False,
         default: tuple[float, float] | None = None,
     ):
+        super().__init__()
         self.first, self.last, self.schedule, self.pretrained = first, last, schedule, pretrained
         self.default = default
-        self.decay: float | None = None
-        self.pairs: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
 
     def decay_range(self, max_steps: int) -> tuple[float, float]:
-        """First and last decay of a run of `max_steps` updates."""
+        """Return the first and the last decay of a run of `max_steps` updates."""
         first, last = self.default or default_decay_range(max_steps, self.pretrained)
         if self.first is not None:
             first = last = self.first
@@ -67,50 +96,53 @@ class EmaTargetCallback(TrainerCallback):
             last = self.last
         return first, last
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        self._warn_of_a_slow_target(state.max_steps)
-        jepa = unwrapped(model)
-        self.pairs = match_parameters(
-            *(_averaged(encoder, jepa.config.lora) for encoder in (jepa.context_encoder, jepa.target_encoder))
+    def step_decay(self, state: TrainerState) -> float:
+        """Return the decay of update number `state.global_step`."""
+        return interpolate_schedule(
+            state.global_step, state.max_steps, *self.decay_range(state.max_steps), self.schedule
         )
 
-    def _warn_of_a_slow_target(self, max_steps: int) -> None:
-        """A target that should stay near a pretrained start is meant; one that stays near a random start is useless."""
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Match the parameters of both encoders."""
+        self._warn_if_ema_too_slow(state.max_steps)
+        jepa = unwrap_jepa(kwargs["model"])
+        context, target = (
+            _ema_parameters(encoder, jepa.config.lora) for encoder in (jepa.context_encoder, jepa.target_encoder)
+        )
+        self.pairs = match_parameters(context, target)
+
+    def _warn_if_ema_too_slow(self, max_steps: int) -> None:
+        """Warn of a target that stays near random weights; near pretrained ones it should."""
         if self.pretrained:
             return
-        kept = start_share(max_steps, *self.decay_range(max_steps), self.schedule)
-        if kept > 1 / math.e:
+        initial_share = initial_weight_fraction(max_steps, *self.decay_range(max_steps), self.schedule)
+        if initial_share > 1 / math.e:
             logger.warning(
                 "the EMA is slower than the run is long: at its end the target encoder is still %.0f %% its random "
                 "start; train for more than %d steps, or lower --ema_decay and --ema_decay_end",
-                100 * kept,
+                100 * initial_share,
                 max_steps,
             )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if kwargs["optimizer"].step_was_skipped:
-            return
-        first, last = self.decay_range(state.max_steps)
-        self.decay = decay_at(state.global_step, state.max_steps, first, last, self.schedule)
-        update_target(*self.pairs, self.decay)
 
-
-def _averaged(encoder: nn.Module, lora: dict[str, Any] | None) -> Iterator[tuple[str, torch.Tensor]]:
-    """The named parameters whose average the target holds: all, or the adapters beside weights that stay."""
-    return ((name, value) for name, value in encoder.named_parameters() if lora is None or is_adapter(name))
+def _ema_parameters(encoder: nn.Module, lora: dict[str, Any] | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the averaged parameters: with LoRA the adapters, because the rest is frozen."""
+    return ((name, value) for name, value in encoder.named_parameters() if lora is None or is_lora_parameter(name))
 
 
 class PassCallback(TrainerCallback, ExportableState):
-    """Count the passes over the training rows, and the updates of the current pass, for checkpoints.
+    """Count the passes over the training rows and the updates of the current pass.
 
-    A stream has no length, so that the number of steps alone does not say where a resumed run continues.
+    A stream has no length, so the number of steps alone does not locate the row that a resumed run
+    continues at.
 
     Attributes:
-        passes: passes that have ended.
-        updates: updates of the current pass.
-        of_ranks: both numbers of each rank, as the last checkpoint has them. Ranks with shards of their own differ.
+        passes: Passes that have ended.
+        updates: Updates of the current pass.
+        of_ranks: Both numbers of each rank at the last checkpoint. Ranks with shards of their own
+            differ.
     """
 
     def __init__(self) -> None:
@@ -118,25 +150,46 @@ class PassCallback(TrainerCallback, ExportableState):
         self.of_ranks: list[tuple[int, int]] = []
 
     def state(self) -> dict[str, Any]:
+        """Return the state that `trainer_state.json` holds."""
         return {"args": {}, "attributes": {"of_ranks": self.of_ranks}}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count an update."""
         self.updates += 1
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not control.should_training_stop:  # else the pass may go on after a resume
+        """Count a pass, unless training ends in it: then a resumed run may continue the pass."""
+        if not control.should_training_stop:
             self.passes, self.updates = self.passes + 1, 0
 
 
-class WeightDecayCallback(TrainerCallback):
-    """Moves the weight decay along a cosine, from its first to its last update (I-JEPA: 0.04 to 0.4).
-
-    A pure function of `global_step / max_steps`, so that a resumed run goes on exactly.
+class MaskEpochCallback(TrainerCallback):
+    """Set the collator's epoch, from which masks are drawn, before workers start.
 
     Args:
-        last: weight decay of the last update; the first one's is `args.weight_decay`.
+        collator: The run's collator, whose copies in workers share the epoch.
+        passes: Returns the number of passes that have ended.
+    """
+
+    def __init__(self, collator: MaskingCollator, passes: Callable[[], int]):
+        self.collator, self.passes = collator, passes
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the epoch."""
+        self.collator.epoch = self.passes()
+
+
+class WeightDecayCallback(TrainerCallback):
+    """Move the weight decay along a cosine during the run (I-JEPA: 0.04 to 0.4).
+
+    It is a pure function of `global_step / max_steps`, so that a resumed run continues exactly.
+
+    Args:
+        last: Weight decay of the last update; that of the first is `args.weight_decay`.
     """
 
     def __init__(self, last: float):
@@ -145,22 +198,26 @@ class WeightDecayCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Trainer's first group holds what decays, the second what does not.
+        """Set the weight decay of Trainer's first parameter group; the second has none."""
         group = kwargs["optimizer"].param_groups[0]
-        group["weight_decay"] = decay_at(state.global_step + 1, state.max_steps, args.weight_decay, self.last, "cosine")
+        group["weight_decay"] = interpolate_schedule(
+            state.global_step + 1, state.max_steps, args.weight_decay, self.last, "cosine"
+        )
 
 
 class HealthCallback(TrainerCallback):
-    """Measures on a fixed batch whether representations are healthy, and warns in words where they collapse.
+    """Measure the health of the representations on a fixed batch, and warn when they collapse.
 
-    Measures before the first step, every `every` steps and after the last one. Each kind of finding of
-    `health.diagnose` is a warning once per run; whether anything was learned is judged after the last step.
+    It measures before the first step, every `every` steps and after the last one. Each kind of
+    finding (`health.diagnose`) is logged once per run. Whether anything was learned is judged after
+    the last step.
 
     Args:
-        measure: gives the numbers, as `JepaTrainer.measure_health` does; none at all where they cannot be had.
-        log: writes them to the run's log, as `Trainer.log` does.
-        every: steps between two measurements; below 1, a share of the run, but 25 steps at least.
-        stop: end the run at the first finding.
+        measure: Returns the metrics, as `JepaTrainer.measure_health` does; none if there are too
+            few targets.
+        log: Writes them to the run's log, as `Trainer.log` does.
+        every: Steps between two measurements; below 1 a fraction of the run, but at least 25 steps.
+        stop: End the run at the first finding.
     """
 
     def __init__(
@@ -171,42 +228,44 @@ class HealthCallback(TrainerCallback):
         stop: bool = False,
     ):
         self.measure, self.log, self.every, self.stop = measure, log, every, stop
-        self._measured: list[dict[str, float]] = []
-        self._told: set[str] = set()
+        self._measurements: list[dict[str, float]] = []
+        self._reported: set[str] = set()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # A resumed run has its start, and what was told since, in the log.
-        self._measured = [entry for entry in state.log_history if is_measurement(entry)]
-        self._told = set(findings(self._measured, state.max_steps))
-        if not self._measured:
+        """Measure the start of the run; a resumed run has it, and its findings, in the log."""
+        self._measurements = [entry for entry in state.log_history if is_measurement(entry)]
+        self._reported = set(findings(self._measurements, state.max_steps))
+        if not self._measurements:
             self._measure()
-        if not self._measured:
+        if not self._measurements:
             logger.warning(
                 "health is not measured, so that no collapse is reported: it needs targets of two samples, from the "
                 "evaluation rows or else from the training rows"
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        every = self.every if self.every >= 1 else max(math.ceil(self.every * state.max_steps), _LEAST_STEPS)
-        if state.global_step % every and state.global_step < state.max_steps:
+        """Measure if a measurement is due, and report new findings."""
+        is_last = state.global_step >= state.max_steps
+        every = self.every if self.every >= 1 else max(math.ceil(self.every * state.max_steps), _MIN_HEALTH_STEPS)
+        if state.global_step % every and not is_last:
             return
-        wanted = control.should_log
+        should_log = control.should_log
         self._measure()
-        control.should_log = wanted  # which writing to the log takes back
-        # Every rank measures the same batch, but must not stop for a last digit of its own.
-        finished = state.global_step >= state.max_steps
-        (found,) = broadcast_object_list([diagnose(self._measured, finished) if self._measured else {}])
-        for kind, sentence in found.items():
-            if kind not in self._told:
+        control.should_log = should_log  # logging resets it
+        # All ranks measure the same batch, but must not stop because of their own rounding: rank 0
+        # decides.
+        (current,) = broadcast_object_list([diagnose(self._measurements, is_last) if self._measurements else {}])
+        for kind, sentence in current.items():
+            if kind not in self._reported:
                 logger.warning("step %d: %s", state.global_step, sentence)
-        self._told |= found.keys()
-        if found and self.stop:
+        self._reported |= current.keys()
+        if current and self.stop:
             control.should_training_stop = True
 
     def _measure(self) -> None:
         values = self.measure()
         if values:
-            self._measured.append(values)
+            self._measurements.append(values)
             self.log(values)

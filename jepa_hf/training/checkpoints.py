@@ -1,13 +1,13 @@
-"""Whole checkpoints: written aside and renamed as the last act, verified before anything is resumed from them.
+"""Checkpoint directories: atomic writing with a manifest, rotation, verification before resuming.
 
-A run's folders named `checkpoint-N` are its checkpoints. Each is written as `_checkpoint-N.new`, where nothing looks
-for one; when all ranks have written their parts, a manifest with every file's size and SHA-256 is added, all is
-synchronised to the disk, and the folder is renamed. So a process that ends at any moment, or a machine that loses its
-power, leaves whole checkpoints and perhaps such a folder, which the next start removes. transformers' own
-`get_last_checkpoint` takes the newest folder whatever it holds (transformers issue 35782).
+The directories named `checkpoint-N` are a run's checkpoints. Each is written as
+`_checkpoint-N.new`, a name that no reader matches. When all ranks have written their parts, a
+manifest with the size and SHA-256 of every file is added, everything is synchronized to disk, and
+the directory is renamed. So a killed process or a power failure leaves complete checkpoints and at
+most such a staging directory, which the next start removes. transformers' own `get_last_checkpoint`
+takes the newest directory, even an incomplete one (transformers issue 35782).
 
-What the manifest tells apart later is what happens to a whole checkpoint: a copy that broke off, a deletion that broke
-off, a bit that flipped.
+The manifest detects later damage: an interrupted copy, an interrupted deletion, a flipped bit.
 """
 
 import errno
@@ -23,124 +23,127 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import RunError, UsageError
-from ..utils.atomic_files import put_in_place, remove, sync_folder
+from ..utils.atomic_files import fsync_tree, remove_path, replace_atomically
 
 MANIFEST = "manifest.json"
 STATE_FILE = "trainer_state.json"
 
-_NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-_LEFT_BEHIND = re.compile(rf"_{PREFIX_CHECKPOINT_DIR}-\d+\.(new|old)")
+_CHECKPOINT_RE = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+_STAGING_RE = re.compile(rf"_{PREFIX_CHECKPOINT_DIR}-\d+\.(new|old)")
 
-# No room, over quota, file too large, read-only, failing, forbidden.
+# Disk full, quota exceeded, file too large, read-only, I/O error, no permission (twice).
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
-# What torch.save says of any of these.
-_TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream error")
+# Parts of torch.save's messages about any of these.
+_TORCH_WRITE_ERRORS = ("inline_container", "PytorchStreamWriter", "iostream error")
 
 
 # ---- names
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Whether a folder of this name is a run's checkpoint.
+    """Return whether a directory of this name is a run's checkpoint.
 
     >>> is_checkpoint_name("checkpoint-10"), is_checkpoint_name("checkpoint-10-copy")
     (True, False)
     """
-    return _NAME.fullmatch(name) is not None
+    return _CHECKPOINT_RE.fullmatch(name) is not None
 
 
-def is_left_behind(name: str) -> bool:
-    """Whether a folder of this name is a checkpoint that is being written or deleted, or never was to the end.
+def is_staging_checkpoint(name: str) -> bool:
+    """Return whether a directory of this name is being written or deleted.
 
-    >>> is_left_behind("_checkpoint-10.new"), is_left_behind("checkpoint-10")
+    >>> is_staging_checkpoint("_checkpoint-10.new"), is_staging_checkpoint("checkpoint-10")
     (True, False)
     """
-    return _LEFT_BEHIND.fullmatch(name) is not None
+    return _STAGING_RE.fullmatch(name) is not None
 
 
-def aside(checkpoint: Path) -> Path:
-    """Where a checkpoint is written.
+def staging_path(checkpoint: Path) -> Path:
+    """Return the staging directory that a checkpoint is written to.
 
-    >>> aside(Path("out/checkpoint-10")).name
+    >>> staging_path(Path("out/checkpoint-10")).name
     '_checkpoint-10.new'
     """
     return checkpoint.with_name(f"_{checkpoint.name}.new")
 
 
 def _step(checkpoint: Path) -> int:
-    return int(_NAME.fullmatch(checkpoint.name)[1])
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 # ---- writing
 
 
-def begin(checkpoint: Path) -> None:
-    """Make the empty folder that the parts of `checkpoint` are written to. One process calls this, before all write."""
-    remove(aside(checkpoint))
-    aside(checkpoint).mkdir(parents=True)
+def create_staging_dir(checkpoint: Path) -> None:
+    """Create the staging directory of `checkpoint`, on one process before all write."""
+    remove_path(staging_path(checkpoint))
+    staging_path(checkpoint).mkdir(parents=True)
 
 
-def publish(checkpoint: Path) -> None:
-    """Make what was written aside the checkpoint. One process calls this, after all have written.
+def commit_checkpoint(checkpoint: Path) -> None:
+    """Add a manifest to the staging directory and rename it, on one process at the end.
 
-    A checkpoint of the same number that is there already is replaced.
+    An existing checkpoint of the same name is replaced.
     """
-    folder = aside(checkpoint)
+    folder = staging_path(checkpoint)
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         files[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     content = json.dumps({"files": files}, indent=1)
     (folder / MANIFEST).write_text(f"{content}\n", encoding="utf-8")
-    sync_folder(folder)
-    put_in_place(folder, checkpoint)
+    fsync_tree(folder)
+    replace_atomically(folder, checkpoint)
 
 
 @contextmanager
-def writing(place: Path, run_dir: Path, needed: int) -> Iterator[None]:
-    """Say in a sentence what a full or failing disk raises while a run writes `place`; no half of a checkpoint stays.
+def disk_errors_as_run_error(place: Path, run_dir: Path, needed: int) -> Iterator[None]:
+    """Turn disk errors into a `RunError`, and remove a half-written checkpoint.
 
     Args:
-        place: the checkpoint, or the folder of the results.
-        needed: bytes that it takes, about.
+        place: The checkpoint, or the directory of the results.
+        run_dir: The run's output directory.
+        needed: Approximate size in bytes, for the message.
 
     Raises:
-        RunError: the disk is full, read-only, or fails.
+        RunError: The disk is full, read-only, or fails.
     """
     try:
         yield
     except BaseException as error:
         if is_checkpoint_name(place.name):
-            remove(aside(place))
-        if not _is_of_the_disk(error):
+            remove_path(staging_path(place))
+        if not _is_disk_error(error):
             raise
         free = shutil.disk_usage(run_dir).free if run_dir.is_dir() else 0
         raise RunError(
-            f"{place} could not be written ({' '.join(str(error).split())}): it takes about {_megabytes(needed)}, and "
-            f"{_megabytes(free)} are free there; {how_to_go_on(run_dir, 'make room, and')}"
+            f"{place} could not be written ({' '.join(str(error).split())}). It takes about {_megabytes(needed)}, and "
+            f"{_megabytes(free)} are free. {resume_hint(run_dir, 'Make room, and')}"
         ) from error
 
 
-def how_to_go_on(run_dir: Path, first: str = "") -> str:
-    """The end of a sentence about a run that was cut off.
+def resume_hint(run_dir: Path, first: str = "") -> str:
+    """Return sentences that say how to continue an interrupted run.
 
-    >>> how_to_go_on(Path("no such run"), "mend it, and")
-    'no whole checkpoint is there yet: mend it, and give the same command again to start over'
+    Args:
+        run_dir: The run's output directory.
+        first: What to do before, up to "and".
+
+    >>> resume_hint(Path("no such run"), "Make room, and")
+    'Make room, and give the same command again to start over: no checkpoint is complete yet.'
     """
-    newest, _ = newest_whole(run_dir, contents=False)
-    there, what = (
-        ("no whole checkpoint is there yet", "start over") if newest is None else (f"{newest} is whole", "go on")
-    )
-    return f"{there}: {first} give the same command again to {what}".replace("  ", " ")
+    newest, _ = latest_valid_checkpoint(run_dir, contents=False)
+    goal = "start over: no checkpoint is complete yet" if newest is None else f"go on from {newest}"
+    return f"{first} give the same command again to {goal}." if first else f"Give the same command again to {goal}."
 
 
-def _is_of_the_disk(error: BaseException) -> bool:
-    """Whether it is what Python, safetensors or torch raise where a file cannot be written to its end."""
+def _is_disk_error(error: BaseException) -> bool:
+    """Return whether an error means that a file could not be written."""
     if isinstance(error, OSError):
         return error.errno in _DISK_ERRORS
     if isinstance(error, SafetensorError):
         return "I/O error" in str(error) or "IoError" in str(error)  # before safetensors 0.6
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _TORCH_WRITER)
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _TORCH_WRITE_ERRORS)
 
 
 def _megabytes(size: int) -> str:
@@ -148,43 +151,45 @@ def _megabytes(size: int) -> str:
 
 
 def rotate(run_dir: Path, limit: int | None, keep: Collection[Path]) -> None:
-    """Delete checkpoints until `limit` are left: torn ones first, then those that were written first.
+    """Delete checkpoints until `limit` remain: incomplete ones first, then the oldest.
 
     Args:
+        run_dir: The run's output directory.
         limit: `save_total_limit`; None or 0 for no limit.
-        keep: never deleted: the checkpoint that was just written, which is whole, and the best one.
+        keep: Checkpoints that are never deleted: the newest, which is complete, and the best.
     """
     checkpoints = _checkpoints(run_dir)
     if not limit or limit < 0 or len(checkpoints) <= limit:
         return
 
     def age(checkpoint: Path) -> tuple[bool, int, int]:
-        whole = damage(checkpoint, contents=False) is None
-        return whole, (checkpoint / MANIFEST).stat().st_mtime_ns if whole else 0, _step(checkpoint)
+        is_complete = find_corruption(checkpoint, contents=False) is None
+        return is_complete, (checkpoint / MANIFEST).stat().st_mtime_ns if is_complete else 0, _step(checkpoint)
 
-    kept = {checkpoint.resolve() for checkpoint in keep}
-    deletable = [checkpoint for checkpoint in sorted(checkpoints, key=age) if checkpoint.resolve() not in kept]
+    protected = {checkpoint.resolve() for checkpoint in keep}
+    deletable = [checkpoint for checkpoint in sorted(checkpoints, key=age) if checkpoint.resolve() not in protected]
     for checkpoint in deletable[: len(checkpoints) - max(limit, len(checkpoints) - len(deletable))]:
-        doomed = checkpoint.with_name(f"_{checkpoint.name}.old")  # a deletion that breaks off leaves no torn one
-        remove(doomed)
-        checkpoint.replace(doomed)
-        remove(doomed)
+        trash = checkpoint.with_name(f"_{checkpoint.name}.old")  # an interrupted deletion leaves no incomplete one
+        remove_path(trash)
+        checkpoint.replace(trash)
+        remove_path(trash)
 
 
-def remove_left_behind(run_dir: Path) -> None:
-    """Delete what an earlier process did not write, or delete, to the end."""
-    for folder in [entry for entry in run_dir.glob("_*") if is_left_behind(entry.name)]:
-        remove(folder)
+def remove_incomplete(run_dir: Path) -> None:
+    """Delete checkpoints that a killed process was writing or deleting."""
+    for folder in [entry for entry in run_dir.glob("_*") if is_staging_checkpoint(entry.name)]:
+        remove_path(folder)
 
 
 # ---- reading
 
 
-def damage(checkpoint: Path, contents: bool = True) -> str | None:
-    """Why a folder is no whole checkpoint, as the part of a sentence; None for a whole one.
+def find_corruption(checkpoint: Path, contents: bool = True) -> str | None:
+    """Return the damage of a checkpoint as a clause; None for a complete one.
 
     Args:
-        contents: read every file and compare its SHA-256; otherwise only the sizes.
+        checkpoint: The directory.
+        contents: Compare the SHA-256 of every file; otherwise only the sizes.
     """
     try:
         if not (checkpoint / STATE_FILE).is_file():
@@ -192,8 +197,8 @@ def damage(checkpoint: Path, contents: bool = True) -> str | None:
         if not (checkpoint / MANIFEST).is_file():
             return f"it has no {MANIFEST}, which is written last"
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, noted in files.items():
-            path, size, sha256 = checkpoint / name, int(noted["size"]), str(noted["sha256"])
+        for name, entry in files.items():
+            path, size, sha256 = checkpoint / name, int(entry["size"]), str(entry["sha256"])
             if not path.is_file():
                 return f"its {name} is missing"
             if path.stat().st_size != size:
@@ -207,45 +212,50 @@ def damage(checkpoint: Path, contents: bool = True) -> str | None:
     return None
 
 
-def newest_whole(run_dir: Path, contents: bool = True) -> tuple[Path | None, list[str]]:
-    """A run's newest whole checkpoint, None if there is none; and a sentence for each newer one, saying what it lacks.
+def latest_valid_checkpoint(run_dir: Path, contents: bool = True) -> tuple[Path | None, list[str]]:
+    """Find a run's newest complete checkpoint.
 
     Args:
-        contents: as `damage` takes it.
+        run_dir: The run's output directory.
+        contents: As for `find_corruption`.
+
+    Returns:
+        The checkpoint, or None; and a warning for each newer one that is incomplete.
     """
-    passed_over = []
+    skipped: list[str] = []
     for checkpoint in reversed(_checkpoints(run_dir)):
-        why = damage(checkpoint, contents)
-        if why is None:
-            return checkpoint, passed_over
-        passed_over.append(f"passing over {checkpoint}, which is not whole: {why}")
-    return None, passed_over
+        reason = find_corruption(checkpoint, contents)
+        if reason is None:
+            return checkpoint, skipped
+        skipped.append(f"skipping {checkpoint}, which is incomplete: {reason}")
+    return None, skipped
 
 
-def check_checkpoint(folder: str | Path) -> None:
-    """Refuse to resume from a folder that is no whole checkpoint.
+def validate_checkpoint(folder: str | Path) -> None:
+    """Refuse to resume from a directory that is not a complete checkpoint.
 
     Raises:
-        UsageError: it is not, with the reason and the newest whole one beside it.
+        UsageError: It is not; the message names the damage and the newest complete checkpoint of
+            the run.
     """
     folder = Path(folder)
-    why = damage(folder)
-    if why is None:
+    reason = find_corruption(folder)
+    if reason is None:
         return
     if not (folder / STATE_FILE).is_file() and not (folder / MANIFEST).is_file():
         raise UsageError(
-            f"resume_from_checkpoint {str(folder)!r} is no checkpoint of a run ({why}); give a folder named "
-            "checkpoint-N"
+            f"Expected resume_from_checkpoint to be a checkpoint of a run, got {str(folder)!r}: {reason}. Use a folder "
+            "named checkpoint-N."
         )
-    newest, _ = newest_whole(folder.absolute().parent)
-    remedy = f"the newest whole one beside it is {newest.name}" if newest else "there is no whole one beside it"
-    raise UsageError(f"resume_from_checkpoint {str(folder)!r} is not whole: {why}; {remedy}")
+    newest, _ = latest_valid_checkpoint(folder.absolute().parent)
+    remedy = f"Use the newest complete one, {newest.name}" if newest else "No other checkpoint of the run is complete"
+    raise UsageError(f"resume_from_checkpoint {str(folder)!r} is incomplete: {reason}. {remedy}.")
 
 
 def _checkpoints(run_dir: Path) -> list[Path]:
-    """By their step."""
-    found = (entry for entry in run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if is_checkpoint_name(entry.name))
-    return sorted((entry for entry in found if entry.is_dir()), key=_step)
+    """List the checkpoints in the order of their steps."""
+    entries = run_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    return sorted((entry for entry in entries if is_checkpoint_name(entry.name) and entry.is_dir()), key=_step)
 
 
 def _sha256(path: Path) -> str:

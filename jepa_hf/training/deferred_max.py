@@ -1,37 +1,39 @@
-"""What the device knows now and the host may learn a little later."""
+"""All-reduced maxima, copied to the host asynchronously and read one step later."""
 
 import torch
 
 
-class LateMaximum:
-    """The largest of each of a few numbers over all ranks, which the host learns an update later.
+class DeferredMax:
+    """Maxima over all ranks of a few numbers, which the host reads one update after they were sent.
 
-    So no host waits for its device: what it reads was sent an update ago, and has long arrived.
+    By then the copy has long arrived, so no host waits for its device.
     """
 
     def __init__(self) -> None:
-        self._sent: torch.Tensor | None = None
-        self._arrived: torch.cuda.Event | None = None
+        self._pending: torch.Tensor | None = None
+        self._ready_event: torch.cuda.Event | None = None
 
-    def send(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Send numbers `[n]` on their way; every rank does this as often as the others.
+    def submit(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Reduce numbers `[n]` over all ranks, and start copying them to the host.
+
+        All ranks must call this equally often.
 
         Returns:
             Their maxima `[n]`, on the device.
         """
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             torch.distributed.all_reduce(numbers, op=torch.distributed.ReduceOp.MAX)
-        self._sent = numbers.to("cpu", non_blocking=True)
+        self._pending = numbers.to("cpu", non_blocking=True)
         if numbers.is_cuda:
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._ready_event = torch.cuda.Event()
+            self._ready_event.record()
         return numbers
 
-    def read(self) -> list[float] | None:
-        """What was sent last, once; None where that was read already, or nothing was sent."""
-        if self._sent is None:
+    def poll(self) -> list[float] | None:
+        """Return the numbers that were sent last, once; None if there are no unread ones."""
+        if self._pending is None:
             return None
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        numbers, self._sent = self._sent.tolist(), None
+        if self._ready_event is not None:
+            self._ready_event.synchronize()
+        numbers, self._pending = self._pending.tolist(), None
         return numbers

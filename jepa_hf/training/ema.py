@@ -1,21 +1,23 @@
-"""The exponential moving average that moves the target encoder: schedule and update."""
+"""Exponential moving average of the context encoder: decay schedule and update."""
 
 import math
 from collections.abc import Iterable, Sequence
 
 import torch
 
-from ..distributed.sharding import placement, plain_name, shard, whole_shape
+from ..distributed.sharding import global_shape, local_shard, sharding_key, unwrapped_parameter_name
 from ..errors import UsageError
+from . import upstream
 
 MIN_DECAY, MAX_DECAY = 0.9, 0.99999
 
 
 def default_decay_range(max_steps: int, pretrained: bool) -> tuple[float, float]:
-    """First and last decay of a run of `max_steps` updates, where none is given.
+    """Return the default first and last decay of a run, clipped to [0.9, 0.99999].
 
-    The averaging horizon 1 / (1 − decay) grows from 0.05 to 0.5 of the run from a random start, and from 0.67 to 6.7
-    runs from a pretrained encoder, whose target should stay close to where it began. Clipped to [0.9, 0.99999].
+    The averaging horizon 1 / (1 − decay) grows from 0.05 to 0.5 of the run for random weights. For
+    a pretrained encoder, whose target should stay close to its start, it grows from 0.67 to 6.7
+    runs.
 
     >>> default_decay_range(2000, pretrained=False)
     (0.99, 0.999)
@@ -28,20 +30,20 @@ def _clip(decay: float) -> float:
     return min(max(decay, MIN_DECAY), MAX_DECAY)
 
 
-def decay_at(step: int, max_steps: int, first: float, last: float, schedule: str = "linear") -> float:
-    """Decay of update number `step`, a pure function: nothing has to be saved for an exact resume.
+def interpolate_schedule(step: int, max_steps: int, first: float, last: float, schedule: str = "linear") -> float:
+    """Return the decay of update number `step`: an exact resume needs no saved state.
 
     Args:
-        step: number of the update, 1 to `max_steps`.
-        max_steps: length of the run in updates.
-        first: decay of the first update.
-        last: decay of the last one.
-        schedule: "constant" (`first` throughout), "linear" (I-JEPA) or "cosine" (BYOL).
+        step: Number of the update, 1 to `max_steps`.
+        max_steps: Length of the run in updates.
+        first: Decay of the first update.
+        last: Decay of the last update.
+        schedule: "constant" (always `first`), "linear" (I-JEPA) or "cosine" (BYOL).
 
     Raises:
-        ValueError: an unknown schedule.
+        ValueError: Unknown schedule.
 
-    >>> [decay_at(step, 3, 0.9, 1.0) for step in (1, 2, 3)]
+    >>> [interpolate_schedule(step, 3, 0.9, 1.0) for step in (1, 2, 3)]
     [0.9, 0.95, 1.0]
     """
     progress = min(max((step - 1) / max(max_steps - 1, 1), 0.0), 1.0)
@@ -51,18 +53,18 @@ def decay_at(step: int, max_steps: int, first: float, last: float, schedule: str
         return first + (last - first) * progress
     if schedule == "cosine":
         return last - (last - first) * (math.cos(math.pi * progress) + 1.0) / 2.0
-    raise ValueError(f"ema_schedule must be one of constant, linear, cosine, not {schedule!r}")
+    raise ValueError(f"Expected ema_schedule to be one of constant, linear, cosine, got {schedule!r}.")
 
 
-def start_share(max_steps: int, first: float, last: float, schedule: str = "linear") -> float:
-    """How much of its start the target encoder still is after a run: the product of all decays.
+def initial_weight_fraction(max_steps: int, first: float, last: float, schedule: str = "linear") -> float:
+    """Return the share of initial weights in the final target: the product of all decays.
 
     Above 1/e the averaging horizon is longer than the run.
 
-    >>> round(start_share(1000, 0.999, 0.999), 2)
+    >>> round(initial_weight_fraction(1000, 0.999, 0.999), 2)
     0.37
     """
-    return math.prod(decay_at(step, max_steps, first, last, schedule) for step in range(1, max_steps + 1))
+    return math.prod(interpolate_schedule(step, max_steps, first, last, schedule) for step in range(1, max_steps + 1))
 
 
 def match_parameters(
@@ -78,63 +80,69 @@ def match_parameters(
         Two lists of equal length and order: context parameters, target parameters.
 
     Raises:
-        ValueError: names, shapes or shards that differ.
-        UsageError: a target in less than float32, which a small 1 − decay cannot move, or parameters of which DeepSpeed
-            keeps a whole copy beside the shards, which would not follow them.
+        ValueError: Names, shapes or shards differ.
+        UsageError: A target in less than float32, which a small 1 − decay cannot move, or
+            parameters of which DeepSpeed keeps a full copy in addition to the shards, which would not
+            follow them.
     """
-    ours = {plain_name(name): parameter for name, parameter in context}
-    theirs = {plain_name(name): parameter for name, parameter in target}
-    if ours.keys() != theirs.keys():
-        odd = sorted(ours.keys() ^ theirs.keys())
-        raise ValueError(f"context and target encoder do not have the same parameters: {', '.join(odd[:3])}")
-    for name, parameter in theirs.items():
-        if whole_shape(parameter) != whole_shape(ours[name]):
-            raise ValueError(
-                f"parameter {name} has shape {tuple(whole_shape(ours[name]))} in the context encoder and "
-                f"{tuple(whole_shape(parameter))} in the target encoder"
-            )
-        if parameter.is_floating_point() and torch.finfo(parameter.dtype).bits < 32:
-            raise UsageError(
-                f"parameter {name} of the target encoder is kept in {parameter.dtype}, in which an average with a "
-                "decay of 0.999 does not move; load the model in float32 and use --bf16 for the computation, or with "
-                "DeepSpeed, whose bf16 engine changes the weights, torch_autocast as in configs/accelerate/zero3.json"
-            )
-        if getattr(parameter, "ds_persist", False):
-            raise UsageError(
-                f"DeepSpeed keeps the whole of parameter {name} on every rank, where a moving average of shards does "
-                'not reach it; set "stage3_param_persistence_threshold": 0, as in configs/accelerate/zero3.json'
-            )
-        if placement(parameter) != placement(ours[name]):
-            raise ValueError(f"parameter {name} is sharded differently in the context and in the target encoder")
-    return [ours[name] for name in theirs], list(theirs.values())
+    context_params = {unwrapped_parameter_name(name): parameter for name, parameter in context}
+    target_params = {unwrapped_parameter_name(name): parameter for name, parameter in target}
+    mismatched = sorted(context_params.keys() ^ target_params.keys())
+    if mismatched:
+        raise ValueError(f"Context and target encoder do not have the same parameters: {', '.join(mismatched[:3])}.")
+    for name, parameter in target_params.items():
+        _check_pair(name, context_params[name], parameter)
+    return [context_params[name] for name in target_params], list(target_params.values())
+
+
+def _check_pair(name: str, context: torch.Tensor, target: torch.Tensor) -> None:
+    """Raise if `target` cannot hold the average of `context`, see `match_parameters`."""
+    if global_shape(target) != global_shape(context):
+        raise ValueError(
+            f"Parameter {name} has shape {tuple(global_shape(context))} in the context encoder and "
+            f"{tuple(global_shape(target))} in the target encoder."
+        )
+    if target.is_floating_point() and torch.finfo(target.dtype).bits < 32:
+        raise UsageError(
+            f"Parameter {name} of the target encoder is kept in {target.dtype}, in which an average with a decay of "
+            "0.999 does not move. Load the model in float32 and use --bf16 for the computation, or with DeepSpeed, "
+            "whose bf16 engine changes the weights, torch_autocast as in configs/accelerate/zero3.json."
+        )
+    if getattr(target, "ds_persist", False):
+        raise UsageError(
+            f"DeepSpeed keeps a full copy of parameter {name} on every rank, which a moving average of shards does not "
+            'reach. Set "stage3_param_persistence_threshold": 0, as in configs/accelerate/zero3.json.'
+        )
+    if sharding_key(target) != sharding_key(context):
+        raise ValueError(f"Parameter {name} is sharded differently in the context and in the target encoder.")
 
 
 @torch.no_grad()
 def update_target(context: Sequence[torch.Tensor], target: Sequence[torch.Tensor], decay: float) -> None:
-    """target ← decay · target + (1 − decay) · context, in place, in a few fused kernels.
+    """Set target ← decay · target + (1 − decay) · context, in place, in a few fused kernels.
 
     Args:
-        context: parameters of the context encoder.
-        target: parameters of the target encoder in the same order (see `match_parameters`).
-        decay: 0 copies, 1 keeps.
+        context: Parameters of the context encoder.
+        target: Parameters of the target encoder in the same order (see `match_parameters`).
+        decay: 0 copies the context encoder, 1 keeps the target encoder.
     """
-    # Each rank averages its own shards: an average of elements needs no communication.
-    torch._foreach_lerp_([shard(each) for each in target], [shard(each) for each in context], 1.0 - decay)
+    # Each rank averages its own shards: an elementwise average needs no communication.
+    upstream.lerp_([local_shard(param) for param in target], [local_shard(param) for param in context], 1.0 - decay)
 
 
 @torch.no_grad()
-def relative_distance(context: Sequence[torch.Tensor], target: Sequence[torch.Tensor]) -> float:
-    """‖context − target‖ / ‖context‖ over all parameters; 0 where the two encoders are the same.
+def relative_parameter_distance(context: Sequence[torch.Tensor], target: Sequence[torch.Tensor]) -> float:
+    """Return ‖context − target‖ / ‖context‖ over all parameters; 0 if both encoders are the same.
 
-    Where parameters are sharded every rank sums over its own shards, and the sums are added up over the ranks.
+    Each rank sums over its own shards, and the sums are reduced over ranks.
 
     Args:
-        context: parameters of the context encoder.
-        target: parameters of the target encoder in the same order (see `match_parameters`).
+        context: Parameters of the context encoder.
+        target: Parameters of the target encoder in the same order (see `match_parameters`).
     """
-    ours, theirs = [shard(each) for each in context], [shard(each) for each in target]
-    norms = [torch.stack(torch._foreach_norm(parts)) for parts in (torch._foreach_sub(ours, theirs), ours)]
-    squares = torch.stack(norms).square().sum(dim=1)
-    if placement(context[0]) is not None:
+    context_shards, target_shards = [local_shard(param) for param in context], [local_shard(param) for param in target]
+    difference = upstream.differences(context_shards, target_shards)
+    squares = torch.stack([upstream.norms(difference), upstream.norms(context_shards)]).square().sum(dim=1)
+    if sharding_key(context[0]) is not None:
         torch.distributed.all_reduce(squares)
     return (squares[0] / squares[1]).sqrt().item()

@@ -1,8 +1,9 @@
-"""A run's output directory: whose it is, how far the run in it got, and what to do about it."""
+"""Run directories: ownership, progress, and the decision to start, resume or refuse."""
 
 import json
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import version
@@ -12,24 +13,24 @@ from typing import Any
 from ..errors import UsageError
 from ..hub.export import JEPA_FOLDER, TARGET_FOLDER
 from ..hub.push import LAST_CHECKPOINT, MODEL_FILES, RUN_FILES
-from ..utils.atomic_files import left_behind, remove, whole_file
+from ..utils.atomic_files import atomic_write, is_staging_name, remove_path
 from ..version import __version__
-from .checkpoints import check_checkpoint, is_checkpoint_name, is_left_behind, newest_whole
-from .hub_trainer import PUSH_FOLDER
+from .checkpoints import is_checkpoint_name, is_staging_checkpoint, latest_valid_checkpoint, validate_checkpoint
+from .hub_trainer import PUSH_STAGING_DIR
 
-# An underscore in front: the Hub client's uploads leave it out.
+# The leading underscore excludes it from uploads by the Hub client.
 RUN_FILE = "_run.json"
 
-# What a run of ours writes into its directory, and so may delete.
-_WRITTEN = (
+# Names that a run writes into its directory, and so may delete.
+_OWNED_PATTERNS = (
     *(name.partition("/")[0] for name in (*MODEL_FILES, *RUN_FILES)), JEPA_FOLDER, TARGET_FOLDER, RUN_FILE, "runs",
-    "masks.png", "report.html", PUSH_FOLDER,
+    "masks.png", "report.html", PUSH_STAGING_DIR,
 )  # fmt: skip
-# What a download of a pushed run brings along, and what no run deletes.
+# Names that a download of a pushed run adds, and that no run deletes.
 _FROM_THE_HUB = (".cache", ".gitattributes", LAST_CHECKPOINT)
 
-# Settings that do not change what is learnt: a run may be resumed with others.
-_FREE = (
+# Settings that do not affect the weights and may change on a resume.
+_MAY_CHANGE_ON_RESUME = (
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_*", "log_*", "report_to", "run_name",
     "project", "trackio_*", "push_to_hub*", "hub_*", "disable_tqdm", "save_*", "eval_*", "do_predict",
     "do_train", "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_p*", "token", "cache_dir",
@@ -38,8 +39,8 @@ _FREE = (
     "database",
     "local_rank", "debug", "objective", "skip_memory_metrics", "restore_callback_states_from_checkpoint",
 )  # fmt: skip
-# The run's length: another one is allowed, with a warning, because schedules stretch with it.
-_LENGTH = ("max_steps", "num_train_epochs")
+# The run's length may change with a warning, because schedules stretch with it.
+_LENGTH_SETTINGS = ("max_steps", "num_train_epochs")
 
 
 @dataclass
@@ -47,10 +48,10 @@ class RunPlan:
     """What to do in an output directory.
 
     Args:
-        finished: the same run is done already.
-        checkpoint: where to resume from; None for a fresh start.
-        note: what to tell the user; empty where there is nothing to tell.
-        delete: files and folders of an earlier run to delete before the start.
+        finished: Whether the same run is already finished.
+        checkpoint: Checkpoint to resume from; None for a fresh start.
+        note: Message for the user; may be empty.
+        delete: Files and folders of an earlier run to delete before the start.
     """
 
     finished: bool = False
@@ -62,117 +63,137 @@ class RunPlan:
 def plan_run(
     output_dir: str | Path, settings: dict[str, Any], overwrite: bool = False, checkpoint: str | None = None
 ) -> RunPlan:
-    """Look at an output directory, touching nothing, and decide what a run with these settings does there.
+    """Decide what a run with these settings does in an output directory.
+
+    Nothing is changed there.
 
     Args:
-        settings: the run's settings, as JSON knows them.
-        overwrite: start over, deleting what an earlier run wrote.
-        checkpoint: a checkpoint that the user named to resume from, or "true" for the newest whole one, which there
-            must then be.
+        output_dir: The directory; it need not exist.
+        settings: The run's settings as JSON values.
+        overwrite: Start over, deleting the files of an earlier run.
+        checkpoint: Checkpoint to resume from, or "true" for the newest complete one, which must
+            exist.
 
     Raises:
-        UsageError: the directory holds something else, or a run with other settings, or cannot be written to; or
-            `checkpoint` is not whole.
+        UsageError: The directory holds other files, or a run with other settings, or is not
+            writable; or `checkpoint` is incomplete.
     """
     folder = Path(output_dir)
     if checkpoint is not None and overwrite:
-        raise UsageError("resume_from_checkpoint and overwrite_output_dir exclude each other; give one of them")
-    newest_wanted = checkpoint is not None and checkpoint.lower() == "true"
-    if newest_wanted:
-        checkpoint = None
-    if checkpoint is not None:
-        check_checkpoint(checkpoint)
-    if any(place.exists() and not place.is_dir() for place in (folder, *folder.parents)):
-        raise UsageError(f"output_dir {str(folder)!r} is a file, or lies under one; name a directory")
+        raise UsageError("resume_from_checkpoint and overwrite_output_dir exclude each other. Set one of them.")
+    needs_checkpoint = checkpoint is not None and checkpoint.lower() == "true"
+    named = None if checkpoint is None or needs_checkpoint else Path(checkpoint)
+    if named is not None:
+        validate_checkpoint(named)
+    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
+        raise UsageError(f"output_dir {str(folder)!r} is a file, or lies under one. Name a directory.")
     _check_writable(folder)
-    left = [entry for entry in folder.iterdir() if _is_left_behind(entry.name)] if folder.is_dir() else []
-    entries = sorted({*folder.iterdir()} - {*left}) if folder.is_dir() else []
-    if not entries and newest_wanted:
-        raise UsageError(f"resume_from_checkpoint true: output_dir {str(folder)!r} holds no run; leave it out to start")
+    content = sorted(folder.iterdir()) if folder.is_dir() else []
+    leftovers = [entry for entry in content if _is_staging_leftover(entry.name)]
+    entries = [entry for entry in content if entry not in leftovers]
+    resume_named = RunPlan(checkpoint=named, note=f"resuming from {named}")
     if not entries:
-        return RunPlan(checkpoint=Path(checkpoint), note=f"resuming from {checkpoint}") if checkpoint else RunPlan()
-    foreign = [entry.name for entry in entries if not _is_ours(entry.name) and entry.name not in _FROM_THE_HUB]
-    run_file = folder / RUN_FILE
-    if not run_file.is_file() and not (checkpoint and not foreign):
+        if needs_checkpoint:
+            raise UsageError(
+                f"output_dir {str(folder)!r} holds no run to resume. Leave out resume_from_checkpoint to start."
+            )
+        return resume_named if named else RunPlan()
+    _check_owner(folder, entries, named)
+    if overwrite:
+        own = tuple(entry for entry in (*entries, *leftovers) if _is_owned(entry.name) or entry in leftovers)
+        return RunPlan(note=f"starting over in {folder}", delete=own)
+    return resume_named if named else _plan_resume(folder, settings, needs_checkpoint)
+
+
+def _check_owner(folder: Path, entries: list[Path], checkpoint: Path | None) -> None:
+    """Refuse a directory that no run wrote; with a named checkpoint it needs no run file."""
+    foreign = [entry.name for entry in entries if not _is_owned(entry.name) and entry.name not in _FROM_THE_HUB]
+    if not (folder / RUN_FILE).is_file() and not (checkpoint and not foreign):
         raise UsageError(
             f"output_dir {str(folder)!r} holds something else ({(foreign or [entries[0].name])[0]}), which no run of "
-            "run_jepa.py wrote; choose another directory"
+            "run_jepa.py wrote. Choose another directory."
         )
-    if overwrite:
-        ours = tuple(entry for entry in (*entries, *left) if _is_ours(entry.name) or entry in left)
-        return RunPlan(note=f"starting over in {folder}", delete=ours)
-    if checkpoint:
-        return RunPlan(checkpoint=Path(checkpoint), note=f"resuming from {checkpoint}")
 
-    before = read_run(folder)
-    changed = [
-        f"{name} {_shown(before['settings'].get(name))} -> {_shown(settings.get(name))}"
-        for name in sorted({*settings, *before["settings"]})
-        if _matters(name) and settings.get(name) != before["settings"].get(name)
-    ]
+
+def _plan_resume(folder: Path, settings: dict[str, Any], needs_checkpoint: bool) -> RunPlan:
+    """Plan the continuation of the run in `folder` from its newest complete checkpoint."""
+    previous = read_run(folder)
+    changed = _changes(previous["settings"], settings, filter(_must_match, sorted({*settings, *previous["settings"]})))
     if changed:
         raise UsageError(
-            f"output_dir {str(folder)!r} holds a run with other settings ({', '.join(changed[:3])}); repeat those, "
-            "choose another directory, or start over with --overwrite_output_dir"
+            f"output_dir {str(folder)!r} holds a run with other settings ({', '.join(changed[:3])}). Repeat those, "
+            "choose another directory, or start over with --overwrite_output_dir."
         )
-    longer = [
-        f"{name} {_shown(before['settings'].get(name))} -> {_shown(settings.get(name))}"
-        for name in _LENGTH
-        if settings.get(name) != before["settings"].get(name)
-    ]
-    if before["finished"] and not longer:
+    new_length = ", ".join(_changes(previous["settings"], settings, _LENGTH_SETTINGS))
+    if previous["finished"] and not new_length:
         return RunPlan(finished=True, note=f"the run in {folder} is finished; start over with --overwrite_output_dir")
-    last, passed_over = newest_whole(folder)
-    if last is None and newest_wanted:
-        reasons = "; ".join(["holds no whole checkpoint", *passed_over])
-        raise UsageError(f"resume_from_checkpoint true: output_dir {str(folder)!r} {reasons}; leave it out to start")
-    if last is None and before["finished"]:
+    checkpoint, skipped = latest_valid_checkpoint(folder)
+    if checkpoint is not None:
+        note = f"resuming the unfinished run in {folder} from {checkpoint.name}"
+        if new_length:
+            note = (
+                f"resuming the run in {folder} from {checkpoint.name} with another length ({new_length}), to which the "
+                "learning rate and EMA schedules stretch: the result differs from that of a run of this length"
+            )
+        return RunPlan(checkpoint=checkpoint, note="\n".join([*skipped, note]))
+    if needs_checkpoint:
+        reasons = "; ".join(["holds no complete checkpoint", *skipped])
         raise UsageError(
-            f"output_dir {str(folder)!r} holds a finished run of another length ({', '.join(longer)}) without a "
-            "checkpoint to go on from; choose another directory, or start over with --overwrite_output_dir"
+            f"output_dir {str(folder)!r} {reasons}. Leave out resume_from_checkpoint to start from the beginning."
         )
-    if last is None:
-        note = f"{folder} holds a run that saved no {'whole ' if passed_over else ''}checkpoint: starting it from the "
-        return RunPlan(note="\n".join([*passed_over, f"{note}beginning"]))
-    note = f"resuming the unfinished run in {folder} from {last.name}"
-    if longer:
-        note = f"resuming the run in {folder} from {last.name} with another length ({', '.join(longer)}), to which the "
-        note += "learning rate and EMA schedules stretch: the result differs from that of a run of this length"
-    return RunPlan(checkpoint=last, note="\n".join([*passed_over, note]))
+    if previous["finished"]:
+        raise UsageError(
+            f"output_dir {str(folder)!r} holds a finished run of another length ({new_length}) without a checkpoint to "
+            "resume from. Choose another directory, or start over with --overwrite_output_dir."
+        )
+    kind = "complete checkpoint" if skipped else "checkpoint"
+    note = f"{folder} holds a run that saved no {kind}: starting it from the beginning"
+    return RunPlan(note="\n".join([*skipped, note]))
+
+
+def _changes(previous: dict[str, Any], settings: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """Describe those of the named settings that differ."""
+    return [
+        f"{name} {_shown(previous.get(name))} -> {_shown(settings.get(name))}"
+        for name in names
+        if settings.get(name) != previous.get(name)
+    ]
 
 
 def _check_writable(folder: Path) -> None:
-    """Refuse a directory that this process may not write to, or may not make."""
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"output_dir {str(folder)!r} cannot be written to ({there} is read-only); choose another one")
+    """Refuse a directory that this process may not write to or create."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"output_dir {str(folder)!r} cannot be written to ({existing} is read-only). Choose another directory."
+        )
 
 
 def start_run(output_dir: str | Path, settings: dict[str, Any], plan: RunPlan) -> None:
-    """Carry out a plan: delete what is to go, and note that this run is now the directory's."""
+    """Execute a plan: delete the files that it lists, and record this run as the directory's."""
     folder = Path(output_dir)
-    if plan.delete:  # a deletion that breaks off leaves a directory that no run goes on in
+    if plan.delete:  # no run resumes in the directory that an interrupted deletion leaves
         _write(folder, {}, finished=False)
     for entry in plan.delete:
         if entry.name != RUN_FILE:
-            remove(entry)
+            remove_path(entry)
     _write(folder, settings, finished=False)
 
 
 def finish_run(output_dir: str | Path, settings: dict[str, Any]) -> None:
-    """Note that the run in this directory is done."""
+    """Record that the run in this directory is finished."""
     _write(Path(output_dir), settings, finished=True)
 
 
 def read_run(output_dir: str | Path) -> dict[str, Any]:
-    """What a directory notes about its run.
+    """Read a directory's record of its run.
 
     Returns:
-        `settings`, a dictionary as JSON knows it; `finished`, a bool; and `versions`, the versions of what wrote
-        it last by name, empty for runs that did not note them.
+        `settings`, a dictionary of JSON values; `finished`, a bool; and `versions`, the last
+        writer's versions by package name, empty for runs that did not record them.
 
     Raises:
-        UsageError: the file is damaged.
+        UsageError: The file is damaged.
     """
     run_file = Path(output_dir) / RUN_FILE
     try:
@@ -183,11 +204,11 @@ def read_run(output_dir: str | Path) -> dict[str, Any]:
             "versions": dict(content.get("versions", {})),
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{run_file} is damaged ({error}); start over with --overwrite_output_dir") from None
+        raise UsageError(f"{run_file} is damaged ({error}). Start over with --overwrite_output_dir.") from None
 
 
 def versions() -> dict[str, str]:
-    """What decides how a run goes, beside its settings.
+    """Return the versions that a run's results depend on.
 
     >>> sorted(versions())[:3]
     ['Python', 'accelerate', 'datasets']
@@ -196,25 +217,25 @@ def versions() -> dict[str, str]:
     return {"jepa_hf": __version__, "Python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def _is_ours(name: str) -> bool:
-    return is_checkpoint_name(name) or any(fnmatch(name, pattern) for pattern in _WRITTEN)
+def _is_owned(name: str) -> bool:
+    return is_checkpoint_name(name) or any(fnmatch(name, pattern) for pattern in _OWNED_PATTERNS)
 
 
-def _is_left_behind(name: str) -> bool:
-    """Whether a killed run left it in the middle of writing or deleting something; it counts as nothing."""
-    return is_left_behind(name) or any(left_behind(name, written) for written in _WRITTEN)
+def _is_staging_leftover(name: str) -> bool:
+    """Return whether a killed run left it in the middle of writing or deleting; it is ignored."""
+    return is_staging_checkpoint(name) or any(is_staging_name(name, final_name) for final_name in _OWNED_PATTERNS)
 
 
 def _shown(value: Any) -> Any:
     return "unset" if value is None else value
 
 
-def _matters(name: str) -> bool:
-    return name not in _LENGTH and not any(fnmatch(name, pattern) for pattern in _FREE)
+def _must_match(name: str) -> bool:
+    return name not in _LENGTH_SETTINGS and not any(fnmatch(name, pattern) for pattern in _MAY_CHANGE_ON_RESUME)
 
 
 def _write(folder: Path, settings: dict[str, Any], finished: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = {"finished": finished, "settings": settings, "versions": versions()}
-    with whole_file(folder / RUN_FILE) as new:
-        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(folder / RUN_FILE) as staging:
+        staging.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run saves a checkpoint after the step that it is in, and leaves."""
+"""Graceful shutdown on SIGTERM and Ctrl-C: save a checkpoint after the current step, and exit."""
 
 import os
 import signal
@@ -11,106 +11,111 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .deferred_max import LateMaximum
+from .deferred_max import DeferredMax
 
-# `accelerate launch` passes on to its ranks what the terminal has sent them already: within this many seconds a second
-# signal is the same Ctrl-C.
+# `accelerate launch` forwards to its ranks a signal that the terminal has already sent them: a
+# second one within this many seconds is the same Ctrl-C.
 _SAME_SIGNAL_SECONDS = 2.0
 
 
-def outlast_signals(training: torch.Tensor) -> None:
-    """Let a data loader's worker serve on when it is asked to go while its run trains.
+def install_worker_signal_handlers(training: torch.Tensor) -> None:
+    """Have a data-loader worker outlast SIGTERM and Ctrl-C while its run trains.
 
-    Terminals and schedulers send their signals to all processes of a run: the one that trains ends its workers when it
-    has saved. A second SIGTERM ends the worker, and so does the first one once training is over: Python sends one when
-    it exits, after an error for instance, and waits. torch takes any exit code but 0 for a worker's failure.
+    Terminals and schedulers signal all processes of a run; the training process shuts its workers
+    down after it has saved. A second SIGTERM ends the worker. So does the first one after training,
+    because Python sends it at exit, for instance after an error, and then waits. torch takes every
+    exit code but 0 for a worker's failure.
 
     Args:
-        training: one number in shared memory, 0 where nothing trains.
+        training: Shared-memory flag `[1]`, 1 during training.
     """
-    asked = 0
+    received = 0
 
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked += 1
+    def handler(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received += 1
         if not training.item():
             os._exit(0)
-        if asked > 1:
+        if received > 1:
             os._exit(128 + number)
 
-    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class InterruptionCallback(TrainerCallback):
-    """Ends training with a checkpoint once this process, or that of another rank, was asked to go.
+class GracefulShutdownCallback(TrainerCallback):
+    """End training with a checkpoint after this process or another rank has received a signal.
 
-    While `listening`, a first SIGTERM or SIGINT (Ctrl-C) is noted, and the step at hand is the last one: a checkpoint
-    is saved, whatever the save strategy, and training ends. An evaluation that is due is left out. A second Ctrl-C ends
-    the process at once, with exit code 130. Ranks tell each other, and stop after the same step, the one after the step
-    at hand: none waits for its device to learn what the others were asked.
+    Under `handle_signals`, a first SIGTERM or SIGINT (Ctrl-C) makes the current step the last one: a
+    checkpoint is saved, regardless of the save strategy, and training ends. An evaluation that is
+    due is skipped. A second Ctrl-C ends the process immediately with exit code 130. All ranks stop
+    after the same step, the one after the current step, so that none waits for its device to learn
+    of the signal.
 
     Attributes:
-        received: the signal that this process, or that of another rank, was asked with; None where none came.
-        stopped: training ended because of it.
+        signal_received: Signal that this process or another rank received; None if there was none.
+        stopped: Whether training ended because of it.
     """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
+        self.signal_received: signal.Signals | None = None
         self.stopped = False
-        self._at = 0.0
-        self._late = LateMaximum()
-        self._saved = -1
+        self._received_at = 0.0
+        self._signal_max = DeferredMax()
+        self._saved_step = -1
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Note signals instead of ending; in the main thread only, as Python demands."""
+    def handle_signals(self) -> Iterator[None]:
+        """Handle signals; Python allows this in the main thread only."""
         process = os.getpid()
 
-        def note(number: int, frame: FrameType | None) -> None:
+        def handler(number: int, frame: FrameType | None) -> None:
             if os.getpid() != process:  # a child that was forked meanwhile
                 return
-            if self.received is None:
-                self.received, self._at = signal.Signals(number), time.monotonic()
+            if self.signal_received is None:
+                self.signal_received, self._received_at = signal.Signals(number), time.monotonic()
                 if os.environ.get("RANK", "0") == "0":
-                    os.write(2, f"\n{self.received.name}: saving a checkpoint after this step\n".encode())
+                    os.write(2, f"\n{self.signal_received.name}: saving a checkpoint after this step\n".encode())
             elif number == signal.SIGINT and (
-                int(os.environ.get("WORLD_SIZE", "1")) == 1 or time.monotonic() - self._at > _SAME_SIGNAL_SECONDS
+                int(os.environ.get("WORLD_SIZE", "1")) == 1
+                or time.monotonic() - self._received_at > _SAME_SIGNAL_SECONDS
             ):
                 os.write(2, b"\nSIGINT again: leaving at once\n")
                 os._exit(128 + signal.SIGINT)
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number, previous_handler in previous.items():
+                signal.signal(number, previous_handler)
 
     @property
     def exit_code(self) -> int:
-        """By convention 128 + the signal's number: 143 after SIGTERM, 130 after SIGINT."""
-        return 128 + self.received
+        """128 + the signal's number: 143 for SIGTERM, 130 for SIGINT; 0 without a signal."""
+        return 0 if self.signal_received is None else 128 + self.signal_received
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop after a signal."""
+        should_stop = self.signal_received is not None
         if args.world_size > 1:
-            before = self._late.read()
-            self._late.send(torch.tensor([float(self.received or 0)], device=args.device))
-            asked = before is not None and before[0] > 0
-            if asked:
-                self.received = signal.Signals(int(before[0]))
-        else:
-            asked = self.received is not None
-        if asked:
+            maxima = self._signal_max.poll()
+            self._signal_max.submit(torch.tensor([float(self.signal_received or 0)], device=args.device))
+            should_stop = maxima is not None and maxima[0] > 0
+            if maxima is not None and should_stop:
+                self.signal_received = signal.Signals(int(maxima[0]))
+        if should_stop:
             self.stopped = True
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._saved = state.global_step
+        """Record the step of the checkpoint."""
+        self._saved_step = state.global_step
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.stopped and self._saved == state.global_step:  # in the middle of an epoch: nothing is due
+        """Prevent a second checkpoint of the step: `Trainer` also ends interrupted epochs."""
+        if self.stopped and self._saved_step == state.global_step:
             control.should_save = control.should_evaluate = False

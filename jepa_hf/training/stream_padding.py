@@ -1,4 +1,4 @@
-"""Streams on several ranks: batches of one size, in which nothing is learnt from rows that fill them up."""
+"""Padding of streams on several ranks to batches of one size."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 import datasets
 import torch
 
-REPEATED = "repeated"
+PADDING_ROW_KEY = "is_padding_row"
 Row = dict[str, Any]
 
 
-class WholeBatches(torch.utils.data.IterableDataset):
-    """A stream whose length becomes a multiple of `size`, by its first row again and again, which says `repeated`.
+class PadStreamToMultiple(torch.utils.data.IterableDataset):
+    """Pad a stream to a multiple of `size` by its first row, with `repeated=True`.
 
-    Of a stream with fewer shards than ranks, accelerate gives each rank its part of every so many rows, and would fill
-    up the last ones itself, without a sign. Each rank reads the whole stream.
+    If a stream has fewer shards than ranks, each rank reads all of it and accelerate picks the
+    rank's rows. It would pad the last batches itself, without marking the padded rows.
 
     Args:
-        rows: the stream; of an empty one nothing is repeated.
-        size: rows in a batch of all ranks.
+        rows: The stream; an empty one stays empty.
+        size: Rows in a batch of all ranks.
 
     >>> stream = datasets.Dataset.from_dict({"row": [7, 8, 9]}).to_iterable_dataset()
-    >>> [tuple(row.values()) for row in WholeBatches(stream, 2)]
+    >>> [tuple(row.values()) for row in PadStreamToMultiple(stream, 2)]
     [(7,), (8,), (9,), (7, True)]
     """
 
@@ -29,42 +29,45 @@ class WholeBatches(torch.utils.data.IterableDataset):
         self.rows, self.size = rows, size
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the stream's epoch, from which it is shuffled."""
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Row]:
-        first, count = {}, 0
+        """Yield the stream's rows, then the padded ones."""
+        first: Row = {}
+        count = 0
         for row in self.rows:
             first = first or dict(row)
             count += 1
             yield row
         for _ in range(-count % self.size):
-            yield {**first, REPEATED: True}
+            yield {**first, PADDING_ROW_KEY: True}
 
 
-class WholeBatchCollator:
-    """A collator whose batches are all of one size; of rows that were read before nothing is learnt.
+class FixedBatchSizeCollator:
+    """Collate batches of one size, and remove padded rows from their loss.
 
-    Samples are compared across ranks, whose shards of a stream do not end at the same time: a smaller batch is filled
-    up as the stream is.
+    Samples are compared across ranks, whose shards of a stream end at different times: a smaller
+    batch is padded.
 
     Args:
-        collator: makes batches.
-        size: rows in a batch.
-        leave_out: changes a batch so that nothing is learnt from the rows where a bool `[B]` is False.
+        collator: Collates batches.
+        size: Rows in a batch.
+        mask_rows: Removes the rows where a bool `[B]` is False from the loss of a batch, in place.
     """
 
     def __init__(
         self,
         collator: Callable[[Sequence[Row]], dict[str, torch.Tensor]],
         size: int,
-        leave_out: Callable[[dict[str, torch.Tensor], torch.Tensor], None],
+        mask_rows: Callable[[dict[str, torch.Tensor], torch.Tensor], None],
     ):
-        self.collator, self.size, self.leave_out = collator, size, leave_out
+        self.collator, self.size, self.mask_rows = collator, size, mask_rows
 
     def __call__(self, features: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Collate; rows without `repeated` were not."""
-        features = [*features, *[{**features[0], REPEATED: True}] * (self.size - len(features))]
-        repeated = torch.tensor([feature.get(REPEATED, False) for feature in features])
-        batch = self.collator([{name: row[name] for name in row if name != REPEATED} for row in features])
-        self.leave_out(batch, ~repeated)  # if none, too: another rank's batch may have some, and they gather alike
+        """Collate rows; those without the key `is_padding_row` are real rows."""
+        features = [*features, *[{**features[0], PADDING_ROW_KEY: True}] * (self.size - len(features))]
+        repeated = torch.tensor([feature.get(PADDING_ROW_KEY, False) for feature in features])
+        batch = self.collator([{name: row[name] for name in row if name != PADDING_ROW_KEY} for row in features])
+        self.mask_rows(batch, ~repeated)  # always, because batches of all ranks must have the same keys
         return batch

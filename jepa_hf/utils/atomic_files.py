@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all: written under another name, then renamed."""
+"""Atomic writing of files and folders: write under another name, sync, rename."""
 
 import os
 import shutil
@@ -6,91 +6,91 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_NEW_FOLDER = "_final.new"
+_STAGING_DIR = "_final.new"
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """A path to write to instead of `path`, with the same ending; at the end it takes `path`'s place in one act.
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a path with the same suffix to write to; on success it atomically replaces `path`.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "notes.txt"
-    >>> with whole_file(path) as new:
-    ...     _ = new.write_text("all of it")
+    >>> with atomic_write(path) as new:
+    ...     _ = new.write_text("complete")
     ...     print(new.name, path.exists())
     _notes.new.txt False
     >>> path.read_text()
-    'all of it'
+    'complete'
     """
     path = Path(path)
     new = path.with_name(f"_{path.stem}.new{path.suffix}")
     try:
         yield new
-        _sync(new)
+        _fsync(new)
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
 
 
 @contextmanager
-def whole_files(folder: str | Path) -> Iterator[Path]:
-    """A new folder to write to instead of `folder`, whose other content stays.
+def atomic_write_dir(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty folder to write to; on success its entries move to `folder`.
 
-    At the end each file and folder in it takes the place of what had its name, in one act.
+    Each entry atomically replaces the entry of the same name. Other content of `folder` stays.
     """
     folder = Path(folder)
-    new = folder / _NEW_FOLDER
-    remove(new)
+    new = folder / _STAGING_DIR
+    remove_path(new)
     new.mkdir(parents=True)
     try:
         yield new
-        sync_folder(new)
+        fsync_tree(new)
         for entry in sorted(new.iterdir()):
-            put_in_place(entry, folder / entry.name)
+            replace_atomically(entry, folder / entry.name)
     finally:
-        remove(new)
+        remove_path(new)
 
 
-def put_in_place(new: Path, place: Path) -> None:
-    """Rename a file, or a folder, to `place`. A folder that is there is renamed before, and removed after."""
+def replace_atomically(new: Path, place: Path) -> None:
+    """Rename a file or folder to `place`; an existing folder is first renamed, then removed."""
     old = place.with_name(f"_{place.name}.old")
     if new.is_dir():
-        remove(old)
+        remove_path(old)
         if place.is_dir():
             place.replace(old)
     new.replace(place)
-    _sync(place.parent)
+    _fsync(place.parent)
     if place.is_dir():
-        remove(old)
+        remove_path(old)
 
 
-def left_behind(name: str, written: str) -> bool:
-    """Whether `name` is what a killed process left of writing the file or folder `written`.
+def is_staging_name(name: str, written: str) -> bool:
+    """Return whether `name` is a leftover of an interrupted write of the file or folder `written`.
 
-    >>> left_behind("_notes.new.txt", "notes.txt"), left_behind("_jepa.old", "jepa"), left_behind("notes.txt", "notes")
-    (True, True, False)
+    >>> is_staging_name("_notes.new.txt", "notes.txt"), is_staging_name("notes.txt", "notes")
+    (True, False)
     """
     path = Path(written)
-    return name in (f"_{path.stem}.new{path.suffix}", f"_{written}.old", _NEW_FOLDER)
+    return name in (f"_{path.stem}.new{path.suffix}", f"_{written}.old", _STAGING_DIR)
 
 
-def sync_folder(folder: Path) -> None:
-    """Have all of a folder on the disk, not only in the system's memory, before it is renamed."""
+def fsync_tree(folder: Path) -> None:
+    """Flush all files and folders in a folder to disk."""
     for path in folder.rglob("*"):
         if not path.is_symlink():
-            _sync(path)
-    _sync(folder)
+            _fsync(path)
+    _fsync(folder)
 
 
-def remove(path: Path) -> None:
-    """Delete a file, a link, or a folder with all that is in it; nothing happens where nothing is."""
+def remove_path(path: Path) -> None:
+    """Delete a file, link or folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,45 +1,45 @@
-"""Text of unknown origin inside Markdown: names of files, settings, labels. None of it may become markup."""
+"""Escaping of untrusted text (file names, settings, labels) in Markdown."""
 
 import re
 from collections.abc import Iterable, Sequence
 
-# What begins or ends markup inside a line: emphasis, code, links, images, tags, entities, formulas, table cells.
+# Inline markup: emphasis, code, links, images, tags, entities, formulas, table cells.
 _MARKUP = re.compile(r"[\\`*~|<>\[\]&$@]|(?<![^\W_])_|_(?![^\W_])|!(?=\[)|(?<=\w):(?=//)|(?<=\bwww)\.", re.IGNORECASE)
-# What ends a quotation or a block of code.
-_ENDS_CODE = re.compile(r"[\"\\`]")
+# Delimiters of quotations and code.
+_CODE_DELIMITERS = re.compile(r"[\"\\`]")
 
 
-def one_line(text: str) -> str:
-    """The text without line breaks, runs of blanks, and characters that cannot be seen or written.
+def single_line(text: str) -> str:
+    r"""Replace line breaks and unprintable characters, and collapse blanks.
 
-    >>> one_line(" two\\n lines\\u202e ")
+    >>> single_line(" two\n lines\u202e ")
     'two lines'
     """
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
-def escaped(text: str) -> str:
-    """The text as it is to be read, in a paragraph, a heading, a list or a cell of a table.
+def escape_markdown(text: str) -> str:
+    r"""Escape text for a paragraph, heading, list or table cell.
 
-    >>> print(escaped("smooth_l1 | <b>"), escaped("_x_"))
-    smooth_l1 \\| \\<b\\> \\_x\\_
+    >>> print(escape_markdown("smooth_l1 | <b>"), escape_markdown("_x_"))
+    smooth_l1 \| \<b\> \_x\_
     """
-    return _MARKUP.sub(lambda found: f"\\{found.group()}", one_line(text))
+    return _MARKUP.sub(lambda match: f"\\{match.group()}", single_line(text))
 
 
-def in_code(text: str) -> str:
-    """The text for a quotation in a block of code, without what would end either.
+def strip_code_delimiters(text: str) -> str:
+    """Remove delimiters from text for a quotation in a code block.
 
-    >>> in_code('a"b')
+    >>> strip_code_delimiters('a"b')
     'ab'
     """
-    return _ENDS_CODE.sub("", one_line(text))
+    return _CODE_DELIMITERS.sub("", single_line(text))
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are Markdown already.
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Build a table from cells that are Markdown.
 
-    >>> print(table(("a", "b"), [("1", "2")]))
+    >>> print(markdown_table(("a", "b"), [("1", "2")]))
     | a | b |
     | --- | --- |
     | 1 | 2 |

@@ -2,5 +2,5 @@
 
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-# What turns raw samples into the model's inputs; feature vectors need nothing.
+# Converts raw samples to the model's inputs; feature vectors need none.
 ProcessingClass = PreTrainedTokenizerBase | BaseImageProcessor

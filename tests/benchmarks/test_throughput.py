@@ -1,4 +1,4 @@
-"""Claims about `benchmarks/throughput.py`, the measure of speed."""
+"""Claims about `benchmarks/speed/throughput.py`, the measure of speed."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.cli import REPOSITORY
 
-SCRIPT = REPOSITORY / "benchmarks" / "throughput.py"
+SCRIPT = REPOSITORY / "benchmarks" / "speed" / "throughput.py"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,7 @@ def test_a_step_is_counted_as_torch_counts_it(loop: str, num_masks: int, through
     assert counted == [pytest.approx(throughput.flops(cell), rel=1e-3)]
 
 
+@pytest.mark.slow
 def test_one_command_gives_rows_and_the_table(command: Callable[..., str], tmp_path: Path) -> None:
     """Two loops in turns: as many windows each as asked for, beside each other and beside the floor."""
     output = tmp_path / "rows.jsonl"

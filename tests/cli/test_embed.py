@@ -42,6 +42,7 @@ def test_one_command_embeds_all_files(capfd: pytest.CaptureFixture[str]) -> None
     np.testing.assert_allclose(np.load("two.npy"), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed as soon as a part is there; the part is kept, and the end is that of a command that was left alone."""
     write_lines("long.txt", CORPUS * 60)
@@ -70,25 +71,28 @@ def test_a_killed_command_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nothing", "data.txt"], "neither a directory here nor a model that the Hub gave"),
-        (["model", "nothing.txt"], "FILES 'nothing.txt' does not exist; check the path"),
-        (["model", "data.txt", "table.csv"], "the files are csv and text files; give files of one kind"),
-        (["model", "empty.txt"], "'empty.txt' is empty; give a file with rows"),
+        (["nothing", "data.txt"], "neither a local directory nor a model on the Hub"),
+        (["model", "nothing.txt"], "FILES 'nothing.txt' does not exist. Check the path"),
+        (["model", "data.txt", "table.csv"], "Expected files of one kind, got csv and text files"),
+        (["model", "empty.txt"], "'empty.txt' is empty. Give a file with rows"),
         (["model", "header.csv"], "'header.csv' has no rows"),
-        (["model", "table.csv"], "'table.csv' has no column 'text'; name the column with the text by --text_column"),
-        (["model", "table.csv", "--text_column_name", "c"], "'table.csv' has no column 'c'"),
-        (["model", "wrong.jsonl"], "row 2 of 'wrong.jsonl' has int in column 'text', which must hold strings"),
-        (["model", "taken.parquet"], "'taken.parquet' has a column 'embedding' already; rename it"),
-        (["model", "data.txt", "--output", "x.csv"], "output 'x.csv' does not end in .parquet or .npy"),
-        (["model", "data.txt", "--output", "there.npy"], "output 'there.npy' exists; delete it, or name another"),
-        (["model", "data.txt", "--output", "no/x.npy"], "output 'no/x.npy' lies in no folder that can be written to"),
+        (["model", "table.csv"], "No column 'text' in 'table.csv'. Set --text_column_name to the column with the text"),
+        (["model", "table.csv", "--text_column_name", "c"], "No column 'c' in 'table.csv'"),
+        (["model", "wrong.jsonl"], "Expected a string in column 'text', got int in row 2 of 'wrong.jsonl'"),
+        (["model", "taken.parquet"], "'taken.parquet' has a column 'embedding' already. Rename it"),
+        (["model", "data.txt", "--output", "x.csv"], "Expected output to end in .parquet or .npy, got 'x.csv'"),
+        (["model", "data.txt", "--output", "there.npy"], "Output 'there.npy' exists. Delete it, or name another"),
+        (
+            ["model", "data.txt", "--output", "no/x.npy"],
+            "The folder of output 'no/x.npy' does not exist or is not writable",
+        ),
         (
             ["model", "data.txt", "--output", "busy.npy"],
-            "'busy.npy.parts', where parts are to be kept, holds something",
+            "The folder for parts, 'busy.npy.parts', holds other files",
         ),
         (["model", "data.txt", "--pooling", "max"], "--pooling: invalid choice: 'max'"),
-        (["model", "data.txt", "--batch_size", "0"], "batch_size must be at least 1, not 0"),
-        (["model", "data.txt", "--max_seq_length", "999"], "max_seq_length must be from 1 to 128"),
+        (["model", "data.txt", "--batch_size", "0"], "Expected batch_size to be at least 1, got 0"),
+        (["model", "data.txt", "--max_seq_length", "999"], "Expected max_seq_length from 1 to 128"),
         (["model"], "the following arguments are required: FILES"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

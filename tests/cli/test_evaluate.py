@@ -112,21 +112,24 @@ def test_a_card_is_updated_and_nothing_beside_it(
         ("--tasks topics", "the following arguments are required: MODEL"),
         ("models/one --tasks topics --poling mean", "unrecognized arguments: --poling mean"),
         ("models/one --tasks topics --pooling max", "pooling must be one of mean, cls, layers, not 'max'"),
-        ("models/one --tasks topics --pooling mean mean", "pooling names one twice: mean mean"),
+        ("models/one --tasks topics --pooling mean mean", "pooling contains a name twice: mean mean"),
         ("models/one --tasks topics --seed -1", "seed must be at least 0, not -1"),
-        ("models/one --tasks topics --batch_size 0", "batch_size must be at least 1, not 0"),
-        ("models/one --tasks topics --max_seq_length 999", "max_seq_length must be from 1 to 128"),
-        ("models/one --tasks nothing.csv", "task 'nothing.csv' does not exist; check the path"),
+        ("models/one --tasks topics --batch_size 0", "Expected batch_size to be at least 1, got 0"),
+        ("models/one --tasks topics --max_seq_length 999", "Expected max_seq_length from 1 to 128"),
+        ("models/one --tasks nothing.csv", "Task 'nothing.csv' does not exist. Check the path."),
         ("models/one --tasks plain.jsonl", "'plain.jsonl' has neither a column of labels nor pairs of texts"),
-        ("models/one --tasks one_class.csv", "task 'one_class.csv' has one class only, '1', to learn"),
-        ("models/one --tasks empty.csv", "'empty.csv' is empty; give a file with rows"),
+        ("models/one --tasks one_class.csv", "Task 'one_class.csv' has a single class in its training rows, '1'"),
+        ("models/one --tasks empty.csv", "'empty.csv' is empty. Give a file with rows."),
         ("models/one --tasks vectors.jsonl", "'models/one' reads text, but task 'vectors.jsonl' has features"),
-        ("models/one --tasks topics --label_column_name topic", "has no column 'topic'; its columns are: text, label"),
+        ("models/one --tasks topics --label_column_name topic", "has no column 'topic'. Its columns are: text, label"),
         ("models/one models/one --tasks topics", "'models/one' is named twice; name each model once"),
         ("models/no_model --tasks topics", "'models/no_model' cannot be loaded: "),
-        ("nobody/nothing --tasks topics", "'nobody/nothing' is neither a directory here nor"),
-        ("models/one --tasks topics --output_dir plain.jsonl", "output_dir 'plain.jsonl' is a file, or lies under one"),
-        ("models/one --tasks topics --update_card", "card 'models/one/README.md' does not exist; only models in"),
+        ("nobody/nothing --tasks topics", "'nobody/nothing' is neither a local directory nor"),
+        (
+            "models/one --tasks topics --output_dir plain.jsonl",
+            "output_dir 'plain.jsonl' is a file, or is under a file",
+        ),
+        ("models/one --tasks topics --update_card", "Card 'models/one/README.md' does not exist. Leave this model out"),
         ("models/one models/two --tasks topics --update_card", "name the models whose cards are to be updated"),
         ("models/one --tasks topics --update_card models/two", "'models/two' is not among the models: models/one"),
     ],
@@ -154,10 +157,11 @@ def test_a_damaged_card_is_found_before_the_work(
     monkeypatch.chdir(tmp_path)
     capfd.readouterr()
     assert main(["evaluate", "model", "--tasks", str(work / "topics"), "--update_card"]) == 2
-    assert "card 'model/README.md' has damaged metadata" in capfd.readouterr().err
+    assert "Card 'model/README.md' has damaged metadata" in capfd.readouterr().err
     assert not (tmp_path / "evaluation").exists()
 
 
+@pytest.mark.slow
 def test_a_missing_library_is_named_with_what_installs_it_and_help_needs_none(work: Path) -> None:
     script = """
 import sys
@@ -166,7 +170,7 @@ sys.modules["sklearn"] = sys.modules["sentence_transformers"] = None  # importin
 from jepa_hf.cli.main import main
 with suppress(SystemExit):
     main(["evaluate", "--help"])
-for name in ("sklearn", "sentence_transformers"):
+for name in ("sentence_transformers", "sklearn"):
     assert main(["evaluate", "models/one", "--tasks", "topics"]) == 2
     del sys.modules[name]
 """
@@ -175,6 +179,6 @@ for name in ("sklearn", "sentence_transformers"):
     assert "--pooling" in result.stdout
     lines = result.stderr.splitlines()
     assert len(lines) == 2
-    for line, name in zip(lines, ("sklearn", "sentence_transformers"), strict=True):
+    for line, name in zip(lines, ("sentence_transformers", "sklearn"), strict=True):
         assert line.startswith(f"jepa-hf evaluate: error: evaluate needs {name}")
         assert "pip install 'jepa_hf[evaluate]'" in line

@@ -79,6 +79,7 @@ def test_with_the_head_it_is_a_masked_language_model(out: Path, tmp_path: Path) 
         torch.testing.assert_close(masked_lm.eval()(**tokens).logits, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_with_its_code_the_full_model_loads_where_jepa_hf_is_not(out: Path, tmp_path: Path) -> None:
     target = tmp_path / "exported"
     assert main(["export", str(out / "checkpoint-2"), str(target), "--custom_code"]) == 0
@@ -100,11 +101,11 @@ print(type(model).__name__, sum(p.double().sum().item() for p in model.parameter
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nothing", "new"], "'nothing' holds no full JEPA model; name a checkpoint-N"),
-        (["../bert", "new"], "holds no full JEPA model"),
-        (["../data.txt", "new"], "holds no full JEPA model"),
+        (["nothing", "new"], "'nothing' contains no full JEPA model; name a checkpoint-N"),
+        (["../bert", "new"], "contains no full JEPA model"),
+        (["../data.txt", "new"], "contains no full JEPA model"),
         (["jepa", "checkpoint-2"], "output_dir 'checkpoint-2' is not empty; name a new directory"),
-        (["jepa", "README.md"], "output_dir 'README.md' is a file, or lies under one; name a new directory"),
+        (["jepa", "README.md"], "output_dir 'README.md' is a file, or is under a file; name a directory"),
         (["jepa", "README.md/new"], "'README.md/new'"),
         (["jepa"], "the following arguments are required: output_dir"),
         (["jepa", "new", "--encoder", "both"], "--encoder: invalid choice: 'both'"),
@@ -133,7 +134,7 @@ def test_a_model_without_the_head_has_none_to_export(
 ) -> None:
     assert main(["export", str(headless), str(tmp_path / "new"), "--head", "mlm"]) == 2
     err = capfd.readouterr().err
-    assert "trained without a masked-language-model head; train it with --mlm_weight above 0" in err
+    assert "trained without a masked-language-model head; train it with --mlm_weight above 0." in err
     assert err.count("\n") == 1
     assert not (tmp_path / "new").exists()
 

@@ -24,8 +24,8 @@ from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
 from jepa_hf import JepaTrainer
 from jepa_hf.cli import train as train_module
 from jepa_hf.cli.train import main
-from jepa_hf.training.checkpoints import damage
-from jepa_hf.training.signals import InterruptionCallback
+from jepa_hf.training.checkpoints import find_corruption
+from jepa_hf.training.signals import GracefulShutdownCallback
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -59,7 +59,7 @@ class At(TrainerCallback):
 
 
 @pytest.fixture
-def happening(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Have something happen after a step of the runs inside the block."""
 
     @contextmanager
@@ -83,8 +83,8 @@ def outcome(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, list[s
     return code, [line for line in capsys.readouterr().err.splitlines() if line.startswith("run_jepa.py: error: ")]
 
 
-def whole_ones(out: Path) -> set[str]:
-    return {path.name for path in out.glob("checkpoint-*") if damage(path) is None}
+def valid_checkpoints(out: Path) -> set[str]:
+    return {path.name for path in out.glob("checkpoint-*") if find_corruption(path) is None}
 
 
 def assert_goes_on(folder: Path, out: Path, *flags: str) -> None:
@@ -129,35 +129,35 @@ def test_a_full_disk_costs_no_whole_checkpoint(
         assert code == 1
         assert len(said) == 1
         assert f"{out}/checkpoint-4 could not be written (" in said[0]
-        assert "it takes about 0." in said[0]
-        assert f"{out}/checkpoint-2 is whole: make room, and give the same command again to go on" in said[0]
+        assert "It takes about 0." in said[0]
+        assert f"Make room, and give the same command again to go on from {out}/checkpoint-2." in said[0]
         assert {path.name for path in out.iterdir()} == {"_run.json", "masks.png", "checkpoint-2"}
-        assert whole_ones(out) == {"checkpoint-2"}
+        assert valid_checkpoints(out) == {"checkpoint-2"}
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         assert_goes_on(folder, out, *flags)
 
 
 @pytest.mark.parametrize("size", [20_000, 300_000])
 def test_a_limit_on_files_is_told_like_a_full_disk(
-    size: int, folder: Path, tmp_path: Path, happening: Any, capsys: pytest.CaptureFixture[str]
+    size: int, folder: Path, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Which makes safetensors fail or torch.save, each in its own words."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     out = tmp_path / "out"
     try:
-        with happening(3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))):
+        with fault(3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))):
             code, said = outcome(capsys, *command(folder, out))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert code == 1
     assert f"{out}/checkpoint-4 could not be written (" in said[0]
-    assert whole_ones(out) == {"checkpoint-2"}
+    assert valid_checkpoints(out) == {"checkpoint-2"}
     assert not list(out.glob("_checkpoint*"))
     assert_goes_on(folder, out)
 
 
 def test_results_that_find_no_room_are_written_by_the_same_command(
-    folder: Path, tmp_path: Path, happening: Any, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The model at the end is written aside too: an earlier one is not torn."""
     out = tmp_path / "out"
@@ -166,7 +166,7 @@ def test_results_that_find_no_room_are_written_by_the_same_command(
     longer = command(folder, out, "--max_steps", "9", "--save_strategy", "no")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with happening(9, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))):
+        with fault(9, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))):
             code, said = outcome(capsys, *longer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -192,24 +192,24 @@ def test_a_read_only_directory_is_told_before_anything_is_done(
     for code, said in told:
         assert code == 2
         assert "cannot be written to" in said[0]
-        assert f"({place} is read-only); choose another one" in said[0]
+        assert f"({place} is read-only). Choose another directory" in said[0]
 
 
 # ---- the data
 
 
 def test_data_that_is_gone_at_the_resume_is_told_and_nothing_is_lost(
-    folder: Path, tmp_path: Path, happening: Any, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, data = tmp_path / "out", tmp_path / "data.txt"
     shutil.copy(folder / "data.txt", data)
     flags = ("--train_file", str(data))
-    with happening(3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+    with fault(3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert outcome(capsys, *command(folder, out, *flags))[0] == 143
     data.unlink()
     before = snapshot(out)
     code, said = outcome(capsys, *command(folder, out, *flags))
-    assert (code, said) == (2, [f"run_jepa.py: error: train_file '{data}' does not exist; check the path"])
+    assert (code, said) == (2, [f"run_jepa.py: error: train_file '{data}' does not exist. Check the path."])
     assert snapshot(out) == before
     shutil.copy(folder / "data.txt", data)
     assert_goes_on(folder, out, *flags)
@@ -217,22 +217,22 @@ def test_data_that_is_gone_at_the_resume_is_told_and_nothing_is_lost(
 
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_streamed_file_that_vanishes_while_it_is_trained_on_is_named(
-    workers: str, folder: Path, tmp_path: Path, happening: Any, capsys: pytest.CaptureFixture[str]
+    workers: str, folder: Path, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As soon as it is read again, also by a worker; checkpoints stay."""
     out, data = tmp_path / "out", write_lines(tmp_path / "data.txt", CORPUS[:12])
     flags = ("--train_file", str(data), "--streaming", "--dataloader_num_workers", workers, "--max_steps", "30")
-    with happening(2, data.unlink):
+    with fault(2, data.unlink):
         code, said = outcome(capsys, *command(folder, out, *flags))
     assert code == 2
     assert said == [
-        f"run_jepa.py: error: '{data}' cannot be read: No such file or directory; restore it, or name another file"
+        f"run_jepa.py: error: '{data}' cannot be read: No such file or directory. Restore it, or name another file."
     ]
-    assert "checkpoint-2" in whole_ones(out)
+    assert "checkpoint-2" in valid_checkpoints(out)
 
 
 def test_an_image_that_vanishes_while_it_is_trained_on_is_named(
-    tmp_path: Path, happening: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = tmp_path / "images"
     images.mkdir()
@@ -242,15 +242,15 @@ def test_an_image_that_vanishes_while_it_is_trained_on_is_named(
     sizes = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,image_size=32,patch_size=4"
     flags = f"--model_type ijepa --config_overrides {sizes} --train_file {images} --output_dir {tmp_path / 'out'} "
     flags += "--max_steps 12 --save_steps 2 --per_device_train_batch_size 4"
-    with happening(2, (images / "3.png").unlink):
+    with fault(2, (images / "3.png").unlink):
         code, said = outcome(capsys, *flags.split())
     assert code == 2
-    assert f"'{images}/3.png' cannot be read: No such file or directory; restore it or leave it out" in said[0]
-    assert "checkpoint-2" in whole_ones(tmp_path / "out")
+    assert f"'{images}/3.png' cannot be read: No such file or directory. Restore it or leave it out." in said[0]
+    assert "checkpoint-2" in valid_checkpoints(tmp_path / "out")
 
 
 def test_a_loaders_worker_that_is_killed_is_told(
-    folder: Path, tmp_path: Path, happening: Any, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others = {*multiprocessing.active_children()}
 
@@ -261,12 +261,12 @@ def test_a_loaders_worker_that_is_killed_is_told(
 
     out = tmp_path / "out"
     flags = ("--dataloader_num_workers", "1")
-    with happening(3, kill):
+    with fault(3, kill):
         code, said = outcome(capsys, *command(folder, out, *flags))
     assert code == 1
-    assert "a worker of the data loader died (" in said[0]
+    assert "A data-loader worker died (" in said[0]
     assert "killed by signal: Killed" in said[0] or "exited unexpectedly" in said[0]
-    assert f"{out}/checkpoint-2 is whole: lower --dataloader_num_workers if so" in said[0]
+    assert "Lower --dataloader_num_workers if so, and give the same command again to go on from" in said[0]
     assert_goes_on(folder, out, *flags)
 
 
@@ -291,8 +291,8 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_exit_code_1(
         code, said = outcome(capsys, *command(folder, out))
     assert code == 1
     assert len(said) == 1
-    assert "the gradient of predictor.embed.bias is not finite in step 5 (batch 5 of epoch 1, training rows " in said[0]
-    assert whole_ones(out) == {"checkpoint-2", "checkpoint-4", "checkpoint-5"}
+    assert "The gradient of predictor.embed.bias is not finite in step 5 (batch 5 of epoch 1, training rows " in said[0]
+    assert valid_checkpoints(out) == {"checkpoint-2", "checkpoint-4", "checkpoint-5"}
     again = command(folder, tmp_path / "again", "--model_name_or_path", str(out / "checkpoint-5"), "--max_steps", "1")
     train(*again)
 
@@ -303,46 +303,47 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_exit_code_1(
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("strategy", ["steps", "no", "epoch"])
 def test_a_signal_saves_after_the_step_and_leaves(
-    strategy: str, number: int, code: int, folder: Path, tmp_path: Path, happening: Any,
+    strategy: str, number: int, code: int, folder: Path, tmp_path: Path, fault: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Whatever the save strategy; the handlers are then those from before; the same command goes on."""
     out = tmp_path / "out"
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     flags = ("--save_strategy", strategy)
-    with happening(3, lambda: os.kill(os.getpid(), number)):
+    with fault(3, lambda: os.kill(os.getpid(), number)):
         assert main([*command(folder, out, *flags), *QUIET]) == code
     said = capsys.readouterr().out.splitlines()[-1]
-    told = f"after step 3: give the same command again to go on from {out / 'checkpoint-3'}"
+    told = f"after step 3; run the same command again to continue from {out / 'checkpoint-3'}"
     assert said == f"stopped by {signal.Signals(number).name} {told}"
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
-    assert "checkpoint-3" in whole_ones(out)
+    assert "checkpoint-3" in valid_checkpoints(out)
     assert not (out / "jepa").exists()
     assert_goes_on(folder, out, *flags)
 
 
 def test_a_signal_in_the_last_step_leaves_the_end_to_the_same_command(
-    folder: Path, tmp_path: Path, happening: Any, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    with happening(8, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+    with fault(8, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert outcome(capsys, *command(folder, out))[0] == 143
     assert_goes_on(folder, out)
 
 
 def test_how_to_go_on_leaves_out_what_would_start_over(
-    folder: Path, tmp_path: Path, happening: Any, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    with happening(3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+    with fault(3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         main([*command(folder, out, "--overwrite_output_dir"), *QUIET])
-    assert "the same command again without --overwrite_output_dir to go on" in capsys.readouterr().out
-    with happening(5, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+    assert "the same command again without --overwrite_output_dir to continue" in capsys.readouterr().out
+    with fault(5, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         main([*command(folder, out, "--resume_from_checkpoint", str(out / "checkpoint-3")), *QUIET])
-    assert "the same command again with --resume_from_checkpoint true to go on" in capsys.readouterr().out
+    assert "the same command again with --resume_from_checkpoint true to continue" in capsys.readouterr().out
     assert_goes_on(folder, out, "--resume_from_checkpoint", "true")
 
 
+@pytest.mark.slow
 def test_the_command_itself_saves_on_sigterm_and_goes_on(folder: Path, tmp_path: Path) -> None:
     """In a process of its own, with workers that the same signal reaches, as a scheduler sends it to all."""
     out, log = tmp_path / "out", tmp_path / "log"
@@ -359,8 +360,8 @@ def test_the_command_itself_saves_on_sigterm_and_goes_on(folder: Path, tmp_path:
         code = run.wait(timeout=60)
     text = log.read_text()
     assert code == 143, text
-    (saved,) = whole_ones(out)
-    assert f"give the same command again to go on from {out / saved}" in text
+    (saved,) = valid_checkpoints(out)
+    assert f"run the same command again to continue from {out / saved}" in text
     assert "Traceback" not in text
     done = start_process(REPOSITORY / "run_jepa.py", *flags, "--max_steps", "1", *QUIET, cwd=tmp_path)
     assert f"from {saved} with another length" in done.stdout, done.stderr
@@ -372,7 +373,7 @@ def leaves_with(names: str, said: Path) -> int:
     if not child:
         try:
             os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 2)
-            with InterruptionCallback().listening():
+            with GracefulShutdownCallback().handle_signals():
                 for name in names.split():
                     os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
                 os._exit(7)
@@ -381,6 +382,7 @@ def leaves_with(names: str, said: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signals", "code"), [("INT INT", 130), ("TERM TERM", 7), ("TERM INT", 130)])
 def test_a_second_ctrl_c_leaves_at_once(signals: str, code: int, tmp_path: Path) -> None:
     """While a second SIGTERM waits for the save."""
@@ -416,6 +418,7 @@ for process in multiprocessing.active_children():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["fails", "ends with workers that stay"])
 def test_a_script_ends_though_workers_are_still_there(how: str, folder: Path) -> None:
     """Python asks workers once to go, and then waits for them for as long as it takes."""

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import jepa_hf
-from helpers.cli import QUIET, REPOSITORY, Killed, assert_same_weights, snapshot, train, weights
+from helpers.cli import QUIET, REPOSITORY, SimulatedKill, assert_same_weights, snapshot, train, weights
 from jepa_hf import FeatureEncoderModel, JepaForRepresentationPrediction, JepaTrainer
 from jepa_hf.cli.train import main
 from jepa_hf.data.arguments import DataArguments
@@ -200,6 +200,7 @@ def load(folder):
 
 
 @pytest.mark.parametrize("where", [HERE, ELSEWHERE], ids=["with jepa_hf", "without jepa_hf"])
+@pytest.mark.slow
 def test_the_export_computes_the_same_in_a_process_of_its_own(
     where: str, runs: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -235,10 +236,10 @@ def test_the_export_computes_the_same_in_a_process_of_its_own(
     ("name", "flags"),
     [
         ("data.csv", f"--config_overrides mode=flat,{SIZES}"),
-        ("data.csv", f"--config_overrides patch_size=2,{SIZES} --context_mode kept --num_masks 2"),
+        ("data.csv", f"--config_overrides patch_size=2,{SIZES} --masked_tokens mask_token --num_masks 2"),
         ("vectors.parquet", "--feature_column_names features --max_train_samples 8"),
         ("data.csv", "--feature_column_names column4,column2,column0 --mask_ratio 0.5"),
-        ("series.npz", "--context_mode kept --predictor_type mlp"),
+        ("series.npz", "--masked_tokens mask_token --predictor_type mlp"),
         ("series.npz", "--pad_to_max_length --num_masks 3 --mean_span_length 2 --variance_weight 1"),
     ],
 )
@@ -246,7 +247,7 @@ def test_every_view_of_features_trains(name: str, flags: str, folder: Path, tmp_
     """Whole vectors, kept and dropped positions, larger patches, chosen columns, static shapes, more masks."""
     train(*command(folder, name, tmp_path, *flags.split()))
     full = AutoModel.from_pretrained(tmp_path / "jepa")
-    assert full.config.context_mode == ("kept" if "kept" in flags or "flat" in flags else "dropped")
+    assert full.config.masked_tokens == ("mask_token" if "mask_token" in flags or "flat" in flags else "drop")
     assert differing(full.context_encoder, full.target_encoder)
     if "column4" in flags:  # in the order in which they were named
         chosen = np.array(raw_rows(folder, name))[:, [4, 2, 0]]
@@ -302,7 +303,7 @@ class _Crash(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         if state.global_step == 3:
-            raise Killed
+            raise SimulatedKill
         return control
 
 
@@ -318,7 +319,7 @@ def test_a_resumed_run_has_the_weights_of_the_undisturbed_one(
     build = JepaTrainer.__init__
     with monkeypatch.context() as patch:
         patch.setattr(JepaTrainer, "__init__", lambda *args, **kwargs: build(*args, callbacks=[_Crash()], **kwargs))
-        with pytest.raises(Killed), contextlib.redirect_stdout(None):
+        with pytest.raises(SimulatedKill), contextlib.redirect_stdout(None):
             main([*cut, *QUIET])
     assert {path.name for path in (tmp_path / "cut").glob("checkpoint-*")} == {"checkpoint-2"}
     before = weights(tmp_path / "cut" / "checkpoint-2")
@@ -336,20 +337,20 @@ def test_a_resumed_run_has_the_weights_of_the_undisturbed_one(
 @pytest.mark.parametrize(
     ("name", "flags", "expected"),
     [
-        ("nan.csv", "", ["nan.csv", "row 4", "column1", "nan"]),
+        ("nan.csv", "", ["nan.csv", "Row 4", "column1", "nan"]),
         ("data.csv", "--mask_ration 0.3", ["--mask_ration", "mask_ratio"]),
         ("data.csv", "--mask_ratio 1.5", ["mask_ratio must lie strictly between 0 and 1"]),
         ("data.csv", "--whole_word", ["whole_word is not for the objective features"]),
-        ("data.csv", "--streaming", ["not streamed"]),
+        ("data.csv", "--streaming", ["cannot be streamed"]),
         ("data.csv", "--objective span", ["span", "feature"]),
         ("data.csv", "--feature_column_names column1,nothing", ["'nothing'"]),
         ("data.csv", "--feature_column_names column1", ["patch_size"]),
-        ("data.csv", "--config_overrides mode=time", ["mode time reads series", "holds vectors"]),
-        ("data.csv", "--config_overrides mode=flat --context_mode dropped", ["dropped", "kept"]),
+        ("data.csv", "--config_overrides mode=time", ["mode time reads series", "contains vectors"]),
+        ("data.csv", "--config_overrides mode=flat --masked_tokens drop", ["drop", "mask_token"]),
         ("data.csv", "--config_overrides input_dim=7", ["7 features", "has 6", "columns"]),
         ("data.csv", "--mlm_weight 0.5", ["mlm_weight"]),
         ("series.npy", "--config_overrides max_position_embeddings=5", ["9 steps", "max_position_embeddings"]),
-        ("series.npy", "--config_overrides mode=patches", ["mode patches reads vectors", "holds series"]),
+        ("series.npy", "--config_overrides mode=patches", ["mode patches reads vectors", "contains series"]),
         ("series.npy", "--validation_file {folder}/narrow.npy --do_eval", ["4 numbers", "6 numbers"]),
         ("missing.npy", "", ["missing.npy"]),
     ],

@@ -73,7 +73,7 @@ def test_a_run_leaves_a_plain_encoder_its_processor_and_the_full_model(whole: tu
     assert "AutoImageProcessor" in said
     assert "tokenizer" not in said
     full = JepaForRepresentationPrediction.from_pretrained(out / "jepa")
-    assert (full.config.target_layers, full.config.pred_num_hidden_layers) == (1, 6)
+    assert (full.config.average_top_k_layers, full.config.pred_num_hidden_layers) == (1, 6)
     exported = AutoModel.from_pretrained(out).state_dict()
     assert all(value.equal(exported[name]) for name, value in full.context_encoder.state_dict().items())
     history = json.loads((out / "metrics.json").read_text())["history"]
@@ -85,6 +85,7 @@ def test_a_run_leaves_a_plain_encoder_its_processor_and_the_full_model(whole: tu
     assert "random resized crop" in card
 
 
+@pytest.mark.slow
 def test_the_export_loads_for_classification_in_a_process_without_us(whole: tuple[Path, str], tmp_path: Path) -> None:
     out, _ = whole
     program = """
@@ -203,13 +204,13 @@ def test_one_channel(tmp_path: Path) -> None:
         (["--mask_ratio", "0.3"], "mask_ratio is not for the objective images"),
         (["--objective", "span"], "objective 'span' does not go with a ijepa encoder, whose objective is images"),
         (["--objective", "pixels"], "objective must be one of span, images, features"),
-        (["--context_mode", "kept"], "context_mode 'kept' is not there for ijepa encoders"),
+        (["--masked_tokens", "mask_token"], "masked_tokens 'mask_token' is not supported for ijepa encoders"),
         (["--target_scale", "0.15"], "target_scale takes two numbers"),
         (["--target_scale", "0.5", "0.2"], "target_scale"),
-        (["--mlm_weight", "0.5"], "no known masked-language-model head for ijepa"),
+        (["--mlm_weight", "0.5"], "none is known for ijepa encoders"),
         (["--weight_decay_end", "-1"], "weight_decay_end must not be negative"),
         (["--streaming", "true"], "streaming"),
-        (["--config_overrides", "image_size=18,patch_size=4"], "image_size 18 is no multiple of patch_size 4"),
+        (["--config_overrides", "image_size=18,patch_size=4"], "image_size 18 is not a multiple of patch_size 4"),
         (["--image_processor_name", "./nowhere"], "image_processor_name './nowhere'"),
     ],
 )
@@ -235,7 +236,7 @@ def test_only_visible_patches_go_through_the_context_encoder(images: Path) -> No
     settings = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = JepaForRepresentationPrediction(JepaConfig.for_images(IJepaConfig(**settings, intermediate_size=64)))
     processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
-    collator = DataCollatorForBlockJEPA(processor, model.backbone.grid)
+    collator = DataCollatorForBlockJEPA(processor, model.encoder_adapter.grid)
     batch = collator([{"image": Image.open(path)} for path in sorted(images.rglob("*.png"))[:6]])
     seen: dict[str, tuple[int, ...]] = {}
     for name in ("context", "target"):

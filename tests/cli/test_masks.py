@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "text": ("--smoke_test",),
     "images": (*IMAGES, "--train_file", "pictures"),
     "vectors": (*FEATURES, "--train_file", "vectors.npy"),
-    "series": (*FEATURES, "--train_file", "series.npy", "--context_mode", "kept"),
+    "series": (*FEATURES, "--train_file", "series.npy", "--masked_tokens", "mask_token"),
 }
 
 
@@ -122,7 +122,7 @@ def test_a_config_file_and_a_place_for_the_picture(folder: Path, capfd: pytest.C
         (["--picture", "masks.pdf"], "picture 'masks.pdf' does not end in .png; name a PNG"),
         (
             ["--picture", "no/masks.png"],
-            "picture 'no/masks.png' is a folder, or lies in none; name a file in an existing",
+            "picture 'no/masks.png' is a folder, or its folder does not exist; name a file",
         ),
         (["--smoke_test", "--bogus", "1"], "unknown flag --bogus"),
         (["--max_steps", "3"], "name the encoder to start from with --model_name_or_path"),
@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_out_first(
 ) -> None:
     monkeypatch.setattr("os.access", lambda *args: False)
     assert main(["masks", "--smoke_test", *QUIET]) == 2
-    assert "lies in a folder that cannot be written to; name another place" in capfd.readouterr().err
+    assert "is in a folder that is not writable; name another path" in capfd.readouterr().err
 
 
 def test_help_says_how_to_call_it(capfd: pytest.CaptureFixture[str]) -> None:

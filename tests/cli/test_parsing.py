@@ -13,9 +13,9 @@ from transformers.trainer_utils import SaveStrategy
 from helpers.cli import REPOSITORY, start_process
 from jepa_hf import JepaConfig, UsageError
 from jepa_hf.cli.arguments import ModelArguments
-from jepa_hf.cli.console import complain
+from jepa_hf.cli.console import report_error
 from jepa_hf.cli.main import main as jepa_hf_main
-from jepa_hf.cli.parsing import objective_of, parse_command, parse_flags
+from jepa_hf.cli.parsing import parse_command, parse_flags, peek_objective
 from jepa_hf.cli.train_llm import LLM_CLASSES
 from jepa_hf.version import __version__
 
@@ -31,7 +31,8 @@ train_file validation_file dataset_name dataset_config_name dataset_train_split 
 max_seq_length stride line_by_line concat packed pad_to_max_length pad_to_multiple_of max_train_samples
 max_eval_samples preprocessing_num_workers overwrite_cache validation_split_percentage
 do_train do_eval resume_from_checkpoint output_dir overwrite_output_dir
-mask_ratio mean_span_length whole_word num_masks context_mode predictor_type loss target_layers target_norm mlm_weight
+mask_ratio mean_span_length whole_word num_masks masked_tokens predictor_type loss average_top_k_layers target_norm
+mlm_weight
 variance_weight covariance_weight sigreg_weight contrastive_weight contrastive_temperature
 ema_decay ema_decay_end ema_schedule export_encoder
 """,
@@ -40,7 +41,7 @@ ema_decay ema_decay_end ema_schedule export_encoder
 
 def values(*argv: str) -> dict[str, Any]:
     """What a command parses to."""
-    parsed = parse_command(argv, LLM_CLASSES) if objective_of(argv) == "llm" else parse_command(argv)
+    parsed = parse_command(argv, LLM_CLASSES) if peek_objective(argv) == "llm" else parse_command(argv)
     return {name: value for part in parsed for name, value in vars(part).items()}
 
 
@@ -60,7 +61,7 @@ def test_everything_training_arguments_offers_is_a_flag() -> None:
 
 
 def test_every_argument_of_the_configuration_that_is_no_detail_is_a_flag() -> None:
-    given = {"context_mode": "kept", "predictor_type": "mlp", "loss": "l1", "target_norm": "none"}
+    given = {"masked_tokens": "mask_token", "predictor_type": "mlp", "loss": "l1", "target_norm": "none"}
     parsed, *_ = parse_command([part for name, value in given.items() for part in (f"--{name}", value)])
     assert parsed.jepa_kwargs() == given
     names = {item.name for item in fields(ModelArguments)}
@@ -148,7 +149,7 @@ def test_help_is_readable_and_exits_with_0(tmp_path: Path) -> None:
     for name in PROMISED:
         assert f"--{name}" in result.stdout
     # Every flag of ours says what it is for.
-    for help_text in ("Share of tokens, time steps or feature patches", "Files to train on", "Start over, deleting"):
+    for help_text in ("Fraction of tokens, time steps or feature patches", "Files to train on", "Start over, deleting"):
         assert help_text in " ".join(result.stdout.split())
     assert "%%" not in result.stdout
 
@@ -185,5 +186,5 @@ def test_a_range_takes_two_numbers(tmp_path: Path) -> None:
 def test_a_sentence_that_comes_from_a_loaders_worker_is_found(capsys: pytest.CaptureFixture[str]) -> None:
     """A worker sends its whole traceback as the message."""
     message = "Caught UsageError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n"
-    assert complain("run_jepa.py", UsageError(f"{message}jepa_hf.errors.UsageError: row 3 is too short\n")) == 2
+    assert report_error("run_jepa.py", UsageError(f"{message}jepa_hf.errors.UsageError: row 3 is too short\n")) == 2
     assert capsys.readouterr().err == "run_jepa.py: error: row 3 is too short\n"

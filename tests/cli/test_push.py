@@ -56,11 +56,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """This process is in that folder, at that Hub."""
     monkeypatch.chdir(place.folder)
-    with place.hub.here():
+    with place.hub.use_in_process():
         yield place.hub
     place.hub.faults = []
 
 
+@pytest.mark.slow
 def test_a_run_pushes_checkpoints_on_its_way_and_the_result_at_its_end(place: Place) -> None:
     repo = place.hub.repos["me/out"]
     steps = [f"Training in progress, step {step}" for step in (2, 4, 6)]
@@ -100,6 +101,7 @@ def test_the_token_is_written_nowhere(place: Place, here: Hub) -> None:
     assert not any(here.token in said for said in place.said)
 
 
+@pytest.mark.slow
 def test_what_was_pushed_loads_by_name(place: Place) -> None:
     """As others load it: the encoder, the sentence encoder and the full model are those that the run left."""
     code = """
@@ -151,6 +153,7 @@ def test_all_checkpoints_can_be_pushed_to_a_branch(here: Hub) -> None:
     assert here.repos["me/all"].history() == []
 
 
+@pytest.mark.slow
 def test_features_load_by_name_with_their_code_where_it_is_trusted(place: Place, here: Hub) -> None:
     rows = "".join(f"{number % 7},{number % 5},{number % 3}\n" for number in range(40))
     Path("table.csv").write_text(f"a,b,c\n{rows}", encoding="utf-8")
@@ -171,6 +174,7 @@ print(tuple(model(features=torch.ones(2, 3)).pooler_output.shape))
     assert place.python(code)[-3:] == ["refused", "(2,", "16)"]
 
 
+@pytest.mark.slow
 def test_images_load_by_name(here: Hub) -> None:
     from PIL import Image
     from transformers import AutoImageProcessor, AutoModel, ViTImageProcessor
@@ -210,6 +214,7 @@ def test_nothing_that_is_shared_names_a_path(place: Place, here: Hub) -> None:
     assert [name for name, content in files.items() if str(place.folder).encode() in content] == []
 
 
+@pytest.mark.slow
 def test_a_hub_that_fails_in_the_middle_stops_no_run(
     here: Hub, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -223,8 +228,8 @@ def test_a_hub_that_fails_in_the_middle_stops_no_run(
     sentence = "pushing to me/lost failed: the Hub answered 500, the Hub is unwell; the run goes on"
     assert [step for step in (2, 4, 6) if f"step {step}: {sentence}" not in caplog.text] == []
     assert said.splitlines()[-1] == (
-        "run_jepa.py: error: pushing to me/lost failed: the Hub answered 500, the Hub is unwell; everything is in "
-        "lost, and this repeats the push: jepa-hf push lost me/lost"
+        "run_jepa.py: error: pushing to me/lost failed: the Hub answered 500, the Hub is unwell; the result is in "
+        "lost, and this command repeats the push: jepa-hf push lost me/lost"
     )
     assert "Traceback" not in said
     here.faults = []
@@ -242,7 +247,7 @@ def test_a_hub_that_is_down_at_the_start_does_not_prevent_a_run(here: Hub, caplo
 def test_who_may_not_push_is_told_before_the_run(here: Hub, capfd: pytest.CaptureFixture[str]) -> None:
     for name, sentence in (
         ("you/x", "the Hub answered 403, You don't have the rights"),
-        ("a/b/c", "is no name of a repository"),
+        ("a/b/c", "is not a valid name of a Hub repository"),
     ):
         capfd.readouterr()
         assert run_jepa([*RUN, *QUIET, "--output_dir", "never", "--push_to_hub", "--hub_model_id", name]) == 2
@@ -262,14 +267,18 @@ def test_the_same_command_on_a_finished_run_names_the_push(here: Hub) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["nothing", "me/x"], 2, "RUN_DIR 'nothing' is no directory; give the output_dir of a run"),
+        (["nothing", "me/x"], 2, "RUN_DIR 'nothing' is not a directory; give the output_dir of a run"),
         (["out/1_Pooling", "me/x"], 2, "'out/1_Pooling' holds no trained encoder (config.json and"),
         (["out/checkpoint-6", "me/x"], 2, "'out/checkpoint-6' is a checkpoint or a full model"),
-        (["out", "a/b/c"], 2, "'a/b/c' is no name of a repository on the Hub; give user/name"),
+        (["out", "a/b/c"], 2, "'a/b/c' is not a valid name of a Hub repository; give user/name"),
         (["out", "me/x", "--commit_message", ""], 2, "commit_message is empty"),
         (["out", "me/x", "--priv"], 2, "unrecognized arguments: --priv"),
         (["out"], 2, "the following arguments are required: REPO"),
-        (["out", "you/x"], 1, "nothing here is lost, and this repeats it: jepa-hf push out you/x"),
+        (
+            ["out", "you/x"],
+            1,
+            "the local files are unchanged, and this command repeats the push: jepa-hf push out you/x",
+        ),
         (["out", "me/x", "--token", "hf_wrongToken"], 1, "the Hub answered 401, Invalid credentials"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -287,6 +296,7 @@ def test_refusals_of_push_are_one_sentence(
     assert "me/x" not in here.repos
 
 
+@pytest.mark.slow
 def test_a_token_given_to_accelerate_s_launcher_is_in_no_command_line(place: Place) -> None:
     """Every process of this command tells its own: only the first, which a person typed, holds the token."""
     (place.folder / "spy").mkdir()

@@ -144,7 +144,7 @@ def test_the_other_encoder_on_request(which: str, start: list[str], tmp_path: Pa
 
 def test_file_flags_and_python_give_the_same_run(start: list[str], tmp_path: Path) -> None:
     given = {name.removeprefix("--"): value for name, value in zip(start[::2], start[1::2], strict=True)}
-    flags = {"mask_ratio": 0.4, "predictor_type": "mlp", "context_mode": "kept", "mlm_weight": 0.5}
+    flags = {"mask_ratio": 0.4, "predictor_type": "mlp", "masked_tokens": "mask_token", "mlm_weight": 0.5}
     as_flags = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     train(*start, *as_flags, "--output_dir", tmp_path / "flags")
 
@@ -168,6 +168,7 @@ def test_file_flags_and_python_give_the_same_run(start: list[str], tmp_path: Pat
     assert moved(tmp_path / "flags")
 
 
+@pytest.mark.slow
 def test_the_script_and_the_console_command_give_the_same_run(start: list[str], tmp_path: Path) -> None:
     result = start_process(REPOSITORY / "run_jepa.py", *start, *QUIET, "--output_dir", "script", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -190,6 +191,8 @@ def test_python_gets_none_for_a_finished_run_and_an_error_for_bad_input(start: l
 ACCELERATE = REPOSITORY / "configs" / "accelerate" / "cpu2.yaml"
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.skipif(not ACCELERATE.exists(), reason="configs/accelerate/cpu2.yaml is not there")
 def test_an_accelerate_config_starts_two_ranks_which_complain_once(
     start: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -211,6 +214,7 @@ def test_an_accelerate_config_starts_two_ranks_which_complain_once(
 # ---- starts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_starts_at_random_with_a_tokenizer_trained_on_the_spot(
     family: str, folder: Path, tmp_path: Path
@@ -222,7 +226,7 @@ def test_every_family_starts_at_random_with_a_tokenizer_trained_on_the_spot(
     )
     assert f"{family} encoder" in said
     assert "random start" in said
-    assert f"masked positions {'kept' if family == 'deberta-v2' else 'dropped'}" in said
+    assert f"masked positions {'replaced' if family == 'deberta-v2' else 'dropped'}" in said
     encoder, tokenizer = AutoModel.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert encoder.config.vocab_size == len(tokenizer) <= 400
     assert (encoder.config.hidden_size, encoder.config.num_hidden_layers) == (32, 2)
@@ -267,7 +271,7 @@ def test_another_size_than_the_jepas_own_is_refused(
     flags = ["--model_name_or_path", str(whole[0] / "jepa"), *start[2:], "--pred_hidden_size", "8", *QUIET]
     assert jepa_hf_main(["train", *flags, "--output_dir", str(tmp_path)]) == 2
     err = capsys.readouterr().err
-    assert "cannot be loaded: its weights have other sizes than the flags ask for" in err
+    assert "cannot be loaded: its weights do not have the shapes that the flags request" in err
     assert err.count("\n") == 1
 
 
@@ -304,16 +308,17 @@ def test_a_larger_tokenizer_grows_the_embeddings_and_a_smaller_one_leaves_them(
 # ---- flags that change how rows are made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
-        "--whole_word --context_mode kept",
+        "--whole_word --masked_tokens mask_token",
         "--num_masks 2",
-        "--num_masks 2 --context_mode kept --predictor_type mlp",
+        "--num_masks 2 --masked_tokens mask_token --predictor_type mlp",
         "--stride 4 --max_seq_length 16",
         "--concat --max_seq_length 24",
         "--packed --max_seq_length 96 --do_train --do_eval",
-        "--packed --max_seq_length 96 --context_mode kept --predictor_type mlp --mlm_weight 0.5",
+        "--packed --max_seq_length 96 --masked_tokens mask_token --predictor_type mlp --mlm_weight 0.5",
         "--packed --max_seq_length 96 --pad_to_max_length --contrastive_weight 0.3 --whole_word",
         "--packed --max_seq_length 96 --streaming --validation_file {data} --do_train --do_eval",
         "--pad_to_max_length --max_seq_length 24",
@@ -385,7 +390,9 @@ def test_evaluations_are_made_when_asked_for_and_once_at_the_end(
 
 
 def test_the_best_model_by_a_metric_that_a_collapse_does_not_flatter(start: list[str], tmp_path: Path) -> None:
-    flags = "--load_best_model_at_end --metric_for_best_model hit_rate --greater_is_better true --eval_strategy steps"
+    flags = (
+        "--load_best_model_at_end --metric_for_best_model top1_accuracy --greater_is_better true --eval_strategy steps"
+    )
     train(
         *start,
         *flags.split(),
@@ -427,6 +434,6 @@ def test_a_collapse_ends_the_run_on_request_and_is_told(tmp_path: Path, capfd: p
     assert main([*flags.split(), "--output_dir", str(out)]) == 1
     step = int(re.search(r"at step (\d+): total collapse: .*; the run was stopped", capfd.readouterr().out)[1])
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["found"]["total"]["step"] == step < 60
+    assert metrics["health_findings"]["total"]["step"] == step < 60
     assert max(entry["step"] for entry in metrics["history"]) == step
     assert not json.loads((out / "_run.json").read_text())["finished"]

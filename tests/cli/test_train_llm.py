@@ -28,7 +28,7 @@ from jepa_hf.cli.main import main as jepa_hf_main
 from jepa_hf.cli.train import main
 from jepa_hf.hub.push import files_to_push
 from jepa_hf.llm_jepa import LlmJepaTrainer
-from jepa_hf.training.checkpoints import damage
+from jepa_hf.training.checkpoints import find_corruption
 
 torch.set_num_threads(1)  # as the fresh processes, whose weights are compared
 
@@ -102,6 +102,7 @@ def happening(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 # ---- what a run leaves
 
 
+@pytest.mark.slow
 def test_the_script_trains_and_leaves_a_plain_language_model(folder: Path, tmp_path: Path) -> None:
     """In a process of its own: model, tokenizer, card, metrics, picture, checkpoints; nothing else, and no pickle."""
     flags = "--eval_strategy steps --eval_steps 3 --generation_samples 3 --max_new_tokens 4 "
@@ -116,7 +117,7 @@ def test_the_script_trains_and_leaves_a_plain_language_model(folder: Path, tmp_p
     plain = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     told = {"README.md", "metrics.json", "training.png", "_run.json", "chat_template.jinja"}
     assert {path.name for path in out.iterdir()} == checkpoints | plain | told
-    assert damage(out / "checkpoint-6") is None
+    assert find_corruption(out / "checkpoint-6") is None
     assert not list(out.glob("*.bin"))
     assert imread(out / "training.png").std() > 0.05
 
@@ -329,7 +330,7 @@ def test_rows_that_are_cut_are_counted(folder: Path, tmp_path: Path, caplog: pyt
     long[3]["messages"][2]["content"] = "name " * 80
     rows = write_rows(tmp_path / "long.jsonl", long)
     train(*command(folder, tmp_path / "out", "--train_file", str(rows), "--max_seq_length", "64", "--max_steps", "1"))
-    assert "1 of 8 rows were cut at 64 tokens" in caplog.text
+    assert "1 of 8 rows were truncated to 64 tokens" in caplog.text
 
 
 def test_the_smoke_test_needs_nothing(tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def test_a_checkpoint_of_adapters_can_be_pushed_as_what_the_end_would_be(folder:
         str(folder / "llm"), objective="llm", max_steps=2, save_steps=2, train_file=str(folder / "rows.jsonl"),
         output_dir=str(tmp_path / "out"), use_peft=True, use_cpu=True, report_to="none", disable_tqdm=True,
     )  # fmt: skip
-    made.write_final(made.load_weights(str(tmp_path / "out" / "checkpoint-2")), str(tmp_path / "aside"), None)
+    made.export_final_model(made.load_weights(str(tmp_path / "out" / "checkpoint-2")), str(tmp_path / "aside"), None)
     one, other = (load_file(place / "adapter_model.safetensors") for place in (tmp_path / "aside", tmp_path / "out"))
     assert one.keys() == other.keys()
     assert all(value.equal(other[name]) for name, value in one.items())
@@ -382,7 +383,7 @@ def test_a_run_pushes_on_its_way_and_at_its_end_what_lies_in_its_directory(
 ) -> None:
     """A model, or adapters, with tokenizer, template, card, metrics and picture; no settings, no checkpoint."""
     flags = "--push_to_hub --hub_always_push true --max_steps 2 --save_steps 1 --num_predictor_tokens 2"
-    with Hub() as hub, hub.here():
+    with Hub() as hub, hub.use_in_process():
         own = ("--hub_token", hub.token, *(["--use_peft"] if adapters else []))
         said = train(*command(folder, tmp_path / "out", *flags.split(), *own))
         repo = hub.repos["me/out"]
@@ -407,7 +408,7 @@ def test_a_run_pushes_on_its_way_and_at_its_end_what_lies_in_its_directory(
     [
         "",
         "--use_peft --num_predictor_tokens 2",
-        "--target_gradient ema --ema_decay 0.5 --loss_dropout 0.5 --tube_weight 0.1",
+        "--target_gradient ema --ema_decay 0.5 --loss_dropout 0.5 --stp_weight 0.1",
         "--gradient_accumulation_steps 2 --per_device_train_batch_size 2 --eval_strategy steps --eval_steps 2 "
         "--generation_samples 2 --max_new_tokens 2",
     ],
@@ -423,8 +424,8 @@ def test_a_run_that_sigterm_ended_goes_on_exactly(
     argv = command(folder, out, *flags.split())
     with happening(3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert main([*argv, *QUIET]) == 143
-    assert f"go on from {out / 'checkpoint-3'}" in capsys.readouterr().out
-    assert damage(out / "checkpoint-3") is None
+    assert f"continue from {out / 'checkpoint-3'}" in capsys.readouterr().out
+    assert find_corruption(out / "checkpoint-3") is None
     assert not (out / name).exists()
     with happening(2, lambda: pytest.fail("it began anew")):
         assert "resuming the unfinished run" in train(*argv)
@@ -458,7 +459,7 @@ def test_a_torn_checkpoint_is_passed_over(folder: Path, tmp_path: Path, happenin
     (out / "checkpoint-5" / "optimizer.pt").write_bytes(b"torn")
     with happening(3, lambda: pytest.fail("it began anew")):
         said = train(*command(folder, out))
-    assert f"passing over {out / 'checkpoint-5'}, which is not whole" in said
+    assert f"skipping {out / 'checkpoint-5'}, which is incomplete" in said
     assert "resuming the unfinished run" in said
     assert "checkpoint-4" in said
     assert_same_weights(out, folder / "whole")
@@ -470,13 +471,13 @@ def test_other_settings_need_another_directory_and_overwriting_starts_over(
     out = tmp_path / "out"
     shutil.copytree(folder / "whole", out)
     before = snapshot(out)
-    assert main([*command(folder, out, "--pair_weight", "2"), *QUIET]) == 2
-    assert "a run with other settings (pair_weight 1.0 -> 2.0)" in capsys.readouterr().err
+    assert main([*command(folder, out, "--jepa_weight", "2"), *QUIET]) == 2
+    assert "a run with other settings (jepa_weight 1.0 -> 2.0)" in capsys.readouterr().err
     assert "is finished" in train(
         *command(folder, out, "--max_new_tokens", "5")
     )  # which changes nothing that is learnt
     assert snapshot(out) == before
-    train(*command(folder, out, "--pair_weight", "2", "--overwrite_output_dir", "--max_steps", "2"))
+    train(*command(folder, out, "--jepa_weight", "2", "--overwrite_output_dir", "--max_steps", "2"))
     assert not (out / "checkpoint-6").exists()
     assert [name for name, value in weights(out).items() if not value.equal(weights(folder / "whole")[name])]
 
@@ -490,19 +491,19 @@ def test_help_shows_the_flags_that_count_and_no_others(capsys: pytest.CaptureFix
     assert left.value.code == 0
     said = capsys.readouterr().out
     shown = set(re.findall(r"--[a-z][a-z0-9_]+", said))
-    ours = "pair_weight pair_loss loss_dropout num_predictor_tokens reverse train_on_prompt generation_samples database"
+    ours = "jepa_weight pair_loss loss_dropout num_predictor_tokens reverse train_on_prompt generation_samples database"
     shared = "model_name_or_path use_peft lora_r learning_rate overwrite_output_dir train_file max_seq_length objective"
     assert {f"--{name}" for name in f"{ours} {shared}".split()} <= shown
-    assert not {"--mask_ratio", "--context_mode", "--image_column_name", "--ema_schedule", "--stride"} & shown
+    assert not {"--mask_ratio", "--masked_tokens", "--image_column_name", "--ema_schedule", "--stride"} & shown
     assert "%%" not in said
 
 
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ("--objective llm --pair_wieght 2", r"unknown flag --pair_wieght; did you mean --pair_weight\?"),
+        ("--objective llm --pair_wieght 2", r"unknown flag --pair_wieght; did you mean --jepa_weight\?"),
         ("--objective llm --mask_ratio 0.2", "unknown flag --mask_ratio"),
-        ("--pair_weight 2", "unknown flag --pair_weight"),
+        ("--jepa_weight 2", "unknown flag --jepa_weight"),
         ("--objective lmm", "objective must be one of span, images, features, llm, not 'lmm'"),
         ("llm.yaml --mask_ratio 0.2", "unknown flag --mask_ratio"),
         ("odd.yaml", r"config file 'odd.yaml' has the unknown key text_trun; did you mean text_turn\?"),
@@ -529,7 +530,7 @@ def test_commands_about_encoders_say_so(
 ) -> None:
     monkeypatch.chdir(folder)
     say(*{"masks": ["masks", "--objective", "llm"], "report": ["report", "whole"]}[command], code=2)
-    assert re.search("hides nothing|holds a run of a language model", capsys.readouterr().err)
+    assert re.search("the objective llm has none|holds a run of a language model", capsys.readouterr().err)
 
 
 # ---- bad input
@@ -544,37 +545,37 @@ BAD = {
     "empty view": ("--train_file empty_view.jsonl", "'empty_view.jsonl': row 2 has an empty message -2"),
     "nothing left of a view": (
         "--train_file columns.jsonl --max_seq_length 5 --num_predictor_tokens 3 --train_on_prompt",
-        r"row 1 has nothing left of message -2 within 5 tokens; make max_length \(--max_seq_length\) larger",
+        r"row 1 has nothing left of message -2 within 5 tokens; increase max_length \(--max_seq_length\)",
     ),
     "an answer beyond": ("--max_seq_length 12", "row 1 has no answer within its first 12 tokens"),
-    "k above ten": ("--num_predictor_tokens 11", "num_predictor_tokens must lie between 0 and 10, not 11"),
+    "k above ten": ("--num_predictor_tokens 11", "num_predictor_tokens must be between 0 and 10, not 11"),
     "k above the tokens": (
         "--num_predictor_tokens 10 --max_seq_length 11",
-        r"max_length \(--max_seq_length\) 11 leaves no room for text beside 10 predictor tokens",
+        r"max_length \(--max_seq_length\) 11 leaves no room for text with 10 predictor tokens",
     ),
-    "an encoder": ("--model_name_or_path bert", "a bert model is no causal language model"),
-    "an encoder type": ("--model_name_or_path= --model_type bert", "a bert model is no causal language model"),
-    "an encoder-decoder": ("--model_name_or_path= --model_type t5", "model_type 't5' is no causal language model's"),
-    "an empty file": ("--train_file nothing.jsonl", "train_file 'nothing.jsonl' is empty; give a file with rows"),
+    "an encoder": ("--model_name_or_path bert", "a bert model is not a causal language model"),
+    "an encoder type": ("--model_name_or_path= --model_type bert", "a bert model is not a causal language model"),
+    "an encoder-decoder": ("--model_name_or_path= --model_type t5", "model_type 't5' is not a causal language model"),
+    "an empty file": ("--train_file nothing.jsonl", "train_file 'nothing.jsonl' is empty. Give a file with rows"),
     "a blank file": ("--train_file blank.jsonl", "train_file 'blank.jsonl' has no rows"),
-    "a missing file": ("--train_file gone.jsonl", "train_file 'gone.jsonl' does not exist; check the path"),
+    "a missing file": ("--train_file gone.jsonl", "train_file 'gone.jsonl' does not exist. Check the path"),
     "plain text": ("--train_file words.txt", "'words.txt' is plain text, which has no views"),
-    "torn json": ("--train_file torn.jsonl", "line 2 of 'torn.jsonl' is not valid JSON"),
-    "a turn that is not there": ("--text_turn 5", "row 1 has 3 messages, and turn 5 is to be a view"),
+    "torn json": ("--train_file torn.jsonl", "Line 2 of 'torn.jsonl' is not valid JSON"),
+    "a turn that is not there": ("--text_turn 5", "row 1 has 3 messages, so turn 5 cannot be a view"),
     "no rows named": ("--train_file=", "name the rows to train on with --train_file or --dataset_name"),
     "two sources": ("--dataset_name data", "train_file and dataset_name exclude each other"),
     "no start": ("--model_name_or_path=", "name the language model to start from with --model_name_or_path"),
     "two starts": ("--model_type llama", "model_name_or_path and model_type exclude each other"),
     "adapters on nothing": (
         "--model_name_or_path= --model_type llama --use_peft",
-        "use_peft trains adapters beside pretrained weights",
+        "use_peft trains adapters of a pretrained model",
     ),
-    "adapters on adapters": ("--model_name_or_path adapters", "'adapters' holds adapters.*merge_and_unload"),
-    "modules that are not there": ("--use_peft --lora_target_modules nose", "lora finds no place in the model"),
+    "adapters on adapters": ("--model_name_or_path adapters", "'adapters' contains adapters.*merge_and_unload"),
+    "modules that are not there": ("--use_peft --lora_target_modules nose", "LoRA matches no layer of"),
     "too long": ("--max_seq_length 4096", "max_seq_length 4096 is more than the 128 positions of the model"),
     "no room for answers": (
         "--do_train --do_eval --generation_samples 2 --train_on_prompt --validation_file long.jsonl",
-        "a prompt has 2.. tokens, and the model 128 positions, which leaves none for an answer",
+        "A prompt has 2.. tokens, but the model has only 128 positions",
     ),
     "answers without evaluation": ("--generation_samples 3", "generation_samples are answered in evaluations"),
     "sql without a database": (
@@ -583,12 +584,12 @@ BAD = {
     ),
     "an unknown metric": ("--generation_metrics bleu", "metric must be one of exact_match, prefix_match, gsm8k, sql"),
     "an unknown distance": ("--pair_loss cosin", "pair_loss must be one of cosine, l2, mse, infonce"),
-    "an unknown place": ("--predictor_position middle", "predictor_position must be end or start, not 'middle'"),
-    "a teacher in half": ("--dtype bfloat16 --target_gradient ema", "does not move in less than float32"),
+    "an unknown place": ("--predictor_position middle", "predictor_position must be end or start, got 'middle'"),
+    "a teacher in half": ("--dtype bfloat16 --target_gradient ema", "needs float32 weights"),
     "an unknown type": ("--dtype int4", "dtype must be one of float32, bfloat16, float16, not 'int4'"),
     "a template that is gone": ("--chat_template_path gone", "chat_template_path 'gone' cannot be read"),
-    "a smoke test of a model": ("--smoke_test", "smoke_test brings its own tiny model: leave out model_name_or_path"),
-    "views that see each other": ("--model_name_or_path mixing", "does not keep the views apart by their positions"),
+    "a smoke test of a model": ("--smoke_test", "smoke_test has its own tiny model; omit model_name_or_path"),
+    "views that see each other": ("--model_name_or_path mixing", "does not separate views by their positions"),
 }
 
 
@@ -664,13 +665,13 @@ def test_generate_judges_sql_by_what_a_database_gives(folder: Path, tmp_path: Pa
         ),
         ("generate llm --data_file rows.jsonl --metrics bleu", "metric must be one of"),
         ("generate llm --data_file rows.jsonl --metrics sql", "give --database"),
-        ("generate llm --data_file rows.jsonl --metrics gsm8k gsm8k", "metrics names one twice"),
+        ("generate llm --data_file rows.jsonl --metrics gsm8k gsm8k", "metrics contains a name twice"),
         ("generate llm --data_file rows.jsonl --max_new_tokens 0", "max_new_tokens must be at least 1"),
-        ("generate llm --data_file long.jsonl --max_samples 1", "and the model 128 positions"),
+        ("generate llm --data_file long.jsonl --max_samples 1", "but the model has only 128 positions"),
         ("generate llm --data_file rows.jsonl --output_dir words.txt", "output_dir 'words.txt' is a file"),
-        ("generate llm nothing_here --data_file rows.jsonl", "MODEL 'nothing_here' is neither a directory here"),
+        ("generate llm nothing_here --data_file rows.jsonl", "MODEL 'nothing_here' is neither a local directory"),
         ("generate bert --data_file rows.jsonl", "no chat template"),
-        ("generate bert --data_file columns.jsonl", "a bert model is no causal language model"),
+        ("generate bert --data_file columns.jsonl", "a bert model is not a causal language model"),
         ("generate untold --data_file rows.jsonl", "no chat template"),
         ("generate llm --data_file rows.jsonl --metric gsm8k", "unrecognized arguments: --metric gsm8k"),
         ("generate llm", "the following arguments are required: --data_file"),
@@ -692,6 +693,7 @@ def test_generate_refuses_in_one_sentence_and_writes_nothing(
     assert snapshot(material) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llm_jepa", "llm_jepa_paper", "llm_jepa_random"])
 def test_every_recipe_trains(name: str, folder: Path, tmp_path: Path) -> None:
     """Two steps each, of a small model, on these rows; nothing in a recipe contradicts itself."""

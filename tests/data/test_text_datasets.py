@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from jepa_hf import UsageError
 from jepa_hf.data.arguments import DataArguments
-from jepa_hf.data.text_datasets import embedded_corpus, load_text_datasets
+from jepa_hf.data.text_datasets import builtin_corpus, load_text_datasets
 from jepa_hf.data.tokenizer_training import train_wordpiece_tokenizer
 
 TEXTS = ["A first text.", 'With a comma, a "quote" and ünïcödé ☕.', "The last text."]
@@ -105,32 +105,32 @@ class TestArguments:
         assert (args.train_file, args.stride, args.concat, args.line_by_line) == ("a.txt", 3, True, None)
         with pytest.raises(SystemExit):
             parser.parse_args(["--help"])
-        assert "How many % of the training texts" in " ".join(capsys.readouterr().out.split())
+        assert "Percentage of the training rows" in " ".join(capsys.readouterr().out.split())
 
     def test_exactly_one_mode(self):
         DataArguments(line_by_line=True)
         DataArguments(line_by_line=False, concat=True)
         with pytest.raises(UsageError, match="line_by_line and concat exclude each other"):
             DataArguments(line_by_line=True, concat=True)
-        with pytest.raises(UsageError, match="no other mode chosen; give --concat or --packed"):
+        with pytest.raises(UsageError, match=r"no other mode is chosen\. Set --concat or --packed"):
             DataArguments(line_by_line=False)
         DataArguments(line_by_line=False, packed=True)
         for other in ("line_by_line", "concat"):
             with pytest.raises(UsageError, match=f"{other} and packed exclude each other"):
                 DataArguments(packed=True, **{other: True})
-        with pytest.raises(UsageError, match=r"packed .* does not go with stride; give only one"):
+        with pytest.raises(UsageError, match=r"packed .* does not go with stride. Set only one"):
             DataArguments(packed=True, stride=0)
 
     @pytest.mark.parametrize("percentage", [-1, 0, 100])
     def test_percentage_out_of_range(self, percentage):
-        with pytest.raises(UsageError, match=f"validation_split_percentage must be .* and {percentage} is not"):
+        with pytest.raises(UsageError, match=f"validation_split_percentage must be .* not {percentage}"):
             DataArguments(validation_split_percentage=percentage)
 
     @pytest.mark.parametrize(
         "name", ["pad_to_multiple_of", "max_train_samples", "max_eval_samples", "preprocessing_num_workers"]
     )
     def test_numbers_out_of_range(self, name):
-        with pytest.raises(UsageError, match=f"{name} must be at least 1, and 0 is not"):
+        with pytest.raises(UsageError, match=f"{name} must be at least 1, not 0"):
             DataArguments(**{name: 0})
 
 
@@ -204,7 +204,7 @@ class TestTextFiles:
         assert text == line
 
     def test_they_have_no_other_column(self):
-        assert_refused("'a.txt' has no column 'body'", write("a.txt", TEXTS), text_column_name="body")
+        assert_refused("No column 'body' in 'a.txt'.", write("a.txt", TEXTS), text_column_name="body")
 
 
 @settings(max_examples=30, deadline=None)
@@ -248,18 +248,18 @@ class TestJson:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ('{"text": "a"}\n{"text": "b"\n', "line 2 of 'a.json' is not valid JSON: Expecting ',' delimiter"),
-            ('\n[{"text": "a"},\n{"text" "b"}]', "line 3 of 'a.json' is not valid JSON: Expecting ':' delimiter"),
-            ("not json", "line 1 of 'a.json' is not valid JSON: Expecting value"),
-            ('{"text": "a"}\n"b"\n', "line 2 of 'a.json' has string where an object is expected"),
-            ("[1, 2]", "line 1 of 'a.json' has int where an object is expected"),
-            ("[" * 100_000, "line 1 of 'a.json' cannot be read as JSON: maximum recursion depth exceeded"),
-            ("\n \n", "'a.json' has no rows; give a file with text"),
-            ("[]", "'a.json' has no rows; give a file with text"),
+            ('{"text": "a"}\n{"text": "b"\n', "Line 2 of 'a.json' is not valid JSON: Expecting ',' delimiter"),
+            ('\n[{"text": "a"},\n{"text" "b"}]', "Line 3 of 'a.json' is not valid JSON: Expecting ':' delimiter"),
+            ("not json", "Line 1 of 'a.json' is not valid JSON: Expecting value"),
+            ('{"text": "a"}\n"b"\n', "Line 2 of 'a.json' has string where an object is expected"),
+            ("[1, 2]", "Line 1 of 'a.json' has int where an object is expected"),
+            ("[" * 100_000, "Line 1 of 'a.json' cannot be read as JSON: maximum recursion depth exceeded"),
+            ("\n \n", "'a.json' has no rows. Provide a file with text"),
+            ("[]", "'a.json' has no rows. Provide a file with text"),
             ('{"text": null}', "train_file 'a.json' holds no text, only blank rows"),
-            ('{"text": 1}', "column 'text' of 'a.json' holds int, not strings"),
-            ('{"text": ["a"]}', "column 'text' of 'a.json' holds list, not strings"),
-            ('{"text": "a"}\n{"text": 2}', "row 2 of 'a.json' has int in column 'text', which must hold strings"),
+            ('{"text": 1}', "Column 'text' of 'a.json' holds int, not strings"),
+            ('{"text": ["a"]}', "Column 'text' of 'a.json' holds list, not strings"),
+            ('{"text": "a"}\n{"text": 2}', "Row 2 of 'a.json' has int in column 'text', which must hold strings"),
         ],
     )
     def test_what_cannot_be_read_is_named(self, content, message):
@@ -280,12 +280,12 @@ class TestCsv:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("text\n1\n2\n", "column 'text' of 'a.csv' holds int, not strings"),
-            ("text,a\n1.5,x\n-2,y\n", "column 'text' of 'a.csv' holds int, not strings"),
-            ("text\n1\n2.5\n\n", "column 'text' of 'a.csv' holds float, not strings"),
-            ("text\nHello, world\n", "line 2 of 'a.csv' has 2 values for 1 columns; put double quotes around"),
-            ('text\n"open\nend\n', "line 3 of 'a.csv' is not valid CSV: unexpected end of data"),
-            ("text\n", "'a.csv' has no rows; give a file with text"),
+            ("text\n1\n2\n", "Column 'text' of 'a.csv' holds int, not strings"),
+            ("text,a\n1.5,x\n-2,y\n", "Column 'text' of 'a.csv' holds int, not strings"),
+            ("text\n1\n2.5\n\n", "Column 'text' of 'a.csv' holds float, not strings"),
+            ("text\nHello, world\n", "Line 2 of 'a.csv' has 2 values for 1 columns. Put double quotes around"),
+            ('text\n"open\nend\n', "Line 3 of 'a.csv' is not valid CSV: unexpected end of data"),
+            ("text\n", "'a.csv' has no rows. Provide a file with text"),
             ('text,a\n" ",1\n,2\n', "train_file 'a.csv' holds no text, only blank rows"),
         ],
     )
@@ -301,7 +301,7 @@ class TestParquet:
 
     def test_other_types_are_refused(self):
         name = write("a.parquet", parquet([{"text": 1}]))
-        assert_refused("column 'text' of 'a.parquet' holds int64, not strings", name)
+        assert_refused("Column 'text' of 'a.parquet' holds int64, not strings", name)
 
     @pytest.mark.parametrize("packing", ["", ".gz"])
     def test_other_bytes_are_refused(self, packing):
@@ -348,12 +348,12 @@ class TestPaths:
             ("", "train_file '' does not exist"),
             ("a.txt,x.txt", "train_file 'x.txt' does not exist"),
             ("x*.txt", "train_file 'x*.txt' matches no file"),
-            ("dir", "train_file 'dir' is a directory; name its files, such as 'dir/*.txt'"),
+            ("dir", "train_file 'dir' is a directory. Name its files, such as 'dir/*.txt'"),
             ("di[r]", "train_file 'di[r]' matches no file"),
-            ("dir/*", "train_file 'dir/*' mixes csv and text files; give files of one kind"),
+            ("dir/*", "train_file 'dir/*' mixes csv and text files. Provide files of one kind"),
             ("a.txt,dir/b.csv", "mixes csv and text files"),
-            ("a.doc", "'a.doc' has the unknown ending '.doc'; known are .txt, .text, .md, .json, .jsonl, .csv, .tsv"),
-            ("a.gz", "'a.gz' has the unknown ending ''"),
+            ("a.doc", "'a.doc' has the unknown suffix '.doc'. Use one of .txt, .text, .md, .json, .jsonl, .csv, .tsv"),
+            ("a.gz", "'a.gz' has the unknown suffix ''"),
             ("empty.txt", "train_file 'empty.txt' is empty"),
             ("blank.txt", "train_file 'blank.txt' holds no text, only blank rows"),
             ("blank.txt.gz", "train_file 'blank.txt.gz' holds no text, only blank rows"),
@@ -380,15 +380,15 @@ class TestBadBytes:
     def test_the_first_byte_that_is_not_utf8_is_named(self, ending, packing):
         content = formatted(TEXTS, ending).encode() + b"\xff"
         name = write(f"a.{ending}{packing}", content)
-        assert_refused(f"'{name}' is not UTF-8 at byte {len(content) - 1}; convert it to UTF-8", name)
+        assert_refused(f"'{name}' is not UTF-8 at byte {len(content) - 1}. Convert it to UTF-8", name)
 
     @pytest.mark.parametrize("length", [0, 3, 2**20 - 2, 2**20 - 1, 2**20, 3 * 2**20 + 5])
     def test_its_offset_is_right_anywhere(self, length):
         # A character of three bytes, of which the last is missing, may lie across two chunks.
         write("a.txt", b"x" * length + b"\xe2\x98 more")
-        assert_refused(f"not UTF-8 at byte {length};", "a.txt")
+        assert_refused(f"not UTF-8 at byte {length}.", "a.txt")
         write("a.txt", b"x" * length + b"\xe2\x98")
-        assert_refused(f"not UTF-8 at byte {length};", "a.txt")
+        assert_refused(f"not UTF-8 at byte {length}.", "a.txt")
 
     @pytest.mark.parametrize("ending", ENDINGS)
     def test_broken_gzip_is_named(self, ending):
@@ -397,7 +397,7 @@ class TestBadBytes:
         damaged = whole[: len(whole) // 2] + b"\xff" * 8 + whole[len(whole) // 2 + 8 :]
         for content in (b"no gzip", whole[:-9], whole[: len(whole) // 2], damaged):
             Path(name).write_bytes(content)
-            assert_refused(f"'{name}' is not a whole gzip file", name)
+            assert_refused(f"'{name}' is not a complete gzip file", name)
 
     def test_streams_raise_when_they_get_there(self):
         dataset = load(write("a.txt", b"good\n" * 100_000 + b"\xff"), streaming=True)
@@ -417,12 +417,12 @@ class TestColumns:
     @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet"])
     def test_a_missing_column_is_named_and_the_others_listed(self, ending):
         name = write(f"a.{ending}", TEXTS)
-        message = f"'{name}' has no column 'body'; name the column with the text by --text_column_name, out of: "
+        message = f"No column 'body' in '{name}'. Set --text_column_name to the column with the text, out of: "
         assert_refused(message + "id, text", name, text_column_name="body")
 
     def test_two_candidates_are_too_many(self):
         name = write("a.csv", "title,body\nt,a\n")
-        assert_refused("'a.csv' has no column 'text'; name the column", name)
+        assert_refused("No column 'text' in 'a.csv'. Set --text_column_name", name)
         assert_refused("out of: title, body", name)
 
 
@@ -462,16 +462,16 @@ class TestNamedDatasets:
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_unknown_splits_and_columns_are_named(self, dataset_name, streaming):
-        with pytest.raises(UsageError, match=r"'\./corpus' has no split 'dev'; its .* are: train, validation, test"):
+        with pytest.raises(UsageError, match=r"'\./corpus' has no split 'dev'\. Its .* are: train, validation, test"):
             load(dataset_name=dataset_name, streaming=streaming, dataset_train_split="dev")
-        with pytest.raises(UsageError, match=r"'\./corpus' has no column 'text'; .* out of: id, body"):
+        with pytest.raises(UsageError, match=r"No column 'text' in dataset '\./corpus'\. .* out of: id, body"):
             load(dataset_name=dataset_name, streaming=streaming, text_column_name="text")
-        with pytest.raises(UsageError, match=r"column 'id' of dataset '\./corpus' holds int(64)?, not strings"):
+        with pytest.raises(UsageError, match=r"Column 'id' of dataset '\./corpus' holds int(64)?, not strings"):
             load(dataset_name=dataset_name, streaming=streaming, text_column_name="id")
 
     def test_a_split_of_blanks_is_refused(self):
         write("blanks/train.jsonl", '{"text": " "}\n{"text": null}\n{"text": ""}\n')
-        with pytest.raises(UsageError, match="split 'train' of dataset 'blanks' holds no text in column 'text'"):
+        with pytest.raises(UsageError, match="Split 'train' of dataset 'blanks' holds no text in column 'text'"):
             load(dataset_name="blanks")
 
     def test_a_stream_without_features_works_too(self, monkeypatch):
@@ -496,8 +496,8 @@ class TestNamedDatasets:
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         assert_refused(
-            "dataset_name 'nobody/nothing' cannot be loaded: the Hub cannot be reached; give another one, or local "
-            "files by --train_file",
+            "dataset_name 'nobody/nothing' cannot be loaded: the Hub cannot be reached; name another dataset, or "
+            "local files with --train_file.",
             dataset_name="nobody/nothing",
         )
         assert not caplog.records
@@ -530,15 +530,15 @@ class TestValidationSplit:
 
     def test_the_embedded_corpus_is_split_too(self):
         train, validation = load_text_datasets(DataArguments(), seed=0, need_validation=True)
-        assert sorted(texts_of(train) + texts_of(validation)) == sorted(embedded_corpus())
-        assert len(validation) == round(len(embedded_corpus()) * 0.05)
+        assert sorted(texts_of(train) + texts_of(validation)) == sorted(builtin_corpus())
+        assert len(validation) == round(len(builtin_corpus()) * 0.05)
 
     def test_a_single_row_cannot_be_split(self):
-        with pytest.raises(UsageError, match="a single row cannot be split"):
+        with pytest.raises(UsageError, match="A single row cannot be split"):
             self.split(1)
 
     def test_streams_cannot_be_split(self):
-        with pytest.raises(UsageError, match="streamed texts cannot be split; give --validation_file"):
+        with pytest.raises(UsageError, match=r"A stream cannot be split\. Set --validation_file"):
             self.split(100, streaming=True)
 
 
@@ -556,12 +556,12 @@ def test_samples_are_limited(streaming):
 
 class TestEmbeddedCorpus:
     def test_it_is_the_default(self):
-        assert texts_of(load()) == embedded_corpus()
-        assert texts_of(load(streaming=True)) == embedded_corpus()
+        assert texts_of(load()) == builtin_corpus()
+        assert texts_of(load(streaming=True)) == builtin_corpus()
 
     def test_it_is_prose_without_repetitions(self):
-        corpus = embedded_corpus()
-        assert corpus == embedded_corpus()
+        corpus = builtin_corpus()
+        assert corpus == builtin_corpus()
         assert len(corpus) == len(set(corpus)) > 1000
         assert 200_000 < sum(map(len, corpus)) < 400_000
         for paragraph in corpus:
@@ -575,18 +575,18 @@ class TestEmbeddedCorpus:
 
 class TestWordpieceTokenizer:
     def test_equal_texts_give_equal_tokenizers(self):
-        first, second = (train_wordpiece_tokenizer(iter(embedded_corpus()), vocab_size=1000) for _ in range(2))
+        first, second = (train_wordpiece_tokenizer(iter(builtin_corpus()), vocab_size=1000) for _ in range(2))
         assert first.get_vocab() == second.get_vocab()
         assert len(first) == 1000
         assert first.convert_ids_to_tokens(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
     def test_it_is_a_lower_casing_bert_tokenizer(self):
-        tokenizer = train_wordpiece_tokenizer(embedded_corpus(), vocab_size=1000, model_max_length=77)
+        tokenizer = train_wordpiece_tokenizer(builtin_corpus(), vocab_size=1000, model_max_length=77)
         encoded = tokenizer("The [MASK] Statement")
         assert tokenizer.is_fast
         assert tokenizer.model_max_length == 77
         assert encoded.tokens() == ["[CLS]", "the", "[MASK]", "statement", "[SEP]"]
-        assert tokenizer.unk_token_id not in [i for text in embedded_corpus() for i in tokenizer(text)["input_ids"]]
+        assert tokenizer.unk_token_id not in [i for text in builtin_corpus() for i in tokenizer(text)["input_ids"]]
 
     def test_it_comes_back_from_disk(self):
         tokenizer = train_wordpiece_tokenizer(TEXTS, vocab_size=100)

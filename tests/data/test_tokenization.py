@@ -151,7 +151,7 @@ class TestWordIds:
         assert list(dict.fromkeys(rows["word_ids"][0])) == [-1, 0, 1, 2]
 
     def test_a_slow_tokenizer_is_refused(self, slow_tokenizer):
-        with pytest.raises(UsageError, match=r"word ids need a fast tokenizer, which .* is not"):
+        with pytest.raises(UsageError, match=r"Word ids need a fast tokenizer, which .* is not"):
             tokenize_dataset(texts_of("a"), slow_tokenizer, max_seq_length=9, word_ids=True)
 
 
@@ -222,16 +222,16 @@ class TestCutsAreCounted:
 
 class TestErrors:
     def test_missing_column(self):
-        with pytest.raises(UsageError, match="no column 'body' to tokenize; its columns are: text, other"):
+        with pytest.raises(UsageError, match=r"no column 'body' to tokenize\. Its columns are: text, other"):
             tokenize_dataset(texts_of("a"), tiny_tokenizer("bert"), text_column_name="body", max_seq_length=9)
 
     def test_no_room_for_text(self):
-        with pytest.raises(UsageError, match="max_seq_length 2 leaves no room for text beside the tokenizer's 2"):
+        with pytest.raises(UsageError, match="max_seq_length 2 leaves no room for text after the tokenizer's 2"):
             tokenize_dataset(texts_of("a"), tiny_tokenizer("bert"), max_seq_length=2)
 
     @pytest.mark.parametrize("stride", [-1, 6, 7])
     def test_stride_out_of_range(self, stride):
-        with pytest.raises(UsageError, match=f"stride {stride} is out of range; it must be from 0 to 5"):
+        with pytest.raises(UsageError, match=f"stride {stride} is out of range. It must be from 0 to 5"):
             tokenize_dataset(texts_of("a"), tiny_tokenizer("bert"), max_seq_length=8, stride=stride)
 
     def test_stride_with_concat(self):
@@ -295,6 +295,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_a_forked_process_tokenises_after_its_parent_did_so_in_parallel() -> None:
     """Otherwise a loader's worker of a streamed run, where the parent trained the tokenizer, waits forever."""
     said = start_process("-c", FORK, cwd=REPOSITORY, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}").stdout

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.cli import REPOSITORY
-from jepa_hf.distributed.deepspeed_state import check_config, steps_of
+from jepa_hf.distributed.deepspeed_state import optimizer_step_count, validate_deepspeed_config
 from jepa_hf.errors import UsageError
 
 SHIPPED = sorted((REPOSITORY / "configs" / "accelerate").glob("zero*.json"))
@@ -23,11 +23,11 @@ def shipped(path: Path = SHIPPED[-1]) -> dict[str, Any]:
 def test_what_is_shipped_is_taken(path: Path, optim: str) -> None:
     """In bfloat16, in float32, and with states in the CPU's memory."""
     config = shipped(path)
-    check_config(config, optim)
+    validate_deepspeed_config(config, optim)
     config["torch_autocast"]["enabled"] = False
     config["bf16"] = {"enabled": False}
     config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    check_config(config, optim)
+    validate_deepspeed_config(config, optim)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_what_is_shipped_is_taken(path: Path, optim: str) -> None:
         ({"zero_optimization": {}}, '"stage" must be 1, 2 or 3'),
         ({"optimizer": {"type": "AdamW"}}, '"optimizer" and "scheduler" must be left out'),
         ({"scheduler": {"type": "WarmupLR"}}, '"optimizer" and "scheduler" must be left out'),
-        ({"bf16": {"enabled": True}}, 'take "torch_autocast" with bfloat16'),
-        ({"fp16": {"enabled": True}}, 'take "torch_autocast" with bfloat16'),
-        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, 'take "torch_autocast" with bfloat16'),
+        ({"bf16": {"enabled": True}}, 'use "torch_autocast" with bfloat16'),
+        ({"fp16": {"enabled": True}}, 'use "torch_autocast" with bfloat16'),
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, 'use "torch_autocast" with bfloat16'),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, '"device" "cpu" and "ratio" 1'),
         ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, '"device" "cpu" and "ratio" 1'),
         (
@@ -59,13 +59,13 @@ def test_what_is_shipped_is_taken(path: Path, optim: str) -> None:
     ],
 )
 def test_what_a_checkpoint_would_not_hold_is_refused(change: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=f"in DeepSpeed's configuration .*{told}"):
-        check_config(shipped() | change, "adamw_torch")
+    with pytest.raises(UsageError, match=f"In DeepSpeed's configuration .*{told}"):
+        validate_deepspeed_config(shipped() | change, "adamw_torch")
 
 
 def test_another_optimizer_is_refused() -> None:
     with pytest.raises(UsageError, match="--optim must be adamw_torch_fused or adamw_torch, not adafactor"):
-        check_config(shipped(), "adafactor")
+        validate_deepspeed_config(shipped(), "adafactor")
 
 
 def state_after(*gradients: bool, kind: type[torch.optim.Optimizer] = torch.optim.AdamW) -> dict[str, Any]:
@@ -81,13 +81,13 @@ def state_after(*gradients: bool, kind: type[torch.optim.Optimizer] = torch.opti
 @pytest.mark.parametrize(("gradients", "steps"), [((), 0), ((True, True), 2), ((False, False, False), 3)])
 def test_steps_are_counted_of_what_was_changed(gradients: tuple[bool, ...], steps: int) -> None:
     """A parameter that never had a gradient has no count."""
-    assert steps_of(state_after(*gradients), [1, 1]) == steps
+    assert optimizer_step_count(state_after(*gradients), [1, 1]) == steps
 
 
 def test_a_state_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"changed in 1 steps and others in 2, .*: resume without it"):
-        steps_of(state_after(True, False), [1, 1])
-    with pytest.raises(UsageError, match="of other parameters: start over"):
-        steps_of(state_after(True), [1, 2])
+    with pytest.raises(UsageError, match=r"with 1 steps and others with 2, .* Resume without DeepSpeed"):
+        optimizer_step_count(state_after(True, False), [1, 1])
+    with pytest.raises(UsageError, match=r"of other parameters\. Start a new run"):
+        optimizer_step_count(state_after(True), [1, 2])
     with pytest.raises(UsageError, match="another --optim than AdamW"):
-        steps_of(state_after(True, kind=torch.optim.Adagrad), [1, 1])
+        optimizer_step_count(state_after(True, kind=torch.optim.Adagrad), [1, 1])

@@ -14,6 +14,8 @@ from packaging.version import Version
 
 from .workers import train_ranks
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 SCRIPT = HERE / "workers" / "train_ranks.py"
@@ -22,8 +24,8 @@ CONFIG = REPOSITORY / "configs" / "accelerate" / "cpu2.yaml"
 
 Results = dict[str, dict[str, Any]]
 TRAINED = [
-    "dropped",
-    "kept",
+    "drop",
+    "mask_token",
     "contrastive",
     "compiled",
     "packed",
@@ -36,7 +38,7 @@ CAN_RESUME = Version(transformers.__version__) >= Version("5.20")
 ON_TWO_RANKS = [name for name in train_ranks.RUNS if CAN_RESUME or not name.startswith("resumed")]
 EVALUATED = [name for name in train_ranks.RUNS if "evaluation" in name]
 ON_FOUR_RANKS = [
-    "dropped",
+    "drop",
     "contrastive",
     "streaming",
     "shards",
@@ -120,7 +122,7 @@ def test_four_ranks_equal_one_process_with_the_fourfold_batch(
         assert log["loss"] == pytest.approx(expected["loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dropped", "streaming", "shards"])
+@pytest.mark.parametrize("name", ["drop", "streaming", "shards"])
 def test_no_rank_reads_what_another_read(
     name: str, ranks: list[Results], four_ranks: list[Results], alone: Results
 ) -> None:
@@ -168,13 +170,13 @@ def test_streams_resume_exactly_where_each_rank_was(ranks: list[Results]) -> Non
 
 def test_the_comparison_sees_ranks_that_count_for_themselves(ranks: list[Results], alone: Results) -> None:
     """Were each rank's loss divided by its own targets, the weights would differ by far more than 1e-5."""
-    assert largest_difference(ranks[0]["wrong"]["weights"], alone["dropped"]["weights"]) > 1e-4
+    assert largest_difference(ranks[0]["wrong"]["weights"], alone["drop"]["weights"]) > 1e-4
 
 
 def test_samples_of_other_ranks_do_not_break_the_compiled_graph(ranks: list[Results], alone: Results) -> None:
     """With the contrastive term as many graphs as in one process, one for each way in which shapes are told; without
     compiling none."""
-    assert alone["dropped"]["graphs"] == 0
+    assert alone["drop"]["graphs"] == 0
     assert 1 <= ranks[0]["compiled"]["graphs"] == alone["compiled"]["graphs"] <= 3
 
 
@@ -211,7 +213,7 @@ def test_evaluation_agrees_with_one_process(
     ]
     assert {"eval_loss", "eval_prediction_loss", "eval_mlm_loss", "eval_masked_fraction"} <= set(means)
     if name != "evaluation of one row":
-        assert {"eval_sample_prediction_loss", "eval_hit_rate", "eval_hit_rate_in_sample_chance"} <= set(means)
+        assert {"eval_sample_baseline_loss", "eval_top1_accuracy", "eval_top1_accuracy_in_sample_chance"} <= set(means)
     for rank in [*ranks, *(rank for rank in four_ranks if name in rank)]:
         metrics = rank[name]["metrics"]
         assert metrics.keys() - {"eval_model_preparation_time"} == expected.keys() - {"eval_model_preparation_time"}

@@ -13,6 +13,8 @@ from jepa_hf.errors import UsageError
 
 from .workers.divide_two_ranks import logged, model_of, run, start, told, trainer
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -6,7 +6,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from jepa_hf.distributed.fsdp_state import load_optimizer_state, load_weights, whole_optimizer_state
+from jepa_hf.distributed.fsdp_state import (
+    full_optimizer_state_dict,
+    load_full_optimizer_state_dict,
+    load_full_state_dict,
+)
 
 
 def linear(seed: int) -> nn.Linear:
@@ -20,7 +24,7 @@ def test_weights_are_read_from_the_models_files_alone(tmp_path: Path) -> None:
     save_file({"weight": other.weight.detach()}, tmp_path / "model-00001-of-00002.safetensors")
     save_file({"bias": other.bias.detach()}, tmp_path / "model-00002-of-00002.safetensors")
     save_file({"strange": torch.zeros(1)}, tmp_path / "teacher.safetensors")
-    assert load_weights(model, tmp_path) == ([], [])
+    assert load_full_state_dict(model, tmp_path) == ([], [])
     assert torch.equal(model.weight, other.weight)
     assert torch.equal(model.bias, other.bias)
 
@@ -29,12 +33,12 @@ def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
     """A missing name, a strange one, and one of another shape, with which nothing is loaded."""
     model, before = linear(0), linear(0)
     save_file({"weight": torch.ones(2, 3)}, tmp_path / "model.safetensors")
-    assert load_weights(model, tmp_path) == (["bias"], [])
+    assert load_full_state_dict(model, tmp_path) == (["bias"], [])
     assert torch.equal(model.weight, torch.ones(2, 3))
     assert torch.equal(model.bias, before.bias)
     for state in ({"weight": torch.zeros(3, 3), "bias": torch.zeros(2)}, {"weights": torch.zeros(2, 3)}):
         save_file(state, tmp_path / "model.safetensors")
-        assert load_weights(model, tmp_path).unexpected_keys == list(state)[:1]
+        assert load_full_state_dict(model, tmp_path).unexpected_keys == list(state)[:1]
         assert torch.equal(model.weight, torch.ones(2, 3))
 
 
@@ -43,8 +47,8 @@ def test_an_optimizers_state_is_the_same_there_and_back() -> None:
     for _ in range(2):
         ours[0](torch.ones(3)).sum().backward()
         ours[1].step()
-    state = whole_optimizer_state(ours[1], keep=True)
-    load_optimizer_state(theirs[1], state)
+    state = full_optimizer_state_dict(ours[1], keep=True)
+    load_full_optimizer_state_dict(theirs[1], state)
     for number, each in ours[1].state_dict()["state"].items():
         for name, value in each.items():
             assert torch.equal(theirs[1].state_dict()["state"][number][name], value)

@@ -17,6 +17,8 @@ from jepa_hf.cli.train import main
 
 from .workers.llm_stream_ranks import train
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 CONFIGURATIONS = REPOSITORY / "configs" / "accelerate"
@@ -25,7 +27,7 @@ CONFIGURATIONS = REPOSITORY / "configs" / "accelerate"
 # Of the last batch that is evaluated, and of an epoch's last batch, one rank has four rows and the other one.
 FLAGS = (
     "--objective llm --model_name_or_path llm --train_file rows.jsonl --validation_file held_out.jsonl --max_steps 5 "
-    "--pair_loss infonce --pair_weight 2 --learning_rate 3e-4 --adam_epsilon 1e-6 --logging_steps 1 --save_strategy no "
+    "--pair_loss infonce --jepa_weight 2 --learning_rate 3e-4 --adam_epsilon 1e-6 --logging_steps 1 --save_strategy no "
     "--do_train --do_eval --generation_samples 5 --max_new_tokens 3 --use_cpu --report_to none --disable_tqdm"
 )
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from .workers.shard_two_ranks import steps
@@ -12,6 +13,8 @@ from .workers.shard_two_ranks import steps
 HERE = Path(__file__).resolve().parent
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_two_ranks_that_share_the_parameters_do_as_one_process(tmp_path: Path) -> None:
     """Also in the step after an evaluation, which leaves the outermost parameters gathered: none of them is stale."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

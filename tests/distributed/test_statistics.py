@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import distributed, multiprocessing
 
@@ -31,6 +32,8 @@ def of_rank(rank: int, folder: str) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.distributed
+@pytest.mark.slow
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     """With parts of different sizes, generators in different states, and losses that count differently."""
     multiprocessing.spawn(of_rank, (str(tmp_path),), nprocs=2)

@@ -11,12 +11,16 @@ import torch
 import transformers
 from packaging.version import Version
 
-from jepa_hf.training.checkpoints import damage
+from jepa_hf.training.checkpoints import find_corruption
 
-pytestmark = pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.20"),
-    reason="ranks on CPUs cannot resume with this transformers, which looks for a device named cpu:0",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.distributed,
+    pytest.mark.skipif(
+        Version(transformers.__version__) < Version("5.20"),
+        reason="ranks on CPUs cannot resume with this transformers, which looks for a device named cpu:0",
+    ),
+]
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE.parents[1] / "configs" / "accelerate" / "cpu2.yaml"
@@ -41,7 +45,7 @@ def test_both_ranks_stop_after_the_same_step_where_one_is_asked(ended: tuple[Pat
     """One step after the step at hand; with a checkpoint of both, and no other."""
     folder, ranks = ended
     assert [rank["stopped"] for rank in ranks] == [{"step": 3, "code": 143}] * 2
-    assert damage(folder / "stopped" / "checkpoint-3") is None
+    assert find_corruption(folder / "stopped" / "checkpoint-3") is None
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in (folder / "stopped/checkpoint-3").iterdir()}
 
 
@@ -58,6 +62,6 @@ def test_a_loss_of_one_rank_that_is_not_finite_ends_both_and_each_names_its_samp
     assert ranks[0]["read"] != ranks[1]["read"]
     for rank in ranks:
         rows = ", ".join(map(str, rank["read"]))
-        assert f"the loss is not finite in step 3 (batch 3 of epoch 1, training rows {rows} counted" in rank["told"]
+        assert f"The loss is not finite in step 3 (batch 3 of epoch 1, training rows {rows} counted" in rank["told"]
         assert f"the weights before it are in {folder / 'spoilt' / 'checkpoint-3'}" in rank["told"]
-    assert damage(folder / "spoilt" / "checkpoint-3") is None
+    assert find_corruption(folder / "spoilt" / "checkpoint-3") is None

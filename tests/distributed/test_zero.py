@@ -16,6 +16,8 @@ from helpers.runs import largest_difference
 
 from .workers.divide_two_ranks import logged, model_of, run, start, told
 
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:

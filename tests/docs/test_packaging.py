@@ -12,26 +12,34 @@ from jepa_hf import __version__
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # torch's oldest builds need gigabytes of CUDA libraries: CI runs with the newest CPU build only. The documentation's
-# site is built with the newest packages.
-NOT_TESTED = {"torch", "mkdocs", "mkdocs-material", "mkdocstrings"}
+# site is built with the newest packages, as are the other tools of a developer.
+UNTESTED_LOWER_BOUNDS = {"torch", "mkdocs", "mkdocs-material", "mkdocstrings", "mypy", "pre-commit", "types-PyYAML"}
+
+
+def requirements() -> list[Requirement]:
+    """Return all dependencies, of extras too, without the extras of this package that `dev` names."""
+    lines = [*PROJECT["dependencies"], *(line for lines in PROJECT["optional-dependencies"].values() for line in lines)]
+    return [requirement for requirement in map(Requirement, lines) if requirement.name != PROJECT["name"]]
 
 
 def lower_bounds() -> dict[str, Version]:
-    """Those of all dependencies, of extras too."""
-    lines = [*PROJECT["dependencies"], *(line for lines in PROJECT["optional-dependencies"].values() for line in lines)]
-    requirements = [Requirement(line) for line in lines]
+    """Return the lower bound of each dependency that has one."""
     return {
         requirement.name: Version(specifier.version)
-        for requirement in requirements
+        for requirement in requirements()
         for specifier in requirement.specifier
         if specifier.operator in (">=", "==")
     }
 
 
 def test_every_dependency_has_a_lower_bound() -> None:
-    names = {Requirement(line).name for line in PROJECT["dependencies"]}
-    extras = {Requirement(line).name for lines in PROJECT["optional-dependencies"].values() for line in lines}
-    assert lower_bounds().keys() == names | extras
+    assert lower_bounds().keys() == {requirement.name for requirement in requirements()}
+
+
+def test_dev_names_extras_that_exist() -> None:
+    """`dev` installs the tools of the tests and of the site."""
+    own = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"] if line.startswith(PROJECT["name"])]
+    assert own[0].extras == {"test", "docs"} <= PROJECT["optional-dependencies"].keys()
 
 
 def test_the_lower_bounds_are_those_that_ci_installs() -> None:
@@ -42,7 +50,7 @@ def test_the_lower_bounds_are_those_that_ci_installs() -> None:
         if line and not line.startswith("#"):
             name, _, version = line.partition("==")
             pinned[name] = Version(version)
-    bounds = {name: bound for name, bound in lower_bounds().items() if name not in NOT_TESTED}
+    bounds = {name: bound for name, bound in lower_bounds().items() if name not in UNTESTED_LOWER_BOUNDS}
     assert {name: pinned.get(name) for name in bounds} == bounds
 
 

@@ -1,4 +1,4 @@
-"""Claims about embedding files: the rows' order and columns, part by part, and going on after any end."""
+"""Tests of embedding files: order of rows, columns, parts, and resuming."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from helpers.batches import tiny_jepa
 from helpers.tiny_models import CORPUS, tiny_tokenizer, write_lines
 from jepa_hf import UsageError
 from jepa_hf.data.arguments import DataArguments
-from jepa_hf.evaluation.embed_files import Source, embed_files, open_source
+from jepa_hf.evaluation.embed_files import RowSource, embed_files, open_source
 from jepa_hf.evaluation.embedder import Embedder
 from jepa_hf.hub.export import export_run
 
@@ -45,18 +45,18 @@ def embedder() -> Embedder:
     return text_embedder()
 
 
-def texts_of(files: str, **columns: Any) -> Source:
+def texts_of(files: str, **columns: Any) -> RowSource:
     return open_source("text", DataArguments(train_file=files, **columns))
 
 
 def new(name: str) -> str:
-    """A name that nothing has."""
+    """A file name that does not exist."""
     Path(name).unlink(missing_ok=True)
     return name
 
 
 def write_rows(name: str, rows: list[dict[str, Any]]) -> str:
-    """A file of the kind that its ending says."""
+    """Write rows in the format of the file's ending."""
     if name.endswith(".parquet"):
         pq.write_table(pa.Table.from_pylist(rows), name)
     elif name.endswith(".csv"):
@@ -70,7 +70,7 @@ def write_rows(name: str, rows: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize("kind", ["txt", "txt.gz", "csv", "jsonl", "json", "parquet"])
 @pytest.mark.parametrize("ending", [".parquet", ".npy"])
 def test_each_row_s_embedding_is_that_of_sentence_transformers(kind: str, ending: str, tmp_path: Path) -> None:
-    """In the order of the rows, of which none is lost: blank ones are there too."""
+    """In the order of the rows, blank ones included."""
     from sentence_transformers import SentenceTransformer
 
     texts = [*CORPUS[:16], "", "  Blanks first.", " ".join(CORPUS[:30]), *CORPUS[30:34]]
@@ -141,7 +141,7 @@ def test_the_types_of_parquet_stay(embedder: Embedder) -> None:
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=20))
 @settings(max_examples=25, deadline=None)
 def test_no_row_is_lost_or_moved(texts: list[str]) -> None:
-    """Whatever it says, lone surrogates and line breaks too."""
+    """Also with lone surrogates and line breaks."""
     embedder = text_embedder()
     source = texts_of(write_rows("any.jsonl", [{"text": text} for text in texts]))
     embed_files(embedder, source, new("any.npy"))
@@ -149,11 +149,11 @@ def test_no_row_is_lost_or_moved(texts: list[str]) -> None:
     np.testing.assert_allclose(np.load("any.npy"), embedder.embed(clean)["mean"], atol=1e-5)
 
 
-class Dies(Exception):
+class FailingEmbedder(Exception):
     pass
 
 
-class Counting:
+class CountingEmbedder:
     """An embedder that counts what goes through it, and dies after so many parts."""
 
     def __init__(self, embedder: Embedder, dies_after: int = 10**9):
@@ -162,7 +162,7 @@ class Counting:
 
     def embed(self, samples: list[str], pooling: tuple[str, ...]) -> dict[str, np.ndarray]:
         if len(self.sizes) == self.dies_after:
-            raise Dies
+            raise FailingEmbedder
         self.sizes.append(len(samples))
         return self.embedder.embed(samples, pooling)
 
@@ -172,13 +172,13 @@ def test_the_same_call_goes_on_after_the_parts_that_are_whole(ending: str, embed
     """A part that was torn is made again; no more than a part's rows are embedded at once."""
     write_lines("data.txt", CORPUS[:30])
     embed_files(embedder, texts_of("data.txt"), f"whole{ending}")
-    first = Counting(embedder, dies_after=3)
-    with pytest.raises(Dies):
+    first = CountingEmbedder(embedder, dies_after=3)
+    with pytest.raises(FailingEmbedder):
         embed_files(first, texts_of("data.txt"), f"out{ending}")
     assert not Path(f"out{ending}").exists()
     torn = Path(f"out{ending}.parts/part-000001{ending}")
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size // 2])
-    second = Counting(embedder)
+    second = CountingEmbedder(embedder)
     embed_files(second, texts_of("data.txt"), f"out{ending}")
     assert (first.sizes, second.sizes) == ([7, 7, 7], [7, 7, 2])
     assert Path(f"out{ending}").read_bytes() == Path(f"whole{ending}").read_bytes()
@@ -198,11 +198,11 @@ def test_parts_of_another_embedding_are_not_mixed_in(change: dict[str, Any], sen
         write_lines("one.txt", CORPUS[:30])
         write_lines("more.txt", CORPUS[:31])
     first = {"pooling": "mean", "settings": {"model": "one"}, "files": "one.txt"}
-    with pytest.raises(Dies):
-        embed_files(Counting(embedder, 2), texts_of("one.txt"), "half.npy", first["pooling"], first["settings"])
+    with pytest.raises(FailingEmbedder):
+        embed_files(CountingEmbedder(embedder, 2), texts_of("one.txt"), "half.npy", first["pooling"], first["settings"])
     before = sorted(Path("half.npy.parts").iterdir())
     then = {**first, **change}
-    with pytest.raises(UsageError, match=rf"'half.npy.parts' holds the beginning of another embedding \({sentence}"):
+    with pytest.raises(UsageError, match=rf"'half.npy.parts' holds parts of another embedding \({sentence}"):
         embed_files(embedder, texts_of(then["files"]), "half.npy", then["pooling"], then["settings"])
     assert sorted(Path("half.npy.parts").iterdir()) == before
     for path in before:  # the next case begins anew
@@ -248,8 +248,8 @@ def test_features_are_numbered(kind: str, mode: str) -> None:
     np.testing.assert_allclose(table["embedding"].to_pylist(), embedder.embed(list(values))["mean"], atol=1e-5)
 
 
-def test_what_a_row_lacks_is_told_with_its_place() -> None:
+def test_a_row_of_wrong_shape_is_reported_with_its_number() -> None:
     np.save("narrow.npy", np.ones((20, 2), dtype=np.float32))
     source = open_source("features", DataArguments(train_file="narrow.npy"))
-    with pytest.raises(UsageError, match="among the rows from 1 on, sample 1 has the shape"):
+    with pytest.raises(UsageError, match="In the rows from 1 on: Expected features of shape"):
         embed_files(feature_embedder("patches"), source, "narrow_out.npy")

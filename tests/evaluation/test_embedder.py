@@ -1,4 +1,4 @@
-"""Claims about one vector per sample: the same as others compute, whatever the batches, from every kind of encoder."""
+"""Tests of `Embedder`: reference values, independence of batches, all modalities, error messages."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from helpers.batches import image_config, strengthen, tiny_jepa
+from helpers.batches import image_config, scale_weights, tiny_jepa
 from helpers.tiny_models import CORPUS, FAMILIES, save_tiny_encoder, tiny_config, tiny_tokenizer
 from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel, JepaForRepresentationPrediction, UsageError
 from jepa_hf.evaluation.embedder import POOLINGS, Embedder
@@ -44,7 +44,7 @@ def image_processor() -> ViTImageProcessor:
 
 def image_embedder(config: Any = None, **kwargs: Any) -> Embedder:
     encoder = AutoModel.from_config(image_config() if config is None else config)
-    strengthen(encoder)
+    scale_weights(encoder)
     return Embedder(encoder, image_processor(), name="images", device="cpu", **kwargs)
 
 
@@ -53,7 +53,7 @@ def feature_embedder(mode: str, **kwargs: Any) -> Embedder:
         3, mode=mode, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=1, hidden_dropout_prob=0.0
     )
     encoder = FeatureEncoderModel(config)
-    strengthen(encoder)
+    scale_weights(encoder)
     return Embedder(encoder, name=mode, device="cpu", **kwargs)
 
 
@@ -93,7 +93,7 @@ def test_neither_batches_nor_order_change_a_sample_s_vectors(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mean_pooling_is_that_of_sentence_transformers(family: str, tmp_path: Path) -> None:
-    """Also of texts that must be cut, and of those that begin with blanks."""
+    """Also for truncated texts and texts that begin with blanks."""
     from sentence_transformers import SentenceTransformer
 
     texts = [*TEXTS, " ".join(CORPUS[:30]), "  Blanks first.", "x"]
@@ -104,7 +104,7 @@ def test_mean_pooling_is_that_of_sentence_transformers(family: str, tmp_path: Pa
 
 
 @torch.no_grad()
-def test_cls_and_layers_are_what_they_are_called() -> None:
+def test_cls_and_layers_pooling() -> None:
     embedder = text_embedder("distilbert")
     found = embedder.embed(TEXTS[:3], ("cls", "layers"))
     for row, text in enumerate(TEXTS[:3]):
@@ -117,7 +117,7 @@ def test_cls_and_layers_are_what_they_are_called() -> None:
 
 @torch.no_grad()
 def test_the_mean_of_an_image_is_over_its_patches() -> None:
-    """Not over [CLS] or registers; I-JEPA has none."""
+    """Without [CLS] and register tokens; I-JEPA has none."""
     for config in (image_config(), IJepaConfig(**image_config().to_dict())):
         embedder = image_embedder(config)
         pixels = embedder.processing_class(list(PIXELS), return_tensors="pt")["pixel_values"]
@@ -146,7 +146,7 @@ def test_features_are_pooled_as_the_encoder_itself_pools_them() -> None:
 
 
 @pytest.mark.parametrize("modality", ["text", "images", "features"])
-def test_what_a_run_leaves_is_read_wherever_it_lies(modality: str, tmp_path: Path) -> None:
+def test_a_run_directory_gives_its_context_encoder(modality: str, tmp_path: Path) -> None:
     """`out/` and `out/jepa/` give the trained context encoder."""
     from jepa_hf import JepaConfig
 
@@ -160,7 +160,7 @@ def test_what_a_run_leaves_is_read_wherever_it_lies(modality: str, tmp_path: Pat
         ),
     }[modality]
     model = JepaForRepresentationPrediction(JepaConfig.for_encoder(encoder, pred_num_hidden_layers=1)).eval()
-    strengthen(model)
+    scale_weights(model)
     export_run(model, tmp_path, beside)
     context, target = (
         Embedder(model.get_encoder(which), beside, device="cpu").embed(samples)["mean"]
@@ -196,24 +196,29 @@ NAN = [np.array([1.0, float("nan"), 0.0])]
 @pytest.mark.parametrize(
     ("embedder", "samples", "pooling", "sentence"),
     [
-        (text_embedder, [], "mean", "there are no samples to embed"),
-        (text_embedder, ["a", 3], "mean", "sample 2 is int, but 'bert' reads texts"),
-        (text_embedder, ["a"], "max", "pooling must be one of mean, cls, layers, not 'max'"),
+        (text_embedder, [], "mean", "Got no samples to embed"),
+        (text_embedder, ["a", 3], "mean", "'bert' reads texts, but sample 2 is int"),
+        (text_embedder, ["a"], "max", "Expected pooling to be one of mean, cls, layers, got 'max'"),
         (
             lambda: image_embedder(IJepaConfig(**image_config().to_dict())),
             list(PIXELS),
             "cls",
-            "'images' puts no \\[CLS\\] token first: choose the pooling mean or layers",
+            "'images' puts no \\[CLS\\] token first. Choose the pooling mean or layers",
         ),
         (lambda: feature_embedder("time"), series(), "cls", "'time' puts no \\[CLS\\] token first"),
-        (lambda: feature_embedder("patches"), NAN, "mean", "sample 1 has a number that is not finite"),
-        (lambda: feature_embedder("patches"), series(), "mean", "sample 1 has the shape \\[1, 3\\]"),
-        (lambda: feature_embedder("patches"), ["text"], "mean", "sample 1 is no rectangle of numbers"),
-        (image_embedder, ["text"], "mean", "sample 1 holds str, not an image"),
-        (image_embedder, [{"bytes": b"no", "path": None}], "mean", "sample 1 cannot be decoded as an image"),
+        (lambda: feature_embedder("patches"), NAN, "mean", "Sample 1 has a number that is not finite"),
+        (
+            lambda: feature_embedder("patches"),
+            series(),
+            "mean",
+            "Expected features of shape \\[3\\] for 'patches', got \\[1, 3\\] in sample 1",
+        ),
+        (lambda: feature_embedder("patches"), ["text"], "mean", "sample 1 is not a rectangular array of numbers"),
+        (image_embedder, ["text"], "mean", "Sample 1 holds str, not an image"),
+        (image_embedder, [{"bytes": b"no", "path": None}], "mean", "Sample 1 cannot be decoded as an image"),
         (broken, TEXTS, "mean", "'bert' gives representations that are not finite"),
-        (lambda: text_embedder(batch_size=0), TEXTS, "mean", "batch_size must be at least 1, not 0"),
-        (lambda: text_embedder(max_seq_length=500), TEXTS, "mean", "max_seq_length must be from 1 to 128"),
+        (lambda: text_embedder(batch_size=0), TEXTS, "mean", "Expected batch_size to be at least 1, got 0"),
+        (lambda: text_embedder(max_seq_length=500), TEXTS, "mean", "Expected max_seq_length from 1 to 128"),
         (
             lambda: image_embedder(image_config(image_size=16)),
             list(PIXELS),
@@ -238,7 +243,7 @@ TINY = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "int
         (lambda: T5Model(T5Config(num_layers=1, d_model=8, d_ff=8, vocab_size=9)), "is an encoder-decoder \\(t5\\)"),
         (
             lambda: Wav2Vec2Model(Wav2Vec2Config(**TINY, conv_dim=(8,) * 7, num_conv_pos_embedding_groups=2)),
-            "reads input_values; give an encoder of texts, images or feature vectors",
+            "reads input_values. Give an encoder of texts, images or feature vectors",
         ),
         (lambda: AutoModel.from_config(BertConfig(**TINY, vocab_size=9)), "lacks its tokenizer"),
         (lambda: AutoModel.from_config(image_config()), "cannot be loaded: .* image processor"),
@@ -256,7 +261,7 @@ def test_a_model_that_is_no_encoder_is_refused_in_one_sentence(model: Any, sente
 def test_a_folder_without_a_model_and_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be loaded"):
         Embedder.from_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="neither a directory here nor a model that the Hub gave"):
+    with pytest.raises(UsageError, match="neither a local directory nor a model on the Hub"):
         Embedder.from_pretrained(tmp_path / "nothing")
     folder = Path(save_tiny_encoder("bert", tmp_path / "bert"))
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)

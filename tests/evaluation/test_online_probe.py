@@ -1,4 +1,4 @@
-"""Claims about the probe during training: it is the evaluation of afterwards, and training does not notice it."""
+"""Tests of the online probe: it equals a later evaluation and does not affect training."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def labelled(tmp_path: Path) -> Path:
 
 
 def test_its_scores_are_metrics_of_every_evaluation(labelled: Path, tmp_path: Path) -> None:
-    """And the last ones are what `evaluate` finds on the saved encoder."""
+    """The last ones equal those of `evaluate` on the saved encoder."""
     probe = OnlineProbe.from_source(str(labelled), tiny_tokenizer("bert"))
     run = trainer(tmp_path / "out", eval_data=rows("bert", 8), eval_strategy="steps", eval_steps=2, probe=probe)
     run.train()
@@ -48,7 +48,7 @@ def test_its_scores_are_metrics_of_every_evaluation(labelled: Path, tmp_path: Pa
     assert entries[-1]["eval_probe_knn"] == expected["knn"]
 
 
-def test_training_does_not_notice_it(labelled: Path, tmp_path: Path) -> None:
+def test_the_probe_does_not_affect_training(labelled: Path, tmp_path: Path) -> None:
     """Dropout and all: the same weights, and the model is back in training mode."""
     common = {"eval_data": rows("bert", 8), "eval_strategy": "steps", "eval_steps": 1}
     models = []
@@ -100,14 +100,14 @@ def test_from_the_command_line(labelled: Path, tmp_path: Path) -> None:
     assert sum("eval_probe_knn" in entry for entry in metrics["history"]) == 2
 
 
-def test_what_it_cannot_judge_is_told_before_the_run(
+def test_an_unusable_task_is_refused_before_the_run(
     labelled: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     numbers = tmp_path / "numbers.csv"
     numbers.write_text("a,b,label\n" + "1.5,2,x\n2,3,y\n" * 10)
     start = ["--smoke_test", "--output_dir", str(tmp_path / "out"), *QUIET]
     for flags, expected in (
-        (["--probe_task", str(labelled)], "probe_task is looked at in evaluations"),
+        (["--probe_task", str(labelled)], "probe_task is measured in evaluations"),
         (["--probe_task", str(numbers), "--eval_strategy", "epoch"], "has features, but the encoder reads text"),
         (["--probe_task", str(tmp_path / "nothing.csv"), "--eval_strategy", "epoch"], "does not exist"),
     ):
@@ -119,4 +119,4 @@ def test_what_it_cannot_judge_is_told_before_the_run(
 def test_an_encoder_of_something_else_is_refused(labelled: Path) -> None:
     model = JepaForRepresentationPrediction(JepaConfig(image_config()))
     with pytest.raises(UsageError, match="lacks its image processor"):
-        OnlineProbe.from_source(str(labelled)).check(model)
+        OnlineProbe.from_source(str(labelled)).validate(model)

@@ -1,4 +1,4 @@
-"""Claims about the pictures of an evaluation: they show the values that were found, and nobody's label is lost."""
+"""Tests of the plots of an evaluation: they show all values and all labels."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers.evaluation import made_up
-from jepa_hf.evaluation.plots import plot_maps, plot_scores, plot_spectrum
+from helpers.evaluation import fake_evaluation
+from jepa_hf.evaluation.plots import plot_embeddings, plot_scores, plot_spectrum
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def texts(figure: Figure) -> list[str]:
-    """What legends say."""
+    """The texts of all legends."""
     legends = [*figure.legends, *(axis.get_legend() for axis in figure.axes if axis.get_legend())]
     return [text.get_text() for legend in legends for text in legend.get_texts()]
 
 
 def test_each_score_has_its_bar_and_its_interval(tmp_path: Path, drawn: list[Figure]) -> None:
-    found = made_up(pooling=("mean", "cls"))
+    found = fake_evaluation(pooling=("mean", "cls"))
     plot_scores(found, tmp_path / "scores.png")
     axes = drawn[0].axes
     bars = [item for axis in axes for item in axis.containers if isinstance(item, BarContainer)]
@@ -59,7 +59,7 @@ def test_each_score_has_its_bar_and_its_interval(tmp_path: Path, drawn: list[Fig
 
 
 def test_the_legend_of_the_scores_covers_nothing(tmp_path: Path, drawn: list[Figure]) -> None:
-    plot_scores(made_up(models=("runs/" + "a" * 30, "runs/b", "runs/c")), tmp_path / "scores.png")
+    plot_scores(fake_evaluation(models=("runs/" + "a" * 30, "runs/b", "runs/c")), tmp_path / "scores.png")
     figure = drawn[0]
     renderer = figure.canvas.get_renderer()
     legend = figure.legends[0].get_window_extent(renderer)
@@ -70,7 +70,7 @@ def test_the_legend_of_the_scores_covers_nothing(tmp_path: Path, drawn: list[Fig
 
 
 def test_each_spectrum_has_its_curve_without_zeros(tmp_path: Path, drawn: list[Figure]) -> None:
-    found = made_up()
+    found = fake_evaluation()
     plot_spectrum(found, tmp_path / "spectrum.png")
     axes = [axis for axis in drawn[0].axes if axis.lines]
     assert [axis.get_title() for axis in axes] == ["topics", "pairs", "answers"]
@@ -85,8 +85,8 @@ def test_each_spectrum_has_its_curve_without_zeros(tmp_path: Path, drawn: list[F
 def test_a_map_has_every_sample_and_names_its_classes(
     count: int, classes: int, tmp_path: Path, drawn: list[Figure]
 ) -> None:
-    """Of more than 20 classes the others share a colour and a name that counts them."""
-    plot_maps(made_up(count=count, classes=classes), tmp_path / "map.png")
+    """Beyond 20 classes the others share a color and a legend entry with their number."""
+    plot_embeddings(fake_evaluation(count=count, classes=classes), tmp_path / "map.png")
     for axis in drawn[0].axes:
         assert sum(len(points.get_offsets()) for points in axis.collections) == count
     shown = texts(drawn[0])
@@ -100,7 +100,7 @@ def test_a_map_has_every_sample_and_names_its_classes(
 
 def test_a_map_keeps_clouds_apart(tmp_path: Path, drawn: list[Figure]) -> None:
     """Of the second model, whose classes lie in clouds; a class's points are nearer to one another than to others."""
-    plot_maps(made_up(count=150, gap=0.2), tmp_path / "map.png")
+    plot_embeddings(fake_evaluation(count=150, gap=0.2), tmp_path / "map.png")
     clouds = [np.asarray(points.get_offsets()) for points in drawn[0].axes[1].collections]
     centres = np.stack([cloud.mean(axis=0) for cloud in clouds])
     for number, cloud in enumerate(clouds):
@@ -109,14 +109,18 @@ def test_a_map_keeps_clouds_apart(tmp_path: Path, drawn: list[Figure]) -> None:
 
 
 def test_without_labels_there_is_no_map(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no task has labels"):
-        plot_maps(made_up(tasks=("pairs", "answers")), tmp_path / "map.png")
+    with pytest.raises(ValueError, match="No task has labels"):
+        plot_embeddings(fake_evaluation(tasks=("pairs", "answers")), tmp_path / "map.png")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_are_pngs_of_a_readable_size(tmp_path: Path) -> None:
     """Also of one model and one task, and of a name that matplotlib would take for a formula."""
-    for found in (made_up(), made_up(models=("$x_",), tasks=("pairs",)), made_up(models=("a", "b", "c", "d"))):
+    for found in (
+        fake_evaluation(),
+        fake_evaluation(models=("$x_",), tasks=("pairs",)),
+        fake_evaluation(models=("a", "b", "c", "d")),
+    ):
         plot_scores(found, tmp_path / "scores.png")
         plot_spectrum(found, tmp_path / "spectrum.png")
         for name in ("scores.png", "spectrum.png"):

@@ -1,4 +1,4 @@
-"""Claims about what is written of an evaluation: nothing is lost, bold means better, and a card keeps the rest."""
+"""Tests of the results: complete JSON, bold for the clearly best, cards keep other content."""
 
 import json
 import tempfile
@@ -10,9 +10,9 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.evaluation import made_up
+from helpers.evaluation import fake_evaluation
 from jepa_hf import UsageError
-from jepa_hf.evaluation.results import BEGIN, END, read_card, to_json, to_markdown, update_card
+from jepa_hf.evaluation.results import EVALUATION_END, EVALUATION_START, read_card, to_json, to_markdown, update_card
 from jepa_hf.evaluation.scoring import Evaluation
 
 CARD = """\
@@ -56,7 +56,7 @@ def rows(table: str) -> list[list[str]]:
 
 
 def test_json_has_every_score_with_its_settings_and_sizes() -> None:
-    found = made_up(pooling=("mean", "cls"))
+    found = fake_evaluation(pooling=("mean", "cls"))
     content = json.loads(json.dumps(to_json(found, {"seed": 3}), allow_nan=False))
     assert content["settings"] == {"seed": 3}
     assert content["models"] == ["runs/a", "runs/b"]
@@ -88,7 +88,7 @@ def test_json_has_every_score_with_its_settings_and_sizes() -> None:
 
 
 def test_the_table_has_a_row_for_each_model_and_pooling() -> None:
-    header, _, *lines = rows(to_markdown(made_up(pooling=("mean", "cls"))))
+    header, _, *lines = rows(to_markdown(fake_evaluation(pooling=("mean", "cls"))))
     assert header[:4] == ["model", "pooling", "topics, linear probe (n = 60)", "topics, kNN (n = 60)"]
     assert [line[:2] for line in lines] == [["a", "mean"], ["a", "cls"], ["b", "mean"], ["b", "cls"]]
     assert lines[0][2] == "30.0 [25.0, 35.0]"
@@ -97,22 +97,22 @@ def test_the_table_has_a_row_for_each_model_and_pooling() -> None:
 
 @pytest.mark.parametrize(("gap", "bold"), [(0.2, True), (0.06, True), (0.04, False), (0.0, False)])
 def test_bold_is_what_is_clearly_best(gap: float, bold: bool) -> None:
-    """Where the best one's interval, 0.05 to either side, holds no other's value."""
-    _, _, first, second = rows(to_markdown(made_up(gap=gap)))
+    """The best value's interval, 0.05 to either side, contains no other value."""
+    _, _, first, second = rows(to_markdown(fake_evaluation(gap=gap)))
     assert all(cell.startswith("**") == bold for cell in second[2:])
     assert not any("**" in cell for cell in first)
 
 
 def test_one_model_alone_is_neither_best_nor_compared() -> None:
-    text = to_markdown(made_up(models=("runs/a",)))
+    text = to_markdown(fake_evaluation(models=("runs/a",)))
     assert "**" not in text
     assert "Difference" not in text
-    assert "Difference to a on the same samples" in to_markdown(made_up())
-    assert "+20.0 [+18.0, +22.0]" in to_markdown(made_up())
+    assert "Difference to a on the same samples" in to_markdown(fake_evaluation())
+    assert "+20.0 [+18.0, +22.0]" in to_markdown(fake_evaluation())
 
 
 def test_a_card_gets_section_and_metadata_and_keeps_the_rest() -> None:
-    found = made_up()
+    found = fake_evaluation()
     content = updated_card(CARD, found, "runs/b")
     card = ModelCard(content)
     assert card.text.startswith(CARD.split("---\n", 2)[2].rstrip("\n"))
@@ -137,13 +137,13 @@ def test_a_card_gets_section_and_metadata_and_keeps_the_rest() -> None:
 
 
 def test_a_later_evaluation_takes_the_place_of_an_earlier_one() -> None:
-    once = updated_card(CARD, made_up(gap=0.1, pooling=("mean", "cls")), "runs/b")
+    once = updated_card(CARD, fake_evaluation(gap=0.1, pooling=("mean", "cls")), "runs/b")
     once += "\nWritten below it.\n"
-    again = updated_card(once, made_up(tasks=("pairs",)), "runs/b")
-    assert again.count(BEGIN) == again.count(END) == 1
+    again = updated_card(once, fake_evaluation(tasks=("pairs",)), "runs/b")
+    assert again.count(EVALUATION_START) == again.count(EVALUATION_END) == 1
     assert "Written below it." in again
     assert "topics" not in again
-    assert updated_card(again, made_up(tasks=("pairs",)), "runs/b") == again
+    assert updated_card(again, fake_evaluation(tasks=("pairs",)), "runs/b") == again
     results = ModelCard(again).data.eval_results
     assert [result.metric_name for result in results] == [
         "by someone else",
@@ -155,25 +155,25 @@ def test_a_later_evaluation_takes_the_place_of_an_earlier_one() -> None:
 @settings(max_examples=30, deadline=None)
 def test_any_text_of_a_card_survives(text: str) -> None:
     body = f"# Title\n\n{text}\n\nThe end."
-    content = updated_card(body, made_up(tasks=("pairs",)), "runs/a")
+    content = updated_card(body, fake_evaluation(tasks=("pairs",)), "runs/a")
     assert ModelCard(content).text.strip().startswith(body)
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (f"{CARD}{BEGIN}", "in disorder; mend or delete them"),
-        (f"{CARD}{END}{BEGIN}", "in disorder"),
+        (f"{CARD}{EVALUATION_START}", "Expected one .* in card .* Fix or delete them"),
+        (f"{CARD}{EVALUATION_END}{EVALUATION_START}", "Expected one"),
         ("---\n- a list\n---\nText", "has damaged metadata"),
         ("---\na: [\n---\nText", "has damaged metadata"),
     ],
 )
 def test_a_damaged_card_is_one_sentence(content: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence) as refusal:
-        updated_card(content, made_up(), "runs/a")
+        updated_card(content, fake_evaluation(), "runs/a")
     assert "\n" not in str(refusal.value)
 
 
 def test_line_ends_stay(tmp_path: Path) -> None:
-    content = updated_card(CARD.replace("\n", "\r\n"), made_up(), "runs/a")
+    content = updated_card(CARD.replace("\n", "\r\n"), fake_evaluation(), "runs/a")
     assert "# My model\r\n\r\nText with" in content

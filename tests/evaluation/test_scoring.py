@@ -1,4 +1,4 @@
-"""Claims about scores of frozen representations: what they equal, what is chosen on what, what intervals cover."""
+"""Tests of the scores of frozen representations: reference values, choice of C, coverage of intervals."""
 
 import functools
 from typing import Any
@@ -19,19 +19,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from helpers.batches import strengthen, tiny_jepa
+from helpers.batches import scale_weights, tiny_jepa
 from helpers.tiny_models import CORPUS, tiny_tokenizer
 from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel, UsageError
 from jepa_hf.evaluation.embedder import Embedder
 from jepa_hf.evaluation.scoring import (
+    INVERSE_REGULARIZATION,
     METRICS,
-    PENALTIES,
     Evaluation,
     bootstrap,
     evaluate,
+    knn_predict,
     linear_probe,
-    nearest,
-    retrieval,
+    retrieval_metrics,
     spearman,
 )
 from jepa_hf.evaluation.tasks import Split, Task
@@ -40,7 +40,7 @@ torch.set_num_threads(1)
 
 
 def clouds(count: int, distance: float, seed: int = 0, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """`[count, 8]` in Gaussian clouds whose centres lie so far apart, and which of them each is of."""
+    """Gaussian clouds `[count, 8]` with centers at this distance, and the cloud of each row as its label."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
     return (rng.normal(size=(count, 8)) + distance * np.eye(8)[labels]).astype(np.float32), labels.astype(str)
@@ -50,7 +50,7 @@ def feature_embedder(name: str = "features", seed: int = 0) -> Embedder:
     encoder = FeatureEncoderModel(
         FeatureEncoderConfig(8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, hidden_dropout_prob=0.0)
     )
-    strengthen(encoder, seed=seed)
+    scale_weights(encoder, seed=seed)
     return Embedder(encoder, name=name, device="cpu")
 
 
@@ -71,14 +71,14 @@ def labelled_task(count: int = 120, distance: float = 8.0, name: str = "clouds")
 def test_separable_classes_are_all_right() -> None:
     (train, labels), (test, expected) = clouds(200, 12.0, 0, classes=4), clouds(100, 12.0, 1, classes=4)
     assert (linear_probe(train, labels, test)[0] == expected).all()
-    assert (nearest(train, labels, test) == expected).all()
+    assert (knn_predict(train, labels, test) == expected).all()
 
 
 def test_random_labels_are_right_by_chance() -> None:
-    """Half of 2,000, within four standard deviations of the binomial distribution."""
+    """The accuracy on 2,000 rows is 0.5 within four standard deviations of the binomial distribution."""
     train, labels = clouds(1000, 0.0, 0)
     test, expected = clouds(2000, 0.0, 1)
-    for predicted in (linear_probe(train, labels, test)[0], nearest(train, labels, test)):
+    for predicted in (linear_probe(train, labels, test)[0], knn_predict(train, labels, test)):
         assert abs((predicted == expected).mean() - 0.5) < 4 * 0.5 / 2000**0.5
 
 
@@ -88,7 +88,7 @@ def test_the_penalty_is_the_best_on_the_validation_rows() -> None:
     _, penalty = linear_probe(train, labels, train, validation)
     rights = {
         value: make_pipeline(StandardScaler(), LogisticRegression(C=value)).fit(train, labels).score(*validation)
-        for value in PENALTIES
+        for value in INVERSE_REGULARIZATION
     }
     assert rights[penalty] == max(rights.values())
     assert len(set(rights.values())) > 1
@@ -96,13 +96,15 @@ def test_the_penalty_is_the_best_on_the_validation_rows() -> None:
 
 @pytest.mark.parametrize("distance", [0.5, 1.0, 2.0])
 def test_test_labels_choose_nothing(distance: float) -> None:
-    """Whatever the test labels say, the same C is chosen and the same classes are predicted."""
+    """Shuffled test labels change neither C nor the predicted classes."""
     task = labelled_task(distance=distance)
     shuffled = Split(task.test.samples, np.random.default_rng(0).permutation(task.test.targets))
     other = Task(task.name, task.source, "labels", "features", shuffled, task.train)
     chosen = [evaluate([feature_embedder()], [one], resamples=10).scores for one in (task, other)]
-    assert [score.penalty for score in chosen[0]] == [score.penalty for score in chosen[1]]
-    assert chosen[0][0].penalty in PENALTIES
+    assert [score.inverse_regularization for score in chosen[0]] == [
+        score.inverse_regularization for score in chosen[1]
+    ]
+    assert chosen[0][0].inverse_regularization in INVERSE_REGULARIZATION
     assert chosen[0][0].score.value != chosen[1][0].score.value
 
 
@@ -111,9 +113,9 @@ def test_few_rows_are_enough(rows: int) -> None:
     train, labels = clouds(rows, 20.0)
     labels[:2] = ["0", "1"]
     predicted, penalty = linear_probe(train, labels, train)
-    assert penalty in PENALTIES
+    assert penalty in INVERSE_REGULARIZATION
     assert set(predicted) <= set(labels)
-    assert nearest(train, labels, train).shape == (rows,)
+    assert knn_predict(train, labels, train).shape == (rows,)
 
 
 # ---- similarity and retrieval
@@ -122,7 +124,7 @@ def test_few_rows_are_enough(rows: int) -> None:
 @given(values=arrays(np.int64, (3, 12), elements=st.integers(-3, 3)), seed=st.integers(0, 99))
 @settings(max_examples=50, deadline=None)
 def test_spearman_is_scipys_row_by_row(values: np.ndarray, seed: int) -> None:
-    """With many ties; and 0 where there is no order, of which scipy says NaN."""
+    """Also with many ties; 0 for constant rows, where scipy returns NaN."""
     others = np.random.default_rng(seed).integers(0, 5, values.shape)
     for found, one, other in zip(spearman(values, others), values, others, strict=True):
         constant = len(set(one)) == 1 or len(set(other)) == 1
@@ -131,7 +133,7 @@ def test_spearman_is_scipys_row_by_row(values: np.ndarray, seed: int) -> None:
 
 
 class _Known:
-    """What sentence-transformers' evaluators need of a model, with given vectors."""
+    """A model with fixed vectors for the evaluators of sentence-transformers."""
 
     similarity_fn_name = "cosine"
     similarity = staticmethod(cos_sim)
@@ -150,7 +152,7 @@ class _Known:
     encode_query = encode_document = encode
 
 
-def test_similarity_is_that_of_sentence_transformers_evaluator() -> None:
+def test_similarity_equals_sentence_transformers() -> None:
     embedder, scores = text_embedder(), np.random.default_rng(0).integers(0, 6, 40).astype(float)
     first, second = CORPUS[:40], CORPUS[40:80]
     task = Task("pairs", "pairs", "similarity", "text", Split((first, second), scores))
@@ -167,12 +169,14 @@ def test_similarity_is_that_of_sentence_transformers_evaluator() -> None:
     seed=st.integers(0, 99),
 )
 @settings(max_examples=40, deadline=None)
-def test_retrieval_is_that_of_sentence_transformers_evaluator(pairs: list[tuple[int, int]], seed: int) -> None:
-    """Also where queries have several right documents, and documents several queries."""
+def test_retrieval_equals_sentence_transformers(pairs: list[tuple[int, int]], seed: int) -> None:
+    """Also if queries have several relevant documents, and documents several queries."""
     first, second = [f"query {query:02}" for query, _ in pairs], [f"document {document:02}" for _, document in pairs]
     rng = np.random.default_rng(seed)
     vectors = {text: rng.normal(size=6).astype(np.float32) for text in {*first, *second}}
-    found = retrieval(Split((first, second)), *(np.stack([vectors[text] for text in side]) for side in (first, second)))
+    found = retrieval_metrics(
+        Split((first, second)), *(np.stack([vectors[text] for text in side]) for side in (first, second))
+    )
     relevant: dict[str, set[str]] = {}
     for query, document in zip(first, second, strict=True):
         relevant.setdefault(query, set()).add(document)
@@ -189,8 +193,8 @@ def test_retrieval_is_that_of_sentence_transformers_evaluator(pairs: list[tuple[
 # ---- intervals
 
 
-def test_a_95_percent_interval_covers_the_truth_in_about_95_percent_of_draws() -> None:
-    """Of 400 draws; an interval of the right size misses between 6 and 38 with a probability above 0.999."""
+def test_95_percent_intervals_have_95_percent_coverage() -> None:
+    """Of 400 intervals with 95 % coverage, 6 to 38 miss with a probability above 0.999."""
     rng = np.random.default_rng(0)
     missed = 0
     for seed in range(400):
@@ -219,8 +223,8 @@ def test_equal_sizes_and_seeds_draw_the_same_rows(size: int, resamples: int, see
     assert once.shape == (resamples,)
 
 
-def test_large_sizes_are_resampled_in_parts_without_a_change() -> None:
-    """All rows stay within memory, and each resample has as many rows as there are."""
+def test_large_sizes_are_resampled_in_chunks() -> None:
+    """Memory is bounded, and each resample has all rows."""
     seen = []
 
     def statistic(rows: np.ndarray) -> np.ndarray:
@@ -233,7 +237,7 @@ def test_large_sizes_are_resampled_in_parts_without_a_change() -> None:
 
 
 def test_a_paired_difference_is_narrower_than_an_unpaired_one() -> None:
-    """Two encoders that are wrong on mostly the same samples; and no difference between an encoder and its copy."""
+    """The errors of two encoders are correlated; an encoder and its copy have no difference."""
     task = labelled_task(distance=1.5)
     found = evaluate([feature_embedder("a"), feature_embedder("b", seed=1), feature_embedder("c")], [task])
     a, b, c = (next(s for s in found.scores if (s.model, s.metric) == (name, "linear_probe")) for name in "abc")
@@ -244,10 +248,10 @@ def test_a_paired_difference_is_narrower_than_an_unpaired_one() -> None:
     assert (c.difference.value, c.difference.low, c.difference.high) == (0, 0, 0)
 
 
-# ---- the whole
+# ---- evaluate
 
 
-def test_what_is_found_has_its_place_in_order_and_is_the_same_again() -> None:
+def test_results_are_ordered_and_reproducible() -> None:
     tasks = [labelled_task(name="one"), labelled_task(name="two", distance=1.0)]
     embedders = [feature_embedder("a"), feature_embedder("b", seed=1)]
     found, again = (evaluate(embedders, tasks, ("mean", "layers"), resamples=50) for _ in range(2))
@@ -279,7 +283,7 @@ def test_what_is_found_has_its_place_in_order_and_is_the_same_again() -> None:
         (["me/x", "you/y"], ["x", "y"]),
     ],
 )
-def test_short_names_tell_models_apart(models: list[str], expected: list[str]) -> None:
+def test_short_names_are_distinct(models: list[str], expected: list[str]) -> None:
     assert list(Evaluation(models, [], []).short_names.values()) == expected
 
 
@@ -291,7 +295,7 @@ def test_short_names_tell_models_apart(models: list[str], expected: list[str]) -
         (lambda: [feature_embedder()], "cls", "puts no \\[CLS\\] token first"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_before_anything_is_embedded(
+def test_incompatible_encoders_are_refused_before_embedding(
     embedders: Any, pooling: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded = []
@@ -308,7 +312,7 @@ def test_what_cannot_be_judged_is_refused_before_anything_is_embedded(
 
 
 def test_a_collapsed_encoder_scores_chance_and_shows_it() -> None:
-    """All vectors the same: kNN and probe guess, and neither health nor scores are NaN."""
+    """With equal vectors kNN and probe are at chance, and neither health nor scores are NaN."""
     embedder = feature_embedder()
     with torch.no_grad():
         for parameter in embedder.encoder.parameters():

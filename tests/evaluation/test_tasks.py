@@ -1,4 +1,4 @@
-"""Claims about tasks: columns tell what they are, the same rows are drawn every time, and bad data is one sentence."""
+"""Tests of tasks: kinds inferred from columns, reproducible draws, error messages for bad data."""
 
 import csv
 import gzip
@@ -24,7 +24,7 @@ Rows = list[dict[str, Any]]
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> str:
-    """Write rows in the format that the ending names."""
+    """Write rows in the format of the file's ending."""
     rows = list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
@@ -85,7 +85,7 @@ def test_every_format_gives_the_same_task(name: str, tmp_path: Path) -> None:
         ([{"sentence1": "a", "sentence2": "b"}] * 3, "retrieval", "text"),
     ],
 )
-def test_columns_tell_what_a_task_is(rows: Rows, kind: str, modality: str, tmp_path: Path) -> None:
+def test_kind_is_inferred_from_columns(rows: Rows, kind: str, modality: str, tmp_path: Path) -> None:
     task = load(write(tmp_path / "data.jsonl", rows))
     assert (task.kind, task.modality) == (kind, modality)
     assert len(task.test.samples) == (1 if kind == "labels" else 2)
@@ -154,7 +154,7 @@ def test_a_data_set_has_splits_and_names_of_classes(monkeypatch: pytest.MonkeyPa
         name: datasets.Dataset.from_list(labelled(count), features=features)
         for name, count in (("train", 20), ("test", 6))
     }
-    monkeypatch.setattr("jepa_hf.evaluation.tasks.load_named", lambda args: splits)
+    monkeypatch.setattr("jepa_hf.evaluation.tasks.load_hub_dataset", lambda args: splits)
     task = load("me/reviews")
     assert (task.name, len(task.train), len(task.test), set(task.test.targets)) == ("reviews", 20, 6, {"bad", "good"})
 
@@ -183,7 +183,7 @@ def test_draws_are_disjoint_in_order_and_always_the_same(
 
 
 def test_drawn_and_held_out_rows_keep_the_shares_of_the_classes(tmp_path: Path) -> None:
-    """Of files that are sorted by label, as many are."""
+    """Also in files that are sorted by label."""
     rows = sorted(labelled(400, 4), key=lambda row: row["label"])
     task = load(write(tmp_path / "data.csv", rows), max_train_samples=40, max_test_samples=20)
     assert np.unique(task.train.targets, return_counts=True)[1].tolist() == [10] * 4
@@ -197,24 +197,24 @@ SCORED = [{"sentence1": "a", "sentence2": "b", "score": value} for value in rang
 @pytest.mark.parametrize(
     ("rows", "args", "sentence"),
     [
-        ([{"text": "a"}] * 3, {}, "has neither a column of labels nor pairs of texts, out of: text; name them by"),
-        (labelled(), {"label_column_name": "topic"}, "has no column 'topic'; its columns are: text, label"),
-        (labelled(), {"text_column_name": "body"}, "has no column 'body'; its columns are: text, label"),
-        (labelled(), {"text_column_name": "text,label,text"}, "takes one column, or two for pairs, not 3"),
-        (ONE_CLASS, {}, "has one class only, '1', to learn"),
+        ([{"text": "a"}] * 3, {}, "has neither a column of labels nor pairs of texts. .* Its columns are: text."),
+        (labelled(), {"label_column_name": "topic"}, "has no column 'topic'. Its columns are: text, label"),
+        (labelled(), {"text_column_name": "body"}, "has no column 'body'. Its columns are: text, label"),
+        (labelled(), {"text_column_name": "text,label,text"}, "one column, or two for pairs, got 3"),
+        (ONE_CLASS, {}, "has a single class in its training rows, '1'"),
         ([*labelled(), {"text": "a", "label": 9}], {}, "has the class '9' in a single row"),
         (labelled(3), {}, "in a single row"),
-        (labelled(4), {"max_train_samples": 1}, "has one class only"),
-        ([*labelled(), {"text": None, "label": 0}], {}, "row 41 of .* has nothing in column 'text'"),
-        ([*labelled(), {"text": 5, "label": 0}], {}, "row 41 of .* has int in column 'text'"),
-        ([*labelled(), {"text": "a", "label": None}], {}, "row 41 of .* has no label in column 'label'"),
-        ([{"text": "a", "label": 0.5}] * 4, {}, "has the number 0.5 in column 'label', where a class belongs"),
-        ([{"text": "a", "label": [1]}] * 4, {}, "has list in column 'label', no class"),
+        (labelled(4), {"max_train_samples": 1}, "has a single class"),
+        ([*labelled(), {"text": None, "label": 0}], {}, "a text in column 'text', got nothing in row 41 of"),
+        ([*labelled(), {"text": 5, "label": 0}], {}, "a text in column 'text', got int in row 41 of"),
+        ([*labelled(), {"text": "a", "label": None}], {}, "Row 41 of .* has no label in column 'label'"),
+        ([{"text": "a", "label": 0.5}] * 4, {}, "a class in column 'label', got the number 0.5 in row 1 of"),
+        ([{"text": "a", "label": [1]}] * 4, {}, "a class in column 'label', got list in row 1 of"),
         ([{**row, "score": 1} for row in SCORED], {}, "has the same score in all rows"),
-        ([*SCORED, {**SCORED[0], "score": "good"}], {}, "row 5 of .* has 'good' in column 'score', not a number"),
-        ([{"a": None, "b": 1.0, "label": row % 2} for row in range(8)], {}, "row 1 .*empty cell"),
-        ([{"a": "x", "b": "y", "label": 1}] * 4, {}, "has several columns of texts; name one by --text_column_name"),
-        (labelled(), {"max_test_samples": 0}, "max_test_samples must be at least 1, not 0"),
+        ([*SCORED, {**SCORED[0], "score": "good"}], {}, "a finite number in column 'score', got 'good' in row 5 of"),
+        ([{"a": None, "b": 1.0, "label": row % 2} for row in range(8)], {}, "Row 1 .*empty cell"),
+        ([{"a": "x", "b": "y", "label": 1}] * 4, {}, "has several columns of texts: a, b. Name one by"),
+        (labelled(), {"max_test_samples": 0}, "Expected max_test_samples to be at least 1, got 0"),
     ],
 )
 def test_what_makes_no_task_is_one_sentence(rows: Rows, args: Any, sentence: str, tmp_path: Path) -> None:
@@ -223,13 +223,13 @@ def test_what_makes_no_task_is_one_sentence(rows: Rows, args: Any, sentence: str
     assert "\n" not in str(refusal.value)
 
 
-def test_a_number_that_is_none_is_named_where_it_stands(tmp_path: Path) -> None:
+def test_a_nan_is_reported_with_its_location(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("a,b,label\n1,2,x\n3,nan,y\n")
-    with pytest.raises(UsageError, match=r"row 2 .*line 3.* has nan in column 'b'"):
+    with pytest.raises(UsageError, match=r"Row 2 .*line 3.* has nan in column 'b'"):
         load(str(tmp_path / "data.csv"))
 
 
-def test_sources_that_are_not_there_or_hold_nothing_are_one_sentence(tmp_path: Path) -> None:
+def test_missing_or_empty_sources_are_refused(tmp_path: Path) -> None:
     empty, other, folder = tmp_path / "empty.csv", tmp_path / "a.xls", tmp_path / "folder"
     folder.mkdir()
     empty.touch()
@@ -238,14 +238,14 @@ def test_sources_that_are_not_there_or_hold_nothing_are_one_sentence(tmp_path: P
     (tmp_path / "bad.npz").write_bytes(b"no")
     (tmp_path / "header.csv").write_text("text,label\n")
     for source, sentence in (
-        (empty, "is empty; give a file with rows"),
-        (other, "unknown ending '.xls'"),
+        (empty, "is empty. Give a file with rows"),
+        (other, "unknown suffix '.xls'"),
         (folder, "is a folder without a file test.* or train.*"),
-        (tmp_path / "none.csv", "does not exist; check the path"),
-        (tmp_path / "a.npy", "has no labels; save an .npz file"),
+        (tmp_path / "none.csv", "does not exist. Check the path"),
+        (tmp_path / "a.npy", "has no labels. Save an .npz file"),
         (tmp_path / "bad.npz", "cannot be read as arrays"),
         (tmp_path / "header.csv", "has no rows"),
-        ("nobody/nothing", "is no file, no folder and no data set that can be loaded"),
+        ("nobody/nothing", "is neither a file nor a folder, and no dataset was loaded"),
     ):
         with pytest.raises(UsageError, match=sentence) as refusal:
             load(str(source))
@@ -257,12 +257,12 @@ def test_classes_that_cannot_be_learnt_are_refused(name: str, tmp_path: Path) ->
     write(tmp_path / "train.jsonl", labelled(20))
     write(tmp_path / "test.jsonl", labelled(20))
     write(tmp_path / f"{name}.jsonl", labelled(21, 3))
-    with pytest.raises(UsageError, match=r"has the class '2' in its (test|validation) rows and not in those"):
+    with pytest.raises(UsageError, match=r"has the class '2' in its (test|validation) rows, but not in"):
         load(str(tmp_path))
 
 
 def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
     for name in ("test.csv", "test.jsonl"):
         write(tmp_path / name, labelled(20))
-    with pytest.raises(UsageError, match=r"has test.csv and test.jsonl; leave one of them"):
+    with pytest.raises(UsageError, match=r"has test.csv and test.jsonl. Remove one of them"):
         load(str(tmp_path))

@@ -20,15 +20,15 @@ Row = dict[str, list[int]]
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # Every combination of family, context mode and predictor that the design allows.
-ALLOWED: list[tuple[str, str, str]] = [
-    *((family, "dropped", "transformer") for family in ("bert", "distilbert", "roberta", "electra", "modernbert")),
+ATTENTION_IMPLEMENTATIONS: list[tuple[str, str, str]] = [
+    *((family, "drop", "transformer") for family in ("bert", "distilbert", "roberta", "electra", "modernbert")),
     *(
-        (family, "kept", predictor)
+        (family, "mask_token", predictor)
         for family in ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
         for predictor in ("transformer", "mlp")
     ),
 ]
-ONE_OF_EACH_FAMILY = [case for case in ALLOWED if case[1] == "dropped" or case[0] == "deberta-v2"][:6]
+ONE_OF_EACH_FAMILY = [case for case in ATTENTION_IMPLEMENTATIONS if case[1] == "drop" or case[0] == "deberta-v2"][:6]
 
 
 def rows(family: str, count: int, longest: int = 24) -> list[Row]:
@@ -44,21 +44,21 @@ def pack(texts: Sequence[Row], max_length: int = 32) -> tuple[list[Row], list[tu
     for text in texts:
         length = len(text["input_ids"])
         if not packed or len(packed[-1]["input_ids"]) + length > max_length:
-            packed.append({"sequence_ids": []} | {name: [] for name in text})
-        number = (packed[-1]["sequence_ids"] or [-1])[-1] + 1
-        for name, values in (text | {"sequence_ids": [number] * length}).items():
+            packed.append({"document_ids": []} | {name: [] for name in text})
+        number = (packed[-1]["document_ids"] or [-1])[-1] + 1
+        for name, values in (text | {"document_ids": [number] * length}).items():
             packed[-1][name] = packed[-1][name] + values
         places.append((len(packed) - 1, number))
     return packed, places
 
 
 def text_batch(
-    family: str, context_mode: str, count: int = 4, masks: int = 1, **kwargs: Any
+    family: str, masked_tokens: str, count: int = 4, masks: int = 1, **kwargs: Any
 ) -> dict[str, torch.Tensor]:
     """One collated batch."""
     collator = DataCollatorForSpanJEPA(
         tiny_tokenizer(family),
-        context_mode=context_mode,
+        masked_tokens=masked_tokens,
         num_masks=masks,
         mask_ratio=0.4,
         mean_span_length=2,
@@ -67,7 +67,7 @@ def text_batch(
     return collator(rows(family, count))
 
 
-def strengthen(module: nn.Module, std: float = 0.3, seed: int = 0) -> None:
+def scale_weights(module: nn.Module, std: float = 0.3, seed: int = 0) -> None:
     """Draw every parameter anew and wide enough to tell layers, positions and biases apart in the output."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -86,7 +86,7 @@ def skip_unless_transformers_loads(masked_lm: PreTrainedModel) -> None:
 
 def tiny_jepa(
     family: str = "bert",
-    context_mode: str | None = None,
+    masked_tokens: str | None = None,
     predictor_type: str = "transformer",
     strong: bool = True,
     encoder: dict[str, Any] | None = None,
@@ -99,7 +99,7 @@ def tiny_jepa(
     """
     config = JepaConfig(
         tiny_config(family, **(encoder or {})),
-        context_mode=context_mode,
+        masked_tokens=masked_tokens,
         predictor_type=predictor_type,
         pred_num_hidden_layers=2,
         contrastive_weight=contrastive_weight,
@@ -109,7 +109,7 @@ def tiny_jepa(
         torch.manual_seed(0)
         model = JepaForRepresentationPrediction(config)
     if strong:
-        strengthen(model)
+        scale_weights(model)
     return model.eval()
 
 

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 QUIET = ("--use_cpu", "--report_to", "none", "--disable_tqdm", "true")
 
 
-class Killed(BaseException):
+class SimulatedKill(BaseException):
     """Ends a run in this process as a kill would end its own: nothing catches it."""
 
 
@@ -30,13 +30,13 @@ def train(*argv: str | Path, pictures: bool = False) -> str:
     Figures are made in any case, but rendered for `pictures` only: that takes half of a short run's time.
     """
     said = io.StringIO()
-    rendering = contextlib.nullcontext() if pictures else mock.patch.object(Figure, "savefig", _leave_unrendered)
+    rendering = contextlib.nullcontext() if pictures else mock.patch.object(Figure, "savefig", _fake_savefig)
     with contextlib.redirect_stdout(said), rendering:
         assert main([*map(str, argv), *QUIET]) == 0
     return said.getvalue()
 
 
-def _leave_unrendered(figure: Figure, path: Path, **options: Any) -> None:
+def _fake_savefig(figure: Figure, path: Path, **options: Any) -> None:
     path.write_text("a figure that was not rendered")
 
 

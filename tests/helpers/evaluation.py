@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jepa_hf.evaluation.scoring import METRICS, Evaluation, Health, Interval, Sample, Score
+from jepa_hf.evaluation.scoring import METRICS, Evaluation, Interval, LabelledEmbeddings, RepresentationStats, Score
 from jepa_hf.evaluation.tasks import Split, Task
 
 KINDS = {"topics": "labels", "pairs": "similarity", "answers": "retrieval"}
 
 
-def made_up(
+def fake_evaluation(
     models: Sequence[str] = ("runs/a", "runs/b"),
     pooling: Sequence[str] = ("mean",),
     tasks: Sequence[str] = tuple(KINDS),
@@ -38,8 +38,8 @@ def made_up(
                     interval = Interval(value, value - 0.05, value + 0.05)
                     found.scores.append(Score(*place, metric, interval, count, difference, penalty))
                 singular = 0.9 ** np.arange(8.0) if number else np.array([1.0, 0.5, 0.0])
-                found.health.append(Health(*place, count, 4.0, 0.25, singular))
+                found.health.append(RepresentationStats(*place, count, 4.0, 0.25, singular))
                 if kind == "labels":
                     centres = np.eye(8)[np.arange(count) % classes % 8] * 4 * number
-                    found.samples.append(Sample(*place, rng.normal(size=(count, 8)) + centres, labels))
+                    found.samples.append(LabelledEmbeddings(*place, rng.normal(size=(count, 8)) + centres, labels))
     return found

@@ -89,7 +89,7 @@ class Fault:
     times: int = 10**9
     message: str = "the Hub is unwell"
 
-    def strikes(self, request: str) -> bool:
+    def matches(self, request: str) -> bool:
         if not re.match(self.request, request) or self.times == 0:
             return False
         if self.skip:
@@ -140,7 +140,7 @@ class Hub:
         }
 
     @contextlib.contextmanager
-    def here(self) -> Iterator[Self]:
+    def use_in_process(self) -> Iterator[Self]:
         """Meanwhile it is this process's Hub, where the right user is logged in, and no retry is waited for."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(huggingface_hub.constants, "ENDPOINT", self.url)
@@ -163,15 +163,15 @@ class _Server(ThreadingHTTPServer):
         """Connections break here because the tests want it."""
 
 
-class _Answer(Exception):
+class _HttpResponse(Exception):
     """Ends a request."""
 
     def __init__(self, content: Any = None, status: int = 200, **headers: str):
         self.content, self.status, self.headers = content, status, headers
 
 
-def _refusal(status: int, code: str, message: str) -> _Answer:
-    return _Answer({"error": message}, status, **{"X-Error-Code": code, "X-Error-Message": message})
+def _refusal(status: int, code: str, message: str) -> _HttpResponse:
+    return _HttpResponse({"error": message}, status, **{"X-Error-Code": code, "X-Error-Message": message})
 
 
 def _is_large(path: str, size: int, sample: bytes) -> bool:
@@ -202,12 +202,12 @@ class _Handler(BaseHTTPRequestHandler):
         request = f"{self.command} {unquote(url.path)}"
         with self.hub.lock:
             self.hub.requests.append(request)
-            fault = next((fault for fault in self.hub.faults if fault.strikes(request)), None)
+            fault = next((fault for fault in self.hub.faults if fault.matches(request)), None)
         size = int(self.headers.get("Content-Length") or 0)
         cut = fault is not None and fault.status is None
         if cut and (size > 1 or self.headers.get("Transfer-Encoding")):
             self.rfile.read(max(size // 2, 1))
-            return self.hang_up()
+            return self.drop_connection()
         self.body = self.read_body(size)
         try:
             if fault is not None and fault.status is not None:
@@ -215,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
             with self.hub.lock:
                 self.route(url.path)
             raise _refusal(404, "", f"this stand-in knows no {request}")
-        except _Answer as answer:
+        except _HttpResponse as answer:
             return self.send(answer, cut)
 
     def read_body(self, size: int) -> bytes:
@@ -228,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return content
 
-    def send(self, answer: _Answer, cut: bool) -> None:
+    def send(self, answer: _HttpResponse, cut: bool) -> None:
         content = answer.content if isinstance(answer.content, bytes) else json.dumps(answer.content).encode()
         begin, total = 0, len(content)
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
@@ -243,9 +243,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content[: len(content) // 2] if cut else content)
         if cut:
-            self.hang_up()
+            self.drop_connection()
 
-    def hang_up(self) -> None:
+    def drop_connection(self) -> None:
         self.wfile.flush()
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
@@ -289,14 +289,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def whoami(self) -> None:
         self.must_be_signed_in()
-        raise _Answer({"type": "user", "name": self.hub.user, "orgs": [], "auth": {"type": "access_token"}})
+        raise _HttpResponse({"type": "user", "name": self.hub.user, "orgs": [], "auth": {"type": "access_token"}})
 
     def validate_card(self) -> None:
         try:
             ModelCard(self.json()["content"], ignore_metadata_errors=False)
         except ValueError as error:
-            raise _Answer({"errors": [{"message": str(error)}]}, 400) from None
-        raise _Answer({"errors": [], "warnings": []})
+            raise _HttpResponse({"errors": [{"message": str(error)}]}, 400) from None
+        raise _HttpResponse({"errors": [], "warnings": []})
 
     def create(self) -> None:
         self.must_be_signed_in()
@@ -308,19 +308,19 @@ class _Handler(BaseHTTPRequestHandler):
         if not exists:
             private = wanted.get("private") or wanted.get("visibility") == "private"
             self.hub.repos[name] = Repo(bool(private))
-        raise _Answer({"url": f"{self.hub.url}/{name}", "name": name}, 409 if exists else 200)
+        raise _HttpResponse({"url": f"{self.hub.url}/{name}", "name": name}, 409 if exists else 200)
 
     def info(self, name: str, revision: str | None) -> None:
         repo = self.repo(name)
         sha = self.commit(repo, revision or "main")
         siblings = [{"rfilename": path} for path in repo.commits[sha].files]
         content = {"_id": "1", "id": name, "modelId": name, "sha": sha, "private": repo.private, "tags": []}
-        raise _Answer({**content, "siblings": siblings, "downloads": 0, "likes": 0})
+        raise _HttpResponse({**content, "siblings": siblings, "downloads": 0, "likes": 0})
 
     def refs(self, name: str) -> None:
         repo = self.repo(name)
         kinds = {"branches": ("heads", repo.branches), "tags": ("tags", repo.tags)}
-        raise _Answer(
+        raise _HttpResponse(
             {"converts": []}
             | {
                 kind: [{"name": name, "ref": f"refs/{where}/{name}", "targetCommit": sha} for name, sha in refs.items()]
@@ -333,14 +333,14 @@ class _Handler(BaseHTTPRequestHandler):
         if unquote(branch) in repo.branches:
             raise _refusal(409, "", "Reference already exists")
         repo.branches[unquote(branch)] = self.commit(repo, (self.json() or {}).get("startingPoint", "main"))
-        raise _Answer({})
+        raise _HttpResponse({})
 
     def tag(self, name: str, revision: str) -> None:
         repo = self.repo(name, write=True)
         if self.json()["tag"] in repo.tags:
             raise _refusal(409, "", "Tag already exists")
         repo.tags[self.json()["tag"]] = self.commit(repo, revision)
-        raise _Answer({})
+        raise _HttpResponse({})
 
     def tree(self, name: str, revision: str, folder: str | None) -> None:
         repo = self.repo(name)
@@ -358,7 +358,7 @@ class _Handler(BaseHTTPRequestHandler):
                         entries[place] = {"type": "directory", "path": place, "size": 0, "oid": _git_hash(b"")}
         if not entries:
             raise _refusal(404, "EntryNotFound", f"{folder} does not exist on {revision}")
-        raise _Answer(list(entries.values()))
+        raise _HttpResponse(list(entries.values()))
 
     def entry(self, path: str, content: bytes) -> dict[str, Any]:
         entry = {"type": "file", "path": path, "size": len(content), "oid": _git_hash(content)}
@@ -370,7 +370,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.repo(name)
         files = repo.commits[self.commit(repo, revision)].files
         wanted = parse_qs(self.body.decode()).get("paths", [])
-        raise _Answer([self.entry(path, files[path]) for path in wanted if path in files])
+        raise _HttpResponse([self.entry(path, files[path]) for path in wanted if path in files])
 
     def preupload(self, name: str, revision: str) -> None:
         repo = self.repo(name, write=True)
@@ -388,7 +388,7 @@ class _Handler(BaseHTTPRequestHandler):
                     "oid": None if known is None else hashed(known),
                 }
             )
-        raise _Answer({"files": modes})
+        raise _HttpResponse({"files": modes})
 
     def lfs_batch(self, name: str) -> None:
         self.repo(name, write=True)
@@ -407,28 +407,28 @@ class _Handler(BaseHTTPRequestHandler):
                 verify = {"href": f"{self.hub.url}/{name}.git/info/lfs/objects/verify"}
                 described["actions"] = {"upload": upload, "verify": verify}
             objects.append(described)
-        raise _Answer({"transfer": "multipart" if self.hub.part_size else "basic", "objects": objects})
+        raise _HttpResponse({"transfer": "multipart" if self.hub.part_size else "basic", "objects": objects})
 
     def lfs_verify(self, name: str) -> None:
         self.repo(name, write=True)
         known = self.hub.objects.get(self.json()["oid"])
         whole = known is not None and len(known) == self.json()["size"]
-        raise _Answer({}) if whole else _refusal(404, "", "the object is not there")
+        raise _HttpResponse({}) if whole else _refusal(404, "", "the object is not there")
 
     # A store of its own, as on the Hub: its addresses are signed and take no token.
 
     def put_object(self, oid: str) -> None:
         self.keep(oid, self.body)
-        raise _Answer({})
+        raise _HttpResponse({})
 
     def put_part(self, oid: str, part: str) -> None:
         self.hub.parts.setdefault(oid, {})[int(part)] = self.body
-        raise _Answer({}, ETag=hashlib.md5(self.body).hexdigest())
+        raise _HttpResponse({}, ETag=hashlib.md5(self.body).hexdigest())
 
     def complete_object(self, oid: str) -> None:
         parts = self.hub.parts.pop(oid)
         self.keep(oid, b"".join(parts[part["partNumber"]] for part in self.json()["parts"]))
-        raise _Answer({})
+        raise _HttpResponse({})
 
     def keep(self, oid: str, content: bytes) -> None:
         if hashlib.sha256(content).hexdigest() != oid:
@@ -458,7 +458,7 @@ class _Handler(BaseHTTPRequestHandler):
                     files = {path: content for path, content in files.items() if not path.startswith(begin)}
         sha = repo.add(Commit(files, lines[0]["value"]["summary"], repo.branches[branch]))
         repo.branches[branch] = sha
-        raise _Answer({"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha, "success": True})
+        raise _HttpResponse({"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha, "success": True})
 
     def resolve(self, name: str, revision: str, path: str) -> None:
         repo = self.repo(name)
@@ -470,7 +470,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": sha, "ETag": f'"{described["oid"]}"', "Accept-Ranges": "bytes"}
         if "lfs" in described:
             headers |= {"X-Linked-ETag": f'"{described["lfs"]["oid"]}"', "X-Linked-Size": str(len(content))}
-        raise _Answer(content, **headers)
+        raise _HttpResponse(content, **headers)
 
 
 _NAME = r"([^/]+/[^/]+)"

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from jepa_hf.data.text_datasets import embedded_corpus
+from jepa_hf.data.text_datasets import builtin_corpus
 from jepa_hf.data.tokenizer_training import train_wordpiece_tokenizer
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments, PairedViewTokenizer, add_predictor_tokens
 
@@ -23,7 +23,7 @@ _WORDS = ["class", "function", "module", "name", "value", "statement", "object",
 
 @functools.cache
 def _trained() -> str:
-    tokenizer = train_wordpiece_tokenizer(embedded_corpus()[:500], 600, 128)
+    tokenizer = train_wordpiece_tokenizer(builtin_corpus()[:500], 600, 128)
     return tokenizer.backend_tokenizer.to_str()
 
 

@@ -13,7 +13,7 @@ from helpers.cli import train
 from helpers.tiny_models import CORPUS
 from jepa_hf.monitoring.health import is_measurement
 
-NASTY = '<script>alert("x")</script> & $body'
+MALICIOUS_TEXT = '<script>alert("x")</script> & $body'
 _SIZES = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2"
 _RUN = ("--do_eval", "--eval_on_start", "--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "4")
 _RUN += ("--logging_steps", "1", "--save_steps", "2", "--per_device_train_batch_size", "4")
@@ -26,7 +26,9 @@ def text_run(folder: Path) -> Path:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         for number, text in enumerate(CORPUS[:40]):
-            writer.writerow([f"{NASTY} {text}" if number % 3 else text, NASTY if number % 2 else "plain"])
+            writer.writerow(
+                [f"{MALICIOUS_TEXT} {text}" if number % 3 else text, MALICIOUS_TEXT if number % 2 else "plain"]
+            )
     model = ("--model_type", "bert", "--tokenizer_vocab_size", "300")
     sizes = f"{_SIZES},intermediate_size=32,max_position_embeddings=64"
     start = (*model, "--config_overrides", sizes, "--train_file", data)
@@ -53,10 +55,10 @@ def feature_run(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     with data.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([NASTY, "b", "c", "d", "label"])
+        writer.writerow([MALICIOUS_TEXT, "b", "c", "d", "label"])
         writer.writerows([[*rng.normal(size=4).tolist(), number % 3] for number in range(30)])
     model = ("--model_type", "feature_encoder", "--config_overrides", f"{_SIZES},patch_size=1")
-    columns = ("--feature_column_names", f"{NASTY},b,c,d")
+    columns = ("--feature_column_names", f"{MALICIOUS_TEXT},b,c,d")
     train(*model, "--train_file", data, *columns, "--output_dir", folder / "features", *_RUN, pictures=True)
     return folder / "features"
 

@@ -41,13 +41,13 @@ def arguments(folder: str | Path, **overrides: Any) -> JepaTrainingArguments:
     return JepaTrainingArguments(**(settings | overrides))
 
 
-def with_mask(batch: Batch) -> Batch:
+def with_attention_mask(batch: Batch) -> Batch:
     """A copy of a training batch, with the mask of tokens that it goes without where none is padding."""
     full = {"attention_mask": torch.ones_like(batch["input_ids"])} if "input_ids" in batch else {}
     return full | {name: value.clone() for name, value in batch.items()}
 
 
-class Recorded(JepaTrainer):
+class RecordingTrainer(JepaTrainer):
     """A `JepaTrainer` that keeps its batches and, for each update, the sum of its micro-batches' losses."""
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -56,7 +56,7 @@ class Recorded(JepaTrainer):
         super().__init__(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
-        self.batches.append(with_mask(inputs))
+        self.batches.append(with_attention_mask(inputs))
         loss = super().training_step(model, inputs, num_items_in_batch)
         while len(self.losses) <= self.state.global_step:
             self.losses.append(0.0)
@@ -71,13 +71,13 @@ def trainer(
     eval_data: Any = None,
     callbacks: Iterable[TrainerCallback] = (),
     mask: dict[str, Any] | None = None,
-    cls: type[JepaTrainer] = Recorded,
+    cls: type[JepaTrainer] = RecordingTrainer,
     probe: Callable[..., dict[str, float]] | None = None,
     **overrides: Any,
 ) -> Any:
     """A trainer of a tiny BERT on the corpus; every part may be given."""
     model = model if model is not None else tiny_jepa()
-    mask = {"context_mode": model.config.context_mode, "mean_span_length": 2.0} | (mask or {})
+    mask = {"masked_tokens": model.config.masked_tokens, "mean_span_length": 2.0} | (mask or {})
     collator = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), **mask)
     return cls(
         model=model,
@@ -109,10 +109,10 @@ def end_workers(run: JepaTrainer) -> None:
             loader.base_dataloader._iterator._shutdown_workers()
 
 
-class At(TrainerCallback):
+class RunAtStep(TrainerCallback):
     """Calls a function with the model, at the events that are given by name.
 
-    >>> callback = At(on_step_end=lambda model, state: print(state.global_step))
+    >>> callback = RunAtStep(on_step_end=lambda model, state: print(state.global_step))
     """
 
     def __init__(self, **functions: Callable[[JepaForRepresentationPrediction, Any], Any]):

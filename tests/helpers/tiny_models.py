@@ -286,14 +286,14 @@ def save_tiny_encoder(
         torch.manual_seed(seed)
         model = auto_class.from_config(tiny_config(family))
         if std is not None:
-            _redraw(model, std)
+            _reinit(model, std)
     model.save_pretrained(directory)
     tiny_tokenizer(family).save_pretrained(directory)
     return str(directory)
 
 
 @torch.no_grad()
-def _redraw(model: nn.Module, std: float) -> None:
+def _reinit(model: nn.Module, std: float) -> None:
     for parameter in model.parameters():
         parameter.normal_(std=std)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Claims about what is written for other tools: who loads it, and that they all compute the same."""
+"""Every loader of an exported model computes the same representations."""
 
 import json
 import os
@@ -30,14 +30,14 @@ TEXTS = [CORPUS[3], CORPUS[15], "Wild rivers."]
 
 
 def differing(one: nn.Module, other: nn.Module) -> list[str]:
-    """Names of the parameters of `other` that `one` has otherwise."""
+    """Return the names of the parameters in which two modules differ."""
     ours = dict(one.named_parameters())
     return [name for name, parameter in other.named_parameters() if not torch.equal(ours[name], parameter)]
 
 
 @torch.no_grad()
 def mean_pooled(model: JepaForRepresentationPrediction, family: str, which: str, text: str) -> torch.Tensor:
-    """The embedding by hand, one text at a time, so without any padding."""
+    """Compute the embedding of one text without padding."""
     ids = torch.tensor([tiny_tokenizer(family)(text)["input_ids"]])
     states = model.get_encoder(which)(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
     return states[0].mean(dim=0)
@@ -45,7 +45,7 @@ def mean_pooled(model: JepaForRepresentationPrediction, family: str, which: str,
 
 @torch.no_grad()
 def loaded_embeddings(folder: Path, loader: str) -> torch.Tensor:
-    """Mean-pooled embeddings of `TEXTS` as the users of `loader` get them, without trust_remote_code."""
+    """Return the mean-pooled embeddings of `TEXTS` of a loader, without trust_remote_code."""
     if loader == "sentence_transformers":
         # Imported late: it takes seconds.
         from sentence_transformers import SentenceTransformer
@@ -65,9 +65,8 @@ def loaded_embeddings(folder: Path, loader: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("loader", ["AutoModel", "classifier", "pipeline", "sentence_transformers"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_loader_computes_the_context_encoders_mean_pooled_embedding(
-    family: str, loader: str, tmp_path: Path
-) -> None:
+def test_loaders_compute_mean_pooled_embeddings(family: str, loader: str, tmp_path: Path) -> None:
+    """Each loader gives the context encoder's mean-pooled embeddings."""
     model = tiny_jepa(family)
     export_run(model, tmp_path, tiny_tokenizer(family))
     embeddings = loaded_embeddings(tmp_path, loader)
@@ -78,7 +77,8 @@ def test_every_loader_computes_the_context_encoders_mean_pooled_embedding(
 
 
 @pytest.mark.parametrize("which", ["context", "target", "both"])
-def test_the_layout_of_a_run(which: str, tmp_path: Path) -> None:
+def test_run_layout(which: str, tmp_path: Path) -> None:
+    """The encoder is at the root, the full model under `jepa/`, a second encoder under `target_encoder/`."""
     model = tiny_jepa("bert")
     export_run(model, tmp_path, tiny_tokenizer("bert"), which=which)
     folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
@@ -100,30 +100,33 @@ def test_the_layout_of_a_run(which: str, tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
 
 
-def test_an_encoder_without_a_tokenizer_is_just_that(tmp_path: Path) -> None:
+def test_encoder_without_tokenizer(tmp_path: Path) -> None:
+    """Without a tokenizer, only configuration and weights are written."""
     model = tiny_jepa("bert")
     export_encoder(model, tmp_path, which="target")
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
     assert differing(AutoModel.from_pretrained(tmp_path), model.target_encoder) == []
 
 
-def test_weights_that_the_model_does_not_hold_are_written_as_given(tmp_path: Path) -> None:
+def test_state_dict_is_written(tmp_path: Path) -> None:
     # As when they are sharded: the model in memory has others.
-    whole, hollow = tiny_jepa("bert"), tiny_jepa("bert")
+    """Given weights are written in place of the model's own."""
+    full, empty = tiny_jepa("bert"), tiny_jepa("bert")
     with torch.no_grad():
-        for parameter in hollow.parameters():
+        for parameter in empty.parameters():
             parameter.zero_()
-    export_run(hollow, tmp_path, tiny_tokenizer("bert"), "both", state_dict=whole.state_dict())
+    export_run(empty, tmp_path, tiny_tokenizer("bert"), "both", state_dict=full.state_dict())
     for folder, expected in (
-        (tmp_path, whole.context_encoder),
-        (tmp_path / "target_encoder", whole.target_encoder),
-        (tmp_path / "jepa", whole),
+        (tmp_path, full.context_encoder),
+        (tmp_path / "target_encoder", full.target_encoder),
+        (tmp_path / "jepa", full),
     ):
         assert differing(AutoModel.from_pretrained(folder), expected) == []
 
 
 @pytest.mark.parametrize(("family", "expected"), [("bert", 128), ("roberta", 128), ("modernbert", 128)])
-def test_sentences_are_cut_where_the_encoder_ends(family: str, expected: int, tmp_path: Path) -> None:
+def test_maximum_sequence_length(family: str, expected: int, tmp_path: Path) -> None:
+    """sentence-transformers truncates at the encoder's maximum length."""
     from sentence_transformers import SentenceTransformer
 
     export_run(tiny_jepa(family), tmp_path, tiny_tokenizer(family))
@@ -138,12 +141,13 @@ HEADS = [*((family, {}) for family in FAMILIES), ("deberta-v2", {"legacy": False
 @pytest.mark.parametrize("which", ["context", "target"])
 @pytest.mark.parametrize(("family", "encoder"), HEADS, ids=str)
 @torch.no_grad()
-def test_an_exported_masked_lm_gives_the_heads_logits(
+def test_exported_masked_lm_has_the_same_logits(
     family: str, encoder: dict[str, Any], which: str, tmp_path: Path
 ) -> None:
+    """The exported model computes the logits of the head."""
     model = tiny_jepa(family, mlm_weight=0.5, encoder=encoder)
     export_masked_lm(model, tmp_path, tiny_tokenizer(family), which)
-    inputs = {k: v for k, v in text_batch(family, "kept").items() if k in ("input_ids", "attention_mask")}
+    inputs = {k: v for k, v in text_batch(family, "mask_token").items() if k in ("input_ids", "attention_mask")}
     ours = model.get_encoder(which)
     expected = model.mlm_head(ours(**inputs).last_hidden_state, ours.get_input_embeddings().weight)
     skip_unless_transformers_loads(AutoModelForMaskedLM.from_config(ours.config))
@@ -154,7 +158,8 @@ def test_an_exported_masked_lm_gives_the_heads_logits(
     assert AutoTokenizer.from_pretrained(tmp_path).mask_token_id == tiny_tokenizer(family).mask_token_id
 
 
-def test_a_model_without_a_head_exports_no_masked_lm(tmp_path: Path) -> None:
+def test_masked_lm_export_needs_a_head(tmp_path: Path) -> None:
+    """A model without a masked-language-model head is a usage error."""
     with pytest.raises(UsageError, match="--mlm_weight above 0"):
         export_masked_lm(tiny_jepa("bert"), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -199,15 +204,16 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
-def test_the_full_model_loads_with_its_code_where_jepa_hf_is_not_installed(tmp_path: Path) -> None:
+def test_exported_code_loads_without_jepa_hf(tmp_path: Path) -> None:
+    """The full model loads with `trust_remote_code=True` without the package."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     expected = []
     try:
         for family, mode, predictor in (
-            ("bert", "kept", "mlp"),
-            ("deberta-v2", "kept", "transformer"),
-            ("modernbert", "dropped", "transformer"),
+            ("bert", "mask_token", "mlp"),
+            ("deberta-v2", "mask_token", "transformer"),
+            ("modernbert", "drop", "transformer"),
         ):
             model = tiny_jepa(family, mode, predictor, mlm_weight=0.5, sigreg_weight=0.1)
             folder = tmp_path / "exported" / family
@@ -220,7 +226,7 @@ def test_the_full_model_loads_with_its_code_where_jepa_hf_is_not_installed(tmp_p
             model = JepaForRepresentationPrediction(JepaConfig.for_features(6, mode=mode, **SMALL_FEATURES)).eval()
             model.set_standardization(torch.ones(6), torch.full((6,), 2.0))
             collator = DataCollatorForFeatureJEPA(
-                model.config.encoder_config, context_mode=model.config.context_mode, mask_ratio=0.5
+                model.config.encoder_config, masked_tokens=model.config.masked_tokens, mask_ratio=0.5
             )
             batch = collator([{"features": np.ones((5, 6) if mode == "time" else 6) * n} for n in range(3)])
             export_custom_code(model, tmp_path / "exported" / f"features-{mode}")
@@ -247,7 +253,8 @@ def test_the_full_model_loads_with_its_code_where_jepa_hf_is_not_installed(tmp_p
     assert process.stdout.split("\n")[:-1] == sorted(expected)
 
 
-def test_exporting_code_leaves_no_mark_on_the_classes(tmp_path: Path) -> None:
+def test_code_export_does_not_change_classes(tmp_path: Path) -> None:
+    """Later exports in the same process contain no code."""
     model = tiny_jepa("bert")
     export_custom_code(model, tmp_path / "code")
     written = json.loads((tmp_path / "code" / "config.json").read_text())
@@ -274,6 +281,7 @@ def test_exporting_code_leaves_no_mark_on_the_classes(tmp_path: Path) -> None:
 
 
 def test_files_hold_every_weight_once(tmp_path: Path) -> None:
+    """Weight files have exactly the keys of their models."""
     model = tiny_jepa("bert", mlm_weight=0.5)
     export_run(model, tmp_path)
     assert load_file(tmp_path / "jepa" / "model.safetensors").keys() == model.state_dict().keys()

@@ -1,4 +1,4 @@
-"""Claims about the model card: real values everywhere, tables that hold together, metadata that parses."""
+"""Model cards have the values of their run, intact tables and valid metadata."""
 
 import re
 from pathlib import Path
@@ -14,31 +14,31 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from helpers.cli import train
-from helpers.evaluation import made_up
+from helpers.evaluation import fake_evaluation
 from helpers.fake_hub import Hub
 from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
 from jepa_hf import JepaConfig
 from jepa_hf.evaluation.results import update_card
-from jepa_hf.hub.model_card import CITATIONS, CardFacts, DataNames, rename_card, render_card
-from jepa_hf.utils.markdown import one_line
+from jepa_hf.hub.model_card import CITATIONS, DatasetInfo, ModelCardInfo, rename_card, render_card
+from jepa_hf.utils.markdown import single_line
 
 from ..utils.test_markdown import NASTY
 
 
-def facts(**changes: Any) -> CardFacts:
+def facts(**changes: Any) -> ModelCardInfo:
     values: dict[str, Any] = {
         "name": "me/model",
         "modality": "text",
         "family": "bert",
         "parameters": 1_234_567,
         "version": "0.1",
-        "training": {"steps": 1500, "learning rate": 2e-5, "views": "dropped"},
-        "metrics": {"hit rate": (0.01, 0.5), "rank": (None, 31.25), "probe linear": (0.5, 0.75)},
+        "training": {"steps": 1500, "learning rate": 2e-5, "views": "drop"},
+        "metrics": {"top1 accuracy": (0.01, 0.5), "rank": (None, 31.25), "probe linear": (0.5, 0.75)},
         "rows": 1000,
-        "seen": {"tokens read": 12345},
-        "data": DataNames("data.txt", "test.txt", "topics.csv"),
+        "data_statistics": {"tokens read": 12345},
+        "data": DatasetInfo("data.txt", "test.txt", "topics.csv"),
     }
-    return CardFacts(**{**values, **changes})
+    return ModelCardInfo(**{**values, **changes})
 
 
 def metadata_of(card: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def metadata_of(card: Any) -> dict[str, Any]:
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """Tables as a Markdown reader cuts them: rows of cells."""
+    """Return the tables of a Markdown text, as rows of cells."""
     found: list[list[list[str]]] = [[]]
     for line in text.splitlines():
         if line.startswith("|"):
@@ -56,8 +56,9 @@ def tables(text: str) -> list[list[list[str]]]:
     return [table for table in found if table]
 
 
-def test_metadata_parses_and_says_what_the_hub_needs() -> None:
-    names = DataNames("org/data", datasets=["org/data"])
+def test_metadata() -> None:
+    """The metadata has all fields that the Hub reads."""
+    names = DatasetInfo("org/data", datasets=["org/data"])
     metadata = metadata_of(render_card(facts(base_model="org/base", data=names, language="en", license="mit")))
     assert metadata["base_model"] == "org/base"
     assert metadata["datasets"] == ["org/data"]
@@ -67,34 +68,37 @@ def test_metadata_parses_and_says_what_the_hub_needs() -> None:
     assert {"jepa", "sentence-transformers"} <= set(metadata["tags"])
 
 
-def test_what_is_not_known_is_left_out_of_the_metadata() -> None:
+def test_metadata_omits_unknown_values() -> None:
+    """Unknown values have no key."""
     metadata = metadata_of(render_card(facts(metrics={})))
     assert not {"model-index", "base_model", "datasets", "language", "license"} & set(metadata)
 
 
 def test_tables_hold_the_values() -> None:
+    """The three tables hold the formatted values."""
     data, training, results = tables(str(render_card(facts())))
     header = [["setting", "value"], ["---", "---"]]
     names = [["evaluated on", "test.txt"], ["probed on", "topics.csv"]]
     assert data == [*header, ["data", "data.txt"], ["rows", "1,000"], ["tokens read", "12,345"], *names]
-    assert training == [*header, ["steps", "1,500"], ["learning rate", "2e-05"], ["views", "dropped"]]
-    assert results[2:] == [["hit rate", "0.01", "0.5"], ["rank", "", "31.25"], ["probe linear", "0.5", "0.75"]]
+    assert training == [*header, ["steps", "1,500"], ["learning rate", "2e-05"], ["views", "drop"]]
+    assert results[2:] == [["top1 accuracy", "0.01", "0.5"], ["rank", "", "31.25"], ["probe linear", "0.5", "0.75"]]
 
 
-def test_the_evaluation_is_metadata_that_the_hub_s_client_reads() -> None:
+def test_evaluation_metadata() -> None:
+    """The Hub's client reads the evaluation; losses and NaN are left out."""
     metrics = {**facts().metrics, "prediction loss": (None, 1.0), "spread": (None, float("nan"))}
     name, results = model_index_to_eval_results(metadata_of(render_card(facts(metrics=metrics)))["model-index"])
     assert name == "model"
     assert [(result.dataset_name, result.metric_type, result.metric_value) for result in results] == [
-        ("test.txt", "hit_rate", 0.5),
+        ("test.txt", "top1_accuracy", 0.5),
         ("test.txt", "rank", 31.25),
         ("topics.csv", "probe_linear", 0.75),
     ]
 
 
-def test_the_hub_accepts_every_kind_of_card() -> None:
-    """`ModelCard.validate` asks the Hub: the stand-in answers as its client would read the card."""
-    with Hub() as hub, hub.here():
+def test_hub_accepts_all_modalities() -> None:
+    """`ModelCard.validate` passes on a fake Hub that reads the card as the client does."""
+    with Hub() as hub, hub.use_in_process():
         for modality in ("text", "images", "features"):
             card = render_card(facts(modality=modality, base_model="org/base"))
             card.validate()
@@ -104,7 +108,8 @@ def test_the_hub_accepts_every_kind_of_card() -> None:
         assert get_session().post(f"{hub.url}/api/validate-yaml", json=damaged).status_code == 400
 
 
-def test_no_evaluation_is_said() -> None:
+def test_card_without_evaluation() -> None:
+    """The card states that no evaluation was run."""
     card = str(render_card(facts(metrics={})))
     assert len(tables(card)) == 2
     assert "No evaluation was run." in card
@@ -113,8 +118,8 @@ def test_no_evaluation_is_said() -> None:
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
-def card_of(text: str) -> ModelCard:
-    """A card with the text in every field."""
+def card_path(text: str) -> ModelCard:
+    """Return a card with the text in every field."""
     return render_card(
         facts(
             name=f"me/x{text}",
@@ -125,23 +130,21 @@ def card_of(text: str) -> ModelCard:
             language=f"x{text}",
             training={f"x{text}": text, "last": text},
             metrics={f"x{text}": (1.0, 2.0)},
-            seen={f"y{text}": f"x{text}"},
-            data=DataNames(f"x{text}", f"x{text}", f"x{text}", [f"x{text}"]),
-            found=[f"x{text}", f"y{text}"],
+            data_statistics={f"y{text}": f"x{text}"},
+            data=DatasetInfo(f"x{text}", f"x{text}", f"x{text}", [f"x{text}"]),
+            health_findings=[f"x{text}", f"y{text}"],
         )
     )
 
 
-HARMLESS = {odd: card_of("a" * (2 - odd)) for odd in (0, 1)}
+HARMLESS = {parity: card_path("a" * (2 - parity)) for parity in (0, 1)}
 
 
-@given(NASTY.filter(one_line))
+@given(NASTY.filter(single_line))
 @settings(max_examples=60, deadline=None)
-def test_no_text_breaks_out_of_its_place(text: str) -> None:
-    """Whatever stands in all fields: a reader sees the same headings, tables, code and links, and no tag; the metadata
-    holds the text, and all else in it is as it was.
-    """
-    nasty, harmless = card_of(text), HARMLESS[len(text) % 2]
+def test_text_cannot_become_markup(text: str) -> None:
+    """Arbitrary text in all fields gives the same headings, tables, code and links, no tag, and valid metadata."""
+    nasty, harmless = card_path(text), HARMLESS[len(text) % 2]
     assert kinds(nasty.text) == kinds(harmless.text)
     for code in re.findall(r"```python\n(.*?)```", nasty.text, flags=re.DOTALL):
         compile(code, "card", "exec")
@@ -149,14 +152,14 @@ def test_no_text_breaks_out_of_its_place(text: str) -> None:
     assert found.keys() == expected.keys()
     for name in ("library_name", "pipeline_tag", "tags"):
         assert found[name] == expected[name]
-    assert found["license"] == found["language"] == found["datasets"][0] == one_line(f"x{text}")
+    assert found["license"] == found["language"] == found["datasets"][0] == single_line(f"x{text}")
     (result,) = model_index_to_eval_results(found["model-index"])[1]
-    assert (result.dataset_name, result.metric_value) == (one_line(f"x{text}"), 2.0)
+    assert (result.dataset_name, result.metric_value) == (single_line(f"x{text}"), 2.0)
     assert str(nasty).encode().decode() == str(nasty)
 
 
 def kinds(text: str) -> list[str]:
-    """The blocks of a text as a Markdown reader sees them, and the markup in their lines."""
+    """Return the types of the blocks of a Markdown text, and of the markup inside them."""
     found = []
     for token in READER.parse(text):
         found.append(token.type)
@@ -166,7 +169,8 @@ def kinds(text: str) -> list[str]:
 
 @settings(max_examples=40, deadline=None)
 @given(old=NASTY, new=st.from_regex(r"[a-z]{1,5}/[a-zA-Z0-9][a-zA-Z0-9._-]{0,8}", fullmatch=True))
-def test_a_renamed_card_loads_from_the_new_name_and_keeps_all_else(old: str, new: str) -> None:
+def test_renamed_card(old: str, new: str) -> None:
+    """Code and title have the new name; all other lines are unchanged."""
     card = str(render_card(facts(name=f"out/x{old}")))
     renamed = rename_card(card, new)
     assert renamed.count(f'("{new}"') == 4
@@ -175,7 +179,8 @@ def test_a_renamed_card_loads_from_the_new_name_and_keeps_all_else(old: str, new
     assert len(changed) <= 5
 
 
-def test_a_card_of_somebody_s_own_is_not_renamed() -> None:
+def test_foreign_card_is_not_renamed() -> None:
+    """A card without loading code is unchanged."""
     assert rename_card("# Mine\n\nNo code.", "me/x") == "# Mine\n\nNo code."
 
 
@@ -184,31 +189,34 @@ def test_a_card_of_somebody_s_own_is_not_renamed() -> None:
     [
         (lambda: JepaConfig.for_images(), {"jepa", "i-jepa"}),
         (lambda: JepaConfig.for_features(3), {"jepa"}),
-        (lambda: JepaConfig.for_features(3, target_layers=2), {"jepa", "data2vec"}),
+        (lambda: JepaConfig.for_features(3, average_top_k_layers=2), {"jepa", "data2vec"}),
         (lambda: JepaConfig.for_features(3, variance_weight=1.0), {"jepa", "vicreg"}),
         (lambda: JepaConfig.for_features(3, sigreg_weight=1.0), {"jepa", "lejepa"}),
         (lambda: JepaConfig.for_features(3, contrastive_weight=1.0), {"jepa", "cpc"}),
     ],
 )
-def test_only_what_a_run_used_is_cited(config: Any, expected: set[str]) -> None:
-    from jepa_hf.models.backbones import backbone_for
-    from jepa_hf.training.trainer import _citations
+def test_citations(config: Any, expected: set[str]) -> None:
+    """Only the methods that a run used are cited."""
+    from jepa_hf.models.encoder_adapters import encoder_adapter_for
+    from jepa_hf.training.model_card_info import citations
 
     built = config()
-    used = _citations(built, backbone_for(built.encoder_config).modality)
+    used = citations(built, encoder_adapter_for(built.encoder_config).modality)
     assert set(used) == expected
     card = str(render_card(facts(citations=used)))
     assert {key for key, entry in CITATIONS.items() if entry in card} == expected
 
 
 @pytest.mark.parametrize("name", ["me/model", "out", "out/", "/some/where/out"])
-def test_the_title_is_the_last_part_of_the_name(name: str) -> None:
+def test_title_is_the_last_part_of_the_name(name: str) -> None:
+    """Repository and folder names are shortened to their last part."""
     title = re.search("^# (.*)$", str(render_card(facts(name=name))), flags=re.MULTILINE)
     assert title is not None
     assert title.group(1) == name.rstrip("/").split("/")[-1]
 
 
-def test_the_card_of_a_run_is_filled_with_its_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_card_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card of a real run has its values and no path of this machine."""
     monkeypatch.chdir(tmp_path)
     base = save_tiny_encoder("bert", tmp_path / "base")
     write_lines("data.txt", CORPUS)
@@ -222,7 +230,7 @@ def test_the_card_of_a_run_is_filled_with_its_values(tmp_path: Path, monkeypatch
     assert re.search(r"A text encoder \(bert, \d+\.\d M parameters\)", text)
     assert re.search(r"Trained with `jepa_hf` \d+\.\d+", text)
     assert text.count('from_pretrained("out"') == 3
-    assert "It started from the local model base." in text
+    assert "Training started from the local model base." in text
     expected = {
         "steps": "3",
         "samples per step": "8",
@@ -248,33 +256,35 @@ def test_the_card_of_a_run_is_filled_with_its_values(tmp_path: Path, monkeypatch
     found: dict[str, str] = dict(training[2:])
     assert found.keys() == expected.keys()
     assert [name for name, pattern in expected.items() if not re.fullmatch(pattern, found[name])] == [], found
-    assert {"loss", "prediction loss", "constant prediction loss", "hit rate", "target rank"} <= {r[0] for r in results}
-    assert "position prediction loss" in {r[0] for r in results}
+    assert {"loss", "prediction loss", "constant baseline loss", "top1 accuracy", "target rank"} <= {
+        r[0] for r in results
+    }
+    assert "position baseline loss" in {r[0] for r in results}
     for name, start, end in results[2:]:
         assert re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", start), name
         assert re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", end), name
     assert not re.search(r"\b(None|nan|TODO)\b|\[More", text)
     _, evaluated = model_index_to_eval_results(card.data.to_dict()["model-index"])
-    assert {"hit_rate", "target_rank", "context_rank"} <= {result.metric_type for result in evaluated}
+    assert {"top1_accuracy", "target_rank", "context_rank"} <= {result.metric_type for result in evaluated}
     assert "![loss and health over the run](training.png)" in text
     assert Path("out/training.png").is_file()
 
 
-def test_the_card_tells_what_the_watchdog_said() -> None:
-    """Each finding; that there was none; and nothing where nothing was measured."""
+def test_watchdog_paragraph() -> None:
+    """Each warning is listed; so is their absence; without measurements there is no paragraph."""
     assert "- step 40: total collapse: the targets" in str(
-        render_card(facts(found=["step 40: total collapse: the targets"]))
+        render_card(facts(health_findings=["step 40: total collapse: the targets"]))
     )
-    assert "showed no collapse and no divergence" in str(render_card(facts(found=[])))
-    assert "collapse and" not in str(render_card(facts(found=None)))
-    assert "<script>" not in str(render_card(facts(found=["<script>"])))
+    assert "detected no collapse" in str(render_card(facts(health_findings=[])))
+    assert "collapse and" not in str(render_card(facts(health_findings=None)))
+    assert "<script>" not in str(render_card(facts(health_findings=["<script>"])))
 
 
-def test_an_evaluation_goes_between_the_results_and_the_limits() -> None:
-    """Its table and its metadata; those of the run stay."""
+def test_evaluation_section_is_inserted() -> None:
+    """It follows the results; the run's own metadata are kept."""
     card = render_card(facts())
-    update_card(card, made_up(models=("me/model",)), "me/model")
+    update_card(card, fake_evaluation(models=("me/model",)), "me/model")
     sections = re.findall("^## (.*)$", card.text, flags=re.MULTILINE)
-    assert sections[3:6] == ["How it went", "Evaluation of the frozen representations", "Limits"]
+    assert sections[3:6] == ["Results", "Evaluation of the frozen representations", "Limitations"]
     kinds_of = {result.metric_type for result in ModelCard(str(card)).data.eval_results}
-    assert {"hit_rate", "probe_linear", "accuracy", "spearmanr", "recall_at_1"} <= kinds_of
+    assert {"top1_accuracy", "probe_linear", "accuracy", "spearmanr", "recall_at_1"} <= kinds_of

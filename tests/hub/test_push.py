@@ -1,4 +1,4 @@
-"""Claims about what is shared and how: by name, in one commit, nothing local changed, whatever the Hub does."""
+"""A push uploads listed files in one commit, changes nothing locally, and can be repeated."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from helpers.cli import snapshot, train
 from helpers.fake_hub import Fault, Hub
 from jepa_hf import UsageError
-from jepa_hf.hub.push import Destination, PushError, files_to_push, open_repo, push_files, push_run
+from jepa_hf.hub.push import HubTarget, PushError, files_to_push, open_repo, push_files, push_run
 
 LFS = r"PUT /_lfs/"
 COMMIT = "POST /api/models/.*/commit/"
@@ -17,13 +17,13 @@ COMMIT = "POST /api/models/.*/commit/"
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    with Hub() as hub, hub.here():
+    with Hub() as hub, hub.use_in_process():
         yield hub
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a checkpoint, and beside it what must not be shared."""
+    """A run with a checkpoint, and with files that must not be pushed."""
     folder = tmp_path_factory.mktemp("run") / "out"
     train("--smoke_test", "--max_steps", "1", "--save_steps", "1", "--export_encoder", "both", "--output_dir", folder)
     for name in ("training_args.bin", "report.html", "notes.txt", "evaluation/evaluation.json", "evaluation/map.png"):
@@ -42,15 +42,16 @@ SHARED = {
 }
 
 
-def test_what_is_shared_is_what_others_load_and_nothing_else(out: Path) -> None:
-    """No pickle, no checkpoint, no settings, no samples of the data, no file that is not the run's."""
+def test_files_to_push(out: Path) -> None:
+    """No pickle, checkpoint, settings, data samples or unrelated files are pushed."""
     assert set(files_to_push(out)) == SHARED
     assert {"_run.json", "masks.png", "checkpoint-1", "notes.txt"} <= {path.name for path in out.iterdir()}
 
 
-def test_the_repository_holds_these_files_as_they_are(out: Path, hub: Hub) -> None:
+def test_repository_holds_the_files(out: Path, hub: Hub) -> None:
+    """One tagged commit has the files unchanged."""
     before = snapshot(out)
-    commit = push_run(out, Destination("x"), "Mine", tag="v1")
+    commit = push_run(out, HubTarget("x"), "Mine", tag="v1")
     repo = hub.repos["me/x"]
     assert repo.history() == ["Mine"]
     assert repo.tags == {"v1": commit.oid}
@@ -60,8 +61,9 @@ def test_the_repository_holds_these_files_as_they_are(out: Path, hub: Hub) -> No
     assert snapshot(out) == before
 
 
-def test_the_card_there_names_the_repository(out: Path, hub: Hub) -> None:
-    push_run(out, Destination("me/x"), "Mine")
+def test_pushed_card_names_the_repository(out: Path, hub: Hub) -> None:
+    """The pushed card loads from the repository."""
+    push_run(out, HubTarget("me/x"), "Mine")
     card = hub.repos["me/x"].files()["README.md"].decode()
     assert card.count('("me/x"') == 4
     assert "\n# x\n" in card
@@ -69,9 +71,10 @@ def test_the_card_there_names_the_repository(out: Path, hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("part_size", [None, 100_000])
-def test_large_files_go_up_whole_or_in_parts(part_size: int | None, out: Path) -> None:
-    with Hub(part_size=part_size) as hub, hub.here():
-        push_run(out, Destination("me/x"), "Mine")
+def test_large_files_are_uploaded(part_size: int | None, out: Path) -> None:
+    """A large file arrives unchanged, uploaded as one file or in parts."""
+    with Hub(part_size=part_size) as hub, hub.use_in_process():
+        push_run(out, HubTarget("me/x"), "Mine")
         assert (len(hub.asked(LFS + ".*/2$")) > 0) == (part_size is not None)
         assert hub.repos["me/x"].files()["model.safetensors"] == (out / "model.safetensors").read_bytes()
 
@@ -91,41 +94,42 @@ def test_large_files_go_up_whole_or_in_parts(part_size: int | None, out: Path) -
     ],
     ids=lambda value: f"{value.request} {value.status}" if isinstance(value, Fault) else "",
 )
-def test_a_push_that_failed_changed_nothing_and_can_be_repeated(
-    fault: Fault, sentence: str, out: Path, hub: Hub
-) -> None:
-    """Neither here nor there; what was uploaded is not uploaded again."""
+def test_failed_push_can_be_repeated(fault: Fault, sentence: str, out: Path, hub: Hub) -> None:
+    """Neither side has changed; uploaded files are not uploaded again."""
     before = snapshot(out)
     hub.faults = [fault]
     with pytest.raises(PushError, match=sentence) as refusal:
-        push_run(out, Destination("me/x", token=hub.token), "Mine")
+        push_run(out, HubTarget("me/x", token=hub.token), "Mine")
     assert "\n" not in str(refusal.value)
     assert hub.token not in str(refusal.value)
     assert refusal.value.status == fault.status
     assert snapshot(out) == before
     assert "me/x" not in hub.repos or set(hub.repos["me/x"].files()) == {".gitattributes"}
     hub.faults, uploaded, hub.requests = [], set(hub.objects), []
-    push_run(out, Destination("me/x"), "Again")
+    push_run(out, HubTarget("me/x"), "Again")
     assert hub.repos["me/x"].history() == ["Again"]
     assert set(hub.repos["me/x"].files()) == SHARED | {".gitattributes"}
     assert not {request.rpartition("/")[2] for request in hub.asked(LFS)} & uploaded
 
 
-def test_a_fault_of_a_moment_is_not_even_noticed(out: Path, hub: Hub) -> None:
+def test_transient_fault_is_retried(out: Path, hub: Hub) -> None:
+    """A transient fault does not fail a push."""
     hub.faults = [Fault(LFS, times=2)]
-    push_run(out, Destination("me/x"), "Mine")
+    push_run(out, HubTarget("me/x"), "Mine")
     assert hub.repos["me/x"].history() == ["Mine"]
 
 
-def test_a_hub_that_is_not_there_is_one_sentence(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_a_one_line_error(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unreachable Hub is a one-line `PushError`."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(PushError, match="creating me/x failed: ConnectError") as refusal:
-        push_run(out, Destination("me/x"), "Mine")
+        push_run(out, HubTarget("me/x"), "Mine")
     assert refusal.value.status is None
 
 
-def test_a_private_repository_is_seen_by_its_owner_only(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    push_run(out, Destination("me/x", private=True), "Mine")
+def test_private_repository(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the owner can read a private repository."""
+    push_run(out, HubTarget("me/x", private=True), "Mine")
     api = huggingface_hub.HfApi()
     assert api.model_info("me/x").private
     monkeypatch.delenv("HF_TOKEN")
@@ -133,30 +137,33 @@ def test_a_private_repository_is_seen_by_its_owner_only(out: Path, hub: Hub, mon
         api.model_info("me/x", token=False)
 
 
-def test_what_is_to_be_private_goes_into_no_public_repository(out: Path, hub: Hub) -> None:
-    open_repo(Destination("me/x"))
-    with pytest.raises(UsageError, match="me/x is to be private, but it exists and is public"):
-        push_run(out, Destination("me/x", private=True), "Mine")
+def test_private_push_refuses_public_repository(out: Path, hub: Hub) -> None:
+    """A private push to an existing public repository is refused."""
+    open_repo(HubTarget("me/x"))
+    with pytest.raises(UsageError, match="Expected me/x to be private, but it exists and is public"):
+        push_run(out, HubTarget("me/x", private=True), "Mine")
     assert hub.repos["me/x"].history() == []
 
 
-def test_a_branch_of_its_own_leaves_main_alone(out: Path, hub: Hub) -> None:
+def test_branch_leaves_main_unchanged(out: Path, hub: Hub) -> None:
+    """A push to a branch creates it and does not change main."""
     for message in ("One", "Nothing new"):
-        push_run(out, Destination("me/x", revision="trial/1"), message)
+        push_run(out, HubTarget("me/x", revision="trial/1"), message)
     assert hub.repos["me/x"].history() == []
     assert hub.repos["me/x"].history("trial/1") == ["One"]
 
 
-def test_a_tag_is_not_moved(out: Path, hub: Hub, tmp_path: Path) -> None:
-    """It is refused before anything is pushed."""
-    push_run(out, Destination("me/x"), "One", tag="v1")
-    with pytest.raises(UsageError, match="me/x has a tag 'v1' already; name another"):
-        push_files({"new.txt": b"new"}, Destination("me/x"), "Two", tag="v1")
+def test_existing_tag_is_refused(out: Path, hub: Hub, tmp_path: Path) -> None:
+    """An existing tag is refused before anything is pushed."""
+    push_run(out, HubTarget("me/x"), "One", tag="v1")
+    with pytest.raises(UsageError, match="me/x already has a tag 'v1'; choose another"):
+        push_files({"new.txt": b"new"}, HubTarget("me/x"), "Two", tag="v1")
     assert hub.repos["me/x"].history() == ["One"]
 
 
-def test_a_replaced_folder_keeps_nothing_older(hub: Hub) -> None:
-    to = open_repo(Destination("me/x"))
+def test_replaced_folder(hub: Hub) -> None:
+    """Older files of a replaced folder are deleted."""
+    to = open_repo(HubTarget("me/x"))
     push_files({"last/a": b"1", "last/b": b"1", "lastly": b"1"}, to, "One", replaced_folder="last")
     push_files({"last/b": b"2"}, to, "Two", replaced_folder="last")
     files = hub.repos["me/x"].files()
@@ -167,17 +174,20 @@ def test_a_replaced_folder_keeps_nothing_older(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b/c", "../x", "me/x--y", "-x", "me/<b>"])
-def test_a_name_that_the_hub_does_not_allow_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="is no name of a repository on the Hub; give user/name"):
-        Destination(name)
+def test_invalid_repository_name_is_refused(name: str) -> None:
+    """Names that the Hub does not allow are usage errors."""
+    with pytest.raises(UsageError, match="is not a valid name of a Hub repository; give user/name"):
+        HubTarget(name)
 
 
-def test_a_folder_without_an_encoder_is_refused(out: Path, tmp_path: Path) -> None:
+def test_folder_without_encoder_is_refused(out: Path, tmp_path: Path) -> None:
+    """A folder without a plain encoder is a usage error."""
     for folder in (tmp_path, out / "jepa" / "nothing"):
         with pytest.raises(UsageError, match=r"holds no trained encoder .* give the output_dir of a finished run"):
             files_to_push(folder)
 
 
-def test_the_command_that_repeats_a_push_holds_no_token() -> None:
-    to = Destination("me/x", private=True, revision="trial", token="hf_secret")
+def test_push_command_has_no_token() -> None:
+    """The command repeats the push without the token."""
+    to = HubTarget("me/x", private=True, revision="trial", token="hf_secret")
     assert to.command("my runs/out") == "jepa-hf push 'my runs/out' me/x --private --revision trial"

@@ -1,4 +1,4 @@
-"""Answers in batches are those of one at a time, and each score says right exactly where it should."""
+"""Batched generation equals single generation; each metric decides as documented."""
 
 import sqlite3
 from pathlib import Path
@@ -12,13 +12,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from helpers.llm import conversations, model, tokenizer
 from jepa_hf import UsageError
 from jepa_hf.llm_jepa import PairedViewTokenizer
-from jepa_hf.llm_jepa.answer_scoring import same_result, scorer, share_interval
-from jepa_hf.llm_jepa.generation import generate_answers, judge
+from jepa_hf.llm_jepa.answer_scoring import get_scorer, sql_results_match, wilson_interval
+from jepa_hf.llm_jepa.generation import evaluate_generation, generate_answers
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_answers_in_batches_are_those_of_one_at_a_time(side: str) -> None:
-    """Prompts of differing lengths, in their order; the tokenizer's side of padding does not matter."""
+def test_batched_answers_equal_single_ones(side: str) -> None:
+    """Batches of prompts of different lengths give the answers of single prompts, in order, for either padding side."""
     words = tokenizer(padding_side=side)
     made = model(len(words))
     with torch.no_grad():
@@ -32,8 +32,8 @@ def test_answers_in_batches_are_those_of_one_at_a_time(side: str) -> None:
     assert made.training
 
 
-def test_an_answer_ends_at_its_stop_token() -> None:
-    """Which is left out, with what comes after it."""
+def test_answer_ends_at_stop_token() -> None:
+    """The stop token and everything after it are removed."""
     words = tokenizer()
     made = model(len(words))
     with torch.no_grad():
@@ -47,8 +47,8 @@ def test_an_answer_ends_at_its_stop_token() -> None:
     assert generate_answers(made, words, ["class"], max_new_tokens=4) == [""]
 
 
-def test_an_answer_ends_with_the_models_positions() -> None:
-    """Learned ones, beyond which there is nothing to look up; a prompt that takes them all is refused."""
+def test_answer_ends_with_positions() -> None:
+    """Generation stops at the last learned position; a prompt without room for an answer is refused."""
     words = tokenizer()
     torch.manual_seed(0)  # of other weights the answer may be half a character, which is other tokens when read again
     made = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=32, n_layer=1, n_head=2, n_positions=12))
@@ -56,16 +56,16 @@ def test_an_answer_ends_with_the_models_positions() -> None:
         made.lm_head.weight[words.eos_token_id] = 0.0
     (answer,) = generate_answers(made, words, ["class " * 9], max_new_tokens=50)
     assert len(words(answer, add_special_tokens=False)["input_ids"]) == 3
-    with pytest.raises(UsageError, match="a prompt has 12 tokens, and the model 12 positions"):
+    with pytest.raises(UsageError, match="A prompt has 12 tokens, but the model has only 12 positions"):
         generate_answers(made, words, ["class", "class " * 12], max_new_tokens=50)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 1), (0.3, 10), (1.0, 2000), (0.5, 7)])
-def test_a_shares_interval_is_wilsons(share: float, count: int) -> None:
-    """As scipy computes it, where the share is a whole number of rows."""
+def test_share_interval_is_wilson(share: float, count: int) -> None:
+    """The interval equals scipy's Wilson interval."""
     right = round(share * count)
     expected = binomtest(right, count).proportion_ci(method="wilson")
-    found = share_interval(right / count, count)
+    found = wilson_interval(right / count, count)
     assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
@@ -86,8 +86,9 @@ ROW: dict[str, Any] = {}
         ("gsm8k", "", "#### 4", False),
     ],
 )
-def test_scores_of_texts(metric: str, answer: str, right: str, verdict: bool) -> None:
-    assert scorer(metric)(answer, right, ROW) is verdict
+def test_text_scores(metric: str, answer: str, right: str, verdict: bool) -> None:
+    """Each text metric decides these cases."""
+    assert get_scorer(metric)(answer, right, ROW) is verdict
 
 
 @pytest.fixture
@@ -120,16 +121,17 @@ def database(tmp_path: Path) -> Path:
         ),
     ],
 )
-def test_sql_is_judged_by_the_rows_it_gives(query: str, right: str, verdict: bool, database: Path) -> None:
-    """In order where the right query asks for one; what fails, writes or does not end is wrong, nothing is changed."""
+def test_sql_results_are_compared(query: str, right: str, verdict: bool, database: Path) -> None:
+    """Rows are compared, in order if the reference has ORDER BY; queries that fail, write or do not end are wrong."""
     before = database.read_bytes()
-    assert same_result(query, right, database) is verdict
+    assert sql_results_match(query, right, database) is verdict
     assert database.read_bytes() == before
 
 
-def test_a_right_query_that_fails_is_told(database: Path) -> None:
-    with pytest.raises(UsageError, match="the right query fails"):
-        same_result("select 1", "select nothing from nowhere", database)
+def test_failing_reference_query_raises(database: Path) -> None:
+    """A reference query that fails is a usage error."""
+    with pytest.raises(UsageError, match="The reference query fails"):
+        sql_results_match("select 1", "select nothing from nowhere", database)
 
 
 @pytest.mark.parametrize(
@@ -140,22 +142,27 @@ def test_a_right_query_that_fails_is_told(database: Path) -> None:
         {"text": "db_id:[shop] which?"},
     ],
 )
-def test_a_row_names_its_database(row: dict[str, Any], database: Path) -> None:
-    judged = scorer("sql", database.parents[1])
+def test_row_names_its_database(row: dict[str, Any], database: Path) -> None:
+    """`db_id`, or `db_id:[...]` in the question, selects the database; paths in the name are refused."""
+    judged = get_scorer("sql", database.parents[1])
     assert judged("select 1", "select 1", row)
     with pytest.raises(UsageError, match="holds no database"):
         judged("select 1", "select 1", {"db_id": "../databases/shop/shop"})
 
 
-def test_metrics_that_cannot_be_are_refused() -> None:
+def test_invalid_metrics_are_refused() -> None:
+    """An unknown metric, and sql without a database, are usage errors."""
     with pytest.raises(UsageError, match="metric must be one of exact_match"):
-        scorer("bleu")
+        get_scorer("bleu")
     with pytest.raises(UsageError, match="give --database"):
-        scorer("sql")
+        get_scorer("sql")
 
 
-def test_shares_and_verdicts_agree() -> None:
+def test_shares_equal_row_results() -> None:
+    """The proportions are the means of the rows' results."""
     words = tokenizer()
-    shares, found = judge(model(len(words)), PairedViewTokenizer(words, num_predictor_tokens=0), conversations(3))
+    shares, found = evaluate_generation(
+        model(len(words)), PairedViewTokenizer(words, num_predictor_tokens=0), conversations(3)
+    )
     assert [row["right"] for row in found] == [row["messages"][-1]["content"] for row in conversations(3)]
     assert shares == {metric: sum(row[metric] for row in found) / 3 for metric in ("exact_match", "prefix_match")}

@@ -1,4 +1,4 @@
-"""Two views in one row compute what each computes alone, for every way that models know positions and attention."""
+"""Packed views equal their single encodings for all kinds of positions and attention; the loss is that of LLM-JEPA."""
 
 import copy
 import pickle
@@ -41,7 +41,7 @@ from transformers import (
 from helpers.llm import conversations, model, tokenizer
 from jepa_hf import UsageError
 from jepa_hf.llm_jepa import DataCollatorForPairedViews, PairedViewObjective, PairedViewTokenizer
-from jepa_hf.llm_jepa.objective import check_model, decoder_of
+from jepa_hf.llm_jepa.objective import get_decoder, verify_view_isolation
 from jepa_hf.llm_jepa.view_tokenizer import predictor_tokens
 
 COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 128}
@@ -74,7 +74,7 @@ def rows(count: int = 3) -> list[dict[str, Any]]:
 
 
 def strong(family: str, attention: str) -> PreTrainedModel:
-    """With weights that tell positions and layers apart."""
+    """Return a model whose weights distinguish positions and layers."""
     kind, config, settings = FAMILIES[family]
     made = kind(config(vocab_size=len(words()), attn_implementation=attention, **settings)).eval()
     generator = torch.Generator().manual_seed(0)
@@ -86,23 +86,23 @@ def strong(family: str, attention: str) -> PreTrainedModel:
 
 @torch.no_grad()
 def alone(made: PreTrainedModel, ids: list[int], end: int) -> torch.Tensor:
-    return decoder_of(made)(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, end]
+    return get_decoder(made)(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, end]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_view_among_others_is_computed_as_alone(family: str, attention: str) -> None:
-    """Packed and separate, padded on either side; and the loss is the same in all four."""
-    made, given, losses = strong(family, attention), rows(), []
+def test_views_are_encoded_independently(family: str, attention: str) -> None:
+    """Packed or separate, padded on either side: views equal their single encodings, and the losses are equal."""
+    made, samples, losses = strong(family, attention), rows(), []
     for passes in ("packed", "separate"):
         for side in ("right", "left"):
-            batch = DataCollatorForPairedViews(words(side), passes)(given)
+            batch = DataCollatorForPairedViews(words(side), passes)(samples)
             objective = PairedViewObjective()
             objective.attach(made)
             found = made(**batch)
             objective.detach(made)
             losses.append(found.loss.item())
-            for at, row in enumerate(given):
+            for at, row in enumerate(samples):
                 for name, vectors in (("text", found.predictions), ("code", found.targets)):
                     expected = alone(made, row[f"{name}_input_ids"], row[f"{name}_end"])
                     torch.testing.assert_close(
@@ -115,10 +115,11 @@ def batch_of(count: int = 3, **kwargs: Any) -> dict[str, torch.Tensor]:
     return DataCollatorForPairedViews(words(), **kwargs)(rows(count))
 
 
-def test_the_parts_add_up_with_their_weights() -> None:
+def test_parts_add_up_with_their_weights() -> None:
+    """The loss is the weighted sum of its parts."""
     made = model(len(words()))
     batch = batch_of()
-    objective = PairedViewObjective(lm_weight=0.5, pair_weight=3.0)
+    objective = PairedViewObjective(lm_weight=0.5, jepa_weight=3.0)
     objective.attach(made)
     found = made(**batch)
     objective.detach(made)
@@ -128,8 +129,8 @@ def test_the_parts_add_up_with_their_weights() -> None:
     torch.testing.assert_close(found.loss, 0.5 * plain + 3.0 * (1 - cosine).mean())
 
 
-def test_a_misspelt_name_in_a_batch_is_refused() -> None:
-    """Without `view_ends`, the views would be left out of the loss."""
+def test_misspelt_batch_key_is_refused() -> None:
+    """A misspelt `view_ends` raises; it must not silently drop the views from the loss."""
     made, batch = model(len(words())), batch_of()
     PairedViewObjective().attach(made)
     batch["view_end"] = batch.pop("view_ends")
@@ -137,38 +138,38 @@ def test_a_misspelt_name_in_a_batch_is_refused() -> None:
         made(**batch)
 
 
-def test_micro_batches_add_up_to_the_whole_batch() -> None:
-    """Divided by the labels and the rows of the update; a mean of means would differ, the rows being unlike."""
-    made, given = model(len(words())), rows(4)
+def test_micro_batches_add_up() -> None:
+    """Micro-batches of unequal rows add up to the batch; a mean of means would differ."""
+    made, samples = model(len(words())), rows(4)
     collator = DataCollatorForPairedViews(words())
-    PairedViewObjective(pair_weight=2.0).attach(made)
-    whole = made(**collator(given))
-    total = torch.stack([whole.num_labels, whole.num_pairs])
-    parts = [made(**collator(part), num_items_in_batch=total).loss for part in (given[:1], given[1:])]
-    torch.testing.assert_close(sum(parts), whole.loss)
-    mean = sum(made(**collator(part)).loss for part in (given[:1], given[1:])) / 2
-    assert abs(mean.item() - whole.loss.item()) > 1e-4
+    PairedViewObjective(jepa_weight=2.0).attach(made)
+    full = made(**collator(samples))
+    total = torch.stack([full.num_labels, full.num_pairs])
+    parts = [made(**collator(part), num_items_in_batch=total).loss for part in (samples[:1], samples[1:])]
+    torch.testing.assert_close(sum(parts), full.loss)
+    mean = sum(made(**collator(part)).loss for part in (samples[:1], samples[1:])) / 2
+    assert abs(mean.item() - full.loss.item()) > 1e-4
 
 
 @pytest.mark.parametrize(("gradient", "learns"), [("full", True), ("stop", False)])
-def test_the_predicted_view_learns_only_where_it_should(gradient: str, learns: bool) -> None:
-    """Looked at by a token that stands in the second view alone."""
+def test_target_gradient(gradient: str, learns: bool) -> None:
+    """Gradients reach a token of the second view only with target_gradient full."""
     made = model(len(words()))
-    given = rows(1)
-    mine = next(t for t in given[0]["code_input_ids"] if t not in given[0]["text_input_ids"])
+    samples = rows(1)
+    mine = next(t for t in samples[0]["code_input_ids"] if t not in samples[0]["text_input_ids"])
     PairedViewObjective(lm_weight=0.0, target_gradient=gradient).attach(made)
-    made(**DataCollatorForPairedViews(words())(given)).loss.backward()
+    made(**DataCollatorForPairedViews(words())(samples)).loss.backward()
     assert bool(made.get_input_embeddings().weight.grad[mine].abs().max() > 0) == learns
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_the_language_model_head_is_run_where_labels_follow_and_nowhere_else(side: str) -> None:
-    """Not on views, nor on prompts; shorter answers are filled up, and one state more has no label to meet."""
+def test_head_runs_on_labelled_positions_only(side: str) -> None:
+    """The head reads neither views nor prompts; shorter answers are filled up, plus one state without a label."""
     made, shapes = model(len(words())), []
-    made.lm_head.register_forward_hook(lambda module, given, output: shapes.append(tuple(output.shape[:2])))
-    given = rows()
-    batch = DataCollatorForPairedViews(words(side))(given)
-    longest = max(sum(label != -100 for label in row["labels"][1:]) for row in given)
+    made.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[:2])))
+    samples = rows()
+    batch = DataCollatorForPairedViews(words(side))(samples)
+    longest = max(sum(label != -100 for label in row["labels"][1:]) for row in samples)
     assert longest + 1 < batch["input_ids"].shape[1] / 2  # there is something to leave out
     PairedViewObjective().attach(made)
     made(**batch)
@@ -178,8 +179,8 @@ def test_the_language_model_head_is_run_where_labels_follow_and_nowhere_else(sid
 @pytest.mark.parametrize("on_prompt", [False, True])
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_next_tokens_are_learnt_as_the_model_itself_would(family: str, side: str, on_prompt: bool) -> None:
-    """Loss and gradients of all weights, though the head reads other rows."""
+def test_lm_loss_equals_the_models_own(family: str, side: str, on_prompt: bool) -> None:
+    """Next-token loss and all gradients equal those of the original forward."""
     made = strong(family, "sdpa")
     views = PairedViewTokenizer(words(), num_predictor_tokens=2, train_on_prompt=on_prompt)
     batch = DataCollatorForPairedViews(words(side))([views(row) for row in conversations(3)])
@@ -187,7 +188,7 @@ def test_next_tokens_are_learnt_as_the_model_itself_would(family: str, side: str
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
     plain = made(batch["input_ids"], attention_mask=mask, position_ids=positions, labels=batch["labels"]).loss
     expected = torch.autograd.grad(plain, list(made.parameters()))
-    PairedViewObjective(pair_weight=0.0).attach(made)
+    PairedViewObjective(jepa_weight=0.0).attach(made)
     loss = made(**batch).loss
     found = torch.autograd.grad(loss, list(made.parameters()))
     torch.testing.assert_close(loss, plain)
@@ -195,8 +196,8 @@ def test_next_tokens_are_learnt_as_the_model_itself_would(family: str, side: str
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()) + 1e-12)
 
 
-def test_a_first_token_is_not_predicted_from_padding() -> None:
-    """With a loss on prompts too there are as many labels, and the same loss, padded on either side."""
+def test_first_token_is_not_predicted_from_padding() -> None:
+    """With labels on prompts, either padding side gives as many labels and the same loss."""
     made, found = model(len(words())), []
     views = PairedViewTokenizer(words(), num_predictor_tokens=2, train_on_prompt=True)
     PairedViewObjective().attach(made)
@@ -207,7 +208,8 @@ def test_a_first_token_is_not_predicted_from_padding() -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-def test_it_stays_a_language_model_that_generates() -> None:
+def test_model_still_generates() -> None:
+    """A model with an objective generates what it generated before."""
     made = model(len(words())).eval()
     ids = torch.tensor([[5, 6, 7]])
     before = made.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
@@ -218,7 +220,7 @@ def test_it_stays_a_language_model_that_generates() -> None:
 
 @pytest.fixture
 def no_accelerator() -> Iterator[None]:
-    """None that another test of this process left behind: its precision could not be changed."""
+    """Reset accelerate's state: another test may have fixed the precision in this process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -228,10 +230,10 @@ def no_accelerator() -> Iterator[None]:
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))], ids=["copy", "pickle"]
 )
-def test_a_copy_of_the_model_has_weights_and_an_objective_of_its_own(copied: Callable) -> None:
-    """Also below what accelerate puts around a forward; a pickled one is a plain model until one is attached."""
+def test_model_copies_have_their_own_objective(copied: Callable) -> None:
+    """Copies have their own objective, also under accelerate's wrapped forward; an unpickled one is plain."""
     made, batch = model(len(words())), batch_of()
-    PairedViewObjective(pair_weight=3.0).attach(made)
+    PairedViewObjective(jepa_weight=3.0).attach(made)
     if copied is copy.deepcopy:
         made = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(made)
     expected = made(**batch).loss
@@ -239,7 +241,7 @@ def test_a_copy_of_the_model_has_weights_and_an_objective_of_its_own(copied: Cal
     if copied is not copy.deepcopy:
         ids = batch["input_ids"]
         assert other(input_ids=ids, labels=ids).keys() == made(input_ids=ids, labels=ids).keys()
-        PairedViewObjective(pair_weight=3.0).attach(other)
+        PairedViewObjective(jepa_weight=3.0).attach(other)
     loss = other(**batch).loss
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -247,11 +249,12 @@ def test_a_copy_of_the_model_has_weights_and_an_objective_of_its_own(copied: Cal
     assert all(parameter.grad is None for parameter in made.parameters())
 
 
-def test_an_objective_makes_way_for_the_next_and_leaves_nothing_behind() -> None:
+def test_attaching_replaces_the_objective() -> None:
+    """A second objective replaces the first; detaching restores the model."""
     made, batch = model(len(words())), batch_of()
     before = [set(vars(part)) | set(part._forward_hooks) | set(part._forward_pre_hooks) for part in made.modules()]
     losses = []
-    first, second = PairedViewObjective(), PairedViewObjective(pair_weight=0.0)
+    first, second = PairedViewObjective(), PairedViewObjective(jepa_weight=0.0)
     for objective in (first, second, first, first):
         objective.attach(made)
         losses.append(made(**batch).loss.item())
@@ -261,19 +264,19 @@ def test_an_objective_makes_way_for_the_next_and_leaves_nothing_behind() -> None
     assert after == before
 
 
-def test_nothing_is_kept_of_a_pass_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as one without enough memory, which `auto_find_batch_size` tries again with fewer rows."""
+def test_failed_pass_leaves_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that fails, for example out of memory with `auto_find_batch_size`, leaves no state behind."""
     made, objective = model(len(words())), PairedViewObjective()
     objective.attach(made)
 
-    def fail(module: Any, given: Any) -> None:
+    def fail(module: Any, inputs: Any) -> None:
         raise MemoryError
 
     hook = made.lm_head.register_forward_pre_hook(fail)
     with pytest.raises(MemoryError):
         made(**batch_of())
     assert objective._states is None
-    assert objective._read is None
+    assert objective._selected_positions is None
     hook.remove()
     made(**batch_of())
 
@@ -285,135 +288,135 @@ WITHOUT_POSITIONS = {
 
 
 @pytest.mark.parametrize("family", WITHOUT_POSITIONS)
-def test_a_model_without_positions_reads_views_in_rows_of_their_own(family: str) -> None:
-    """Each as alone, padded on either side with the same loss; in one row they are refused, in the check and later."""
+def test_models_without_position_ids(family: str) -> None:
+    """They encode separate views correctly on either padding side; packed views are refused, in the check and later."""
     kind, config = WITHOUT_POSITIONS[family]
-    config.vocab_size, given, losses = len(words()), rows(), []
+    config.vocab_size, samples, losses = len(words()), rows(), []
     torch.manual_seed(0)
     made = kind(config).eval()
-    check_model(made, DataCollatorForPairedViews(words(), "separate"), given[0])
+    verify_view_isolation(made, DataCollatorForPairedViews(words(), "separate"), samples[0])
     PairedViewObjective().attach(made)
     for side in ("left", "right"):
-        found = made(**DataCollatorForPairedViews(words(side), "separate")(given))
+        found = made(**DataCollatorForPairedViews(words(side), "separate")(samples))
         losses.append(found.loss)
-        for at, row in enumerate(given):
+        for at, row in enumerate(samples):
             for name, vectors in (("text", found.predictions), ("code", found.targets)):
                 expected = alone(made, row[f"{name}_input_ids"], row[f"{name}_end"])
                 torch.testing.assert_close(vectors[at], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(*losses)
     with pytest.raises(UsageError, match=r"takes no position_ids.*use --view_passes separate"):
-        check_model(made, DataCollatorForPairedViews(words()), given[0])
+        verify_view_isolation(made, DataCollatorForPairedViews(words()), samples[0])
     with pytest.raises(UsageError, match=r"takes no position_ids.*use --view_passes separate"):
-        made(**DataCollatorForPairedViews(words())(given))
+        made(**DataCollatorForPairedViews(words())(samples))
 
 
-def test_a_model_with_a_loss_of_its_own_is_refused() -> None:
-    """BART's decoder compares a state with its own token; and a mean, whatever it is told to divide by. A mixture of
-    experts, whose loss has a part for the router, is not."""
-    (given,) = rows(1)
+def test_nonstandard_loss_is_refused() -> None:
+    """Refused: unshifted labels (BART), and a mean that ignores `num_items_in_batch`. A router loss is accepted."""
+    (samples,) = rows(1)
     sizes = {"vocab_size": len(words()), "d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 64}
     bart = BartForCausalLM(BartConfig(**sizes, decoder_attention_heads=4, max_position_embeddings=128))
     with pytest.raises(UsageError, match="BartForCausalLM has a loss of its own"):
-        check_model(bart, DataCollatorForPairedViews(words(), "separate"), given)
+        verify_view_isolation(bart, DataCollatorForPairedViews(words(), "separate"), samples)
     router = {"num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 10.0}
     experts = MixtralForCausalLM(MixtralConfig(vocab_size=len(words()), **router, **GATED))
-    check_model(experts, DataCollatorForPairedViews(words()), given)
+    verify_view_isolation(experts, DataCollatorForPairedViews(words()), samples)
     made = model(len(words()))
-    check_model(made, DataCollatorForPairedViews(words()), given)
+    verify_view_isolation(made, DataCollatorForPairedViews(words()), samples)
     shared = made.loss_function
     made.loss_function = lambda *args, num_items_in_batch, **rest: shared(*args, **rest)
     with pytest.raises(UsageError, match="LlamaForCausalLM has a loss of its own"):
-        check_model(made, DataCollatorForPairedViews(words()), given)
+        verify_view_isolation(made, DataCollatorForPairedViews(words()), samples)
 
 
-def test_a_model_whose_decoder_is_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As transformers' Llama4ForCausalLM says; its output would have logits and no states."""
+def test_model_that_is_its_own_decoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some models, such as Llama4ForCausalLM, return themselves as decoder: the output has no states."""
     made = model(len(words()))
     monkeypatch.setattr(type(made), "get_decoder", lambda self: self)
-    with pytest.raises(UsageError, match="does not tell its decoder from its head"):
+    with pytest.raises(UsageError, match="does not separate its decoder from its head"):
         PairedViewObjective().attach(made)
 
 
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
-def test_tokens_of_pefts_before_a_row_are_refused(kind: str) -> None:
-    """A view is read without them, or sees the conversation: peft then drops positions."""
+def test_prompt_learning_is_refused(kind: str) -> None:
+    """peft's virtual tokens are refused, because views would be encoded without them."""
     config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
     made = peft.get_peft_model(model(len(words())), config)
     with pytest.raises(UsageError, match="puts tokens of its own before a row"):
         PairedViewObjective().attach(made)
 
 
-def test_a_model_that_does_not_keep_views_apart_is_refused() -> None:
-    """OPT makes a mask of its own where it is given none; in rows of their own its views are right."""
+def test_model_that_mixes_views_is_refused() -> None:
+    """OPT, which builds its own mask and mixes packed views, is refused; separate views are accepted."""
     config = OPTConfig(
         vocab_size=len(words()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64, dropout=0.0,
         max_position_embeddings=128, word_embed_proj_dim=32,
     )  # fmt: skip
-    (given,) = rows(1)
+    (samples,) = rows(1)
     made = OPTForCausalLM(config)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(std=0.3)
     with pytest.raises(UsageError, match="use --view_passes separate"):
-        check_model(made, DataCollatorForPairedViews(words()), given)
-    check_model(made, DataCollatorForPairedViews(words(), "separate"), given)
+        verify_view_isolation(made, DataCollatorForPairedViews(words()), samples)
+    verify_view_isolation(made, DataCollatorForPairedViews(words(), "separate"), samples)
     PairedViewObjective().attach(made)
     losses = [made(**DataCollatorForPairedViews(words(side), "separate")(rows())).loss for side in ("left", "right")]
     torch.testing.assert_close(*losses)
     for family in FAMILIES:
-        check_model(strong(family, "sdpa"), DataCollatorForPairedViews(words()), given)
+        verify_view_isolation(strong(family, "sdpa"), DataCollatorForPairedViews(words()), samples)
 
 
-def test_convolutions_with_small_random_weights_are_refused() -> None:
-    """They let a ten-thousandth of a neighbour through; attention with such weights lets nothing through."""
+def test_convolutions_with_small_weights_are_refused() -> None:
+    """The check detects convolutions that pass 1e-4 of a neighbour's value."""
     torch.manual_seed(0)
     kinds = ["conv", "full_attention", "conv"]
     hybrid = Lfm2ForCausalLM(Lfm2Config(vocab_size=len(words()), layer_types=kinds, **GATED))
-    (given,) = rows(1)
+    (samples,) = rows(1)
     with pytest.raises(UsageError, match="use --view_passes separate"):
-        check_model(hybrid, DataCollatorForPairedViews(words()), given)
-    check_model(hybrid, DataCollatorForPairedViews(words(), "separate"), given)
-    check_model(model(len(words())), DataCollatorForPairedViews(words()), given)
+        verify_view_isolation(hybrid, DataCollatorForPairedViews(words()), samples)
+    verify_view_isolation(hybrid, DataCollatorForPairedViews(words(), "separate"), samples)
+    verify_view_isolation(model(len(words())), DataCollatorForPairedViews(words()), samples)
 
 
-def test_a_model_that_looks_at_positions_only_in_a_batch_of_one_is_refused() -> None:
-    """As transformers' flash attention does; two rows show it, and so must the check."""
+def test_check_uses_more_than_one_row() -> None:
+    """A model that reads positions only in a batch of one row (as flash attention does) is refused."""
     made = strong("llama", "sdpa")
-    whole = made.model.forward
+    original = made.model.forward
 
     def forgetful(input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        return whole(input_ids, position_ids=position_ids if len(input_ids) == 1 else None, **kwargs)
+        return original(input_ids, position_ids=position_ids if len(input_ids) == 1 else None, **kwargs)
 
     made.model.forward = forgetful
     with pytest.raises(UsageError, match="use --view_passes separate"):
-        check_model(made, DataCollatorForPairedViews(words()), rows(1)[0])
+        verify_view_isolation(made, DataCollatorForPairedViews(words()), rows(1)[0])
 
 
 @pytest.mark.parametrize("family", ["llama", "learned positions", "a sliding window"])
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("passes", ["packed", "separate"])
-def test_the_teacher_reads_the_second_view_alone(passes: str, side: str, family: str) -> None:
-    """One row of it for each conversation, as wide as the longest; what it gives is what it gives of both."""
-    made, teacher, given, shapes = strong(family, "sdpa"), strong(family, "sdpa"), rows(4), []
+def test_teacher_encodes_the_second_view_only(passes: str, side: str, family: str) -> None:
+    """Its rows are as wide as the longest second view, and its output equals that of both views."""
+    made, teacher, samples, shapes = strong(family, "sdpa"), strong(family, "sdpa"), rows(4), []
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.mul_(0.9)
-    decoder = decoder_of(teacher)
-    expected = torch.stack([alone(teacher, row["code_input_ids"], row["code_end"]) for row in given])
+    decoder = get_decoder(teacher)
+    expected = torch.stack([alone(teacher, row["code_input_ids"], row["code_end"]) for row in samples])
     decoder.register_forward_hook(lambda module, args, output: shapes.append(output.last_hidden_state.shape))
     PairedViewObjective(target_gradient="ema", teacher=decoder).attach(made)
-    batch = DataCollatorForPairedViews(words(side), passes)(given)
+    batch = DataCollatorForPairedViews(words(side), passes)(samples)
     found = made(**batch).targets
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-    longest = max(len(row["code_input_ids"]) for row in given)
+    longest = max(len(row["code_input_ids"]) for row in samples)
     width = longest if passes == "packed" else batch["view_input_ids"].shape[-1]
     assert shapes == [(4, width, 32)]
 
 
 @pytest.mark.parametrize(("passes", "count"), [("packed", 1), ("separate", 2)])
-def test_one_pass_reads_conversations_and_views(passes: str, count: int) -> None:
+def test_number_of_passes(passes: str, count: int) -> None:
+    """Packed views need one pass, separate ones two."""
     made, shapes = model(len(words())), []
-    made.model.register_forward_hook(lambda module, given, output: shapes.append(output.last_hidden_state.shape))
+    made.model.register_forward_hook(lambda module, inputs, output: shapes.append(output.last_hidden_state.shape))
     PairedViewObjective().attach(made)
     made(**batch_of(view_passes=passes))
     assert len(shapes) == count

@@ -1,4 +1,4 @@
-"""Claims about rows with two views: their sources, which are held out, and the tokenizer that is trained on them."""
+"""Sources and splits of rows with two views, and the tokenizer that is trained on them."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from helpers.llm import conversations
 from jepa_hf import UsageError
 from jepa_hf.data.tokenizer_training import train_bpe_tokenizer
-from jepa_hf.llm_jepa.paired_data import PairedDataArguments, embedded_rows, load_paired_rows
+from jepa_hf.llm_jepa.paired_data import PairedDataArguments, builtin_rows, load_paired_rows
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -18,7 +18,8 @@ def write(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def test_a_row_knows_its_file_and_its_number_there(tmp_path: Path) -> None:
+def test_rows_carry_file_and_number(tmp_path: Path) -> None:
+    """Rows of several files carry their file and their number in it."""
     files = [write(tmp_path / f"{name}.jsonl", [{"text": name, "code": str(n)} for n in range(2)]) for name in "ab"]
     train, validation = load_paired_rows(PairedDataArguments(train_file=",".join(files)), seed=0, need_validation=False)
     assert validation is None
@@ -27,8 +28,8 @@ def test_a_row_knows_its_file_and_its_number_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_rows_that_are_held_out_are_not_trained_on(seed: int, tmp_path: Path) -> None:
-    """A fifth of them, the same ones for the same seed, and both parts in their order."""
+def test_held_out_rows_are_disjoint(seed: int, tmp_path: Path) -> None:
+    """A fifth is held out, the same rows for the same seed; both parts keep their order."""
     path = write(tmp_path / "rows.jsonl", conversations(20))
     args = PairedDataArguments(train_file=path, validation_split_percentage=20)
     train, validation = load_paired_rows(args, seed=seed, need_validation=True)
@@ -40,10 +41,10 @@ def test_rows_that_are_held_out_are_not_trained_on(seed: int, tmp_path: Path) ->
     assert load_paired_rows(args, seed=seed + 7, need_validation=True) != (train, validation)
 
 
-def test_columns_that_are_named_take_the_place_of_messages(tmp_path: Path) -> None:
-    """And texts are such as UTF-8 can write, wherever they stand."""
-    odd = {"messages": [{"role": "user", "content": "a \ud800"}], "ask": "b \ud800", "n": 1}
-    path = write(tmp_path / "rows.jsonl", [odd])
+def test_named_columns_replace_messages(tmp_path: Path) -> None:
+    """Named columns drop `messages`; lone surrogates are replaced in all texts."""
+    source_row = {"messages": [{"role": "user", "content": "a \ud800"}], "ask": "b \ud800", "n": 1}
+    path = write(tmp_path / "rows.jsonl", [source_row])
     (row,), _ = load_paired_rows(PairedDataArguments(train_file=path), seed=0, need_validation=False)
     assert row.content == {"messages": [{"role": "user", "content": "a \ufffd"}], "ask": "b \ufffd", "n": 1}
     named = PairedDataArguments(train_file=path, text_column_name="ask")
@@ -52,8 +53,9 @@ def test_columns_that_are_named_take_the_place_of_messages(tmp_path: Path) -> No
     assert named.columns == {"text_column": "ask", "code_column": "code"}
 
 
-def test_the_embedded_rows_have_two_texts_each() -> None:
-    rows = embedded_rows()
+def test_embedded_rows_have_two_texts() -> None:
+    """Each built-in row has two non-empty texts."""
+    rows = builtin_rows()
     assert len(rows) > 500
     assert all(row.content["text"].strip() and row.content["code"].strip() for row in rows)
 
@@ -63,20 +65,21 @@ TEXTS = [row["messages"][1]["content"] for row in conversations(10)]
 
 @settings(max_examples=30, deadline=None)
 @given(st.text())
-def test_the_tokenizer_writes_every_text_as_it_was(text: str) -> None:
-    """Bytes it never saw too; the same texts give the same tokenizer."""
+def test_trained_tokenizer_is_lossless(text: str) -> None:
+    """Every text is decoded as it was, with unseen bytes too; training is deterministic."""
     made = train_bpe_tokenizer(TEXTS, 300, 64)
     assert made.decode(made(text)["input_ids"]) == text
     assert made.get_vocab() == train_bpe_tokenizer(TEXTS, 300, 64).get_vocab()
 
 
 @pytest.mark.parametrize(
-    ("given", "sentence"),
+    ("arguments", "sentence"),
     [
         ({"validation_split_percentage": 0}, "validation_split_percentage must be from 1 to 99"),
         ({"max_train_samples": 0}, "max_train_samples must be at least 1"),
     ],
 )
-def test_numbers_out_of_range_are_refused(given: dict[str, int], sentence: str) -> None:
+def test_numbers_out_of_range_are_refused(arguments: dict[str, int], sentence: str) -> None:
+    """A percentage or a number of samples out of range is a usage error."""
     with pytest.raises(UsageError, match=sentence):
-        PairedDataArguments(**given)
+        PairedDataArguments(**arguments)

@@ -1,4 +1,4 @@
-"""Rows out of conversations: labels on answers and their stop tokens, and views that end where their content ends."""
+"""Labels cover answers and their stop tokens; views end where their content ends."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from helpers.llm import CHATML, conversations, tokenizer
 from jepa_hf import UsageError
 from jepa_hf.llm_jepa import PairedViewTokenizer
-from jepa_hf.llm_jepa.view_tokenizer import IGNORED, predictor_tokens
+from jepa_hf.llm_jepa.view_tokenizer import IGNORE_INDEX, predictor_tokens
 
 # Other ways to write a conversation that models have.
 LLAMA3 = (
@@ -40,24 +40,27 @@ def made(template: str | None = CHATML, predictors: int = 1, **kwargs: Any) -> P
 
 
 def text(views: PairedViewTokenizer, ids: list[int]) -> str:
-    """What ids say, without the blanks that decoding puts around tokens."""
+    """Decode ids, without the spaces between tokens."""
     return views.tokenizer.decode([number for number in ids if number >= 0]).replace(" ", "")
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_labels_are_the_answer_and_its_stop_token(template: str) -> None:
+    """Only the answer and its stop token have labels."""
     views = made(template)
     for row in conversations(5):
         found = views(row)
         answer = row["messages"][-1]["content"]
         assert text(views, found["labels"]) == answer.replace(" ", "") + "<|im_end|>"
-        assert all(label in (IGNORED, token) for label, token in zip(found["labels"], found["input_ids"], strict=True))
+        assert all(
+            label in (IGNORE_INDEX, token) for label, token in zip(found["labels"], found["input_ids"], strict=True)
+        )
 
 
 @pytest.mark.parametrize("predictors", [0, 1, 3])
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_a_view_ends_at_its_contents_last_token(template: str, predictors: int) -> None:
-    """With predictor tokens at the last of these, which counts down to 1."""
+def test_view_ends_at_its_last_content_token(template: str, predictors: int) -> None:
+    """With predictor tokens, the end is the last of them; they count down to 1."""
     views = made(template, predictors)
     for row in conversations(5):
         found = views(row)
@@ -73,15 +76,16 @@ def test_a_view_ends_at_its_contents_last_token(template: str, predictors: int) 
         assert words["user"].replace(" ", "") not in text(views, found["code_input_ids"])
 
 
-def test_a_view_is_written_as_in_its_conversation() -> None:
-    """Without the default system prompt that a template puts before a lone turn, where a system prompt is given."""
+def test_view_is_rendered_as_in_its_conversation() -> None:
+    """A view has no default system prompt if the conversation has its own."""
     views = made(DEFAULT_SYSTEM, 0)
     found = views(conversations(1)[0])
     assert "youarealist" not in text(views, found["text_input_ids"])
     assert text(views, found["code_input_ids"]).startswith("<|im_start|>assistant")
 
 
-def test_a_template_that_begins_with_a_token_begins_each_view_with_it() -> None:
+def test_views_start_with_the_bos_token() -> None:
+    """A template's first token starts each view."""
     views = made(LLAMA3)
     found = views(conversations(1)[0])
     for name in ("input_ids", "text_input_ids", "code_input_ids"):
@@ -89,7 +93,8 @@ def test_a_template_that_begins_with_a_token_begins_each_view_with_it() -> None:
         assert found[name].count(views.tokenizer.bos_token_id) == 1
 
 
-def test_every_answer_of_a_long_conversation_is_learnt_and_any_turns_are_views() -> None:
+def test_long_conversations() -> None:
+    """Every answer has labels, and any turns can be the views."""
     turns = [("user", "class"), ("assistant", "module name"), ("user", "return value"), ("assistant", "object list")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
     found = made()(row)
@@ -100,7 +105,8 @@ def test_every_answer_of_a_long_conversation_is_learnt_and_any_turns_are_views()
     assert "objectlist" in text(views, found["code_input_ids"])
 
 
-def test_reversed_the_answer_predicts_the_question() -> None:
+def test_reverse() -> None:
+    """With `reverse`, the answer predicts the question."""
     row = conversations(1)[0]
     views = made(predictors=2, reverse=True)
     found = views(row)
@@ -109,7 +115,8 @@ def test_reversed_the_answer_predicts_the_question() -> None:
     assert question in text(views, found["code_input_ids"])
 
 
-def test_predictor_tokens_may_stand_before_the_content() -> None:
+def test_predictor_tokens_before_the_content() -> None:
+    """`predictor_position="start"` puts them before the content."""
     row = conversations(1)[0]
     views = made(predictors=2, predictor_position="start")
     found = views(row)
@@ -119,14 +126,16 @@ def test_predictor_tokens_may_stand_before_the_content() -> None:
     assert last == views.tokenizer.tokenize(question)[-1]
 
 
-def test_the_official_labels_are_all_but_stop_tokens() -> None:
+def test_official_labels() -> None:
+    """`train_on_prompt` labels all tokens except stop tokens."""
     views = made(train_on_prompt=True)
     found = views(conversations(1)[0])
     stop = views.tokenizer.eos_token_id
-    assert found["labels"] == [IGNORED if token == stop else token for token in found["input_ids"]]
+    assert found["labels"] == [IGNORE_INDEX if token == stop else token for token in found["input_ids"]]
 
 
-def test_columns_without_a_template_are_text_newline_code_stop() -> None:
+def test_columns_without_template() -> None:
+    """Without a template a row is text, newline, code, stop token."""
     views = made(None, 1)
     found = views({"text": "class name", "code": "return value"})
     assert text(views, found["input_ids"]) == "[CLS]classnamereturnvalue<|im_end|>"
@@ -135,7 +144,7 @@ def test_columns_without_a_template_are_text_newline_code_stop() -> None:
 
 
 def attempt(views: PairedViewTokenizer, row: dict[str, Any]) -> dict[str, Any] | str:
-    """The row, or why there is none."""
+    """Return the row, or the error message."""
     try:
         return views(row)
     except UsageError as error:
@@ -144,16 +153,16 @@ def attempt(views: PairedViewTokenizer, row: dict[str, Any]) -> dict[str, Any] |
 
 @given(length=st.integers(1, 60), longest=st.integers(12, 50), predictors=st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
-def test_what_is_too_long_loses_the_end_of_its_content(length: int, longest: int, predictors: int) -> None:
-    """And nothing else: predictor tokens, and what the template writes after them, stay."""
-    views, whole = made(predictors=predictors, max_length=longest), made(predictors=predictors, max_length=512)
+def test_truncation_cuts_the_content(length: int, longest: int, predictors: int) -> None:
+    """Predictor tokens and the template's text after them are kept."""
+    views, untruncated = made(predictors=predictors, max_length=longest), made(predictors=predictors, max_length=512)
     row = {
         "messages": [
             {"role": "user", "content": " ".join(["class"] * length)},
             {"role": "assistant", "content": "name"},
         ]
     }
-    expected = whole(row)
+    expected = untruncated(row)
     too_long = len(expected["text_input_ids"]) > longest
     found = attempt(views, row)
     if isinstance(found, str):
@@ -172,7 +181,7 @@ def test_what_is_too_long_loses_the_end_of_its_content(length: int, longest: int
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"messages": [{"role": "user", "content": "class"}]}, "row 4 has 1 messages, and turn -2 is to be a view"),
+        ({"messages": [{"role": "user", "content": "class"}]}, "row 4 has 1 messages, so turn -2 cannot be a view"),
         ({"messages": [{"role": "user"}] * 2}, "row 4 has no messages of the form"),
         ({"messages": "class"}, "row 4 has no messages of the form"),
         (
@@ -189,19 +198,22 @@ def test_what_is_too_long_loses_the_end_of_its_content(length: int, longest: int
         ),
     ],
 )
-def test_rows_that_cannot_be_read_are_named(row: dict[str, Any], sentence: str) -> None:
+def test_unusable_rows_are_named(row: dict[str, Any], sentence: str) -> None:
+    """The error names the row and the problem."""
     with pytest.raises(UsageError, match=sentence.replace("(", r"\(")):
         made(max_length=128)(row, 3)
 
 
 def test_messages_need_a_chat_template() -> None:
+    """Messages without a chat template are a usage error."""
     with pytest.raises(UsageError, match="no chat template"):
         made(None)(conversations(1)[0])
 
 
-def test_a_template_that_drops_content_is_refused() -> None:
+def test_template_that_drops_content_is_refused() -> None:
+    """A view's content must be in the rendered text."""
     dropping = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|im_end|>' }}{% endfor %}"
-    with pytest.raises(UsageError, match="does not write message"):
+    with pytest.raises(UsageError, match="changes the content of message"):
         made(dropping)(conversations(1)[0])
 
 
@@ -213,17 +225,20 @@ def test_a_template_that_drops_content_is_refused() -> None:
         ({"predictors": 3, "max_length": 4}, "no room for text"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings_: dict[str, Any], sentence: str) -> None:
+def test_invalid_settings_are_refused(settings_: dict[str, Any], sentence: str) -> None:
+    """Each invalid setting is a usage error."""
     with pytest.raises(UsageError, match=sentence):
         made(**settings_)
 
 
-def test_unknown_predictor_tokens_are_refused() -> None:
+def test_missing_predictor_tokens_are_refused() -> None:
+    """The tokenizer must contain the predictor tokens."""
     with pytest.raises(UsageError, match="call add_predictor_tokens first"):
         PairedViewTokenizer(tokenizer(), num_predictor_tokens=1)
 
 
-def test_a_prompt_ends_where_the_answer_begins() -> None:
+def test_prompt_ends_where_the_answer_begins() -> None:
+    """The prompt ends with the generation prompt and does not contain the answer."""
     row = conversations(1)[0]
     prompt, right = made().prompt(row)
     assert prompt.endswith("<|im_start|>assistant\n")

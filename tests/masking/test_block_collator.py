@@ -19,7 +19,7 @@ from jepa_hf import JepaConfig, JepaForRepresentationPrediction
 from jepa_hf.errors import UsageError
 from jepa_hf.masking.block_collator import DataCollatorForBlockJEPA, _crop_box
 from jepa_hf.masking.block_sampling import default_num_context, largest_target, sample_block_masks
-from jepa_hf.masking.counter_rng import uniforms
+from jepa_hf.masking.counter_rng import uniform_draws
 
 torch.set_num_threads(1)
 few = settings(max_examples=40, deadline=None)
@@ -110,10 +110,10 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
 
     def draw(keys: np.ndarray, *arguments: int) -> np.ndarray:
         noted["augmentation"] = keys
-        return uniforms(keys, *arguments)
+        return uniform_draws(keys, *arguments)
 
     monkeypatch.setattr("jepa_hf.masking.block_collator.sample_block_masks", sample)
-    monkeypatch.setattr("jepa_hf.masking.block_collator.uniforms", draw)
+    monkeypatch.setattr("jepa_hf.masking.block_collator.uniform_draws", draw)
     return noted
 
 
@@ -383,7 +383,7 @@ def test_a_damaged_image_is_skipped_and_named(kind: str, tmp_path: Path, caplog:
         assert not batch["target_valid"][row].any()
         assert not batch["context_valid"][row].any()
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
-    assert "row 1 of the batch, column 'image'" in caplog.messages[0]
+    assert "Row 1 of the batch, column 'image'" in caplog.messages[0]
     assert f"'{path}'" in caplog.messages[1]
 
 
@@ -450,9 +450,9 @@ def test_no_damage_stops_a_run(kind: str, changes: list[tuple[int, int]], length
         ({"random_resized_crop": (float("nan"), 1.0)}, r"random_resized_crop .*nan"),
         ({"target_aspect_ratio": (0.0, 1.0)}, r"target_aspect_ratio .*0\.0, 1\.0"),
         ({"num_channels": 4}, r"num_channels must be 1 .* or 3"),
-        ({"num_channels": 1}, r"image_mean is for 3 channels and the model reads 1"),
-        ({"image_processor": ViTImageProcessorPil(size={"longest_edge": 9})}, r"longest_edge.*leaves open"),
-        ({"image_processor": ViTImageProcessorPil(size={"shortest_edge": 9, "longest_edge": 12})}, "leaves open"),
+        ({"num_channels": 1}, r"image_mean is for 3 channels, but the model reads 1"),
+        ({"image_processor": ViTImageProcessorPil(size={"longest_edge": 9})}, r"longest_edge.*does not determine"),
+        ({"image_processor": ViTImageProcessorPil(size={"shortest_edge": 9, "longest_edge": 12})}, "not determine"),
     ],
 )
 def test_a_wrong_setting_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -464,9 +464,9 @@ def test_a_wrong_setting_is_refused(arguments: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"img": picture(), "label": 1}, r"row 1 of the batch has no column 'image'.*img, label"),
-        ({"image": "a.png"}, r"row 1 .*holds str.*decode=False"),
-        ({"image": np.zeros((4, 4, 3))}, r"row 1 .*float64 of shape \(4, 4, 3\).*uint8"),
+        ({"img": picture(), "label": 1}, r"Row 1 of the batch has no column 'image'.*img, label"),
+        ({"image": "a.png"}, r"Row 1 .*holds str.*decode=False"),
+        ({"image": np.zeros((4, 4, 3))}, r"Row 1 .*float64 of shape \(4, 4, 3\).*uint8"),
         ({"image": np.zeros((3, 8, 8), dtype=np.uint8)}, r"shape \(3, 8, 8\).*\[H, W, C\]"),
         ({"image": np.zeros((0, 4, 3), dtype=np.uint8)}, r"shape \(0, 4, 3\)"),
         (stored(None, "nowhere/a.png"), r"'nowhere/a.png' cannot be read: No such file.*"),
@@ -510,7 +510,7 @@ def test_the_model_learns_from_a_batch_and_nothing_from_a_damaged_image() -> Non
 
 
 def test_the_summary_has_every_setting_of_the_views() -> None:
-    assert augmenting().summary == {
+    assert augmenting().card_settings == {
         "target blocks": 4,
         "target scale": (0.15, 0.2),
         "target aspect ratio": (0.75, 1.5),

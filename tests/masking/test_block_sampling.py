@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_hf.masking import block_sampling
-from jepa_hf.masking.block_sampling import _size, default_num_context, largest_target, sample_block_masks
-from jepa_hf.masking.counter_rng import content_keys
+from jepa_hf.masking.block_sampling import _block_size, default_num_context, largest_target, sample_block_masks
+from jepa_hf.masking.counter_rng import sample_keys
 
 DRAWS = 20_000
 GRIDS = [(8, 8), (14, 14), (6, 10), (12, 5), (3, 3)]
@@ -17,7 +17,7 @@ few = settings(max_examples=40, deadline=None)
 
 
 def keys_of(count: int, seed: int = 0) -> np.ndarray:
-    return content_keys(np.arange(count, dtype=np.uint64), seed, epoch=0)
+    return sample_keys(np.arange(count, dtype=np.uint64), seed, epoch=0)
 
 
 def as_planes(flags: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -36,7 +36,7 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
         "target_scale": draw(scales),
         "target_aspect_ratio": draw(ratios),
         "context_scale": draw(scales),
-        "inside_targets": draw(st.booleans()),
+        "keep_blocks_inside": draw(st.booleans()),
     }
 
 
@@ -59,7 +59,7 @@ def test_every_patch_is_a_target_with_the_same_chance(grid: tuple[int, int]) -> 
 
 def test_the_same_chance_is_not_an_empty_claim() -> None:
     """The bound above tells the rule apart from that of blocks which never leave the plane."""
-    counts = sample_block_masks(keys_of(DRAWS), (8, 8), num_targets=1, inside_targets=True)[0].sum(axis=(0, 1))
+    counts = sample_block_masks(keys_of(DRAWS), (8, 8), num_targets=1, keep_blocks_inside=True)[0].sum(axis=(0, 1))
     chance = counts.mean() / DRAWS
     assert np.abs(counts - counts.mean()).max() > 20 * np.sqrt(DRAWS * chance * (1 - chance))
 
@@ -70,7 +70,7 @@ def test_blocks_inside_the_plane_are_whole_and_reach_all_of_it() -> None:
     The original's placement never reaches the last row and column.
     """
     shape = {"num_targets": 1, "target_scale": (0.25, 0.25), "target_aspect_ratio": (1.0, 1.0)}
-    targets = sample_block_masks(keys_of(2000), (8, 8), **shape, inside_targets=True)[0][:, 0]
+    targets = sample_block_masks(keys_of(2000), (8, 8), **shape, keep_blocks_inside=True)[0][:, 0]
     assert (targets.sum(axis=1) == 16).all()
     planes = as_planes(targets.sum(axis=0), (8, 8))
     assert planes.min() > 0
@@ -81,7 +81,9 @@ def test_blocks_inside_the_plane_are_whole_and_reach_all_of_it() -> None:
 def test_blocks_of_one_sample_are_drawn_alike_and_independently() -> None:
     """Each of four target blocks has the same mean size and place; no block's size or place, the context's included,
     is correlated with another's."""
-    targets, block = block_sampling._draw(keys_of(DRAWS), (14, 14), 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), False)
+    targets, block = block_sampling._sample_blocks(
+        keys_of(DRAWS), (14, 14), 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), False
+    )
     planes = as_planes(np.concatenate([targets, block[:, None]], axis=1), (14, 14))
     size = planes.sum(axis=(2, 3))
     row = (planes.sum(axis=3) * np.arange(14)).sum(axis=2) / size
@@ -99,7 +101,7 @@ def test_scale_and_aspect_ratio_are_independent_draws(monkeypatch: pytest.Monkey
     """
     drawn: list[tuple[np.ndarray, np.ndarray]] = []
     places: list[np.ndarray] = []
-    size, place = block_sampling._size, block_sampling._meeting
+    size, place = block_sampling._block_size, block_sampling._offset_overlapping
 
     def size_and_note(scale: np.ndarray, ratio: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         drawn.append((scale.ravel(), ratio.ravel()))
@@ -109,8 +111,8 @@ def test_scale_and_aspect_ratio_are_independent_draws(monkeypatch: pytest.Monkey
         places.append(draw.ravel())
         return place(draw, block, room)
 
-    monkeypatch.setattr(block_sampling, "_size", size_and_note)
-    monkeypatch.setattr(block_sampling, "_meeting", place_and_note)
+    monkeypatch.setattr(block_sampling, "_block_size", size_and_note)
+    monkeypatch.setattr(block_sampling, "_offset_overlapping", place_and_note)
     sample_block_masks(keys_of(DRAWS // 4), (14, 14), num_context=80)
     (scale, ratio), (context_scale, context_ratio) = drawn
     log_ratio = np.log(ratio)
@@ -153,7 +155,7 @@ def test_the_context_has_exactly_its_number_of_patches_and_no_target(
 def test_targets_are_blocks_within_the_range_of_sizes(shape: dict[str, Any], seed: int) -> None:
     """Each drawn block is a full rectangle, not empty and not larger than allowed; the context block is whole."""
     grid, (rows, columns) = shape["grid"], shape["grid"]
-    targets, block = block_sampling._draw(keys_of(64, seed), **shape)
+    targets, block = block_sampling._sample_blocks(keys_of(64, seed), **shape)
     largest = largest_target(grid, shape["target_scale"], shape["target_aspect_ratio"])
     low, high = shape["target_aspect_ratio"]
     tallest = min(max(round(np.sqrt(shape["target_scale"][1] * rows * columns * high)), 1), rows)
@@ -220,7 +222,9 @@ def test_different_keys_give_different_masks() -> None:
 def test_the_default_number_of_context_patches_falls_short_for_a_tenth(grid: tuple[int, int]) -> None:
     """About one in ten samples has fewer patches left, and one more patch would leave more than that short."""
     number = default_num_context(grid)
-    targets, block = block_sampling._draw(keys_of(DRAWS, seed=1), grid, 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), False)
+    targets, block = block_sampling._sample_blocks(
+        keys_of(DRAWS, seed=1), grid, 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), False
+    )
     left = (block & ~targets.any(axis=1)).sum(axis=1)
     assert (left < number).mean() < 0.11
     assert (left < number + 1).mean() > 0.09
@@ -230,7 +234,7 @@ def test_where_the_context_falls_short_patches_outside_its_block_make_up_for_it(
     """A context block of one quarter cannot hold half of the patches: targets are left alone as long as others last."""
     settings = {"num_targets": 1, "context_scale": (0.25, 0.25)}
     targets, context = sample_block_masks(keys_of(500), (8, 8), **settings, num_context=32)
-    drawn, block = block_sampling._draw(keys_of(500), (8, 8), 1, (0.15, 0.2), (0.75, 1.5), (0.25, 0.25), False)
+    drawn, block = block_sampling._sample_blocks(keys_of(500), (8, 8), 1, (0.15, 0.2), (0.75, 1.5), (0.25, 0.25), False)
     assert np.array_equal(targets, drawn)
     assert ((block & ~drawn[:, 0]) <= context).all()
     assert (context.sum(axis=1) == 32).all()
@@ -259,5 +263,5 @@ def test_the_largest_target_is_the_largest(
     grid: tuple[int, int], scale: tuple[float, float], ratios: tuple[float, float]
 ) -> None:
     """Against a search over a million aspect ratios."""
-    height, width = _size(np.full(10**6, scale[1]), np.geomspace(*ratios, 10**6), grid)
+    height, width = _block_size(np.full(10**6, scale[1]), np.geomspace(*ratios, 10**6), grid)
     assert largest_target(grid, scale, ratios) >= int((height * width).max())

@@ -18,7 +18,13 @@ from jepa_hf.models.modeling_feature_encoder import FeatureEncoderModel
 few = settings(max_examples=40, deadline=None)
 
 MODES = ("time", "patches", "flat")
-CASES = [("time", "dropped"), ("time", "kept"), ("patches", "dropped"), ("patches", "kept"), ("flat", "kept")]
+CASES = [
+    ("time", "drop"),
+    ("time", "mask_token"),
+    ("patches", "drop"),
+    ("patches", "mask_token"),
+    ("flat", "mask_token"),
+]
 WIDTH, PATCH = 31, 2  # 16 patches, the last of one feature
 PATCHES = 16
 FILL = np.arange(100, 100 + WIDTH, dtype=np.float32)
@@ -26,9 +32,9 @@ FILL = np.arange(100, 100 + WIDTH, dtype=np.float32)
 Batch = dict[str, torch.Tensor]
 
 
-def collator(mode: str, context_mode: str = "kept", **options: Any) -> DataCollatorForFeatureJEPA:
+def collator(mode: str, masked_tokens: str = "mask_token", **options: Any) -> DataCollatorForFeatureJEPA:
     config = FeatureEncoderConfig(WIDTH, mode=mode, patch_size=PATCH, max_position_embeddings=64)
-    return DataCollatorForFeatureJEPA(config, context_mode=context_mode, fill_values=FILL, **options)
+    return DataCollatorForFeatureJEPA(config, masked_tokens=masked_tokens, fill_values=FILL, **options)
 
 
 def row(mode: str, seed: int, steps: int = 20) -> dict[str, np.ndarray]:
@@ -75,12 +81,12 @@ def masks_by_row(batches: Iterable[Batch]) -> dict[bytes, list[list[int]]]:
 
 
 @pytest.mark.parametrize("num_masks", [1, 3])
-@pytest.mark.parametrize(("mode", "context_mode"), CASES)
-def test_batch_keeps_the_contract(mode: str, context_mode: str, num_masks: int) -> None:
+@pytest.mark.parametrize(("mode", "masked_tokens"), CASES)
+def test_batch_keeps_the_contract(mode: str, masked_tokens: str, num_masks: int) -> None:
     """Keys, shapes and dtypes are those of the design's table, for each mode, one mask and several."""
     lengths = (20, 7, 13)
     rows = [row(mode, seed, steps) for seed, steps in enumerate(lengths)]
-    batch = collator(mode, context_mode, num_masks=num_masks)(rows)
+    batch = collator(mode, masked_tokens, num_masks=num_masks)(rows)
     shape = (3, 20, WIDTH) if mode == "time" else (3, WIDTH)
     targets = {"time": 6, "patches": 5, "flat": 1}[mode]
     expected = {
@@ -90,7 +96,7 @@ def test_batch_keeps_the_contract(mode: str, context_mode: str, num_masks: int) 
     }
     if mode == "time":
         expected["attention_mask"] = ((3, 20), torch.long)
-    if context_mode == "kept":
+    if masked_tokens == "mask_token":
         several = shape if num_masks == 1 else (3, num_masks, *shape[1:])
         expected["context_features"] = (several, torch.float32)
     else:
@@ -119,12 +125,12 @@ OPTIONS = st.fixed_dictionaries(
 LENGTHS = st.lists(st.integers(2, 48), min_size=1, max_size=5)
 
 
-@pytest.mark.parametrize(("mode", "context_mode"), CASES)
+@pytest.mark.parametrize(("mode", "masked_tokens"), CASES)
 @few
 @given(options=OPTIONS, lengths=LENGTHS)
-def test_the_number_hidden_is_exact(mode: str, context_mode: str, options: dict[str, Any], lengths: list[int]) -> None:
+def test_the_number_hidden_is_exact(mode: str, masked_tokens: str, options: dict[str, Any], lengths: list[int]) -> None:
     """Each mask hides round(ratio × positions), at least one, and leaves at least one; padding is never hidden."""
-    batch = collator(mode, context_mode, **options)([row(mode, seed, n) for seed, n in enumerate(lengths)])
+    batch = collator(mode, masked_tokens, **options)([row(mode, seed, n) for seed, n in enumerate(lengths)])
     found = hidden(batch)
     for number, steps in enumerate(lengths):
         count = steps if mode == "time" else PATCHES
@@ -138,7 +144,7 @@ def test_the_number_hidden_is_exact(mode: str, context_mode: str, options: dict[
 @given(options=OPTIONS, lengths=LENGTHS)
 def test_visible_hidden_and_padding_make_up_the_row(mode: str, options: dict[str, Any], lengths: list[int]) -> None:
     """Dropped: each position is visible, hidden or padding, and only one of these."""
-    batch = collator(mode, "dropped", **options)([row(mode, seed, n) for seed, n in enumerate(lengths)])
+    batch = collator(mode, "drop", **options)([row(mode, seed, n) for seed, n in enumerate(lengths)])
     found = hidden(batch)
     visible = flags(batch["context_positions"], batch["context_valid"], found.shape[-1])
     padding = batch["attention_mask"][:, None] == 0 if mode == "time" else torch.zeros(1, 1, PATCHES, dtype=torch.bool)
@@ -152,7 +158,7 @@ def test_kept_view_holds_the_fill_values_at_the_targets_alone(
     mode: str, options: dict[str, Any], lengths: list[int]
 ) -> None:
     """`context_features` is `features` with `fill_values` at the steps, or in the patches, that are targets."""
-    batch = collator(mode, "kept", **options)([row(mode, seed, n) for seed, n in enumerate(lengths)])
+    batch = collator(mode, "mask_token", **options)([row(mode, seed, n) for seed, n in enumerate(lengths)])
     clean = batch["features"][:, None]
     view = batch["context_features"].reshape(len(lengths), options["num_masks"], *clean.shape[2:])
     length = clean.shape[2] if mode == "time" else PATCHES
@@ -177,7 +183,7 @@ def test_flat_hides_groups_of_features_and_targets_the_whole(options: dict[str, 
 
 def test_fill_values_are_zeros_by_default() -> None:
     config = FeatureEncoderConfig(WIDTH, mode="flat", patch_size=PATCH)
-    batch = DataCollatorForFeatureJEPA(config, context_mode="kept")([row("flat", 0)])
+    batch = DataCollatorForFeatureJEPA(config, masked_tokens="mask_token")([row("flat", 0)])
     assert sorted(set(batch["context_features"][batch["context_features"] != batch["features"]].tolist())) == [0.0]
 
 
@@ -186,7 +192,7 @@ def test_spans_are_of_five_steps_and_of_one_patch_by_default(mode: str, mean: fl
     """The summary for the model card says so, and the masks are those of the same mean given by hand."""
     default, by_hand = collator(mode), collator(mode, mean_span_length=mean)
     other = collator(mode, mean_span_length=6.0 - mean)
-    assert default.summary == {"mask ratio": 0.3, "mean span length": mean}
+    assert default.card_settings == {"mask ratio": 0.3, "mean span length": mean}
     rows = [row(mode, seed, 40) for seed in range(8)]
     masks = masks_by_row([default(rows)])
     assert masks == masks_by_row([by_hand(rows)])
@@ -196,17 +202,17 @@ def test_spans_are_of_five_steps_and_of_one_patch_by_default(mode: str, mean: fl
 # ---- what the masks depend on
 
 
-@pytest.mark.parametrize(("mode", "context_mode"), CASES)
+@pytest.mark.parametrize(("mode", "masked_tokens"), CASES)
 @few
 @given(lengths=LENGTHS, order=st.randoms(use_true_random=False), size=st.integers(1, 3), steps=st.integers(48, 64))
 def test_masks_depend_neither_on_batch_size_nor_on_order_nor_on_padding(
-    mode: str, context_mode: str, lengths: list[int], order: Any, size: int, steps: int
+    mode: str, masked_tokens: str, lengths: list[int], order: Any, size: int, steps: int
 ) -> None:
     """One batch, or the shuffled rows in small batches, padded further: each row has the same masks."""
     rows = [row(mode, seed, n) for seed, n in enumerate(lengths)]
-    together = masks_by_row([collator(mode, context_mode, num_masks=2)(rows)])
+    together = masks_by_row([collator(mode, masked_tokens, num_masks=2)(rows)])
     shuffled = order.sample(rows, len(rows))
-    padded = collator(mode, context_mode, num_masks=2, max_length=steps)
+    padded = collator(mode, masked_tokens, num_masks=2, max_length=steps)
     apart = masks_by_row(padded(shuffled[i : i + size]) for i in range(0, len(rows), size))
     assert together == apart
     assert len(together) == len(rows)
@@ -234,7 +240,7 @@ def test_masks_differ_by_epoch_number_seed_and_content(mode: str) -> None:
 
 def test_a_copy_in_a_worker_masks_alike() -> None:
     """What a spawned worker unpickles gives the same batch."""
-    original, rows = collator("time", "dropped", num_masks=2), [row("time", seed) for seed in range(3)]
+    original, rows = collator("time", "drop", num_masks=2), [row("time", seed) for seed in range(3)]
     batch, copied = original(rows), pickle.loads(pickle.dumps(original))(rows)
     assert batch.keys() == copied.keys()
     assert all(torch.equal(batch[name], copied[name]) for name in batch)
@@ -251,7 +257,7 @@ def test_every_patch_is_hidden_equally_often(mode: str) -> None:
 
 def test_every_step_is_hidden_about_equally_often() -> None:
     """Over 8,000 masks each of 60 steps is hidden within a tenth of its share: the ends are not left out."""
-    batch = collator("time", "dropped", num_masks=4)([row("time", seed, 60) for seed in range(2000)])
+    batch = collator("time", "drop", num_masks=4)([row("time", seed, 60) for seed in range(2000)])
     counts, share = hidden(batch).sum(dim=(0, 1)).float(), 18 / 60
     assert counts.sum() == 8000 * 18
     assert (counts / (8000 * share) - 1).abs().max() < 0.1
@@ -260,23 +266,23 @@ def test_every_step_is_hidden_about_equally_often() -> None:
 # ---- short rows, static shapes
 
 
-@pytest.mark.parametrize("context_mode", ["kept", "dropped"])
+@pytest.mark.parametrize("masked_tokens", ["mask_token", "drop"])
 @pytest.mark.parametrize("steps", [0, 1])
-def test_a_series_of_fewer_than_two_steps_is_refused_or_has_no_target(context_mode: str, steps: int) -> None:
+def test_a_series_of_fewer_than_two_steps_is_refused_or_has_no_target(masked_tokens: str, steps: int) -> None:
     """With "error" the row is named; with "skip" it is in the batch, wholly visible, and the others are as ever."""
     rows = [row("time", 0), row("time", 1, steps), row("time", 2)]
-    with pytest.raises(UsageError, match=r"row 1 .*fewer than two steps"):
-        collator("time", context_mode)(rows)
-    batch = collator("time", context_mode, on_short="skip")(rows)
+    with pytest.raises(UsageError, match=r"Row 1 .*fewer than two steps"):
+        collator("time", masked_tokens)(rows)
+    batch = collator("time", masked_tokens, on_too_short="skip")(rows)
     assert batch["target_valid"].any(dim=-1).flatten().tolist() == [True, False, True]
     assert batch["attention_mask"].sum(dim=1).tolist() == [20, steps, 20]
-    if context_mode == "kept":
+    if masked_tokens == "mask_token":
         assert torch.equal(batch["context_features"][1], batch["features"][1])
     else:
         assert batch["context_valid"][1].sum() == steps
-    others = collator("time", context_mode)([rows[0], rows[2]])
+    others = collator("time", masked_tokens)([rows[0], rows[2]])
     assert masks_by_row([others]).items() <= masks_by_row([batch]).items()
-    alone = collator("time", context_mode, on_short="skip")(rows[1:2])
+    alone = collator("time", masked_tokens, on_too_short="skip")(rows[1:2])
     assert alone["features"].shape == (1, 1, WIDTH)
     assert not alone["target_valid"].any()
 
@@ -284,14 +290,14 @@ def test_a_series_of_fewer_than_two_steps_is_refused_or_has_no_target(context_mo
 @few
 @given(
     st.floats(0.02, 0.98),
-    st.sampled_from(("kept", "dropped")),
+    st.sampled_from(("mask_token", "drop")),
     st.lists(st.lists(st.integers(0, 33), min_size=2, max_size=2), min_size=2, max_size=4),
 )
 def test_max_length_gives_the_same_shapes_for_every_batch(
-    ratio: float, context_mode: str, batches: list[list[int]]
+    ratio: float, masked_tokens: str, batches: list[list[int]]
 ) -> None:
     """Short, long and mixed series at any ratio: one set of shapes, no wider than a full series needs."""
-    static = collator("time", context_mode, mask_ratio=ratio, max_length=33, num_masks=2, on_short="skip")
+    static = collator("time", masked_tokens, mask_ratio=ratio, max_length=33, num_masks=2, on_too_short="skip")
     shapes = set()
     for lengths in [[33, 33], *batches]:
         batch = static([row("time", seed, n) for seed, n in enumerate(lengths)])
@@ -301,7 +307,7 @@ def test_max_length_gives_the_same_shapes_for_every_batch(
     found = dict(shapes.pop())
     assert found["features"] == (2, 33, WIDTH)
     assert found["target_positions"] == (2, 2, hides)
-    assert context_mode == "kept" or found["context_positions"] == (2, 2, 33 - hides)
+    assert masked_tokens == "mask_token" or found["context_positions"] == (2, 2, 33 - hides)
 
 
 # ---- input
@@ -310,7 +316,7 @@ def test_max_length_gives_the_same_shapes_for_every_batch(
 def test_rows_may_be_lists_arrays_or_tensors_and_hold_other_columns() -> None:
     """All give the same batch; further columns are left out."""
     features = row("time", 0)["features"]
-    collate = collator("time", "dropped")
+    collate = collator("time", "drop")
     expected = collate([{"features": features}])
     for same in (features.tolist(), features.astype(np.float64), torch.from_numpy(features), features.T.copy().T):
         batch = collate([{"features": same, "label": 3, "name": "x"}])
@@ -327,7 +333,7 @@ def test_rows_may_be_lists_arrays_or_tensors_and_hold_other_columns() -> None:
         ("time", np.zeros((5, 30)), r"row 1 .*\(5, 30\), not \[steps, 31\]"),
         ("time", [[0.0] * 31, [0.0] * 30], r"row 1 .*not a rectangle of numbers"),
         ("flat", ["a"] * 31, r"row 1 .*not a rectangle of numbers"),
-        ("time", np.zeros((65, 31)), r"row 1 .*65 steps, more than max_position_embeddings 64"),
+        ("time", np.zeros((65, 31)), r"Row 1 .*65 steps, more than max_position_embeddings 64"),
     ],
 )
 def test_rows_of_another_shape_are_refused(mode: str, features: Any, message: str) -> None:
@@ -339,7 +345,7 @@ def test_rows_of_another_shape_are_refused(mode: str, features: Any, message: st
 def test_a_series_longer_than_max_length_is_refused() -> None:
     collate = collator("time", max_length=16)
     assert collate([row("time", 0, 16)])["features"].shape == (1, 16, WIDTH)
-    with pytest.raises(UsageError, match=r"row 1 .*17 steps, more than max_length 16"):
+    with pytest.raises(UsageError, match=r"Row 1 .*17 steps, more than max_length 16"):
         collate([row("time", 0, 9), row("time", 0, 17)])
 
 
@@ -349,37 +355,37 @@ def test_a_series_longer_than_max_length_is_refused() -> None:
         ("time", {"mask_ratio": 0.0}, "mask_ratio must lie strictly between 0 and 1, not 0.0"),
         ("time", {"mask_ratio": float("nan")}, "mask_ratio must lie strictly between 0 and 1"),
         ("time", {"mean_span_length": 0.5}, "mean_span_length must be at least 1, not 0.5"),
-        ("time", {"context_mode": "both"}, "context_mode must be kept or dropped, not 'both'"),
+        ("time", {"masked_tokens": "both"}, "masked_tokens must be drop or mask_token, not 'both'"),
         ("time", {"num_masks": 0}, "num_masks must be at least 1, not 0"),
-        ("time", {"on_short": "cut"}, "on_short must be error or skip, not 'cut'"),
+        ("time", {"on_too_short": "cut"}, "on_too_short must be error or skip, not 'cut'"),
         ("time", {"max_length": 65}, "max_length must lie between 2 and .* 64, not 65"),
         ("time", {"max_length": 1}, "max_length must lie between 2 and .* 64, not 1"),
-        ("flat", {"context_mode": "dropped"}, "mode flat .*--context_mode kept"),
+        ("flat", {"masked_tokens": "drop"}, "mode flat .*--masked_tokens mask_token"),
         ("patches", {"fill_values": [0.0] * 30}, r"fill_values .*input_dim 31 .*\(30,\)"),
     ],
 )
 def test_bad_options_are_refused_by_name(mode: str, options: dict[str, Any], message: str) -> None:
     config = FeatureEncoderConfig(WIDTH, mode=mode, patch_size=PATCH, max_position_embeddings=64)
     with pytest.raises(UsageError, match=message):
-        DataCollatorForFeatureJEPA(config, **({"context_mode": "kept"} | options))
+        DataCollatorForFeatureJEPA(config, **({"masked_tokens": "mask_token"} | options))
 
 
 @pytest.mark.parametrize("mode", ["patches", "flat"])
 def test_one_patch_is_too_few(mode: str) -> None:
     """One must be hidden and one left."""
     with pytest.raises(UsageError, match="patch_size 31 makes one patch of 31 features"):
-        DataCollatorForFeatureJEPA(FeatureEncoderConfig(WIDTH, mode=mode, patch_size=WIDTH), context_mode="kept")
+        DataCollatorForFeatureJEPA(FeatureEncoderConfig(WIDTH, mode=mode, patch_size=WIDTH), masked_tokens="mask_token")
 
 
 # ---- with the encoder
 
 
-@pytest.mark.parametrize(("mode", "context_mode"), CASES)
+@pytest.mark.parametrize(("mode", "masked_tokens"), CASES)
 @torch.no_grad()
-def test_the_encoder_reads_what_the_collator_makes(mode: str, context_mode: str) -> None:
+def test_the_encoder_reads_what_the_collator_makes(mode: str, masked_tokens: str) -> None:
     """Both views have the encoder's shapes; what is hidden does not reach the context view's representations."""
     torch.set_num_threads(1)
-    collate = collator(mode, context_mode)
+    collate = collator(mode, masked_tokens)
     model = FeatureEncoderModel(
         FeatureEncoderConfig(
             WIDTH, mode=mode, patch_size=PATCH, max_position_embeddings=64, hidden_size=16, num_hidden_layers=1
@@ -388,7 +394,7 @@ def test_the_encoder_reads_what_the_collator_makes(mode: str, context_mode: str)
     batch = collate([row(mode, seed, steps) for seed, steps in enumerate((12, 20))])
     mask = batch.get("attention_mask")
     assert model(batch["features"], attention_mask=mask).last_hidden_state.isfinite().all()
-    if context_mode == "kept":
+    if masked_tokens == "mask_token":
         assert model(batch["context_features"], attention_mask=mask).last_hidden_state.isfinite().all()
         return
     view = {"positions": batch["context_positions"][:, 0], "attention_mask": batch["context_valid"][:, 0]}

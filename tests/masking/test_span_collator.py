@@ -70,13 +70,13 @@ def masks_by_row(batches: Iterable[Batch]) -> dict[tuple[int, ...], list[list[in
     return found
 
 
-@pytest.mark.parametrize("context_mode", ["kept", "dropped"])
+@pytest.mark.parametrize("masked_tokens", ["mask_token", "drop"])
 @pytest.mark.parametrize("num_masks", [1, 4])
-def test_batch_keeps_the_contract(context_mode: str, num_masks: int) -> None:
+def test_batch_keeps_the_contract(masked_tokens: str, num_masks: int) -> None:
     """Keys, shapes and dtypes are those of the design's table, for both modes, one mask and several."""
     rows = rows_of(CORPUS[:6])
     lengths = [len(row["input_ids"]) for row in rows]
-    batch = DataCollatorForSpanJEPA(BERT, context_mode=context_mode, num_masks=num_masks)(rows)
+    batch = DataCollatorForSpanJEPA(BERT, masked_tokens=masked_tokens, num_masks=num_masks)(rows)
     targets = max(round((length - 2) * 0.3) for length in lengths)
     visible = max(length - round((length - 2) * 0.3) for length in lengths)
     expected = {
@@ -85,7 +85,7 @@ def test_batch_keeps_the_contract(context_mode: str, num_masks: int) -> None:
         "target_positions": ((6, num_masks, targets), torch.long),
         "target_valid": ((6, num_masks, targets), torch.bool),
     }
-    if context_mode == "kept":
+    if masked_tokens == "mask_token":
         shape = (6, max(lengths)) if num_masks == 1 else (6, num_masks, max(lengths))
         expected["context_input_ids"] = (shape, torch.long)
     else:
@@ -108,7 +108,7 @@ def test_training_batches_go_without_masks_in_which_all_is_true() -> None:
         (alike, length, spared),
         (alike, length + 1, set()),
     ):
-        collator = DataCollatorForSpanJEPA(BERT, context_mode="dropped", max_length=static)
+        collator = DataCollatorForSpanJEPA(BERT, masked_tokens="drop", max_length=static)
         collator.epoch = 3
         whole, training = collator(batch), collator.for_training()(batch)
         assert whole.keys() - training.keys() == gone
@@ -138,7 +138,7 @@ def test_kept_view_differs_by_the_mask_token_at_the_targets_alone(
     settings: dict[str, Any], lengths: list[int], side: str
 ) -> None:
     """`context_input_ids` is `input_ids` with the mask token at exactly the valid target positions."""
-    collator = DataCollatorForSpanJEPA(modified(padding_side=side), context_mode="kept", **settings)
+    collator = DataCollatorForSpanJEPA(modified(padding_side=side), masked_tokens="mask_token", **settings)
     batch = collator([row_of(length, seed=length) for length in lengths])
     view = batch["context_input_ids"].reshape(len(lengths), settings["num_masks"], -1)
     clean = batch["input_ids"].unsqueeze(1)
@@ -151,7 +151,7 @@ def test_kept_view_differs_by_the_mask_token_at_the_targets_alone(
 @given(COLLATORS, LENGTHS, st.sampled_from(("left", "right")))
 def test_visible_hidden_and_padding_make_up_the_row(settings: dict[str, Any], lengths: list[int], side: str) -> None:
     """Dropped: each position is visible, hidden or padding, and only one of these; padding is on the given side."""
-    collator = DataCollatorForSpanJEPA(modified(padding_side=side), context_mode="dropped", **settings)
+    collator = DataCollatorForSpanJEPA(modified(padding_side=side), masked_tokens="drop", **settings)
     batch = collator([row_of(length, seed=length) for length in lengths])
     width = batch["input_ids"].shape[1]
     parts = hidden(batch).long() + flags(batch["context_positions"], batch["context_valid"], width).long()
@@ -258,14 +258,14 @@ def test_evaluation_masks_stay_and_are_not_those_of_training() -> None:
 def test_a_short_row_is_an_error_that_names_it(tokens: int) -> None:
     """Fewer than two maskable tokens: the message holds the row's number, its text and the remedy."""
     short = {"input_ids": [CLS, *BERT.convert_tokens_to_ids(["a"] * tokens), SEP]}
-    with pytest.raises(UsageError, match=r"row 1 of the batch .*\[CLS\].*on_short.*skip"):
+    with pytest.raises(UsageError, match=r"Row 1 of the batch .*\[CLS\].*on_too_short.*skip"):
         DataCollatorForSpanJEPA(BERT)([row_of(9), short, short])
 
 
-@pytest.mark.parametrize("context_mode", ["kept", "dropped"])
-def test_a_skipped_short_row_has_no_target_and_stays_whole(context_mode: str) -> None:
+@pytest.mark.parametrize("masked_tokens", ["mask_token", "drop"])
+def test_a_skipped_short_row_has_no_target_and_stays_whole(masked_tokens: str) -> None:
     """With "skip" it is in the batch, all visible, without a valid target; the other row is as it would be alone."""
-    collator = DataCollatorForSpanJEPA(BERT, context_mode=context_mode, on_short="skip", num_masks=2)
+    collator = DataCollatorForSpanJEPA(BERT, masked_tokens=masked_tokens, on_too_short="skip", num_masks=2)
     short = {"input_ids": [CLS, 60, SEP]}
     batch = collator([short, row_of(12)])
     assert not batch["target_valid"][0].any()
@@ -273,7 +273,7 @@ def test_a_skipped_short_row_has_no_target_and_stays_whole(context_mode: str) ->
     assert masks_by_row([batch])[tuple(row_of(12)["input_ids"])] == next(
         iter(masks_by_row([collator([row_of(12)])]).values())
     )
-    if context_mode == "kept":
+    if masked_tokens == "mask_token":
         assert (batch["context_input_ids"][0] == batch["input_ids"][0]).all()
     else:
         assert batch["context_positions"][0][batch["context_valid"][0]].tolist() == [0, 1, 2] * 2
@@ -291,8 +291,8 @@ def test_a_skipped_short_row_has_no_target_and_stays_whole(context_mode: str) ->
         ("mask_ratio", float("nan")),
         ("mean_span_length", 0.5),
         ("mean_span_length", float("nan")),
-        ("context_mode", "hidden"),
-        ("on_short", "drop"),
+        ("masked_tokens", "hidden"),
+        ("on_too_short", "drop"),
         ("num_masks", 0),
     ],
 )
@@ -305,8 +305,8 @@ def test_a_wrong_setting_is_refused_by_name(setting: str, value: Any) -> None:
 def test_a_tokenizer_without_mask_token_serves_dropped_mode_only() -> None:
     """Kept mode refuses it and names the remedies; dropped mode masks as with the mask token."""
     tokenizer = modified(mask_token=None)
-    with pytest.raises(UsageError, match=r"no mask token.*--add_tokens.*--context_mode dropped"):
-        DataCollatorForSpanJEPA(tokenizer, context_mode="kept")
+    with pytest.raises(UsageError, match=r"no mask token.*--add_tokens.*--masked_tokens drop"):
+        DataCollatorForSpanJEPA(tokenizer, masked_tokens="mask_token")
     rows = rows_of(CORPUS[:5])
     with_mask = masks_by_row([DataCollatorForSpanJEPA(BERT)(rows)])
     assert masks_by_row([DataCollatorForSpanJEPA(tokenizer)(rows)]) == with_mask
@@ -314,7 +314,7 @@ def test_a_tokenizer_without_mask_token_serves_dropped_mode_only() -> None:
 
 def test_a_tokenizer_without_padding_token_is_refused() -> None:
     """UsageError that says what to set."""
-    with pytest.raises(UsageError, match=r"no padding token: set tokenizer\.pad_token"):
+    with pytest.raises(UsageError, match=r"no padding token\. Set tokenizer\.pad_token"):
         DataCollatorForSpanJEPA(modified(pad_token=None))
 
 
@@ -357,7 +357,7 @@ def test_without_whole_word_words_are_cut() -> None:
 def test_a_single_word_is_short_under_whole_word() -> None:
     """A row of one word of several tokens has one unit: an error that speaks of words."""
     row = {"input_ids": [CLS, 60, 61, 62, SEP], "word_ids": [-1, 0, 0, 0, -1]}
-    with pytest.raises(UsageError, match=r"row 0 .*fewer than two words"):
+    with pytest.raises(UsageError, match=r"Row 0 .*fewer than two words"):
         DataCollatorForSpanJEPA(BERT, whole_word=True)([row])
     assert DataCollatorForSpanJEPA(BERT)([row])["target_valid"].sum() == 1
 
@@ -372,12 +372,12 @@ def test_padding_to_a_multiple_is_the_least_that_holds(lengths: list[int], multi
     assert max(lengths) <= width < max(lengths) + multiple
 
 
-@pytest.mark.parametrize("context_mode", ["kept", "dropped"])
+@pytest.mark.parametrize("masked_tokens", ["mask_token", "drop"])
 @pytest.mark.parametrize("ratio", [0.15, 0.3, 0.6])
-def test_max_length_gives_the_same_shapes_for_every_batch(context_mode: str, ratio: float) -> None:
+def test_max_length_gives_the_same_shapes_for_every_batch(masked_tokens: str, ratio: float) -> None:
     """Short rows, long rows, mixed rows: one set of shapes, below the full length, and the same masks as without."""
-    static = DataCollatorForSpanJEPA(BERT, mask_ratio=ratio, context_mode=context_mode, max_length=64, num_masks=2)
-    dynamic = DataCollatorForSpanJEPA(BERT, mask_ratio=ratio, context_mode=context_mode, num_masks=2)
+    static = DataCollatorForSpanJEPA(BERT, mask_ratio=ratio, masked_tokens=masked_tokens, max_length=64, num_masks=2)
+    dynamic = DataCollatorForSpanJEPA(BERT, mask_ratio=ratio, masked_tokens=masked_tokens, num_masks=2)
     shapes = set()
     for lengths in ((64, 64, 64), (5, 6, 4), (64, 4, 30), (40, 41, 63)):
         rows = [row_of(length, seed) for seed, length in enumerate(lengths)]
@@ -389,7 +389,7 @@ def test_max_length_gives_the_same_shapes_for_every_batch(context_mode: str, rat
     assert found["input_ids"] == (3, 64)
     hidden = round(62 * ratio)  # of a full row with two special tokens
     assert found["target_positions"] == (3, 2, hidden)
-    if context_mode == "dropped":
+    if masked_tokens == "drop":
         assert found["context_positions"] == (3, 2, 64 - hidden)
 
 
@@ -413,7 +413,7 @@ def test_a_row_longer_than_max_length_is_refused() -> None:
     """The row, its length and the limit are named."""
     collator = DataCollatorForSpanJEPA(BERT, max_length=16)
     assert collator([row_of(16)])["input_ids"].shape == (1, 16)
-    with pytest.raises(UsageError, match=r"row 1 .*17 tokens.*max_length 16"):
+    with pytest.raises(UsageError, match=r"Row 1 .*17 tokens.*max_length 16"):
         collator([row_of(9), row_of(17)])
 
 
@@ -438,7 +438,7 @@ def test_no_special_token_is_ever_hidden(family: str, texts: list[str], num_mask
     """On any text, special tokens and padding stay as they are; a row of two other tokens gets a target."""
     tokenizer = tiny_tokenizer(family)
     collator = DataCollatorForSpanJEPA(
-        tokenizer, mask_ratio=ratio, context_mode="kept", num_masks=num_masks, on_short="skip"
+        tokenizer, mask_ratio=ratio, masked_tokens="mask_token", num_masks=num_masks, on_too_short="skip"
     )
     batch = collator(rows_of(texts, family))
     special = torch.isin(batch["input_ids"], torch.tensor(tokenizer.all_special_ids)).unsqueeze(1)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_hf.masking.counter_rng import row_keys, uniforms
-from jepa_hf.masking.span_sampling import maskable_units, sample_span_mask, span_lengths
+from jepa_hf.masking.counter_rng import row_keys, uniform_draws
+from jepa_hf.masking.span_sampling import sample_span_mask, span_lengths, unit_ids
 
 few = settings(max_examples=50, deadline=None)
 
@@ -64,7 +64,7 @@ def reference_mask(
     chosen: list[int] = []
     count, number, done = 0, 0, False
     while not done:
-        place, length = uniforms(np.array([key], dtype=np.uint64), 2 * number, 2)[0].tolist()
+        place, length = uniform_draws(np.array([key], dtype=np.uint64), 2 * number, 2)[0].tolist()
         number += 1
         shorter = 1 - 1 / mean_span_length
         size = min(1 + int(math.log1p(-length) / math.log1p(-1 / mean_span_length)) if shorter else 1, len(units))
@@ -151,7 +151,7 @@ def test_masks_whole_words_and_within_one_word_of_the_share(
     """No word is cut, and the count is off by less than the longest word; where words allow, by half a word."""
     maskable, words = batch_of(rows)
     mask = sample_span_mask(maskable, keys_of(len(rows), seed), ratio, mean, words)
-    units = maskable_units(maskable, words)
+    units = unit_ids(maskable, words)
     for row_mask, row_units in zip(mask, units, strict=True):
         sizes = np.bincount(row_units[row_units >= 0])
         if len(sizes) < 2:
@@ -173,7 +173,7 @@ def test_masks_no_special_token_and_leaves_something(
     maskable, words = batch_of(rows)
     words = words if whole_words else None
     mask = sample_span_mask(maskable, keys_of(len(rows), seed), ratio, mean, words)
-    units = maskable_units(maskable, words)
+    units = unit_ids(maskable, words)
     assert mask.shape == maskable.shape
     assert mask.dtype == bool
     assert not (mask & ~maskable).any()
@@ -251,7 +251,7 @@ def test_row_keys_tell_rows_apart_and_read_any_integer_type() -> None:
 
 def test_uniforms_are_uniform_on_the_half_open_unit_interval() -> None:
     """Values lie in [0, 1) with mean 1/2, variance 1/12 and as many in each tenth."""
-    values = uniforms(keys_of(1000), 0, 200).ravel()
+    values = uniform_draws(keys_of(1000), 0, 200).ravel()
     assert values.min() >= 0.0
     assert values.max() < 1.0
     assert abs(values.mean() - 1 / 2) < 4 * math.sqrt(1 / 12 / values.size)
@@ -263,10 +263,10 @@ def test_uniforms_are_uniform_on_the_half_open_unit_interval() -> None:
 def test_uniforms_of_different_keys_and_places_are_uncorrelated() -> None:
     """Streams of random, neighbouring and M-mask keys, and of one key at any lag, correlate no more than noise."""
     for keys in (keys_of(40), np.arange(40, dtype=np.uint64), np.arange(40, dtype=np.uint64) << np.uint64(58)):
-        streams = uniforms(np.unique(keys), 0, 4000)
+        streams = uniform_draws(np.unique(keys), 0, 4000)
         correlation = np.corrcoef(streams) - np.eye(len(streams))
         assert np.abs(correlation).max() < 5 / math.sqrt(4000)
-    stream = uniforms(keys_of(1), 0, 20_000)[0] - 0.5
+    stream = uniform_draws(keys_of(1), 0, 20_000)[0] - 0.5
     lags = [12 * (stream[lag:] * stream[:-lag]).mean() for lag in range(1, 30)]
     assert np.abs(lags).max() < 4 / math.sqrt(20_000)
 
@@ -276,8 +276,8 @@ def test_uniforms_of_different_keys_and_places_are_uncorrelated() -> None:
 def test_uniforms_are_slices_of_one_stream(seed: int, start: int, skip: int, count: int) -> None:
     """Numbers start … of a stream are the same however many are asked for and from wherever."""
     keys = keys_of(3, seed)
-    assert (uniforms(keys, start, skip + count)[:, skip:] == uniforms(keys, start + skip, count)).all()
-    assert (uniforms(keys[1:2], start, count)[0] == uniforms(keys, start, count)[1]).all()
+    assert (uniform_draws(keys, start, skip + count)[:, skip:] == uniform_draws(keys, start + skip, count)).all()
+    assert (uniform_draws(keys[1:2], start, count)[0] == uniform_draws(keys, start, count)[1]).all()
 
 
 def test_spans_of_one_token_start_uniformly_over_maskable_tokens() -> None:
@@ -294,7 +294,7 @@ def test_spans_of_one_token_start_uniformly_over_maskable_tokens() -> None:
 @pytest.mark.parametrize("mean", [1.0, 2.0, 5.0])
 def test_span_lengths_have_the_mean_and_the_shape_of_a_geometric_distribution(mean: float) -> None:
     """Mean within three standard errors, P(length >= k) = (1 - 1 / mean)^(k - 1); at a mean of 1 every length is 1."""
-    lengths = span_lengths(uniforms(keys_of(100), 0, 1000).ravel(), mean)
+    lengths = span_lengths(uniform_draws(keys_of(100), 0, 1000).ravel(), mean)
     deviation = math.sqrt(mean * (mean - 1))
     assert abs(lengths.mean() - mean) <= 3 * deviation / math.sqrt(lengths.size)
     for k in range(1, 12):
@@ -344,8 +344,8 @@ def test_maskable_units_of_a_hand_made_row() -> None:
     #        [CLS]  a     ##b   c     [UNK]  c    d     d     [PAD]
     maskable = np.array([[False, True, True, True, False, True, True, True, False]])
     words = np.array([[-1, 0, 0, 1, 1, 1, 2, 2, -1]])
-    assert maskable_units(maskable).tolist() == [[-1, 0, 1, 2, -1, 3, 4, 5, -1]]
-    assert maskable_units(maskable, words).tolist() == [[-1, 0, 0, 1, -1, 2, 3, 3, -1]]
+    assert unit_ids(maskable).tolist() == [[-1, 0, 1, 2, -1, 3, 4, 5, -1]]
+    assert unit_ids(maskable, words).tolist() == [[-1, 0, 0, 1, -1, 2, 3, 3, -1]]
 
 
 def test_one_word_longer_than_twice_the_share_is_masked_alone() -> None:

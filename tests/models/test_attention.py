@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, PreTrainedModel, RobertaConfig
 
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction
-from jepa_hf.models.attention import SDPA_UNMASKED, unmasked_where_possible
+from jepa_hf.models.attention import SDPA_SKIP_EMPTY_MASK, sdpa_mask_or_none
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 99}
 
@@ -28,7 +28,7 @@ def test_it_computes_what_sdpa_computes(kind: str, padded: bool | None) -> None:
         mask[1, 15:] = 0
     with torch.no_grad():
         expected = model(ids, attention_mask=mask).last_hidden_state
-        model.set_attn_implementation(SDPA_UNMASKED)
+        model.set_attn_implementation(SDPA_SKIP_EMPTY_MASK)
         found = model(ids, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -37,7 +37,7 @@ def test_no_mask_is_made_of_nothing_while_a_graph_is_traced(monkeypatch: pytest.
     """Also where transformers believes that a program is exported, as it does with torch before 2.14."""
     monkeypatch.setattr("transformers.masking_utils.is_torchdynamo_exporting", lambda: True, raising=False)
     model, ids, masks = encoder("bert"), torch.randint(5, 99, (3, 24)), []
-    model.set_attn_implementation(SDPA_UNMASKED)
+    model.set_attn_implementation(SDPA_SKIP_EMPTY_MASK)
 
     def look(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
         calls = [node for node in graph.graph.nodes if "scaled_dot_product" in str(node.target)]
@@ -51,7 +51,7 @@ def test_no_mask_is_made_of_nothing_while_a_graph_is_traced(monkeypatch: pytest.
 
 def test_a_window_is_no_such_thing() -> None:
     """Of a row of 6, each token sees 2 to either side."""
-    mask = unmasked_where_possible(
+    mask = sdpa_mask_or_none(
         batch_size=1,
         q_length=6,
         kv_length=6,
@@ -69,7 +69,7 @@ def test_only_text_encoders_that_are_given_no_mask_change(tmp_path) -> None:
     model = JepaForRepresentationPrediction(JepaConfig(RobertaConfig(**SIZES)))
     model.prepare_to_compile()
     for each in (model.context_encoder, model.target_encoder):
-        assert each.config._attn_implementation == SDPA_UNMASKED
+        assert each.config._attn_implementation == SDPA_SKIP_EMPTY_MASK
     model.save_pretrained(tmp_path)
     loaded = JepaForRepresentationPrediction.from_pretrained(tmp_path)
     assert loaded.context_encoder.config._attn_implementation == "sdpa"

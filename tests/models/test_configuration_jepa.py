@@ -16,21 +16,21 @@ from jepa_hf import JepaConfig, UsageError
 @pytest.mark.parametrize("predictor_type", ["transformer", "mlp"])
 def test_positions_are_dropped_by_default_only_where_that_is_exact(family: str, predictor_type: str) -> None:
     exact = family != "deberta-v2" and predictor_type == "transformer"
-    assert JepaConfig(tiny_config(family), predictor_type=predictor_type).context_mode == (
-        "dropped" if exact else "kept"
+    assert JepaConfig(tiny_config(family), predictor_type=predictor_type).masked_tokens == (
+        "drop" if exact else "mask_token"
     )
 
 
 def test_unknown_encoders_keep_their_positions_by_default() -> None:
     config = AutoConfig.for_model("mpnet", hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
-    assert JepaConfig(config).context_mode == "kept"
+    assert JepaConfig(config).masked_tokens == "mask_token"
     with pytest.raises(UsageError, match="mpnet"):
-        JepaConfig(config, context_mode="dropped")
+        JepaConfig(config, masked_tokens="drop")
 
 
 @pytest.mark.parametrize(("depth", "expected"), [(1, 1), (2, 1), (3, 2), (6, 3), (12, 6)])
 def test_half_of_the_layers_are_averaged_by_default_rounded_up(depth: int, expected: int) -> None:
-    assert JepaConfig(BertConfig(num_hidden_layers=depth)).target_layers == expected
+    assert JepaConfig(BertConfig(num_hidden_layers=depth)).average_top_k_layers == expected
 
 
 def test_the_predictor_is_half_as_wide_with_as_many_heads_as_divide_its_width() -> None:
@@ -43,11 +43,11 @@ def test_the_predictor_is_half_as_wide_with_as_many_heads_as_divide_its_width() 
 def test_a_configuration_of_dimensions_under_other_names_is_understood() -> None:
     # DistilBERT calls them dim and n_layers.
     config = JepaConfig(tiny_config("distilbert"))
-    assert (config.hidden_size, config.target_layers, config.pred_hidden_size) == (32, 1, 16)
+    assert (config.hidden_size, config.average_top_k_layers, config.pred_hidden_size) == (32, 1, 16)
 
 
 EXPLICIT: dict[str, Any] = {
-    "context_mode": "kept",
+    "masked_tokens": "mask_token",
     "predictor_type": "mlp",
     "pred_hidden_size": 24,
     "pred_num_hidden_layers": 1,
@@ -56,7 +56,7 @@ EXPLICIT: dict[str, Any] = {
     "pred_dropout": 0.25,
     "loss": "cosine",
     "smooth_l1_beta": 2.0,
-    "target_layers": 2,
+    "average_top_k_layers": 2,
     "target_norm": "instance",
     "mlm_weight": 0.5,
     "variance_weight": 0.25,
@@ -85,12 +85,12 @@ def test_explicit_values_win_over_every_default() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("context_mode", "hidden"),
+        ("masked_tokens", "hidden"),
         ("predictor_type", "linear"),
         ("loss", "huber"),
         ("target_norm", "batch"),
-        ("target_layers", 0),
-        ("target_layers", 3),
+        ("average_top_k_layers", 0),
+        ("average_top_k_layers", 3),
         ("pred_hidden_size", 0),
         ("pred_num_hidden_layers", 0),
         ("pred_num_attention_heads", 3),
@@ -118,13 +118,13 @@ def test_a_configuration_without_an_encoder_is_refused() -> None:
 
 
 def test_dropping_from_deberta_is_refused_with_the_remedy() -> None:
-    with pytest.raises(UsageError, match=r"deberta-v2.*--context_mode kept"):
-        JepaConfig(tiny_config("deberta-v2"), context_mode="dropped")
+    with pytest.raises(UsageError, match=r"deberta-v2.*--masked_tokens mask_token"):
+        JepaConfig(tiny_config("deberta-v2"), masked_tokens="drop")
 
 
 def test_dropping_what_the_mlp_predictor_reads_is_refused_with_the_remedy() -> None:
-    with pytest.raises(UsageError, match=r"mlp.*--predictor_type transformer or --context_mode kept"):
-        JepaConfig(tiny_config("bert"), context_mode="dropped", predictor_type="mlp")
+    with pytest.raises(UsageError, match=r"mlp.*--predictor_type transformer or --masked_tokens mask_token"):
+        JepaConfig(tiny_config("bert"), masked_tokens="drop", predictor_type="mlp")
 
 
 def test_a_predictor_over_a_plane_needs_a_width_for_sines_and_cosines_of_two_axes() -> None:
@@ -159,7 +159,9 @@ def test_special_tokens_are_those_of_the_encoder() -> None:
     assert JepaConfig(encoder_config, bos_token_id=5).bos_token_id == 5
 
 
-@pytest.mark.parametrize(("name", "meant"), [("mlm_wieght", "mlm_weight"), ("target_layer", "target_layers")])
+@pytest.mark.parametrize(
+    ("name", "meant"), [("mlm_wieght", "mlm_weight"), ("average_topk_layers", "average_top_k_layers")]
+)
 def test_a_misspelt_argument_is_refused(name: str, meant: str) -> None:
     """It would be kept as an attribute that nothing reads, however the configuration is made."""
     encoder = tiny_config("bert")

@@ -6,7 +6,7 @@ from torch import nn
 
 from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel, JepaConfig, JepaForRepresentationPrediction
 from jepa_hf.models.losses import smooth_l1
-from jepa_hf.models.predictors import TokenPredictor
+from jepa_hf.models.predictors import SingleTokenPredictor
 from jepa_hf.training.ema import match_parameters, update_target
 
 SMALL = {"embed_dim": 16, "predictor_embed_dim": 8, "encoder_depth": 2, "predictor_depth": 2, "num_heads": 4}
@@ -38,7 +38,9 @@ def test_build_encoder_maps_vectors_to_embeddings() -> None:
 
 
 def test_build_predictor_maps_embeddings_to_embeddings() -> None:
-    predictor = TokenPredictor(16, 8, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=4.0, dropout=0.1).eval()
+    predictor = SingleTokenPredictor(
+        16, 8, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=4.0, dropout=0.1
+    ).eval()
     assert size(predictor) == 2_040
     output = predictor(torch.randn(4, 1, 16), *(torch.zeros(4, 1, dtype=torch.long),) * 4)
     assert output.shape == (4, 1, 16)
@@ -84,10 +86,16 @@ def test_output_size_defaults_and_momentum() -> None:
 
 def test_explicit_values_win() -> None:
     config = JepaConfig.for_features(
-        10, dropout=0.2, pred_dropout=0.0, pred_hidden_size=24, target_layers=3, loss="l2", predictor_embed_dim=64
+        10,
+        dropout=0.2,
+        pred_dropout=0.0,
+        pred_hidden_size=24,
+        average_top_k_layers=3,
+        loss="l2",
+        predictor_embed_dim=64,
     )
     assert (config.encoder_config.dropout, config.pred_dropout) == (0.2, 0.0)
-    assert (config.pred_hidden_size, config.target_layers, config.loss) == (24, 3, "l2")
+    assert (config.pred_hidden_size, config.average_top_k_layers, config.loss) == (24, 3, "l2")
 
 
 def test_a_flat_step_is_the_document_s_formula() -> None:

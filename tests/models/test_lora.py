@@ -15,8 +15,8 @@ from helpers.tiny_models import CORPUS, FAMILIES, save_tiny_encoder, tiny_tokeni
 from jepa_hf import JepaForRepresentationPrediction, UsageError
 from jepa_hf.cli.main import main
 from jepa_hf.hub.export import export_masked_lm, export_run
-from jepa_hf.models.lora import is_adapter
-from jepa_hf.training.ema import decay_at
+from jepa_hf.models.lora import is_lora_parameter
+from jepa_hf.training.ema import interpolate_schedule
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}
 PREDICTORS = ("predictor.", "pooled_predictor.")
@@ -33,7 +33,7 @@ def moved(model: JepaForRepresentationPrediction) -> None:
     generator = torch.Generator().manual_seed(1)  # the common one gives the order of the samples
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if is_adapter(name):
+            if is_lora_parameter(name):
                 parameter.normal_(std=0.3, generator=generator)
 
 
@@ -52,7 +52,7 @@ def test_the_start_computes_what_the_pretrained_encoder_does(family: str, tmp_pa
     plain.pooled_predictor.load_state_dict(model.pooled_predictor.state_dict())
     for which in ("context", "target"):
         assert torch.equal(states(model.get_encoder(which), family), states(plain.get_encoder(which), family))
-    batch = text_batch(family, model.config.context_mode)
+    batch = text_batch(family, model.config.masked_tokens)
     assert torch.equal(model(**batch).loss, plain(**batch).loss)
 
 
@@ -68,7 +68,7 @@ def test_merged_and_exported_it_is_a_plain_encoder_with_the_same_output(family: 
         torch.testing.assert_close(states(exported, family), expected, rtol=1e-4, atol=1e-4)
     assert (states(model.get_encoder("context"), family) - states(exported, family)).abs().max() > 0.01
     # The model goes on with its adapters.
-    assert [name for name, _ in model.context_encoder.named_parameters() if is_adapter(name)]
+    assert [name for name, _ in model.context_encoder.named_parameters() if is_lora_parameter(name)]
 
 
 def test_the_full_model_is_saved_with_its_adapters_and_loads_as_it_was(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_adapters_around_a_jepa_that_was_trained_without_are_refused(tmp_path: P
     """Its weights lie under other names; its encoder, which is exported beside it, can be adapted."""
     name = save_tiny_encoder("bert", tmp_path / "start", std=0.1)
     JepaForRepresentationPrediction.from_encoder_pretrained(name).save_pretrained(tmp_path / "jepa")
-    with pytest.raises(UsageError, match="name the plain encoder beside it"):
+    with pytest.raises(UsageError, match="name the plain encoder in"):
         JepaForRepresentationPrediction.from_any_pretrained(str(tmp_path / "jepa"), lora=LORA)
 
 
@@ -101,11 +101,11 @@ def test_only_adapters_and_predictor_are_trained_and_the_target_is_their_average
     after = weights(model)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     still = {name for name in before if name not in changed}
-    assert all(is_adapter(name) or name.startswith(PREDICTORS) for name in changed)
-    assert not [name for name in still if is_adapter(name) or name.startswith(PREDICTORS)]
-    expected = {name: value.clone() for name, value in seen[0].items() if is_adapter(name)}
+    assert all(is_lora_parameter(name) or name.startswith(PREDICTORS) for name in changed)
+    assert not [name for name in still if is_lora_parameter(name) or name.startswith(PREDICTORS)]
+    expected = {name: value.clone() for name, value in seen[0].items() if is_lora_parameter(name)}
     for step in (1, 2, 3):
-        decay = decay_at(step, 3, 0.5, 0.9)
+        decay = interpolate_schedule(step, 3, 0.5, 0.9)
         expected = {name: decay * value + (1 - decay) * seen[step][name] for name, value in expected.items()}
     for name, value in expected.items():
         torch.testing.assert_close(after[f"target_encoder.{name}"], value, rtol=1e-5, atol=1e-7)
@@ -174,10 +174,10 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     data = write_lines(tmp_path / "data.txt", CORPUS[:40])
     flags = ("--model_name_or_path", name, "--train_file", data, "--max_steps", "2", "--output_dir", tmp_path / "out")
     said = train(*flags, "--use_peft", "--lora_r", "2", "--lora_target_modules", "query", "value")
-    assert "in adapters, which are trained" in said
+    assert "trained, in adapters" in said
     model = JepaForRepresentationPrediction.from_pretrained(tmp_path / "out" / "jepa")
     assert model.config.lora["r"] == 2
-    assert {n.split(".lora_")[0].rpartition(".")[2] for n, _ in model.named_parameters() if is_adapter(n)} == {
+    assert {n.split(".lora_")[0].rpartition(".")[2] for n, _ in model.named_parameters() if is_lora_parameter(n)} == {
         "query",
         "value",
     }
@@ -191,15 +191,15 @@ def test_from_the_command_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lora", "sentence"),
     [
-        ({"rank": 4}, "lora takes the arguments of peft.LoraConfig"),
-        ({"r": 0}, "^lora_r, the adapters' rank, must be a whole number of at least 1, not 0$"),
-        ({"r": -3}, "at least 1, not -3$"),
-        ({"r": True}, "at least 1, not True$"),
-        ({"r": 2.5}, "at least 1, not 2.5$"),
-        ({"lora_dropout": 1.0}, r"^lora_dropout must lie in \[0, 1\), not 1.0$"),
-        ({"lora_dropout": -0.5}, r"^lora_dropout must lie in \[0, 1\), not -0.5$"),
-        ({"lora_dropout": float("nan")}, r"^lora_dropout must lie in \[0, 1\), not nan$"),
-        ({"target_modules": ["no_such_layer"]}, "lora finds no place in the encoder"),
+        ({"rank": 4}, "Expected lora to hold arguments of peft.LoraConfig"),
+        ({"r": 0}, "^lora_r, the adapters' rank, must be an integer of at least 1, not 0.$"),
+        ({"r": -3}, "at least 1, not -3.$"),
+        ({"r": True}, "at least 1, not True.$"),
+        ({"r": 2.5}, "at least 1, not 2.5.$"),
+        ({"lora_dropout": 1.0}, r"^lora_dropout must be in \[0, 1\), not 1.0.$"),
+        ({"lora_dropout": -0.5}, r"^lora_dropout must be in \[0, 1\), not -0.5.$"),
+        ({"lora_dropout": float("nan")}, r"^lora_dropout must be in \[0, 1\), not nan.$"),
+        ({"target_modules": ["no_such_layer"]}, "No module of the encoder matches lora's target_modules"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(lora: dict[str, Any], sentence: str, tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def test_without_peft_one_is_told_what_to_install(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (("--smoke_test",), "use_peft trains adapters beside pretrained weights"),
-        (("--lora_r", "0"), "lora_r, the adapters' rank, must be a whole number of at least 1, not 0"),
-        (("--lora_dropout", "1.5"), "lora_dropout must lie in [0, 1), not 1.5"),
+        (("--smoke_test",), "use_peft trains adapters of a pretrained model"),
+        (("--lora_r", "0"), "lora_r, the adapters' rank, must be an integer of at least 1, not 0"),
+        (("--lora_dropout", "1.5"), "lora_dropout must be in [0, 1), not 1.5"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from jepa_hf.models.contrastive import infonce
 from jepa_hf.models.losses import (
-    batch_standardize,
     cosine_distance,
-    covariance_penalty,
+    covariance_loss,
     fixed_directions,
     l1,
     l2,
-    layer_normalize,
+    layer_norm_no_affine,
     masked_mean,
     prediction_loss,
     sigreg,
     smooth_l1,
-    variance_hinge,
+    standardize_features,
+    variance_loss,
 )
 
 few = settings(max_examples=40, deadline=None)
@@ -122,10 +122,10 @@ def test_masked_mean_broadcasts_validity() -> None:
 def test_layer_normalize_gives_zero_mean_and_unit_variance_per_vector() -> None:
     """Over D, biased variance, without affine part: scale and shift of a vector disappear."""
     states = 3 * gaussian(2, 5, 64) + 7
-    normal = layer_normalize(states)
+    normal = layer_norm_no_affine(states)
     torch.testing.assert_close(normal.mean(dim=-1), torch.zeros(2, 5), atol=1e-5, rtol=0)
     torch.testing.assert_close(normal.var(dim=-1, correction=0), torch.ones(2, 5), atol=1e-4, rtol=0)
-    torch.testing.assert_close(layer_normalize(10 * states + 100), normal, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(layer_norm_no_affine(10 * states + 100), normal, atol=1e-3, rtol=1e-3)
     centred = states - states.mean(dim=-1, keepdim=True)
     torch.testing.assert_close(normal, centred / centred.square().mean(dim=-1, keepdim=True).add(1e-5).sqrt())
 
@@ -137,23 +137,23 @@ def test_variance_hinge_equals_the_formula_on_valid_vectors(n: int, d: int, seed
     states, valid = gaussian(n, d, seed=seed) * torch.linspace(0.1, 2, d), some_valid(n, seed=seed)
     states[~valid] = float("nan")
     expected = F.relu(1 - (states[valid].var(dim=0) + 1e-4).sqrt()).mean()
-    torch.testing.assert_close(variance_hinge(states, valid), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(variance_loss(states, valid), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_variance_hinge_of_collapsed_and_spread_vectors() -> None:
     """About 1 where all vectors are the same, 0 where features spread by more than 1, 0 for fewer than two vectors."""
     valid = torch.ones(100, dtype=torch.bool)
-    assert variance_hinge(gaussian(1, 16).expand(100, 16), valid).item() == pytest.approx(0.99, abs=1e-4)
-    assert variance_hinge(2 * gaussian(100, 16), valid).item() == 0.0
+    assert variance_loss(gaussian(1, 16).expand(100, 16), valid).item() == pytest.approx(0.99, abs=1e-4)
+    assert variance_loss(2 * gaussian(100, 16), valid).item() == 0.0
     for count in (0, 1):
-        assert variance_hinge(gaussian(100, 16), torch.arange(100) < count).item() == 0.0
+        assert variance_loss(gaussian(100, 16), torch.arange(100) < count).item() == 0.0
 
 
 def test_variance_hinge_pushes_collapsed_vectors_apart() -> None:
     """Its gradient is finite at a near-collapsed cloud, and a step along it spreads the cloud."""
     states = (gaussian(1, 8) + 0.01 * gaussian(30, 8, seed=1)).requires_grad_()
     valid = torch.ones(30, dtype=torch.bool)
-    variance_hinge(states, valid).backward()
+    variance_loss(states, valid).backward()
     assert states.grad.isfinite().all()
     moved = (states - states.grad).detach()
     assert moved.std(dim=0).mean() > states.std(dim=0).mean()
@@ -167,7 +167,7 @@ def test_covariance_penalty_equals_the_formula_on_valid_vectors(n: int, d: int, 
     covariance = torch.cov(states[valid].double().T).reshape(d, d)
     expected = (covariance - torch.diag(covariance.diagonal())).square().sum() / d
     states[~valid] = float("nan")
-    torch.testing.assert_close(covariance_penalty(states, valid).double(), expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(covariance_loss(states, valid).double(), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_covariance_penalty_of_copied_and_independent_features() -> None:
@@ -175,14 +175,14 @@ def test_covariance_penalty_of_copied_and_independent_features() -> None:
     valid = torch.ones(4, dtype=torch.bool)
     x = torch.tensor([1.0, -1.0, 1.0, -1.0]) * math.sqrt(3 / 4)
     y = torch.tensor([1.0, 1.0, -1.0, -1.0]) * math.sqrt(3 / 4)
-    assert covariance_penalty(torch.stack([x, x], dim=1), valid).item() == pytest.approx(1.0, rel=1e-5)
-    assert covariance_penalty(torch.stack([x, y], dim=1), valid).item() == pytest.approx(0.0, abs=1e-6)
+    assert covariance_loss(torch.stack([x, x], dim=1), valid).item() == pytest.approx(1.0, rel=1e-5)
+    assert covariance_loss(torch.stack([x, y], dim=1), valid).item() == pytest.approx(0.0, abs=1e-6)
     states = gaussian(10, 4).requires_grad_()
-    covariance_penalty(states, torch.ones(10, dtype=torch.bool)).backward()
+    covariance_loss(states, torch.ones(10, dtype=torch.bool)).backward()
     assert states.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("statistic", [variance_hinge, covariance_penalty, sigreg])
+@pytest.mark.parametrize("statistic", [variance_loss, covariance_loss, sigreg])
 def test_batch_statistics_read_any_leading_dimensions(statistic) -> None:
     """`[B, M, T, D]` with `[B, M, T]` validity is the flat list of its vectors; without a valid one it is 0."""
     states, valid = gaussian(2, 3, 5, 4).bfloat16(), some_valid(2, 3, 5)
@@ -210,7 +210,7 @@ LARGE["one feature of std 4"][:, 3] *= 4
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("cloud", LARGE)
-@pytest.mark.parametrize("statistic", [variance_hinge, covariance_penalty, sigreg])
+@pytest.mark.parametrize("statistic", [variance_loss, covariance_loss, sigreg])
 def test_batch_statistics_of_half_precision_are_those_of_float32(
     statistic: Callable[..., torch.Tensor], cloud: str, half: torch.dtype
 ) -> None:
@@ -236,10 +236,10 @@ def test_autocast_changes_no_loss_of_a_batch(half: torch.dtype) -> None:
     own = torch.arange(40)
     losses: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "infonce": lambda x: infonce(x[:40], x[40:], own, 0.05).mean(),
-        "covariance": lambda x: covariance_penalty(x, every(x)),
-        "variance": lambda x: variance_hinge(0.5 * x, every(x)),
+        "covariance": lambda x: covariance_loss(x, every(x)),
+        "variance": lambda x: variance_loss(0.5 * x, every(x)),
         "sigreg": lambda x: sigreg(x, every(x), directions=gaussian(16, 8)),
-        "standardised": lambda x: batch_standardize(x).abs().mean(),
+        "standardised": lambda x: standardize_features(x).abs().mean(),
         **{kind: lambda x, kind=kind: prediction_loss(kind, x[:40], x[40:]).mean() for kind in ("cosine", "smooth_l1")},
     }
     for name, loss in losses.items():
@@ -259,9 +259,9 @@ def test_autocast_changes_no_loss_of_a_batch(half: torch.dtype) -> None:
 def test_vectors_of_half_precision_are_standardised_in_float32() -> None:
     """A mean of 20,000 numbers around 5 is none of float16's sums."""
     vectors = (5 + gaussian(20_000, 3)).half()
-    found = batch_standardize(vectors)
+    found = standardize_features(vectors)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, batch_standardize(vectors.float()))
+    torch.testing.assert_close(found, standardize_features(vectors.float()))
 
 
 def dense_sigreg(states: torch.Tensor, directions: torch.Tensor, num_points: int) -> torch.Tensor:
@@ -353,7 +353,7 @@ def test_batch_standardised_features_have_mean_0_and_deviation_1() -> None:
     """And a feature that is the same everywhere says nothing."""
     vectors = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7) + 3
     vectors[:, 2] = 7.0
-    found = batch_standardize(vectors)
+    found = standardize_features(vectors)
     assert found.mean(dim=0).abs().max() < 1e-5
     expected = torch.ones(6).index_fill(0, torch.tensor(2), 0.0)
     torch.testing.assert_close(found.std(dim=0, correction=0), expected, atol=1e-4, rtol=0)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel
 
-from helpers.batches import strengthen
+from helpers.batches import scale_weights
 from jepa_hf.errors import UsageError
 from jepa_hf.models.configuration_feature_encoder import FeatureEncoderConfig
 from jepa_hf.models.modeling_feature_encoder import FeatureEncoderModel
@@ -39,7 +39,7 @@ def tiny_config(mode: str = "patches", **overrides: Any) -> FeatureEncoderConfig
 
 def strong_encoder(mode: str, implementation: str = "sdpa", **overrides: Any) -> FeatureEncoderModel:
     model = FeatureEncoderModel._from_config(tiny_config(mode, **overrides), attn_implementation=implementation)
-    strengthen(model)
+    scale_weights(model)
     model.set_standardization(torch.linspace(-2, 3, model.config.input_dim), torch.full((model.config.input_dim,), 1.5))
     return model.eval()
 
@@ -98,10 +98,10 @@ def test_the_configuration_survives_json(tmp_path: Path) -> None:
         ({"num_heads": 3}, "hidden_size 16 is not a multiple of num_attention_heads 3"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),
         ({"max_position_embeddings": 0}, "max_position_embeddings must be at least 1"),
-        ({"patch_size": 0}, "patch_size must lie between 1 and the 22 features"),
-        ({"patch_size": 23}, "patch_size must lie between 1 and the 22 features"),
-        ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob must lie in \[0, 1\), not 1.0"),
-        ({"dropout": -0.1}, r"hidden_dropout_prob must lie in \[0, 1\), not -0.1"),
+        ({"patch_size": 0}, "patch_size must be between 1 and the 22 features"),
+        ({"patch_size": 23}, "patch_size must be between 1 and the 22 features"),
+        ({"hidden_dropout_prob": 1.0}, r"hidden_dropout_prob must be in \[0, 1\), not 1.0"),
+        ({"dropout": -0.1}, r"hidden_dropout_prob must be in \[0, 1\), not -0.1"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must be above 0"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps must be above 0"),
         ({"initializer_range": -1.0}, "initializer_range must be above 0"),

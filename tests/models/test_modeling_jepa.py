@@ -18,12 +18,12 @@ from torch._dynamo.testing import CompileCounter
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedModel
 
 from helpers.batches import (
-    ALLOWED,
+    ATTENTION_IMPLEMENTATIONS,
     ONE_OF_EACH_FAMILY,
     REPOSITORY,
     image_batch,
     image_config,
-    strengthen,
+    scale_weights,
     text_batch,
     tiny_jepa,
 )
@@ -41,7 +41,7 @@ from jepa_hf.hub.export import export_run
 from jepa_hf.models.positions import sincos_positions
 
 Batch = dict[str, torch.Tensor]
-MODES = [("bert", "kept", "mlp"), ("bert", "kept", "transformer"), ("bert", "dropped", "transformer")]
+MODES = [("bert", "mask_token", "mlp"), ("bert", "mask_token", "transformer"), ("bert", "drop", "transformer")]
 EVERY_WEIGHT = {"mlm_weight": 0.5, "variance_weight": 0.1, "covariance_weight": 0.1, "sigreg_weight": 0.1}
 EVERY_WEIGHT |= {"contrastive_weight": 0.1}
 
@@ -140,7 +140,7 @@ def test_without_a_head_in_the_checkpoint_the_head_is_random_and_that_is_said(
 
 
 def test_a_run_goes_on_from_its_own_output(tmp_path: Path) -> None:
-    run = tiny_jepa("bert", "kept", loss="l1", mlm_weight=0.5)
+    run = tiny_jepa("bert", "mask_token", loss="l1", mlm_weight=0.5)
     assert_different_weights(run.context_encoder, run.target_encoder)
     export_run(run, tmp_path, tiny_tokenizer("bert"))
 
@@ -153,10 +153,10 @@ def test_a_run_goes_on_from_its_own_output(tmp_path: Path) -> None:
     # jepa/ is the whole: its target and its choices, of which those given here win.
     whole = JepaForRepresentationPrediction.from_any_pretrained(str(tmp_path / "jepa"), loss="cosine")
     assert_same_weights(whole, run)
-    assert (whole.config.loss, whole.config.context_mode, whole.config.mlm_weight) == ("cosine", "kept", 0.5)
+    assert (whole.config.loss, whole.config.masked_tokens, whole.config.mlm_weight) == ("cosine", "mask_token", 0.5)
     unchanged = JepaForRepresentationPrediction.from_any_pretrained(str(tmp_path / "jepa"))
     assert unchanged.config.loss == "l1"
-    batch = text_batch("bert", "kept")
+    batch = text_batch("bert", "mask_token")
     assert torch.equal(unchanged(**batch).loss, run(**batch).loss)
     assert not torch.equal(whole(**batch).loss, run(**batch).loss)
     for model in (fresh, whole):
@@ -165,7 +165,7 @@ def test_a_run_goes_on_from_its_own_output(tmp_path: Path) -> None:
 
 def test_a_contradiction_between_a_jepas_own_choice_and_one_given_is_refused(tmp_path: Path) -> None:
     tiny_jepa("bert").save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="--context_mode kept"):
+    with pytest.raises(UsageError, match="--masked_tokens mask_token"):
         JepaForRepresentationPrediction.from_any_pretrained(str(tmp_path), predictor_type="mlp")
 
 
@@ -197,7 +197,7 @@ def test_train_reaches_modules_that_were_set_apart(part: str) -> None:
         assert module.training != name.startswith("target_encoder"), name
 
 
-@pytest.mark.parametrize("case", ALLOWED, ids="-".join)
+@pytest.mark.parametrize("case", ATTENTION_IMPLEMENTATIONS, ids="-".join)
 def test_every_trainable_parameter_learns_and_the_target_gets_no_gradient(case: tuple[str, str, str]) -> None:
     model = tiny_jepa(*case, strong=False, mlm_weight=0.5).train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -274,15 +274,16 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_computes_the_same_bits(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     expected = []
     try:
-        for case in [*ALLOWED, ("vit", "dropped", "transformer")]:
+        for case in [*ATTENTION_IMPLEMENTATIONS, ("vit", "drop", "transformer")]:
             if case[0] == "vit":
                 model = JepaForRepresentationPrediction(JepaConfig(image_config())).eval()
-                strengthen(model)
+                scale_weights(model)
                 batch = image_batch()
             else:
                 model = tiny_jepa(*case, **EVERY_WEIGHT)
@@ -369,13 +370,13 @@ def normalized(states: torch.Tensor, real: torch.Tensor, kind: str) -> torch.Ten
 
 
 @pytest.mark.parametrize("target_norm", ["layer", "instance", "none"])
-@pytest.mark.parametrize("target_layers", [1, 2])
+@pytest.mark.parametrize("average_top_k_layers", [1, 2])
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_targets_are_normalised_averages_of_the_target_encoders_top_layers(
-    family: str, target_layers: int, target_norm: str
+    family: str, average_top_k_layers: int, target_norm: str
 ) -> None:
-    model = tiny_jepa(family, target_layers=target_layers, target_norm=target_norm)
-    batch = text_batch(family, "dropped")
+    model = tiny_jepa(family, average_top_k_layers=average_top_k_layers, target_norm=target_norm)
+    batch = text_batch(family, "drop")
     output = model(**batch, output_hidden_states=True)
     states = [layer.double() for layer in output.target_hidden_states]
     # They are the target encoder's own states of the clean view.
@@ -387,9 +388,9 @@ def test_targets_are_normalised_averages_of_the_target_encoders_top_layers(
     assert torch.equal(states[-1], encoded.last_hidden_state.double())
     for row in range(len(batch["input_ids"])):
         real = batch["attention_mask"][row].bool()
-        layers = [normalized(layer[row], real, target_norm) for layer in states[-target_layers:]]
+        layers = [normalized(layer[row], real, target_norm) for layer in states[-average_top_k_layers:]]
         expected = layers[0]
-        if target_layers == 2:
+        if average_top_k_layers == 2:
             expected = normalized((layers[0] + layers[1]) / 2, real, target_norm)
         valid = batch["target_valid"][row, 0]
         positions = batch["target_positions"][row, 0][valid]
@@ -404,7 +405,7 @@ def masked_lm_sum(model: JepaForRepresentationPrediction, batch: Batch) -> torch
         for column, position in enumerate(batch["target_positions"][row, 0].tolist()):
             if not batch["target_valid"][row, 0, column]:
                 continue
-            if model.config.context_mode == "kept":
+            if model.config.masked_tokens == "mask_token":
                 state = output.context_state[row, position]
             else:
                 state = output.predictions[row, 0, column]
@@ -414,7 +415,7 @@ def masked_lm_sum(model: JepaForRepresentationPrediction, batch: Batch) -> torch
     return total
 
 
-@pytest.mark.parametrize("case", [*MODES, ("electra", "dropped", "transformer")], ids="-".join)
+@pytest.mark.parametrize("case", [*MODES, ("electra", "drop", "transformer")], ids="-".join)
 def test_the_masked_lm_reads_mask_tokens_where_kept_and_guesses_where_dropped(case: tuple[str, str, str]) -> None:
     model, batch = tiny_jepa(*case, mlm_weight=0.25, prediction_weight=1.0), text_batch(case[0], case[1])
     output = model(**batch)
@@ -425,7 +426,7 @@ def test_the_masked_lm_reads_mask_tokens_where_kept_and_guesses_where_dropped(ca
 
 def test_a_misspelt_name_in_a_batch_is_refused() -> None:
     """Without `context_valid`, padding would be read as text; without `attention_mask`, as features."""
-    batch = text_batch("bert", "dropped")
+    batch = text_batch("bert", "drop")
     batch["context_valids"] = batch.pop("context_valid")
     with pytest.raises(TypeError, match="context_valids"):
         tiny_jepa("bert")(**batch)
@@ -439,7 +440,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(case: tuple[str, str, str]) -
     weights = {"mlm_weight": 0.5, "variance_weight": 0.25, "covariance_weight": 0.125, "sigreg_weight": 2.0}
     weights |= {"contrastive_weight": 0.75, "prediction_weight": 1.5}
     model, batch = tiny_jepa(*case, **weights), text_batch(case[0], case[1])
-    strengthen(model.context_encoder, std=0.1)  # or no standard deviation is below 1
+    scale_weights(model.context_encoder, std=0.1)  # or no standard deviation is below 1
     output = model(**batch)
     parts = {name: getattr(output, name.replace("weight", "loss")).item() for name in weights}
     assert min(parts.values()) > 0
@@ -451,9 +452,9 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(case: tuple[str, str, str]) -
 
 
 def test_a_batch_without_targets_is_refused_in_a_sentence() -> None:
-    batch = text_batch("bert", "dropped")
+    batch = text_batch("bert", "drop")
     del batch["target_positions"]
-    with pytest.raises(ValueError, match=r"target_positions .* missing; make the batch with the collator"):
+    with pytest.raises(ValueError, match=r"target_positions .* missing. Make the batch with the collator"):
         tiny_jepa("bert")(**batch)
 
 
@@ -471,7 +472,7 @@ def test_without_the_prediction_loss_exactly_the_parameters_in_use_are_trained(
     output.loss.backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
-    uses_predictor = case[1] == "dropped" and mlm_weight > 0
+    uses_predictor = case[1] == "drop" and mlm_weight > 0
     assert all(parameter.requires_grad == uses_predictor for parameter in model.predictor.parameters())
 
 
@@ -497,7 +498,7 @@ def test_the_contrastive_term_finds_a_sample_s_own_target_mean(case: tuple[str, 
     batch = text_batch(case[0], case[1], count=5, masks=masks)
     output = model(**batch, output_hidden_states=True)
     real = batch["attention_mask"].bool()
-    layers = output.target_hidden_states[-model.config.target_layers :]
+    layers = output.target_hidden_states[-model.config.average_top_k_layers :]
     candidates = []
     for row, kept in enumerate(real):
         means = [F.layer_norm(layer[row][kept].mean(dim=0), layer.shape[-1:]) for layer in layers]
@@ -522,10 +523,10 @@ def test_rows_without_targets_are_compared_with_nothing(case: tuple[str, str, st
     So are the gradients.
     """
     model = tiny_jepa(*case, **EVERY_WEIGHT)
-    strengthen(model.context_encoder, std=0.1)  # or no standard deviation is below 1
+    scale_weights(model.context_encoder, std=0.1)  # or no standard deviation is below 1
     batch = text_batch(case[0], case[1], masks=2)
     filled = {name: torch.cat([value, value[:1].expand(28, *value.shape[1:])]) for name, value in batch.items()}
-    JepaTrainer.leave_out(filled, torch.arange(32) < 4)
+    JepaTrainer.mask_rows(filled, torch.arange(32) < 4)
     found = []
     for given in (batch, filled):
         model.zero_grad()
@@ -543,7 +544,7 @@ def test_rows_without_targets_are_compared_with_nothing(case: tuple[str, str, st
 def test_the_contrastive_term_teaches_the_context_encoder_and_nothing_of_the_target() -> None:
     """With it alone; and without it there is no predictor for it, so that DDP waits for no gradient."""
     model = tiny_jepa("bert", contrastive_weight=1.0).train()
-    model(**text_batch("bert", "dropped", count=5)).contrastive_loss.backward()
+    model(**text_batch("bert", "drop", count=5)).contrastive_loss.backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.pooled_predictor.parameters())
     assert model.context_encoder.get_input_embeddings().weight.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in model.target_encoder.parameters())
@@ -575,7 +576,7 @@ def test_micro_batches_add_up_to_the_big_batch(case: tuple[str, str, str], mlm_w
     assert sum(means) / 2 != pytest.approx(big.loss.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("case", ALLOWED, ids="-".join)
+@pytest.mark.parametrize("case", ATTENTION_IMPLEMENTATIONS, ids="-".join)
 def test_three_masks_equal_three_calls_with_one(case: tuple[str, str, str]) -> None:
     model = tiny_jepa(*case, mlm_weight=0.5)
     batch = text_batch(case[0], case[1], masks=3)
@@ -596,7 +597,7 @@ def test_three_masks_equal_three_calls_with_one(case: tuple[str, str, str]) -> N
 
 
 def test_one_context_serves_all_masks() -> None:
-    model, batch = tiny_jepa("bert"), text_batch("bert", "dropped", masks=3)
+    model, batch = tiny_jepa("bert"), text_batch("bert", "drop", masks=3)
     # What the first mask leaves visible, less what the other two hide, is nobody's target.
     shared = batch | {name: batch[name][:, :1].clone() for name in ("context_positions", "context_valid")}
     encoded: list[int] = []
@@ -638,13 +639,13 @@ def test_a_batch_without_targets_has_a_differentiable_loss_of_zero(
 
 
 def test_a_row_without_targets_changes_nothing() -> None:
-    model, batch = tiny_jepa("bert", mlm_weight=0.5), text_batch("bert", "dropped")
+    model, batch = tiny_jepa("bert", mlm_weight=0.5), text_batch("bert", "drop")
     alone = model(**cut(batch, slice(0, 3)))
     batch["target_valid"][3] = False
     assert model(**batch).loss.item() == pytest.approx(alone.loss.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("case", ALLOWED, ids="-".join)
+@pytest.mark.parametrize("case", ATTENTION_IMPLEMENTATIONS, ids="-".join)
 def test_padding_changes_no_prediction(case: tuple[str, str, str]) -> None:
     family, mode, _ = case
     model, batch = tiny_jepa(*case, mlm_weight=0.5), text_batch(family, mode)
@@ -669,7 +670,7 @@ def test_padding_changes_no_prediction(case: tuple[str, str, str]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_targets_come_from_the_clean_view_and_predictions_from_the_masked_one(family: str) -> None:
-    model, batch = tiny_jepa(family, "kept"), text_batch(family, "kept")
+    model, batch = tiny_jepa(family, "mask_token"), text_batch(family, "mask_token")
     before, valid = model(**batch), batch["target_valid"]
     rows, columns = torch.arange(4), batch["target_positions"][:, 0, 0]
 
@@ -688,7 +689,7 @@ def test_targets_come_from_the_clean_view_and_predictions_from_the_masked_one(fa
 
 def test_hidden_tokens_are_hidden_where_positions_are_dropped() -> None:
     for family in ("bert", "distilbert", "roberta", "electra", "modernbert"):
-        model, batch = tiny_jepa(family), text_batch(family, "dropped")
+        model, batch = tiny_jepa(family), text_batch(family, "drop")
         before = model(**batch)
         clean = dict(batch, input_ids=batch["input_ids"].clone())
         clean["input_ids"][torch.arange(4), batch["target_positions"][:, 0, 0]] = 20
@@ -699,7 +700,7 @@ def test_hidden_tokens_are_hidden_where_positions_are_dropped() -> None:
 
 def test_the_attention_mask_may_be_left_out_where_nothing_is_padded() -> None:
     model = tiny_jepa("bert")
-    batch = cut(text_batch("bert", "dropped"), slice(3, 4))
+    batch = cut(text_batch("bert", "drop"), slice(3, 4))
     length = int(batch["attention_mask"].sum())
     batch |= {name: batch[name][:, :length] for name in ("input_ids", "attention_mask")}
     with_mask = model(**batch).loss
@@ -708,15 +709,16 @@ def test_the_attention_mask_may_be_left_out_where_nothing_is_padded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "other", "missing"), [("kept", "dropped", "context_input_ids"), ("dropped", "kept", "context_positions")]
+    ("mode", "other", "missing"),
+    [("mask_token", "drop", "context_input_ids"), ("drop", "mask_token", "context_positions")],
 )
 def test_a_batch_of_the_other_mode_is_refused_with_the_remedy(mode: str, other: str, missing: str) -> None:
-    with pytest.raises(ValueError, match=rf"{missing}.*context_mode='{mode}'"):
+    with pytest.raises(ValueError, match=rf"{missing}.*masked_tokens='{mode}'"):
         tiny_jepa("bert", mode)(**text_batch("bert", other))
 
 
 def test_fields_are_none_unless_asked_for() -> None:
-    batch = text_batch("bert", "dropped")
+    batch = text_batch("bert", "drop")
     losses = {"loss", "prediction_loss", "cosine"}
     context = {"context_state", "context_valid", "context_samples"}
     always = losses | context | {"num_targets", "predictions", "targets", "target_valid", "target_samples"}
@@ -765,7 +767,7 @@ def test_resizing_the_vocabulary_resizes_everything_alike(
     family: str, make: Callable[[str, Path], JepaForRepresentationPrediction], change: int, tmp_path: Path
 ) -> None:
     model = make(family, tmp_path / "before")
-    strengthen(model.target_encoder, seed=1)  # as in the middle of a run
+    scale_weights(model.target_encoder, seed=1)  # as in the middle of a run
     old = len(tiny_tokenizer(family))
     tables = [model.get_encoder(which).get_input_embeddings().weight.clone() for which in ("context", "target")]
     bias = model.mlm_head.bias.clone()
@@ -790,7 +792,7 @@ def test_resizing_the_vocabulary_resizes_everything_alike(
     model.save_pretrained(tmp_path / "after")
     loaded = JepaForRepresentationPrediction.from_pretrained(tmp_path / "after")
     assert_same_weights(loaded, model)
-    batch = text_batch(family, model.config.context_mode)
+    batch = text_batch(family, model.config.masked_tokens)
     if change > 0:
         batch["input_ids"][:, 1] = size - 1
     else:
@@ -811,7 +813,7 @@ class CountedCalls:
         self.count += 1
 
 
-@pytest.mark.parametrize("case", ALLOWED, ids="-".join)
+@pytest.mark.parametrize("case", ATTENTION_IMPLEMENTATIONS, ids="-".join)
 def test_activation_checkpointing_changes_neither_loss_nor_gradients(case: tuple[str, str, str]) -> None:
     model, batch = tiny_jepa(*case, mlm_weight=0.5).train(), text_batch(case[0], case[1])
     calls = {which: CountedCalls(model.get_encoder(which)) for which in ("context", "target")}
@@ -841,50 +843,54 @@ def test_a_saved_model_can_be_moved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "context_mode", "predictor"),
+    ("family", "masked_tokens", "predictor"),
     [case for case in dict.fromkeys([*ONE_OF_EACH_FAMILY, *MODES]) if case[0] != "modernbert"],
     ids="-".join,
 )
-def test_a_text_model_compiles_into_one_graph(family: str, context_mode: str, predictor: str) -> None:
+@pytest.mark.slow
+def test_a_text_model_compiles_into_one_graph(family: str, masked_tokens: str, predictor: str) -> None:
     """Each family, each mode and each predictor. ModernBERT's own forward takes a lock, which ends a graph."""
-    assert_compiles_into_one_graph(tiny_jepa(family, context_mode, predictor), text_batch(family, context_mode))
+    assert_compiles_into_one_graph(tiny_jepa(family, masked_tokens, predictor), text_batch(family, masked_tokens))
 
 
 def test_several_target_layers_compile_into_one_graph() -> None:
     """From the first call on: transformers would install what notes the layers' outputs in it, and end the graph."""
-    model = tiny_jepa("bert", "dropped", target_layers=2)
+    model = tiny_jepa("bert", "drop", average_top_k_layers=2)
     torch.compiler.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)(**text_batch("bert", "dropped")).loss
-    torch.testing.assert_close(compiled, model(**text_batch("bert", "dropped")).loss)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)(**text_batch("bert", "drop")).loss
+    torch.testing.assert_close(compiled, model(**text_batch("bert", "drop")).loss)
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_every_term_compiles_into_one_graph() -> None:
     """In evaluation, with its fixed directions of SIGReg, and in training, with random ones."""
-    model, batch = tiny_jepa("bert", "dropped", **EVERY_WEIGHT), text_batch("bert", "dropped")
+    model, batch = tiny_jepa("bert", "drop", **EVERY_WEIGHT), text_batch("bert", "drop")
     assert_compiles_into_one_graph(model, batch)
     torch.compile(model.train(), backend="eager", fullgraph=True)(**batch).loss.backward()
     torch.compiler.reset()
 
 
 @pytest.mark.parametrize("family", ["ijepa", "vit", "dinov2"])
+@pytest.mark.slow
 def test_an_image_model_compiles_into_one_graph(family: str) -> None:
     settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 2}
     model = JepaForRepresentationPrediction(JepaConfig(AutoConfig.for_model(family, **settings)))
     assert_compiles_into_one_graph(model, image_batch())
 
 
-@pytest.mark.parametrize("context_mode", ["dropped", "kept"])
-def test_batches_of_static_shapes_are_compiled_once(context_mode: str) -> None:
+@pytest.mark.parametrize("masked_tokens", ["drop", "mask_token"])
+@pytest.mark.slow
+def test_batches_of_static_shapes_are_compiled_once(masked_tokens: str) -> None:
     """Four training batches of rows of differing lengths, with different masks: one graph. One more, once, for batches
     in which no row is padded."""
-    collator = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), context_mode=context_mode, max_length=24)
+    collator = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), masked_tokens=masked_tokens, max_length=24)
     padded, full = (
         [row for row in corpus_rows("bert", 200) if (len(row["input_ids"]) < 24) is short] for short in (True, False)
     )
     torch.compiler.reset()
     counter = CompileCounter()
-    compiled = torch.compile(tiny_jepa("bert", context_mode).train(), backend=counter)
+    compiled = torch.compile(tiny_jepa("bert", masked_tokens).train(), backend=counter)
     for kind, graphs in ((padded, 1), (full, 2)):
         for number in range(4):
             collator.epoch = number

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from helpers.batches import ALLOWED, Row, pack, rows, tiny_jepa
+from helpers.batches import ATTENTION_IMPLEMENTATIONS, Row, pack, rows, tiny_jepa
 from helpers.runs import largest_difference, trainer, weights
 from helpers.tiny_models import CORPUS, tiny_tokenizer
 from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaForRepresentationPrediction, UsageError
 from jepa_hf.data.packing import PACKING_WINDOW, best_fit_decreasing, pack_dataset
 from jepa_hf.data.tokenization import tokenize_dataset
 from jepa_hf.models.packed_sequences import (
+    block_diagonal_mask,
     document_counts,
-    document_means,
+    document_position_ids,
     instance_normalize,
-    positions_in_documents,
-    same_document,
+    mean_pool_by_document,
 )
 
 Batch = dict[str, torch.Tensor]
@@ -81,15 +81,15 @@ NUMBERS = torch.tensor([[-1, 0, 0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 1, -1, -1, -1]])
 
 def test_positions_are_counted_in_each_document() -> None:
     """From 0, on either side of padding; where only some tokens count, as many of these as precede."""
-    found = positions_in_documents(NUMBERS)
+    found = document_position_ids(NUMBERS)
     assert torch.where(NUMBERS >= 0, found, -1).tolist() == [[-1, 0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, -1, -1, -1]]
     counted = torch.tensor([[0, 1, 0, 1, 0, 1, 1, 1], [1, 1, 0, 1, 1, 0, 0, 0]], dtype=torch.bool)
-    found = positions_in_documents(NUMBERS, counted)
+    found = document_position_ids(NUMBERS, counted)
     assert torch.where(NUMBERS >= 0, found, -1).tolist() == [[-1, 0, 1, 1, 0, 0, 0, 1], [0, 0, 1, 1, 2, -1, -1, -1]]
 
 
 def test_attention_is_a_block_for_each_document_and_one_for_padding() -> None:
-    allowed = same_document(NUMBERS[1:])[0, 0]
+    allowed = block_diagonal_mask(NUMBERS[1:])[0, 0]
     assert torch.equal(allowed, torch.block_diag(torch.ones(1, 1), torch.ones(4, 4), torch.ones(3, 3)).bool())
 
 
@@ -101,13 +101,13 @@ def test_means_and_counts_are_of_each_document(spoiled: float) -> None:
     expected = torch.zeros(2, 4, 5)
     for row, number in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1)):
         expected[row, number] = values[row][NUMBERS[row] == number].mean(dim=0)
-    torch.testing.assert_close(document_means(values, NUMBERS, 4), expected)
+    torch.testing.assert_close(mean_pool_by_document(values, NUMBERS, 4), expected)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(document_means(values, NUMBERS, 4), expected)
+        torch.testing.assert_close(mean_pool_by_document(values, NUMBERS, 4), expected)
     assert document_counts(NUMBERS, 4).tolist() == [[3, 2, 2, 0], [1, 4, 0, 0]]
     rows = torch.where(NUMBERS >= 0, 0, -1)
     expected = torch.stack([value[number >= 0].mean(dim=0) for value, number in zip(values, NUMBERS, strict=True)])
-    torch.testing.assert_close(document_means(values, rows, 1)[:, 0], expected)
+    torch.testing.assert_close(mean_pool_by_document(values, rows, 1)[:, 0], expected)
 
 
 @pytest.mark.parametrize("spoiled", [0.0, 1e30, float("inf"), -float("inf"), float("nan")])
@@ -133,7 +133,7 @@ def test_instance_normalize_gives_each_feature_mean_0_and_variance_1_over_a_docu
 
 COLLATORS = st.fixed_dictionaries(
     {
-        "context_mode": st.sampled_from(("kept", "dropped")),
+        "masked_tokens": st.sampled_from(("mask_token", "drop")),
         "mask_ratio": st.floats(0.05, 0.95),
         "mean_span_length": st.floats(1, 8),
         "num_masks": st.integers(1, 3),
@@ -148,16 +148,16 @@ COLLATORS = st.fixed_dictionaries(
 @few
 @given(COLLATORS, LENGTHS, st.sampled_from(("left", "right")))
 def test_a_document_is_masked_as_in_a_row_of_its_own(settings: dict[str, Any], lengths: list[int], side: str) -> None:
-    """Token by token, with any masks; and `sequence_ids` says where it stands."""
-    collator = DataCollatorForSpanJEPA(on_side(side), on_short="skip", **settings)
+    """Token by token, with any masks; and `document_ids` says where it stands."""
+    collator = DataCollatorForSpanJEPA(on_side(side), on_too_short="skip", **settings)
     texts = documents(lengths)
     rows, places = pack(texts)
     packed, alone = collator(rows), collator(texts)
-    assert packed["sequence_ids"].shape == packed["input_ids"].shape
-    assert torch.equal(packed["sequence_ids"] >= 0, packed["attention_mask"].bool())
+    assert packed["document_ids"].shape == packed["input_ids"].shape
+    assert torch.equal(packed["document_ids"] >= 0, packed["attention_mask"].bool())
     in_rows, by_itself = views(packed), views(alone)
     for text, (row, number) in enumerate(places):
-        its = packed["sequence_ids"][row] == number
+        its = packed["document_ids"][row] == number
         real = alone["attention_mask"][text].bool()
         assert packed["input_ids"][row, its].tolist() == texts[text]["input_ids"]
         for name in in_rows:
@@ -169,30 +169,30 @@ def test_a_document_is_masked_as_in_a_row_of_its_own(settings: dict[str, Any], l
 @few
 @given(LENGTHS, st.sampled_from((None, 40)))
 @example([4] * 6, 40)
-def test_sequence_valid_counts_the_documents_of_each_row(lengths: list[int], max_length: int | None) -> None:
+def test_document_valid_counts_the_documents_of_each_row(lengths: list[int], max_length: int | None) -> None:
     """As many as there are; static shapes have an eighth of the length, or the length where a row holds more."""
     rows, places = pack(documents(lengths))
     batch = DataCollatorForSpanJEPA(on_side("right"), max_length=max_length)(rows)
     counts = [sum(row == place for place, _ in places) for row in range(len(rows))]
-    assert batch["sequence_valid"].sum(dim=1).tolist() == counts
+    assert batch["document_valid"].sum(dim=1).tolist() == counts
     columns = max(counts) if max_length is None else 5 if max(counts) <= 5 else 40
-    assert batch["sequence_valid"].shape[1] == columns
-    numbers = torch.arange(batch["sequence_valid"].shape[1])
-    assert torch.equal(batch["sequence_valid"], numbers < torch.tensor(counts)[:, None])
+    assert batch["document_valid"].shape[1] == columns
+    numbers = torch.arange(batch["document_valid"].shape[1])
+    assert torch.equal(batch["document_valid"], numbers < torch.tensor(counts)[:, None])
 
 
 @pytest.mark.parametrize("numbers", [[1, 1, 1, 2, 2], [0, 0, 2, 2, 2], [0, 0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 1, 1, -1]])
 def test_documents_that_are_not_numbered_in_order_are_refused(numbers: list[int]) -> None:
     """In a sentence that names the row."""
     row = documents([5])[0]
-    with pytest.raises(UsageError, match="row 1 of the batch has sequence_ids that do not number its 5 tokens"):
-        DataCollatorForSpanJEPA(on_side("right"))([{**row, "sequence_ids": [0] * 5}, {**row, "sequence_ids": numbers}])
+    with pytest.raises(UsageError, match=r"Row 1 .* do not number the documents of its 5 tokens"):
+        DataCollatorForSpanJEPA(on_side("right"))([{**row, "document_ids": [0] * 5}, {**row, "document_ids": numbers}])
 
 
 def test_packed_and_plain_rows_do_not_mix() -> None:
     row = documents([5])[0]
-    with pytest.raises(UsageError, match="some rows of the batch have sequence_ids and some have none"):
-        DataCollatorForSpanJEPA(on_side("right"))([row, {**row, "sequence_ids": [0] * 5}])
+    with pytest.raises(UsageError, match="Only some rows of the batch have document_ids"):
+        DataCollatorForSpanJEPA(on_side("right"))([row, {**row, "document_ids": [0] * 5}])
 
 
 def test_a_document_that_is_too_short_is_refused_or_has_no_target() -> None:
@@ -200,10 +200,10 @@ def test_a_document_that_is_too_short_is_refused_or_has_no_target() -> None:
     rows, _ = pack(documents([3, 9]))
     with pytest.raises(UsageError, match="has fewer than two tokens that may be masked"):
         DataCollatorForSpanJEPA(on_side("right"))(rows)
-    batch = DataCollatorForSpanJEPA(on_side("right"), on_short="skip")(rows)
+    batch = DataCollatorForSpanJEPA(on_side("right"), on_too_short="skip")(rows)
     hidden = views(batch)["hidden"][0, 0]
-    assert not hidden[batch["sequence_ids"][0] == 0].any()
-    assert hidden[batch["sequence_ids"][0] == 1].any()
+    assert not hidden[batch["document_ids"][0] == 0].any()
+    assert hidden[batch["document_ids"][0] == 1].any()
 
 
 # ---- the model
@@ -217,7 +217,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "mlm": {"mlm_weight": 0.5},
     "contrastive": {"contrastive_weight": 0.5},
     "statistics": {"variance_weight": 0.2, "covariance_weight": 0.1, "sigreg_weight": 0.1},
-    "pooled": {"pooled_targets": True, "target_norm": "instance", "contrastive_weight": 0.5},
+    "pooled": {"pool_targets": True, "target_norm": "instance", "contrastive_weight": 0.5},
 }
 
 
@@ -228,13 +228,13 @@ def found(model: JepaForRepresentationPrediction, batch: Batch) -> dict[str, Any
     output.loss.backward()
     valid = output.target_valid
     # Which document each target is of: `[B, M, T]`.
-    if "sequence_ids" not in batch:
+    if "document_ids" not in batch:
         owners, there = torch.zeros_like(valid, dtype=torch.long), torch.ones(len(valid), 1, dtype=torch.bool)
     else:
-        there = batch["sequence_valid"]
-        numbers = batch["sequence_ids"][:, None].expand(-1, valid.shape[1], -1)
+        there = batch["document_valid"]
+        numbers = batch["document_ids"][:, None].expand(-1, valid.shape[1], -1)
         owners = numbers.gather(2, batch["target_positions"])
-        if model.config.pooled_targets:
+        if model.config.pool_targets:
             owners = torch.arange(there.shape[1]).expand_as(valid)
     result: dict[str, Any] = {
         "parts": {name: value for name, value in output.items() if name.endswith("loss")} | {"n": output.num_targets},
@@ -266,32 +266,32 @@ def both(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a model gives for packed documents, and for the same ones in rows of their own, masked alike."""
     settings = {"mask_ratio": 0.4, "mean_span_length": 2} | settings
-    mode = model.config.context_mode
+    mode = model.config.masked_tokens
     texts = documents(lengths, family)
     rows, _ = pack(texts)
-    packed = DataCollatorForSpanJEPA(on_side(side, family), context_mode=mode, **settings)(rows)
-    alone = DataCollatorForSpanJEPA(tiny_tokenizer(family), context_mode=mode, **settings)(texts)
+    packed = DataCollatorForSpanJEPA(on_side(side, family), masked_tokens=mode, **settings)(rows)
+    alone = DataCollatorForSpanJEPA(tiny_tokenizer(family), masked_tokens=mode, **settings)(texts)
     return found(model, packed), found(model, alone)
 
 
-PACKED = [case for case in ALLOWED if case[0] != "deberta-v2"]
+PACKED = [case for case in ATTENTION_IMPLEMENTATIONS if case[0] != "deberta-v2"]
 SOME = [9, 5, 12, 7, 14, 4, 11, 6]
 
 
 @pytest.mark.parametrize("terms", TERMS)
-@pytest.mark.parametrize(("family", "context_mode", "predictor"), PACKED)
+@pytest.mark.parametrize(("family", "masked_tokens", "predictor"), PACKED)
 def test_packed_documents_give_what_they_give_in_rows_of_their_own(
-    family: str, context_mode: str, predictor: str, terms: str
+    family: str, masked_tokens: str, predictor: str, terms: str
 ) -> None:
     """Loss, each part of it, guesses, targets and gradients, with weights wide enough to tell positions apart."""
-    model = tiny_jepa(family, context_mode, predictor, **TERMS[terms])
+    model = tiny_jepa(family, masked_tokens, predictor, **TERMS[terms])
     assert_same(*both(model, family, SOME))
 
 
-@pytest.mark.parametrize(("family", "context_mode", "predictor"), PACKED)
-def test_they_do_under_eager_attention_too(family: str, context_mode: str, predictor: str) -> None:
+@pytest.mark.parametrize(("family", "masked_tokens", "predictor"), PACKED)
+def test_they_do_under_eager_attention_too(family: str, masked_tokens: str, predictor: str) -> None:
     """Which adds its mask instead of choosing by it; with every term at once."""
-    model = tiny_jepa(family, context_mode, predictor, **TERMS["instance"], **TERMS["mlm"], **TERMS["contrastive"])
+    model = tiny_jepa(family, masked_tokens, predictor, **TERMS["instance"], **TERMS["mlm"], **TERMS["contrastive"])
     model.set_attn_implementation("eager")
     assert model.context_encoder.config._attn_implementation == "eager"
     assert_same(*both(model, family, SOME))
@@ -306,6 +306,7 @@ def test_they_do_under_eager_attention_too(family: str, context_mode: str, predi
     st.sampled_from((None, 40)),
     st.sampled_from(tuple(TERMS)),
 )
+@pytest.mark.slow
 def test_they_do_for_any_lengths_masks_and_padding(
     case: tuple[str, str, str], lengths: list[int], masks: int, side: str, max_length: int | None, terms: str
 ) -> None:
@@ -317,20 +318,21 @@ def test_they_do_for_any_lengths_masks_and_padding(
     assert_same(one, other, tolerance=1e-4)
 
 
-@pytest.mark.parametrize(("family", "context_mode", "predictor"), PACKED)
+@pytest.mark.parametrize(("family", "masked_tokens", "predictor"), PACKED)
 @torch.no_grad()
-def test_rows_whose_documents_see_each_other_are_far_from_that(family: str, context_mode: str, predictor: str) -> None:
+def test_rows_whose_documents_see_each_other_are_far_from_that(family: str, masked_tokens: str, predictor: str) -> None:
     # The proof that the tests above can fail: the same batch, as one text per row.
-    model = tiny_jepa(family, context_mode, predictor)
-    collator = DataCollatorForSpanJEPA(tiny_tokenizer(family), context_mode=context_mode, mask_ratio=0.4)
+    model = tiny_jepa(family, masked_tokens, predictor)
+    collator = DataCollatorForSpanJEPA(tiny_tokenizer(family), masked_tokens=masked_tokens, mask_ratio=0.4)
     batch = collator(pack(documents(SOME, family))[0])
     exact = model(**batch)
-    mixed = model(**{name: value for name, value in batch.items() if not name.startswith("sequence")})
+    mixed = model(**{name: value for name, value in batch.items() if not name.startswith("document")})
     for name in ("predictions", "targets"):
         apart = (exact[name] - mixed[name])[batch["target_valid"]].abs().max()
         assert apart > 0.1 * exact[name][batch["target_valid"]].abs().max(), name
 
 
+@pytest.mark.slow
 def test_compiled_it_is_the_same_and_compiled_once() -> None:
     """Under static shapes, whatever the number of documents in a row."""
     model = tiny_jepa(**TERMS["instance"], **TERMS["contrastive"])
@@ -343,8 +345,8 @@ def test_compiled_it_is_the_same_and_compiled_once() -> None:
     for lengths in (few_documents, more_documents):
         batch = collator(pack(documents(lengths))[0])
         assert {name: value.shape[-1] for name, value in batch.items()} == {
-            "input_ids": 32, "attention_mask": 32, "target_positions": 10, "target_valid": 10, "sequence_ids": 32,
-            "sequence_valid": 4, "context_positions": 24, "context_valid": 24,
+            "input_ids": 32, "attention_mask": 32, "target_positions": 10, "target_valid": 10, "document_ids": 32,
+            "document_valid": 4, "context_positions": 24, "context_valid": 24,
         }  # fmt: skip
         torch.testing.assert_close(compiled(**batch).loss, model(**batch).loss)
         graphs.append(counter.frame_count)
@@ -352,11 +354,11 @@ def test_compiled_it_is_the_same_and_compiled_once() -> None:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", ["sequence_ids", "sequence_valid"])
+@pytest.mark.parametrize("name", ["document_ids", "document_valid"])
 def test_one_of_the_two_tensors_alone_is_refused(name: str) -> None:
     batch = DataCollatorForSpanJEPA(tiny_tokenizer("bert"))(pack(documents(SOME))[0])
     del batch[name]
-    with pytest.raises(ValueError, match="packed rows need both sequence_ids and sequence_valid"):
+    with pytest.raises(ValueError, match="Packed rows need both document_ids and document_valid"):
         tiny_jepa()(**batch)
 
 
@@ -367,8 +369,8 @@ def test_other_encoders_refuse_packed_rows(family: str) -> None:
         family, vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )
     model = JepaForRepresentationPrediction(JepaConfig(config))
-    batch = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), context_mode="kept")(pack(documents(SOME))[0])
-    with pytest.raises(UsageError, match=rf"packed rows are not exact for {family} encoders.*leave out --packed"):
+    batch = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), masked_tokens="mask_token")(pack(documents(SOME))[0])
+    with pytest.raises(UsageError, match=rf"Packed rows are not exact for {family} encoders.*Leave out --packed"):
         model(**batch)
 
 
@@ -379,7 +381,9 @@ def test_an_attention_that_takes_no_dense_mask_is_refused(family: str) -> None:
     for encoder in (model.context_encoder, model.target_encoder):
         encoder.config._attn_implementation = "flash_attention_2"
     batch = DataCollatorForSpanJEPA(tiny_tokenizer(family))(pack(documents(SOME, family))[0])
-    with pytest.raises(UsageError, match=r"packed rows need a mask .*flash_attention_2.*; use sdpa, or leave out"):
+    with pytest.raises(
+        UsageError, match=r"Packed rows need an attention mask .*flash_attention_2.* Use sdpa, or leave out"
+    ):
         model(**batch)
 
 
@@ -394,9 +398,9 @@ def texts_of(texts: Sequence[str | None], streaming: bool = False) -> Dataset | 
 def split(rows: Iterable[Row], column: str = "input_ids") -> list[list[int]]:
     """The documents of packed rows, each with what `column` has of it."""
     return [
-        [value for value, number in zip(row[column], row["sequence_ids"], strict=True) if number == wanted]
+        [value for value, number in zip(row[column], row["document_ids"], strict=True) if number == wanted]
         for row in rows
-        for wanted in range(row["sequence_ids"][-1] + 1)
+        for wanted in range(row["document_ids"][-1] + 1)
     ]
 
 
@@ -451,11 +455,11 @@ def test_what_packing_did_is_logged_once(caplog: pytest.LogCaptureFixture) -> No
     caplog.set_level(logging.INFO, logger="jepa_hf")
     rows = Dataset.from_dict({"input_ids": [[1] * 6, [2] * 5, [3] * 4, [4] * 3]})
     assert len(pack_dataset(rows, 10)) == 2
-    assert caplog.messages == ["packed 4 texts into 2 rows of at most 10 tokens; 10.0 % of their places are padding"]
+    assert caplog.messages == ["Packed 4 texts into 2 rows of at most 10 tokens; 10.0 % of their positions are padding"]
 
 
 def test_a_row_that_fits_nowhere_is_refused() -> None:
-    with pytest.raises(UsageError, match="a row of 6 tokens does not fit into max_seq_length 5"):
+    with pytest.raises(UsageError, match="A row of 6 tokens does not fit into max_seq_length 5"):
         pack_dataset(Dataset.from_dict({"input_ids": [[1] * 6]}), 5)
 
 
@@ -472,10 +476,10 @@ def test_other_modes_do_not_go_with_packing(other: dict[str, Any]) -> None:
 def test_a_run_on_packed_rows_is_the_run_on_their_texts(terms: str, tmp_path: Path) -> None:
     """All texts in each update: weights, losses, health, counts of targets and of tokens are those without packing."""
     common = {"learning_rate": 1e-3, "health_steps": 1, "max_steps": 3, "weight_decay": 0.01}
-    mask = {"mask_ratio": 0.4, "num_masks": 2, "on_short": "skip"}
+    mask = {"mask_ratio": 0.4, "num_masks": 2, "on_too_short": "skip"}
     texts, packed = rows("bert", 30), pack(rows("bert", 30), 48)[0]
     texts.append({"input_ids": texts[0]["input_ids"][:1] + texts[0]["input_ids"][-1:]})  # too short to be masked
-    packed.append({**texts[-1], "sequence_ids": [0, 0]})
+    packed.append({**texts[-1], "document_ids": [0, 0]})
     runs = []
     for data in (texts, packed):
         model = tiny_jepa(strong=False, **TERMS[terms])
@@ -503,6 +507,6 @@ def test_a_batch_of_one_row_is_enough_for_the_contrastive_term(tmp_path: Path) -
     run = trainer(tmp_path, model, data, per_device_train_batch_size=1, max_steps=1)
     run.train()
     assert run.state.log_history[-2]["contrastive_loss"] > 0
-    assert run.card_facts("me/x").training["packed rows per step"] == 1
+    assert run.model_card_info("me/x").training["packed rows per step"] == 1
     with pytest.raises(UsageError, match="a batch here has one"):
         trainer(tmp_path, model, rows("bert", 12), per_device_train_batch_size=1)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from helpers.batches import strengthen, text_batch, tiny_jepa
-from jepa_hf.models.packed_sequences import documents_at, positions_in_documents, same_document
+from helpers.batches import scale_weights, text_batch, tiny_jepa
+from jepa_hf.models.packed_sequences import block_diagonal_mask, document_position_ids, gather_document_ids
 from jepa_hf.models.positions import gather_positions, rotary_angles, sincos_positions
 from jepa_hf.models.predictors import MLPPredictor, TransformerPredictor
 
@@ -18,7 +18,7 @@ def predictor() -> TransformerPredictor:
     model = TransformerPredictor(
         hidden_size=32, width=WIDTH, num_hidden_layers=2, num_attention_heads=4, grid=(LENGTH,)
     )
-    strengthen(model)
+    scale_weights(model)
     return model.eval()
 
 
@@ -98,9 +98,9 @@ def test_the_last_block_gives_the_targets_what_it_gives_them_among_all_positions
     valid = torch.cat([inputs["context_valid"], inputs["target_valid"]], dim=1)
     mask = valid[:, None, None, :]
     if packed:
-        inputs["sequence_ids"] = (torch.arange(LENGTH) >= 5).long().expand(N, -1)
-        mask = same_document(documents_at(inputs["sequence_ids"], positions, valid))
-        positions = positions_in_documents(inputs["sequence_ids"]).gather(1, positions)
+        inputs["document_ids"] = (torch.arange(LENGTH) >= 5).long().expand(N, -1)
+        mask = block_diagonal_mask(gather_document_ids(inputs["document_ids"], positions, valid))
+        positions = document_position_ids(inputs["document_ids"]).gather(1, positions)
     tokens = torch.cat([predictor.embed(inputs["context"]), predictor.mask_token.expand(N, T, -1)], dim=1)
     states = tokens + predictor.position_embeddings[positions]
     angles = rotary_angles(positions, WIDTH // 4)[:, None]
@@ -173,7 +173,7 @@ def test_sincos_rows_are_distinct_and_follow_the_formula() -> None:
 
 def test_the_mlp_predictor_is_two_linear_maps_around_a_gelu_at_the_target_positions() -> None:
     model = MLPPredictor(hidden_size=32, mlp_ratio=1.5)
-    strengthen(model)
+    scale_weights(model)
     context, positions = torch.randn(2, 7, 32), torch.tensor([[3, 0], [6, 3]])
     valid = torch.ones(2, 2, dtype=torch.bool)
     predictions = model(
@@ -194,7 +194,7 @@ def test_dropout_is_active_in_training_only(kind: str, inputs: dict[str, torch.T
     if kind == "mlp":
         model = MLPPredictor(32, dropout=0.5)
         inputs["target_positions"] = inputs["target_positions"] % C
-    strengthen(model)
+    scale_weights(model)
     assert torch.equal(model.eval()(**inputs), model(**inputs))
     assert not torch.equal(model.train()(**inputs), model(**inputs))
 
@@ -202,8 +202,8 @@ def test_dropout_is_active_in_training_only(kind: str, inputs: dict[str, torch.T
 @pytest.mark.parametrize("family", ["bert", "deberta-v2"])
 def test_kept_mask_tokens_are_no_context_for_the_transformer_predictor(family: str) -> None:
     # Outputs of the context encoder are disturbed where [MASK] tokens stand, then where they do not.
-    model = tiny_jepa(family, "kept", "transformer")
-    batch = text_batch(family, "kept")
+    model = tiny_jepa(family, "mask_token", "transformer")
+    batch = text_batch(family, "mask_token")
     hidden = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
     for row, (positions, valid) in enumerate(zip(batch["target_positions"], batch["target_valid"], strict=True)):
         hidden[row, positions[0][valid[0]]] = True
@@ -229,8 +229,8 @@ def test_kept_mask_tokens_are_no_context_for_the_transformer_predictor(family: s
 
 
 def test_the_mlp_predictor_reads_the_mask_tokens_and_nothing_else() -> None:
-    model = tiny_jepa("bert", "kept", "mlp")
-    batch = text_batch("bert", "kept")
+    model = tiny_jepa("bert", "mask_token", "mlp")
+    batch = text_batch("bert", "mask_token")
     seen: list[torch.Tensor] = []
     model.predictor.fc1.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     output = model(**batch, output_hidden_states=True)

@@ -8,14 +8,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jepa_hf.monitoring.assessment import (
-    RULES,
+    THRESHOLDS,
+    Assessment,
     History,
-    Level,
-    Reading,
-    curve,
-    read_findings,
-    read_samples,
-    reasons,
+    Severity,
+    assess_findings,
+    assess_samples,
+    explain_verdict,
+    metric_series,
     verdict,
 )
 from jepa_hf.monitoring.training_plots import PANELS
@@ -25,11 +25,11 @@ def evaluated(steps: int = 300, **last: float) -> History:
     """A healthy run of three evaluations, of which `last` changes the last one."""
     start = {
         "prediction_loss": 0.41,
-        "constant_prediction_loss": 0.40,
-        "position_prediction_loss": 0.39,
-        "sample_prediction_loss": 0.41,
-        "hit_rate": 0.01,
-        "hit_rate_chance": 0.01,
+        "constant_baseline_loss": 0.40,
+        "position_baseline_loss": 0.39,
+        "sample_baseline_loss": 0.41,
+        "top1_accuracy": 0.01,
+        "top1_accuracy_chance": 0.01,
         "target_rank": 290.0,
         "context_rank": 285.0,
         "target_pairwise_cosine": 0.1,
@@ -37,7 +37,7 @@ def evaluated(steps: int = 300, **last: float) -> History:
         "target_spread": 0.99,
         "context_spread": 0.9,
     }
-    end = start | {"prediction_loss": 0.25, "hit_rate": 0.6, "target_rank": 250.0, "context_rank": 240.0} | last
+    end = start | {"prediction_loss": 0.25, "top1_accuracy": 0.6, "target_rank": 250.0, "context_rank": 240.0} | last
     halfway = {name: (start[name] + end[name]) / 2 for name in start}
     log: History = []
     for step, values in ((0, start), (steps // 2, halfway), (steps, end)):
@@ -45,30 +45,30 @@ def evaluated(steps: int = 300, **last: float) -> History:
     return log
 
 
-def readings(history: History, width: int | None = 384) -> dict[str, Reading]:
+def readings(history: History, width: int | None = 384) -> dict[str, Assessment]:
     """By the first word of a panel's title, for the panels that the history has curves for."""
     return {
-        panel.title.split()[0]: panel.read(history, panel.curves, width)
+        panel.title.split()[0]: panel.assess(history, panel.curves, width)
         for panel in PANELS
-        if any(curve(history, name) for name, _ in panel.curves)
+        if any(metric_series(history, name) for name, _ in panel.curves)
     }
 
 
-def overall(history: History) -> Reading:
-    return verdict(readings(history).values(), measured=bool(curve(history, "measured_prediction_loss")))
+def verdict_of(history: History) -> Assessment:
+    return verdict(readings(history).values(), measured=bool(metric_series(history, "measured_prediction_loss")))
 
 
 def test_a_healthy_run() -> None:
     found = readings(evaluated())
-    assert {reading.level for reading in found.values()} == {Level.HEALTHY}
+    assert {reading.severity for reading in found.values()} == {Severity.HEALTHY}
     assert found["Prediction"].sentence == (
-        "The prediction loss fell from 0.41 to 0.25 and ends 36 % below what the position alone gives, its best rival "
+        "The prediction loss fell from 0.41 to 0.25 and ends 36 % below that of the position alone, the best baseline "
         "that reads no context: the predictions depend on the context."
     )
     assert "fell from 290 to 250 of 384 directions" in found["Effective"].sentence
-    assert "rose from 0.01 to 0.6, 60 times what chance gives" in found["Hit"].sentence
-    assert overall(evaluated()).level == Level.HEALTHY
-    assert len(reasons(found.values())) == len(found)
+    assert "rose from 0.01 to 0.6, 60 times chance" in found["Top-1"].sentence
+    assert verdict_of(evaluated()).severity == Severity.HEALTHY
+    assert len(explain_verdict(found.values())) == len(found)
 
 
 def test_total_collapse_with_a_rank_that_does_not_show_it() -> None:
@@ -79,42 +79,42 @@ def test_total_collapse_with_a_rank_that_does_not_show_it() -> None:
         target_spread=0.001,
         context_spread=0.001,
         prediction_loss=3e-6,
-        constant_prediction_loss=-0.0,
+        constant_baseline_loss=-0.0,
     )
     found = readings(history)
-    assert [found[name].level for name in ("Prediction", "Mean", "Spread")] == [Level.COLLAPSED] * 3
-    assert found["Effective"].level == Level.HEALTHY
-    assert overall(history).level == Level.COLLAPSED
-    assert overall(history).sentence.startswith("Collapsed: 3 of 4 readings")
+    assert [found[name].severity for name in ("Prediction", "Mean", "Spread")] == [Severity.COLLAPSED] * 3
+    assert found["Effective"].severity == Severity.HEALTHY
+    assert verdict_of(history).severity == Severity.COLLAPSED
+    assert verdict_of(history).sentence.startswith("Collapsed: 3 of 4 readings")
 
 
 def test_guesses_that_know_the_position_alone() -> None:
     """Far below a constant predictor, and the hit rate is high: still a warning."""
-    found = readings(evaluated(position_prediction_loss=0.24))["Prediction"]
-    assert found.level == Level.WARNING
+    found = readings(evaluated(position_baseline_loss=0.24))["Prediction"]
+    assert found.severity == Severity.WARNING
     assert found.sentence.endswith(
         "ends at 0.25, where the position alone gives 0.24 without any context: nothing is learned beyond that."
     )
-    assert readings(evaluated(position_prediction_loss=0.0))["Prediction"].level == Level.WARNING
-    assert "the sample alone gives 0.2" in readings(evaluated(sample_prediction_loss=0.2))["Prediction"].sentence
+    assert readings(evaluated(position_baseline_loss=0.0))["Prediction"].severity == Severity.WARNING
+    assert "the sample alone gives 0.2" in readings(evaluated(sample_baseline_loss=0.2))["Prediction"].sentence
     history = [
         {name: value for name, value in entry.items() if "position" not in name and "sample" not in name}
         for entry in evaluated()
     ]
-    assert "below what the best constant gives" in readings(history)["Prediction"].sentence
+    assert "below that of the best constant" in readings(history)["Prediction"].sentence
 
 
 def test_hits_in_the_batch_are_not_taken_for_hits_in_the_sample() -> None:
     """Guesses that know their document: far above chance in the batch, at chance in the sample, and a warning."""
-    history = evaluated(hit_rate=0.26)
+    history = evaluated(top1_accuracy=0.26)
     for entry in history:
-        entry |= {"eval_hit_rate_in_sample": 0.06, "eval_hit_rate_in_sample_chance": 0.05}
-    found = readings(history)["Hit"]
-    assert found.level == Level.WARNING
+        entry |= {"eval_top1_accuracy_in_sample": 0.06, "eval_top1_accuracy_in_sample_chance": 0.05}
+    found = readings(history)["Top-1"]
+    assert found.severity == Severity.WARNING
     assert "among a sample's targets stayed at 0.06, where chance gives 0.05" in found.sentence
-    assert "the 0.26 among the batch's targets tells samples apart" in found.sentence
-    history[-1]["eval_hit_rate_in_sample"] = 0.3
-    assert readings(history)["Hit"].level == Level.HEALTHY
+    assert "the 0.26 among the batch's targets comes from distinguishing samples" in found.sentence
+    history[-1]["eval_top1_accuracy_in_sample"] = 0.3
+    assert readings(history)["Top-1"].severity == Severity.HEALTHY
 
 
 @pytest.mark.parametrize("whose", ["target", "context"])
@@ -123,117 +123,117 @@ def test_dimensional_collapse_of_either_encoder(whose: str) -> None:
     sentence = readings(history)["Effective"].sentence
     assert "to 4 of 384 directions: the representation has collapsed." in sentence
     assert whose in sentence
-    assert overall(history).level == Level.COLLAPSED
-    assert overall(evaluated(**{f"{whose}_rank": 120.0})).level == Level.WARNING
+    assert verdict_of(history).severity == Severity.COLLAPSED
+    assert verdict_of(evaluated(**{f"{whose}_rank": 120.0})).severity == Severity.WARNING
 
 
 def test_token_collapse() -> None:
     """No better than a constant guess, and the right target is found by chance."""
-    history = evaluated(prediction_loss=0.4, hit_rate=0.011)
+    history = evaluated(prediction_loss=0.4, top1_accuracy=0.011)
     found = readings(history)
-    assert found["Prediction"].level == Level.COLLAPSED
+    assert found["Prediction"].severity == Severity.COLLAPSED
     assert "token collapse" in found["Prediction"].sentence
-    assert found["Hit"].level == Level.WARNING
-    assert "no more often than any other" in found["Hit"].sentence
-    assert overall(history).level == Level.COLLAPSED
+    assert found["Top-1"].severity == Severity.WARNING
+    assert "not nearer than any other" in found["Top-1"].sentence
+    assert verdict_of(history).severity == Severity.COLLAPSED
 
 
 def test_guesses_without_skill_are_no_collapse_where_positions_still_differ() -> None:
     """A run that learns of whole samples alone: the targets of a sample are as different as at the start."""
-    history = evaluated(prediction_loss=0.4, hit_rate=0.011)
+    history = evaluated(prediction_loss=0.4, top1_accuracy=0.011)
     for entry in history:
         entry["eval_target_within_sample"] = 0.9
     found = readings(history)["Prediction"]
-    assert found.level == Level.WARNING
-    assert found.sentence.endswith("nothing is learned beyond that, nor do the predictions find their targets.")
+    assert found.severity == Severity.WARNING
+    assert found.sentence.endswith("nothing is learned beyond that, nor do the predictions match their targets.")
     history[-1]["eval_target_within_sample"] = 0.01
-    assert readings(history)["Prediction"].level == Level.COLLAPSED
+    assert readings(history)["Prediction"].severity == Severity.COLLAPSED
 
 
 def test_a_short_run_is_not_called_collapsed_for_having_learnt_nothing() -> None:
-    history = evaluated(steps=RULES.few_steps - 1, prediction_loss=0.4, hit_rate=0.011)
-    assert overall(history).level == Level.WARNING
+    history = evaluated(steps=THRESHOLDS.few_steps - 1, prediction_loss=0.4, top1_accuracy=0.011)
+    assert verdict_of(history).severity == Severity.WARNING
 
 
 def test_a_loss_above_the_constant_predictor_s_is_a_warning_where_targets_are_found() -> None:
-    assert readings(evaluated(prediction_loss=0.5))["Prediction"].level == Level.WARNING
+    assert readings(evaluated(prediction_loss=0.5))["Prediction"].severity == Severity.WARNING
 
 
 def test_what_was_alike_at_the_start_has_not_collapsed_in_training() -> None:
     """Some pretrained encoders are like that."""
     history = evaluated(context_pairwise_cosine=0.995)
     history[0]["eval_context_pairwise_cosine"] = 0.995
-    assert readings(history)["Mean"].level == Level.WARNING
+    assert readings(history)["Mean"].severity == Severity.WARNING
 
 
 def test_the_fixed_batch_speaks_before_evaluations() -> None:
     """Where both were made, the watchdog's measurements are judged; without them, evaluations."""
     history = evaluated(target_rank=4.0, context_rank=4.0)
-    assert overall(history).level == Level.COLLAPSED
+    assert verdict_of(history).severity == Severity.COLLAPSED
     for entry in list(history):
         healthy = {f"health_{whose}_rank": 200.0 for whose in ("target", "context")}
-        healthy |= {"health_prediction_loss": 0.25, "health_constant_prediction_loss": 0.41}
+        healthy |= {"health_prediction_loss": 0.25, "health_constant_baseline_loss": 0.41}
         history.append({"step": entry["step"]} | healthy)
-    assert curve(history, "measured_target_rank") == [(entry["step"], 200.0) for entry in history[3:]]
-    assert overall(history).level == Level.HEALTHY
+    assert metric_series(history, "measured_target_rank") == [(entry["step"], 200.0) for entry in history[3:]]
+    assert verdict_of(history).severity == Severity.HEALTHY
 
 
 def test_a_run_whose_health_was_not_measured_is_not_called_healthy() -> None:
     """Training's own curves say nothing about the representations."""
-    steady = [Reading("The gradient norm is steady.", Level.HEALTHY)]
-    assert verdict(steady, measured=True).level == Level.HEALTHY
-    assert verdict(steady, measured=False).level == Level.UNJUDGED
+    steady = [Assessment("The gradient norm is steady.", Severity.HEALTHY)]
+    assert verdict(steady, measured=True).severity == Severity.HEALTHY
+    assert verdict(steady, measured=False).severity == Severity.NOT_ASSESSED
     assert verdict(steady, measured=False).sentence.startswith("Not judged: health was not measured")
 
 
 def test_hits_that_the_position_alone_can_give_are_not_praised() -> None:
     """Many hits in the sample, and a loss no better than the position's: the reading does not say it is healthy."""
-    learned, places = (readings(evaluated(position_prediction_loss=loss))["Hit"] for loss in (0.4, 0.24))
-    assert learned.level == Level.HEALTHY
-    assert places.level == Level.UNJUDGED
-    assert places.sentence.endswith("which knowing the position alone can give.")
+    learned, places = (readings(evaluated(position_baseline_loss=loss))["Top-1"] for loss in (0.4, 0.24))
+    assert learned.severity == Severity.HEALTHY
+    assert places.severity == Severity.NOT_ASSESSED
+    assert places.sentence.endswith("which the position alone can give.")
 
 
 def test_a_run_without_measurements_is_not_judged() -> None:
     history = [{"step": 10, "prediction_loss": 0.5}, {"step": 300, "prediction_loss": 0.3}]
     found = readings(history)
-    assert found["Prediction"].level == Level.UNJUDGED
+    assert found["Prediction"].severity == Severity.NOT_ASSESSED
     assert "fell from 0.5 to 0.3; without a measurement" in found["Prediction"].sentence
-    assert overall(history).level == Level.UNJUDGED
+    assert verdict_of(history).severity == Severity.NOT_ASSESSED
 
 
 @pytest.mark.parametrize("source", ["health_", "eval_"])
 def test_a_prediction_loss_of_weight_0_is_not_judged(source: str) -> None:
     """Evaluations log it all the same, but no hits: of a predictor that is not trained."""
-    rivals = {f"{source}{rival}_prediction_loss": 0.4 for rival in ("constant", "position", "sample")}
+    rivals = {f"{source}{rival}_baseline_loss": 0.4 for rival in ("constant", "position", "sample")}
     history = [{"step": step, "prediction_loss": 0.9, "eval_prediction_loss": 0.9} | rivals for step in (10, 300)]
     found = readings(history)["Prediction"]
-    assert found.level == Level.UNJUDGED
-    assert found.sentence.endswith("its weight is 0, so it is not compared with its rivals.")
+    assert found.severity == Severity.NOT_ASSESSED
+    assert found.sentence.endswith("its weight is 0, so it is not compared with its baselines.")
 
 
 def test_the_watchdogs_findings_are_readings() -> None:
-    start = {"health_target_within_sample": 0.5, "health_hit_rate": 0.5, "health_hit_rate_chance": 0.002}
-    end = {"health_target_within_sample": 0.01, "health_hit_rate": 0.001, "health_hit_rate_chance": 0.002}
-    found = read_findings([{"step": 0, **start}, {"step": 40, **end}])
-    assert [reading.level for reading in found] == [Level.COLLAPSED, Level.DIVERGED]
+    start = {"health_target_within_sample": 0.5, "health_top1_accuracy": 0.5, "health_top1_accuracy_chance": 0.002}
+    end = {"health_target_within_sample": 0.01, "health_top1_accuracy": 0.001, "health_top1_accuracy_chance": 0.002}
+    found = assess_findings([{"step": 0, **start}, {"step": 40, **end}])
+    assert [reading.severity for reading in found] == [Severity.COLLAPSED, Severity.DIVERGED]
     assert found[0].sentence.startswith("The watchdog at step 40: token collapse: ")
-    assert verdict(found, measured=True).sentence == "Diverged: 1 of 2 readings says so."
+    assert verdict(found, measured=True).sentence == "Diverged: 1 of 2 readings shows it."
 
 
 def test_a_finished_run_that_learned_nothing_is_worse_than_a_warning() -> None:
     """The watchdog's finding at the last step is the verdict; in a run that goes on there is none."""
-    start = {f"health_{rival}_prediction_loss": 0.4 for rival in ("constant", "position")}
+    start = {f"health_{rival}_baseline_loss": 0.4 for rival in ("constant", "position")}
     history = [{"step": step, "health_prediction_loss": 0.399} | start for step in (0, 300)]
-    (found,) = read_findings(history, 300)
-    assert found.level == Level.NOTHING_LEARNED
+    (found,) = assess_findings(history, 300)
+    assert found.severity == Severity.NOTHING_LEARNED
     assert found.sentence.startswith("The watchdog at step 300: nothing learned")
-    warning = Reading("A warning.", Level.WARNING)
+    warning = Assessment("A warning.", Severity.WARNING)
     assert verdict([warning, found], measured=True).sentence == (
-        "Nothing learned about single targets: the predictions are no better than without any context."
+        "Nothing learned about single targets: the predictions are not better than without any context."
     )
-    assert reasons([warning, found]) == [found.sentence, warning.sentence]
-    assert read_findings(history, 600) == []
+    assert explain_verdict([warning, found]) == [found.sentence, warning.sentence]
+    assert assess_findings(history, 600) == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -242,25 +242,25 @@ def test_a_loss_that_is_no_number_is_divergence(value: float, at: int) -> None:
     history = evaluated()
     history[at]["eval_prediction_loss"] = value
     assert f"at step {history[at]['step']}" in readings(history)["Prediction"].sentence
-    assert overall(history).level == Level.DIVERGED
+    assert verdict_of(history).severity == Severity.DIVERGED
 
 
 @pytest.mark.parametrize("history", [[], [{"train_runtime": 3.0, "step": 5}], [{"step": 1, "loss": "?"}]])
 def test_nothing_logged_is_not_judged(history: History) -> None:
-    assert overall(history).level == Level.UNJUDGED
-    assert "Nothing was logged" in overall(history).sentence
+    assert verdict_of(history).severity == Severity.NOT_ASSESSED
+    assert "Nothing was logged" in verdict_of(history).sentence
 
 
 def test_whole_samples_are_compared_with_random_weights() -> None:
-    def read(rank: float, cosine: float) -> Level:
+    def read(rank: float, cosine: float) -> Severity:
         ranks = {"context": rank, "target": rank, "random": 50.0}
-        return read_samples(ranks, {"context": cosine, "target": cosine, "random": 0.95}, 64).level
+        return assess_samples(ranks, {"context": cosine, "target": cosine, "random": 0.95}, 64).severity
 
-    assert read(40.0, 0.9) == Level.HEALTHY
-    assert read(20.0, 0.9) == Level.WARNING
-    assert read(3.0, 0.9) == Level.COLLAPSED
-    assert read(40.0, 0.9999) == Level.COLLAPSED
-    assert read(40.0, 0.994) == Level.HEALTHY  # random weights are hardly less alike
+    assert read(40.0, 0.9) == Severity.HEALTHY
+    assert read(20.0, 0.9) == Severity.WARNING
+    assert read(3.0, 0.9) == Severity.COLLAPSED
+    assert read(40.0, 0.9999) == Severity.COLLAPSED
+    assert read(40.0, 0.994) == Severity.HEALTHY  # random weights are hardly less alike
 
 
 NAMES = [
@@ -278,7 +278,7 @@ VALUES = st.one_of(st.floats(width=32), st.integers(-5, 5), st.none(), st.just("
         max_size=6,
     )
 )
-@example([{"health_sample_hit_rate": 0.0, "health_sample_hit_rate_chance": 0.0}])
+@example([{"health_sample_top1_accuracy": 0.0, "health_sample_top1_accuracy_chance": 0.0}])
 def test_whatever_was_logged_every_curve_gets_one_sentence(entries: list[dict[str, Any]]) -> None:
     history = [{"step": step} | entry for step, entry in enumerate(entries)]
     found = readings(history)

@@ -14,17 +14,22 @@ from helpers.batches import rows, tiny_jepa
 from helpers.runs import trainer
 from jepa_hf import JepaTrainer
 from jepa_hf.hub.model_card import render_card
-from jepa_hf.monitoring.assessment import Level
+from jepa_hf.monitoring.assessment import Severity
 from jepa_hf.monitoring.health import (
-    MOST_CANDIDATES,
-    best_rival,
+    MAX_TOP1_CANDIDATES,
+    best_baseline,
     diagnose,
     findings,
     is_measurement,
     prediction_health,
     representation_health,
 )
-from jepa_hf.monitoring.metrics import effective_rank, sample_hit_rate, sample_means, within_sample_share
+from jepa_hf.monitoring.metrics import (
+    effective_rank,
+    mean_pool_by_sample,
+    sample_top1_accuracy,
+    within_sample_variance_ratio,
+)
 from jepa_hf.report.run_report import write_report
 
 RIVALS_OF = ("constant", "position", "sample")
@@ -52,7 +57,7 @@ def test_means_of_samples_are_those_of_a_loop() -> None:
     vectors, samples = cloud()
     order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(1))
     expected = torch.stack([vectors[samples == number].mean(dim=0) for number in range(40)])
-    torch.testing.assert_close(sample_means(vectors[order], samples[order]), expected)
+    torch.testing.assert_close(mean_pool_by_sample(vectors[order], samples[order]), expected)
 
 
 @settings(max_examples=30, deadline=None)
@@ -65,25 +70,29 @@ def test_the_share_within_samples_is_the_law_of_total_variance(
     means = torch.randn(samples, 1, 5, generator=generator)
     vectors = (means + scale * torch.randn(samples, positions, 5, generator=generator)).flatten(0, 1)
     owner = torch.arange(samples).repeat_interleave(positions)
-    share = within_sample_share(vectors, owner)
-    between = sample_means(vectors, owner)[owner]
+    share = within_sample_variance_ratio(vectors, owner)
+    between = mean_pool_by_sample(vectors, owner)[owner]
     total = (vectors - vectors.mean(0)).square().sum()
     assert share.item() == pytest.approx(1 - ((between - vectors.mean(0)).square().sum() / total).item(), abs=1e-4)
-    assert within_sample_share(3 * vectors + 7, owner).item() == pytest.approx(share.item(), abs=1e-4)
+    assert within_sample_variance_ratio(3 * vectors + 7, owner).item() == pytest.approx(share.item(), abs=1e-4)
 
 
 def test_the_share_within_samples_at_its_ends() -> None:
     vectors, samples = cloud()
-    assert within_sample_share(sample_means(vectors, samples)[samples], samples) == pytest.approx(0, abs=1e-6)
-    assert within_sample_share(vectors - sample_means(vectors, samples)[samples], samples) == pytest.approx(1)
-    assert within_sample_share(torch.ones(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])) == 0
+    assert within_sample_variance_ratio(mean_pool_by_sample(vectors, samples)[samples], samples) == pytest.approx(
+        0, abs=1e-6
+    )
+    assert within_sample_variance_ratio(
+        vectors - mean_pool_by_sample(vectors, samples)[samples], samples
+    ) == pytest.approx(1)
+    assert within_sample_variance_ratio(torch.ones(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])) == 0
 
 
 def test_representation_health_is_of_positions_and_of_means() -> None:
     vectors, samples = cloud()
     health = representation_health(vectors, samples)
     assert health["rank"] == pytest.approx(effective_rank(vectors).item())
-    assert health["pooled_rank"] == pytest.approx(effective_rank(sample_means(vectors, samples)).item())
+    assert health["pooled_rank"] == pytest.approx(effective_rank(mean_pool_by_sample(vectors, samples)).item())
     assert 0.4 < health["within_sample"] < 0.6
 
 
@@ -101,35 +110,37 @@ def guesses_health(predictions: torch.Tensor | None, targets: torch.Tensor, size
     return prediction_health(predictions, targets, "l2", 1.0, index // size, index * 0, index % size)
 
 
-def test_the_hit_rate_keeps_its_scale() -> None:
+def test_the_top1_accuracy_keeps_its_scale() -> None:
     """As many candidates for any batch that is large enough: chance does not depend on the number of targets."""
     generator = torch.Generator().manual_seed(0)
-    for count in (MOST_CANDIDATES, 4 * MOST_CANDIDATES):
+    for count in (MAX_TOP1_CANDIDATES, 4 * MAX_TOP1_CANDIDATES):
         targets = torch.randn(count, 64, generator=generator)
         health = guesses_health(targets, targets, 16)
-        assert health["hit_rate_chance"] == 1 / MOST_CANDIDATES
-        assert health["hit_rate_in_sample_chance"] == 1 / 16
-        assert health["hit_rate"] == health["hit_rate_in_sample"] == 1
+        assert health["top1_accuracy_chance"] == 1 / MAX_TOP1_CANDIDATES
+        assert health["top1_accuracy_in_sample_chance"] == 1 / 16
+        assert health["top1_accuracy"] == health["top1_accuracy_in_sample"] == 1
         assert health["prediction_loss"] == 0
         for rival in ("constant", "position", "sample"):
-            assert health[f"{rival}_prediction_loss"] == pytest.approx(1, abs=0.1)
+            assert health[f"{rival}_baseline_loss"] == pytest.approx(1, abs=0.1)
 
 
-def test_the_hit_rate_chooses_among_the_candidates_alone() -> None:
+def test_the_top1_accuracy_chooses_among_the_candidates_alone() -> None:
     """Every target four times: among all of them there is no nearest one, among every fourth there is."""
-    targets = torch.randn(MOST_CANDIDATES, 64, generator=torch.Generator().manual_seed(0)).repeat_interleave(4, dim=0)
-    assert prediction_health(targets, targets, "l2")["hit_rate"] == 1
+    targets = torch.randn(MAX_TOP1_CANDIDATES, 64, generator=torch.Generator().manual_seed(0)).repeat_interleave(
+        4, dim=0
+    )
+    assert prediction_health(targets, targets, "l2")["top1_accuracy"] == 1
 
 
 def test_without_two_targets_of_a_kind_a_rival_says_nothing() -> None:
     """No number rather than NaN, which the watchdog would call a divergence."""
     targets = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     apart, together = torch.arange(5), torch.tensor([0, 1, 2, 3, 0])
-    expected = {"prediction_loss", "constant_prediction_loss", "hit_rate", "hit_rate_chance"}
-    in_sample = {"sample_prediction_loss", "hit_rate_in_sample", "hit_rate_in_sample_chance"}
+    expected = {"prediction_loss", "constant_baseline_loss", "top1_accuracy", "top1_accuracy_chance"}
+    in_sample = {"sample_baseline_loss", "top1_accuracy_in_sample", "top1_accuracy_in_sample_chance"}
     for samples, positions, more in (
         (apart, apart, set()),
-        (apart, together, {"position_prediction_loss"}),
+        (apart, together, {"position_baseline_loss"}),
         (together, apart, in_sample),
     ):
         found = prediction_health(targets, targets, "l2", 1.0, samples, apart * 0, positions)
@@ -139,7 +150,7 @@ def test_without_two_targets_of_a_kind_a_rival_says_nothing() -> None:
 
 def test_a_predictor_that_is_not_trained_leaves_the_rivals() -> None:
     targets = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
-    assert set(guesses_health(None, targets, 8)) == {f"{which}_prediction_loss" for which in RIVALS_OF}
+    assert set(guesses_health(None, targets, 8)) == {f"{which}_baseline_loss" for which in RIVALS_OF}
 
 
 def test_a_position_that_two_masks_hide_counts_once() -> None:
@@ -160,10 +171,10 @@ def test_guesses_that_know_the_document_alone_are_at_chance_in_it() -> None:
     documents = 0.2**0.5 * torch.randn(128, 1, 64, generator=generator).expand(128, 30, 64)
     targets = (documents + 0.8**0.5 * torch.randn(128, 30, 64, generator=generator)).flatten(0, 1)
     health = guesses_health(documents.flatten(0, 1), targets, 30)
-    assert health["hit_rate"] > 20 * health["hit_rate_chance"]
-    assert health["hit_rate_in_sample"] == pytest.approx(health["hit_rate_in_sample_chance"], abs=0.01)
-    assert best_rival(health) == ("the sample alone", health["sample_prediction_loss"])
-    assert health["prediction_loss"] == pytest.approx(health["sample_prediction_loss"], rel=0.01)
+    assert health["top1_accuracy"] > 20 * health["top1_accuracy_chance"]
+    assert health["top1_accuracy_in_sample"] == pytest.approx(health["top1_accuracy_in_sample_chance"], abs=0.01)
+    assert best_baseline(health) == ("the sample alone", health["sample_baseline_loss"])
+    assert health["prediction_loss"] == pytest.approx(health["sample_baseline_loss"], rel=0.01)
     assert "nothing_learned" in diagnose([{f"health_{name}": value for name, value in health.items()}], finished=True)
 
 
@@ -173,9 +184,9 @@ def test_guesses_that_know_the_position_alone_are_no_better_than_their_rival() -
     places = torch.randn(1, 30, 64, generator=generator).expand(128, 30, 64)
     targets = (places + torch.randn(128, 30, 64, generator=generator)).flatten(0, 1)
     health = guesses_health(places.flatten(0, 1), targets, 30)
-    assert health["hit_rate_in_sample"] > 0.9
-    assert best_rival(health)[0] == "the position alone"
-    assert health["prediction_loss"] == pytest.approx(health["position_prediction_loss"], rel=0.01)
+    assert health["top1_accuracy_in_sample"] > 0.9
+    assert best_baseline(health)[0] == "the position alone"
+    assert health["prediction_loss"] == pytest.approx(health["position_baseline_loss"], rel=0.01)
     entry = {f"health_{name}": value for name, value in health.items()}
     assert list(diagnose([entry], finished=True)) == ["nothing_learned"]
     assert diagnose([entry]) == {}
@@ -215,7 +226,7 @@ def test_each_kind_of_collapse_is_told_apart() -> None:
     for kind, changed, words in (
         ("total", offset + vectors, "all point the same way"),
         ("dimensional", few * vectors, "directions"),
-        ("token", sample_means(vectors, samples)[samples] + 1e-3 * vectors, "all positions of a sample"),
+        ("token", mean_pool_by_sample(vectors, samples)[samples] + 1e-3 * vectors, "all positions of a sample"),
     ):
         found = diagnose([start, as_entry(changed, samples)])
         assert list(found) == [kind]
@@ -236,7 +247,7 @@ def rates(name: str, values: tuple[float, ...], chance: float) -> list[dict[str,
 
 def test_guesses_that_were_good_and_are_no_longer_are_a_divergence() -> None:
     """The rates of a run on images whose learning rate was too high; a rate that never rose is none."""
-    lost = rates("hit_rate", (0.002, 0.31, 0.42, 0.018), 1 / 512)
+    lost = rates("top1_accuracy", (0.002, 0.31, 0.42, 0.018), 1 / 512)
     assert list(diagnose(lost)) == ["divergence"]
     assert "finds 1.8 % of its targets and found 42 % before" in diagnose(lost)["divergence"]
     assert diagnose(lost[:3]) == {}
@@ -245,9 +256,9 @@ def test_guesses_that_were_good_and_are_no_longer_are_a_divergence() -> None:
 
 def test_a_divergence_is_judged_among_the_sample_s_own_targets() -> None:
     """Where documents were found by the batch's rate and no longer are, but targets of each are, nothing diverged."""
-    batch = rates("hit_rate", (0.002, 0.28, 0.01), 1 / 512)
+    batch = rates("top1_accuracy", (0.002, 0.28, 0.01), 1 / 512)
     for kept, kinds in ((0.5, []), (0.06, ["divergence"])):
-        in_sample = rates("hit_rate_in_sample", (0.05, 0.5, kept), 0.05)
+        in_sample = rates("top1_accuracy_in_sample", (0.05, 0.5, kept), 0.05)
         measured = [one | other for one, other in zip(batch, in_sample, strict=True)]
         assert list(diagnose(measured)) == kinds
 
@@ -258,7 +269,7 @@ def test_numbers_that_are_not_finite_are_a_divergence() -> None:
     broken[7, 3] = torch.inf
     measured = [as_entry(vectors, samples), as_entry(broken, samples)]
     assert list(diagnose(measured)) == ["divergence"]
-    assert "no finite numbers" in diagnose(measured)["divergence"]
+    assert "not finite any more" in diagnose(measured)["divergence"]
 
 
 def test_findings_are_the_first_of_each_kind() -> None:
@@ -278,7 +289,7 @@ def test_findings_are_the_first_of_each_kind() -> None:
 
 def test_whether_anything_was_learned_is_asked_at_the_end_of_a_run_alone() -> None:
     """Not before its last step, not where its length is not known, and not where the predictor is not trained."""
-    losses = {f"health_{rival}_prediction_loss": 0.4 for rival in RIVALS_OF}
+    losses = {f"health_{rival}_baseline_loss": 0.4 for rival in RIVALS_OF}
     history = [{"step": step, "health_prediction_loss": 0.395} | losses for step in (0, 50, 100)]
     assert findings(history) == findings(history, max_steps=200) == {}
     assert {kind: step for kind, (step, _) in findings(history, max_steps=100).items()} == {"nothing_learned": 100}
@@ -355,12 +366,12 @@ def test_a_run_with_the_contrastive_term_tells_how_many_samples_are_found(tmp_pa
     model = tiny_jepa("bert", contrastive_weight=1.0)
     run = watched(tmp_path, model=model, eval_data=rows("bert", 12), per_device_train_batch_size=5)
     health = run.measure_health()
-    assert health["health_sample_hit_rate_chance"] == 1 / 12
+    assert health["health_sample_top1_accuracy_chance"] == 1 / 12
     with torch.no_grad():
         output = run.model(**run.data_collator.for_evaluation()(rows("bert", 12)))
-    expected = sample_hit_rate(output.sample_predictions, output.sample_targets)
-    assert health["health_sample_hit_rate"] == pytest.approx(expected.item())
-    assert "health_sample_hit_rate" not in watched(tmp_path / "other").measure_health()
+    expected = sample_top1_accuracy(output.sample_predictions, output.sample_targets)
+    assert health["health_sample_top1_accuracy"] == pytest.approx(expected.item())
+    assert "health_sample_top1_accuracy" not in watched(tmp_path / "other").measure_health()
 
 
 def test_samples_without_targets_are_no_candidates(tmp_path: Path) -> None:
@@ -369,9 +380,9 @@ def test_samples_without_targets_are_no_candidates(tmp_path: Path) -> None:
     short = [{"input_ids": [2, 60, 3]}] * 4
     found = []
     for data in (rows("bert", 12), [*rows("bert", 12)[:5], *short, *rows("bert", 12)[5:]]):
-        health = watched(tmp_path, model=model, eval_data=data, mask={"on_short": "skip"}).measure_health()
-        found.append({name: value for name, value in health.items() if "sample_hit_rate" in name})
-    assert found[0]["health_sample_hit_rate_chance"] == 1 / 12
+        health = watched(tmp_path, model=model, eval_data=data, mask={"on_too_short": "skip"}).measure_health()
+        found.append({name: value for name, value in health.items() if "sample_top1_accuracy" in name})
+    assert found[0]["health_sample_top1_accuracy_chance"] == 1 / 12
     assert found[1] == pytest.approx(found[0])
 
 
@@ -384,7 +395,7 @@ def test_of_absolute_positions_a_random_target_is_in_part_its_place(
     words = torch.randint(10, 60, (60, 12), generator=torch.Generator().manual_seed(0))
     data = [{"input_ids": [2, *row, 3]} for row in words.tolist()]
     health = watched(tmp_path, model=model, data=data, eval_data=data).measure_health()
-    share = health["health_position_prediction_loss"] / health["health_constant_prediction_loss"]
+    share = health["health_position_baseline_loss"] / health["health_constant_baseline_loss"]
     assert least <= share <= most
 
 
@@ -430,7 +441,7 @@ def test_a_collapse_in_a_run_is_noticed_at_once_and_once(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The encoders are ruined before step 3 of 6: one warning, naming step, kind and numbers."""
-    model = tiny_jepa(strong=False, target_norm="none", target_layers=1)
+    model = tiny_jepa(strong=False, target_norm="none", average_top_k_layers=1)
     run = watched(tmp_path, model=model, max_steps=6, learning_rate=1e-5, callbacks=[break_from(2, kind)])
     with caplog.at_level(logging.WARNING, logger="jepa_hf"):
         run.train()
@@ -442,7 +453,7 @@ def test_a_collapse_in_a_run_is_noticed_at_once_and_once(
 
 
 def test_on_request_a_collapse_ends_the_run(tmp_path: Path) -> None:
-    model = tiny_jepa(strong=False, target_norm="none", target_layers=1)
+    model = tiny_jepa(strong=False, target_norm="none", average_top_k_layers=1)
     run = watched(tmp_path, model=model, max_steps=6, stop_on_collapse=True, callbacks=[break_from(2, "total")])
     run.train()
     assert run.state.global_step == 3
@@ -450,7 +461,7 @@ def test_on_request_a_collapse_ends_the_run(tmp_path: Path) -> None:
 
 def test_a_target_that_chases_the_context_collapses_and_is_noticed(tmp_path: Path) -> None:
     """Nothing is ruined by hand: without averaging and normalisation, gradient descent finds the constant itself."""
-    model = tiny_jepa(strong=False, loss="cosine", target_norm="none", target_layers=1)
+    model = tiny_jepa(strong=False, loss="cosine", target_norm="none", average_top_k_layers=1)
     run = watched(tmp_path, model=model, max_steps=60, health_steps=20, learning_rate=1e-2, ema_decay=0.0)
     run.train()
     assert "total" in findings(run.state.log_history)
@@ -462,7 +473,7 @@ ONE_WORD = [{"input_ids": [2, *[5 + number % 50] * 16, 3]} for number in range(2
 def learning(folder: Path, frozen: bool) -> JepaTrainer:
     """A run on texts of one word each. Word and place say all of a target, a context says which word, and no rival
     knows both."""
-    model = tiny_jepa(strong=False, context_mode="kept", predictor_type="mlp", target_norm="layer")
+    model = tiny_jepa(strong=False, masked_tokens="mask_token", predictor_type="mlp", target_norm="layer")
     model.predictor.requires_grad_(not frozen)
     steps = {"max_steps": 80, "health_steps": 40, "learning_rate": 1e-2, "ema_decay": 0.999}
     run = watched(folder, model=model, data=ONE_WORD, eval_data=ONE_WORD[:64], save_strategy="steps", **steps)
@@ -477,10 +488,10 @@ def test_a_predictor_that_learns_nothing_is_a_verdict(tmp_path: Path, caplog: py
     said = [record.getMessage() for record in caplog.records if "nothing learned" in record.getMessage()]
     assert len(said) == 1
     assert said[0].startswith("step 80: nothing learned about single targets: the prediction loss ends at ")
-    assert {kind: step for kind, (step, _) in run.found.items()} == {"nothing_learned": 80}
-    assert not run.gave_up
-    assert f"- {said[0]}\n" in str(render_card(run.card_facts("out"))).replace("\\", "")
-    assert write_report(tmp_path).level == Level.NOTHING_LEARNED
+    assert {kind: step for kind, (step, _) in run.health_findings.items()} == {"nothing_learned": 80}
+    assert not run.stopped_early
+    assert f"- {said[0]}\n" in str(render_card(run.model_card_info("out"))).replace("\\", "")
+    assert write_report(tmp_path).severity == Severity.NOTHING_LEARNED
     page = (tmp_path / "report.html").read_text()
     top = page[: page.index("Loss and health")]
     assert "<strong>Nothing learned about single targets: " in top
@@ -491,10 +502,10 @@ def test_a_predictor_that_learns_is_no_finding(tmp_path: Path) -> None:
     """The same run with a predictor that is trained."""
     run = learning(tmp_path, frozen=False)
     last = measured(run)[-1]
-    assert last["health_prediction_loss"] < 0.9 * best_rival({k[7:]: v for k, v in last.items()})[1]
-    assert run.found == {}
-    assert "showed no collapse and no divergence" in str(render_card(run.card_facts("out")))
-    assert write_report(tmp_path).level < Level.NOTHING_LEARNED
+    assert last["health_prediction_loss"] < 0.9 * best_baseline({k[7:]: v for k, v in last.items()})[1]
+    assert run.health_findings == {}
+    assert "detected no collapse and no" in str(render_card(run.model_card_info("out")))
+    assert write_report(tmp_path).severity < Severity.NOTHING_LEARNED
 
 
 def test_without_a_prediction_loss_predictions_are_not_measured(tmp_path: Path) -> None:
@@ -502,14 +513,14 @@ def test_without_a_prediction_loss_predictions_are_not_measured(tmp_path: Path) 
     model = tiny_jepa(prediction_weight=0.0, contrastive_weight=1.0)
     run = watched(tmp_path, model=model, eval_data=rows("bert", 20))
     run.train()
-    assert run.found == {}
+    assert run.health_findings == {}
     last = measured(run)[-1]
-    assert {f"health_{rival}_prediction_loss" for rival in RIVALS_OF} <= set(last)
-    assert {"health_prediction_loss", "health_hit_rate", "health_hit_rate_in_sample"}.isdisjoint(last)
-    assert "eval_hit_rate" not in run.evaluate()
-    facts = run.card_facts("out")
+    assert {f"health_{rival}_baseline_loss" for rival in RIVALS_OF} <= set(last)
+    assert {"health_prediction_loss", "health_top1_accuracy", "health_top1_accuracy_in_sample"}.isdisjoint(last)
+    assert "eval_top1_accuracy" not in run.evaluate()
+    facts = run.model_card_info("out")
     assert "prediction_weight 0, contrastive_weight 1" in facts.training["objective"]
-    assert {"prediction loss", "position prediction loss"}.isdisjoint(facts.metrics)
+    assert {"prediction loss", "position baseline loss"}.isdisjoint(facts.metrics)
     assert "target rank" in facts.metrics
 
 
@@ -525,7 +536,7 @@ def test_a_run_of_one_sample_warns_that_its_health_is_not_measured(
 
 def test_the_remedy_of_a_collapse_is_not_contradicted() -> None:
     """With a collapse the verdict names no remedy of its own."""
-    start = {"health_target_rank": 200.0, "health_prediction_loss": 0.5, "health_constant_prediction_loss": 0.4}
+    start = {"health_target_rank": 200.0, "health_prediction_loss": 0.5, "health_constant_baseline_loss": 0.4}
     learned_nothing = diagnose([start, start | {"health_prediction_loss": 0.4}], finished=True)
     collapsed = diagnose([start, start | {"health_target_rank": 10.0}], finished=True)
     assert learned_nothing["nothing_learned"].endswith("; try more steps, or a larger prediction_weight")
@@ -533,11 +544,11 @@ def test_the_remedy_of_a_collapse_is_not_contradicted() -> None:
     assert collapsed["nothing_learned"].endswith("where the best constant gives 0.4")
 
 
-def test_pooled_targets_are_judged_beside_a_constant(tmp_path: Path) -> None:
+def test_pool_targets_are_judged_beside_a_constant(tmp_path: Path) -> None:
     """A target that stands for all of a mask has no place, and no others beside it in its sample."""
-    health = watched(tmp_path, model=tiny_jepa(pooled_targets=True), eval_data=rows("bert", 20)).measure_health()
-    assert {"health_prediction_loss", "health_constant_prediction_loss", "health_hit_rate"} <= set(health)
-    unjudged = {"position_prediction_loss", "sample_prediction_loss", "hit_rate_in_sample"}
+    health = watched(tmp_path, model=tiny_jepa(pool_targets=True), eval_data=rows("bert", 20)).measure_health()
+    assert {"health_prediction_loss", "health_constant_baseline_loss", "health_top1_accuracy"} <= set(health)
+    unjudged = {"position_baseline_loss", "sample_baseline_loss", "top1_accuracy_in_sample"}
     assert unjudged.isdisjoint(name.removeprefix("health_") for name in health)
 
 

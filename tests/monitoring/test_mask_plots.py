@@ -30,7 +30,7 @@ from jepa_hf import (
     JepaForRepresentationPrediction,
     UsageError,
 )
-from jepa_hf.monitoring.mask_plots import _GREY, _pieces, _wrapped, plot_masks, write_masks
+from jepa_hf.monitoring.mask_plots import _GREY, _pieces, _wrap_lines, plot_masks, write_masks
 
 torch.set_num_threads(1)
 few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -159,9 +159,9 @@ def test_grey_images_are_grey(tmp_path: Path, drawn: list[Figure]) -> None:
 # ---- texts
 
 
-def text_batch(texts: list[str], family: str = "bert", context_mode: str = "dropped", **options: Any) -> Batch:
+def text_batch(texts: list[str], family: str = "bert", masked_tokens: str = "drop", **options: Any) -> Batch:
     collator = DataCollatorForSpanJEPA(
-        tiny_tokenizer(family), context_mode=context_mode, on_short="skip", mean_span_length=2, **options
+        tiny_tokenizer(family), masked_tokens=masked_tokens, on_too_short="skip", mean_span_length=2, **options
     )
     return collator([{"input_ids": ids} for ids in tiny_tokenizer(family)(texts)["input_ids"]])
 
@@ -187,7 +187,7 @@ def body(axis: Axes) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_text_is_shown_whole_with_its_targets_marked(family: str, tmp_path: Path, drawn: list[Figure]) -> None:
     """What the lines say is the decoded text; what is marked are the target tokens."""
-    batch = text_batch([CORPUS[20]], family, "dropped" if family != "deberta-v2" else "kept")
+    batch = text_batch([CORPUS[20]], family, "drop" if family != "deberta-v2" else "mask_token")
     tokenizer = tiny_tokenizer(family)
     plot_masks(tiny_jepa(family), batch, tmp_path / "masks.png", tokenizer)
     said = body(drawn[0].axes[0])
@@ -203,9 +203,9 @@ def test_a_text_is_shown_whole_with_its_targets_marked(family: str, tmp_path: Pa
 
 
 def test_where_masked_tokens_are_kept_each_mask_shows_its_view(tmp_path: Path, drawn: list[Figure]) -> None:
-    batch = text_batch([CORPUS[5]], context_mode="kept", num_masks=2)
+    batch = text_batch([CORPUS[5]], masked_tokens="mask_token", num_masks=2)
     tokenizer = tiny_tokenizer("bert")
-    plot_masks(tiny_jepa("bert", "kept"), batch, tmp_path / "masks.png", tokenizer)
+    plot_masks(tiny_jepa("bert", "mask_token"), batch, tmp_path / "masks.png", tokenizer)
     said = [line for line, _ in lines(drawn[0].axes[0])]
     assert [line for line in said if line.startswith("text 1")] == [
         f"text 1, mask {number} of 2, {int(count)} of {batch['input_ids'].shape[1]} tokens hidden"
@@ -260,7 +260,7 @@ def test_of_packed_rows_each_text_is_drawn_by_itself(tmp_path: Path, drawn: list
     ours, theirs = (lines(figure.axes[0]) for figure in drawn)
     headings = [line for line, _ in ours if line.startswith("row ")]
     assert len(headings) == 5
-    assert headings[0].startswith(f"row 1, text 1 of {packed[0]['sequence_ids'][-1] + 1}, ")
+    assert headings[0].startswith(f"row 1, text 1 of {packed[0]['document_ids'][-1] + 1}, ")
     named = re.compile(r"^(row \d+, text \d+ of \d+|text \d+), ")
     assert [(named.sub("", line), marks) for line, marks in ours] == [
         (named.sub("", line), marks) for line, marks in theirs
@@ -302,7 +302,7 @@ def test_lines_are_narrow_enough_and_nothing_is_lost_without_an_ellipsis(
 ) -> None:
     """Only a single piece that is wider than a line sticks out."""
     pieces = [(word, float(len(word)), False) for word in words]
-    wrapped = _wrapped(pieces, width, most_lines, lambda text: float(len(text)))
+    wrapped = _wrap_lines(pieces, width, most_lines, lambda text: float(len(text)))
     assert len(wrapped) <= most_lines
     for line in wrapped:
         texts = [text for text, _, _ in line if text.strip()]
@@ -318,9 +318,9 @@ def test_lines_are_narrow_enough_and_nothing_is_lost_without_an_ellipsis(
 # ---- features
 
 
-def feature_model(mode: str, context_mode: str, width: int = 11) -> JepaForRepresentationPrediction:
+def feature_model(mode: str, masked_tokens: str, width: int = 11) -> JepaForRepresentationPrediction:
     encoder = FeatureEncoderConfig(width, mode=mode, patch_size=2, max_position_embeddings=32, **SIZES)
-    model = JepaForRepresentationPrediction(JepaConfig(encoder, context_mode=context_mode, pred_num_hidden_layers=1))
+    model = JepaForRepresentationPrediction(JepaConfig(encoder, masked_tokens=masked_tokens, pred_num_hidden_layers=1))
     model.set_standardization(torch.arange(width) * 1.0, torch.arange(width) + 1.0)
     return model
 
@@ -331,11 +331,11 @@ def feature_batch(model: JepaForRepresentationPrediction, masks: int, lengths: l
     shapes = [(length, config.input_dim) if config.mode == "time" else (config.input_dim,) for length in lengths]
     collator = DataCollatorForFeatureJEPA(
         config,
-        context_mode=model.config.context_mode,
+        masked_tokens=model.config.masked_tokens,
         num_masks=masks,
         mean_span_length=2,
         fill_values=model.context_encoder.feature_mean.numpy(),
-        on_short="skip",
+        on_too_short="skip",
     )
     return collator([{"features": rng.normal(3, 2, shape)} for shape in shapes])
 
@@ -352,13 +352,15 @@ def shaded(axis: Axes, sample: int | None, width: int) -> np.ndarray:
     return found
 
 
-@pytest.mark.parametrize(("mode", "context_mode"), [("patches", "dropped"), ("patches", "kept"), ("flat", "kept")])
+@pytest.mark.parametrize(
+    ("mode", "masked_tokens"), [("patches", "drop"), ("patches", "mask_token"), ("flat", "mask_token")]
+)
 @pytest.mark.parametrize("masks", [1, 3])
 def test_hidden_features_of_vectors_are_shaded(
-    mode: str, context_mode: str, masks: int, tmp_path: Path, drawn: list[Figure]
+    mode: str, masked_tokens: str, masks: int, tmp_path: Path, drawn: list[Figure]
 ) -> None:
     """The cells are the standardised values; shaded are those that the context does not show, and no others."""
-    model = feature_model(mode, context_mode)
+    model = feature_model(mode, masked_tokens)
     batch = feature_batch(model, masks, [0] * 5)
     plot_masks(model, batch, tmp_path / "masks.png")
     values = (batch["features"].numpy() - np.arange(11)) / (np.arange(11) + 1)
@@ -367,7 +369,7 @@ def test_hidden_features_of_vectors_are_shaded(
         np.testing.assert_allclose(axis.images[0].get_array(), values, rtol=1e-5, atol=1e-6)
         assert axis.get_title() == (f"mask {mask + 1} of 3" if masks > 1 else "")
         for sample in range(5):
-            if context_mode == "kept":
+            if masked_tokens == "mask_token":
                 view = batch["context_features"].reshape(5, masks, 11)[sample, mask]
                 expected = (view != batch["features"][sample]).numpy()
             else:
@@ -377,11 +379,11 @@ def test_hidden_features_of_vectors_are_shaded(
             np.testing.assert_array_equal(shaded(axis, sample, 11), expected)
 
 
-@pytest.mark.parametrize("context_mode", ["dropped", "kept"])
+@pytest.mark.parametrize("masked_tokens", ["drop", "mask_token"])
 @pytest.mark.parametrize("masks", [1, 2])
-def test_hidden_steps_of_series_are_shaded(context_mode: str, masks: int, tmp_path: Path, drawn: list[Figure]) -> None:
+def test_hidden_steps_of_series_are_shaded(masked_tokens: str, masks: int, tmp_path: Path, drawn: list[Figure]) -> None:
     """A panel per sample and mask, features by steps; padding has no values, and is in the legend."""
-    model, lengths = feature_model("time", context_mode, width=3), [12, 1, 20]
+    model, lengths = feature_model("time", masked_tokens, width=3), [12, 1, 20]
     batch = feature_batch(model, masks, lengths)
     plot_masks(model, batch, tmp_path / "masks.png")
     axes = np.array(drawn[0].axes[: 3 * masks]).reshape(3, masks)
@@ -404,7 +406,7 @@ def test_hidden_steps_of_series_are_shaded(context_mode: str, masks: int, tmp_pa
 
 def cases() -> list[tuple[JepaForRepresentationPrediction, Any, list[dict[str, Any]], Any]]:
     """Of each modality: model, collator, eight rows, and what reads them."""
-    images, model = image_collator(), feature_model("patches", "dropped")
+    images, model = image_collator(), feature_model("patches", "drop")
     tokenizer = tiny_tokenizer("bert")
     ids = tokenizer(CORPUS[:8])["input_ids"]
     vectors = np.random.default_rng(0).normal(size=(8, 11))
@@ -441,6 +443,6 @@ def test_a_data_set_is_read_no_further_than_its_picture_goes(case: tuple[Any, ..
 @pytest.mark.parametrize("case", cases()[:2], ids=["images", "text"])
 def test_without_what_reads_the_samples_it_says_what_is_missing(case: tuple[Any, ...], tmp_path: Path) -> None:
     model, collator, rows, _ = case
-    with pytest.raises(UsageError, match=r"needs their (image processor|tokenizer): give it as processing_class"):
+    with pytest.raises(UsageError, match=r"needs their (image processor|tokenizer)\. Pass it as processing_class"):
         plot_masks(model, collator(rows), tmp_path / "masks.png")
     assert not (tmp_path / "masks.png").exists()

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from jepa_hf.models.losses import prediction_loss
 from jepa_hf.monitoring.metrics import (
-    constant_predictor_loss,
+    constant_baseline_loss,
     effective_rank,
-    group_predictor_loss,
-    hit_rate,
-    hit_rate_in_sample,
+    group_baseline_loss,
     mean_pairwise_cosine,
-    normalized_spread,
-    sample_hit_rate,
+    normalized_std,
+    sample_top1_accuracy,
+    top1_accuracy,
+    top1_accuracy_in_sample,
 )
 
 few = settings(max_examples=40, deadline=None)
@@ -113,54 +113,54 @@ def test_pairwise_cosine_of_known_clouds() -> None:
 def test_spread_of_healthy_and_collapsed_clouds() -> None:
     """About 1 for Gaussian vectors of any scale, 0 for one direction, in between when a shared direction dominates."""
     cloud = gaussian(5000, 64)
-    assert normalized_spread(cloud).item() == pytest.approx(1.0, abs=0.02)
-    assert normalized_spread(100 * cloud).item() == pytest.approx(normalized_spread(cloud).item(), rel=1e-4)
+    assert normalized_std(cloud).item() == pytest.approx(1.0, abs=0.02)
+    assert normalized_std(100 * cloud).item() == pytest.approx(normalized_std(cloud).item(), rel=1e-4)
     collapsed = gaussian(1, 64) * (1 + gaussian(5000, 1).abs())
-    assert normalized_spread(collapsed).item() == pytest.approx(0.0, abs=1e-4)
-    assert 0.1 < normalized_spread(cloud + 3).item() < 0.5
+    assert normalized_std(collapsed).item() == pytest.approx(0.0, abs=1e-4)
+    assert 0.1 < normalized_std(cloud + 3).item() < 0.5
 
 
 def test_hits_of_perfect_predictions_are_all() -> None:
     """The targets themselves, at any scale around their mean, hit every time."""
     targets = gaussian(200, 32) + 5
-    assert hit_rate(targets, targets).item() == 1.0
+    assert top1_accuracy(targets, targets).item() == 1.0
     centre = targets.mean(dim=0)
-    assert hit_rate(centre + 0.1 * (targets - centre), targets).item() == 1.0
+    assert top1_accuracy(centre + 0.1 * (targets - centre), targets).item() == 1.0
 
 
 def test_hits_of_random_predictions_are_chance() -> None:
     """Unrelated predictions hit one time in N."""
-    rates = [hit_rate(gaussian(50, 32, seed), gaussian(50, 32, seed + 1000)).item() for seed in range(100)]
+    rates = [top1_accuracy(gaussian(50, 32, seed), gaussian(50, 32, seed + 1000)).item() for seed in range(100)]
     assert sum(rates) / len(rates) == pytest.approx(1 / 50, abs=0.006)
 
 
 def test_hits_of_what_is_not_a_number_are_none_that_could_be_told() -> None:
     vectors = gaussian(8, 4)
     vectors[2, 1] = float("nan")
-    assert hit_rate(vectors, gaussian(8, 4)).isnan()
+    assert top1_accuracy(vectors, gaussian(8, 4)).isnan()
 
 
 def test_hits_of_a_collapsed_batch_are_none() -> None:
     """Equal targets tie, which is no hit; equal predictions can be right once at most."""
     cloud, point = gaussian(50, 32), gaussian(1, 32, 1).expand(50, 32)
-    assert hit_rate(cloud, point).item() == 0.0
-    assert hit_rate(point, point).item() == 0.0
-    assert hit_rate(point, cloud).item() <= 1 / 50 + 1e-6
-    assert hit_rate(cloud.mean(dim=0).expand(50, 32), cloud).item() <= 1 / 50 + 1e-6
+    assert top1_accuracy(cloud, point).item() == 0.0
+    assert top1_accuracy(point, point).item() == 0.0
+    assert top1_accuracy(point, cloud).item() <= 1 / 50 + 1e-6
+    assert top1_accuracy(cloud.mean(dim=0).expand(50, 32), cloud).item() <= 1 / 50 + 1e-6
 
 
 def test_hits_are_no_gift_of_a_shared_direction() -> None:
     """Targets in a narrow cone: predictions of its axis alone hit at most once, of target and axis always."""
     axis = 100 * gaussian(1, 32, 3)
     targets = axis + gaussian(50, 32)
-    assert hit_rate(axis.expand(50, 32), targets).item() <= 1 / 50 + 1e-6
-    assert hit_rate(targets + 0.1 * gaussian(50, 32, 4), targets).item() == 1.0
+    assert top1_accuracy(axis.expand(50, 32), targets).item() <= 1 / 50 + 1e-6
+    assert top1_accuracy(targets + 0.1 * gaussian(50, 32, 4), targets).item() == 1.0
 
 
 def test_hits_count_each_prediction() -> None:
     """Of four predictions, two exchanged: half hit."""
     targets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
-    assert hit_rate(targets[[1, 0, 2, 3]], targets).item() == 0.5
+    assert top1_accuracy(targets[[1, 0, 2, 3]], targets).item() == 0.5
 
 
 @few
@@ -172,7 +172,7 @@ def test_constant_predictor_equals_a_loop(n: int, d: int, seed: int) -> None:
     constants["cosine"] = F.normalize(targets, dim=-1).mean(dim=0)
     for kind, constant in constants.items():
         losses = [prediction_loss(kind, constant, target).item() for target in targets]
-        assert constant_predictor_loss(targets, kind).item() == pytest.approx(sum(losses) / n, abs=1e-4)
+        assert constant_baseline_loss(targets, kind).item() == pytest.approx(sum(losses) / n, abs=1e-4)
 
 
 @pytest.mark.parametrize("skewed", [False, True])
@@ -192,16 +192,16 @@ def test_constant_predictor_is_the_best_constant(kind: str, beta: float, skewed:
         loss.backward()
         optimizer.step()
         lowest = min(lowest, loss.item())
-    assert constant_predictor_loss(targets, kind, beta).item() <= lowest * 1.003
+    assert constant_baseline_loss(targets, kind, beta).item() <= lowest * 1.003
 
 
 @pytest.mark.parametrize("kind", ["cosine", "smooth_l1", "l2", "l1"])
 def test_constant_predictor_of_collapsed_targets_is_perfect(kind: str) -> None:
     """One repeated target is predicted without loss: a low loss proves nothing."""
-    assert constant_predictor_loss(gaussian(1, 16).expand(50, 16), kind).item() == pytest.approx(0.0, abs=1e-6)
+    assert constant_baseline_loss(gaussian(1, 16).expand(50, 16), kind).item() == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("metric", [effective_rank, mean_pairwise_cosine, normalized_spread])
+@pytest.mark.parametrize("metric", [effective_rank, mean_pairwise_cosine, normalized_std])
 def test_metrics_accept_bfloat16(metric) -> None:
     """Half-precision vectors are measured in float32 or better, and the answer is a finite float32 scalar."""
     value = metric(gaussian(100, 16).bfloat16())
@@ -222,7 +222,7 @@ def test_the_rival_of_a_group_has_the_loss_of_the_true_mean(n: int, kind: str) -
     targets = true.repeat_interleave(n, dim=0) + 0.8 * gaussian(len(groups) * n, 32, 1)
     owner = groups.repeat_interleave(n)
     expected = prediction_loss(kind, true[owner], targets).mean().item()
-    assert group_predictor_loss(targets, owner, kind).item() == pytest.approx(expected, rel=0.02)
+    assert group_baseline_loss(targets, owner, kind).item() == pytest.approx(expected, rel=0.02)
 
 
 @few
@@ -230,7 +230,7 @@ def test_the_rival_of_a_group_has_the_loss_of_the_true_mean(n: int, kind: str) -
 def test_the_rival_of_a_group_is_exact_for_l2(n: int, scale: float, seed: int) -> None:
     """It is the unbiased variance, which numpy has as ddof=1, averaged over groups of one size."""
     targets = scale * gaussian(5 * n, 6, seed)
-    found = group_predictor_loss(targets, torch.arange(5).repeat_interleave(n), "l2")
+    found = group_baseline_loss(targets, torch.arange(5).repeat_interleave(n), "l2")
     assert found.item() == pytest.approx(targets.numpy().reshape(5, n, 6).var(axis=1, ddof=1).mean(), rel=1e-4)
 
 
@@ -238,11 +238,11 @@ def test_the_rival_of_a_group_is_exact_for_l2(n: int, scale: float, seed: int) -
 def test_groups_that_say_everything_and_groups_that_say_nothing(kind: str) -> None:
     """Nothing is left of the first; of the second what a constant leaves, also where most targets are alone."""
     groups = torch.arange(8).repeat(50)
-    assert group_predictor_loss(gaussian(8, 16)[groups], groups, kind).item() == pytest.approx(0, abs=1e-3)
+    assert group_baseline_loss(gaussian(8, 16)[groups], groups, kind).item() == pytest.approx(0, abs=1e-3)
     anything = gaussian(400, 64, seed=1)
-    constant = constant_predictor_loss(anything, kind).item()
+    constant = constant_baseline_loss(anything, kind).item()
     for unrelated in (groups, torch.arange(400) % 390):
-        assert group_predictor_loss(anything, unrelated, kind).item() == pytest.approx(constant, rel=0.08)
+        assert group_baseline_loss(anything, unrelated, kind).item() == pytest.approx(constant, rel=0.08)
 
 
 def documents(share: float, samples: int = 128, size: int = 30, width: int = 64) -> tuple[torch.Tensor, ...]:
@@ -257,18 +257,18 @@ def test_predictions_that_know_the_document_alone_hit_by_chance_in_it(noise: flo
     """Also where they differ within it, but not as its targets do; that the batch's hit rate is far above chance."""
     targets, means, owner = documents(0.2)
     predictions = means + noise * 0.1 * gaussian(*targets.shape, 2)
-    rate, chance = hit_rate_in_sample(predictions, targets, owner)
+    rate, chance = top1_accuracy_in_sample(predictions, targets, owner)
     assert chance.item() == pytest.approx(1 / 30)
     assert rate.item() == pytest.approx(1 / 30, abs=0.01)
-    assert hit_rate(predictions[::8], targets[::8]).item() > 20 / len(targets[::8])
+    assert top1_accuracy(predictions[::8], targets[::8]).item() > 20 / len(targets[::8])
 
 
 def test_predictions_that_know_their_targets_hit_in_their_document() -> None:
     """Perfect ones always; and wrong about the document, but right about what is its own in each target, too."""
     targets, means, owner = documents(0.2)
-    assert hit_rate_in_sample(targets, targets, owner)[0] == 1
-    assert hit_rate_in_sample(targets - means.roll(30, dims=0), targets, owner)[0] > 0.99
-    assert hit_rate_in_sample(targets.flip(0), targets, owner)[0] < 0.1
+    assert top1_accuracy_in_sample(targets, targets, owner)[0] == 1
+    assert top1_accuracy_in_sample(targets - means.roll(30, dims=0), targets, owner)[0] > 0.99
+    assert top1_accuracy_in_sample(targets.flip(0), targets, owner)[0] < 0.1
 
 
 @few
@@ -283,9 +283,9 @@ def test_hits_in_a_sample_equal_a_loop(numbers: list[int], seed: int) -> None:
         of = samples == number
         if of.sum() > 1:
             own = predictions[of] - predictions[of].mean(dim=0)
-            rates += [hit_rate(own + targets[of].mean(dim=0), targets[of]).item()] * int(of.sum())
+            rates += [top1_accuracy(own + targets[of].mean(dim=0), targets[of]).item()] * int(of.sum())
             chances += [1 / of.sum().item()] * int(of.sum())
-    rate, chance = hit_rate_in_sample(predictions, targets, samples)
+    rate, chance = top1_accuracy_in_sample(predictions, targets, samples)
     if not rates:
         assert rate.isnan()
         assert chance.isnan()
@@ -296,22 +296,24 @@ def test_hits_in_a_sample_equal_a_loop(numbers: list[int], seed: int) -> None:
 
 def test_equal_targets_of_a_sample_are_no_hits() -> None:
     targets = gaussian(1, 8).repeat(6, 1)
-    assert hit_rate_in_sample(gaussian(6, 8, 1), targets, torch.zeros(6, dtype=torch.long))[0] == 0
+    assert top1_accuracy_in_sample(gaussian(6, 8, 1), targets, torch.zeros(6, dtype=torch.long))[0] == 0
 
 
 @few
 @given(st.integers(2, 12), st.integers(1, 3), SEEDS)
-def test_the_sample_hit_rate_is_1_for_the_targets_and_0_for_their_neighbours(n: int, views: int, seed: int) -> None:
+def test_the_sample_top1_accuracy_is_1_for_the_targets_and_0_for_their_neighbours(
+    n: int, views: int, seed: int
+) -> None:
     """Whatever all samples share; a tie, as where all predictions and targets are the same, is no hit."""
     targets = 5 * F.one_hot(torch.arange(n), 16).float() + gaussian(1, 16, seed)
     own = targets - targets.mean(dim=0)
-    assert sample_hit_rate(own.repeat_interleave(views, dim=0), targets) == 1
-    assert sample_hit_rate(own.roll(1, dims=0).repeat_interleave(views, dim=0), targets) == 0
-    assert sample_hit_rate(torch.ones(n * views, 16), torch.ones(n, 16)) == 0
+    assert sample_top1_accuracy(own.repeat_interleave(views, dim=0), targets) == 1
+    assert sample_top1_accuracy(own.roll(1, dims=0).repeat_interleave(views, dim=0), targets) == 0
+    assert sample_top1_accuracy(torch.ones(n * views, 16), torch.ones(n, 16)) == 0
 
 
 def test_one_of_three_views_that_finds_its_sample() -> None:
     targets = 5 * F.one_hot(torch.arange(4), 16).float()
     own = targets - targets.mean(dim=0)
     predictions = torch.stack([own, own.roll(1, dims=0), own.roll(2, dims=0)], dim=1).flatten(0, 1)
-    assert sample_hit_rate(predictions, targets).item() == pytest.approx(1 / 3)
+    assert sample_top1_accuracy(predictions, targets).item() == pytest.approx(1 / 3)

@@ -10,12 +10,18 @@ from matplotlib.image import imread
 from jepa_hf.monitoring.training_plots import plot_training
 
 LOG: list[dict[str, Any]] = [
-    {"eval_loss": 1.2, "eval_prediction_loss": 1.2, "eval_hit_rate": 0.1, "eval_target_rank": 20.0, "step": 0},
+    {"eval_loss": 1.2, "eval_prediction_loss": 1.2, "eval_top1_accuracy": 0.1, "eval_target_rank": 20.0, "step": 0},
     *(
-        {"loss": 1.0 / step, "prediction_loss": 1.0 / step, "hit_rate": 0.1 * step, "target_rank": 20.0, "step": step}
+        {
+            "loss": 1.0 / step,
+            "prediction_loss": 1.0 / step,
+            "top1_accuracy": 0.1 * step,
+            "target_rank": 20.0,
+            "step": step,
+        }
         for step in range(1, 6)
     ),
-    {"eval_loss": 0.4, "eval_prediction_loss": 0.4, "eval_hit_rate": 0.5, "eval_target_rank": 19.0, "step": 5},
+    {"eval_loss": 0.4, "eval_prediction_loss": 0.4, "eval_top1_accuracy": 0.5, "eval_target_rank": 19.0, "step": 5},
     {"train_runtime": 3.0, "train_loss": 0.5, "step": 5},
 ]
 

@@ -16,9 +16,11 @@ torch.set_num_threads(1)
 
 # CI installs Chromium, and there nothing may be left out.
 needed = os.environ.get("JEPA_HF_NEED_CHROMIUM") == "1"
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and not needed, reason="Chromium is not installed: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None and not needed, reason="Chromium is not installed: apt-get install chromium"),
+]
 
 PICTURES = "[...document.images].map(image => [image.alt, image.complete && image.naturalWidth > 0])"
 

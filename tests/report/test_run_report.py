@@ -1,4 +1,4 @@
-"""Claims about the report: a whole page for every kind of run, nothing on it from outside, nothing that runs."""
+"""Tests of the report: a complete, self-contained page without scripts for every kind of run."""
 
 import base64
 import json
@@ -15,12 +15,12 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from helpers.report import NASTY, Page, collapse, feature_run, image_run, text_run
+from helpers.report import MALICIOUS_TEXT, Page, collapse, feature_run, image_run, text_run
 from jepa_hf import UsageError
 from jepa_hf.cli.main import main
-from jepa_hf.monitoring.assessment import Level
-from jepa_hf.report.figures import map_svg
-from jepa_hf.report.run_report import nearest_neighbours, principal_components, singular_values, write_report
+from jepa_hf.monitoring.assessment import Severity
+from jepa_hf.report.figures import scatter_svg
+from jepa_hf.report.run_report import nearest_neighbours, principal_components, relative_singular_values, write_report
 
 torch.set_num_threads(1)
 
@@ -30,8 +30,8 @@ RUNS: dict[str, Callable[[Path], Path]] = {"text": text_run, "images": image_run
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Finished runs by modality, in a folder of a nasty name."""
-    folder = tmp_path_factory.mktemp("runs") / NASTY.replace("/", "_")
+    """Finished runs by modality, in a folder whose name is a script."""
+    folder = tmp_path_factory.mktemp("runs") / MALICIOUS_TEXT.replace("/", "_")
     folder.mkdir()
     return {modality: run(folder) for modality, run in RUNS.items()}
 
@@ -61,14 +61,14 @@ def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.parametrize("modality", RUNS)
-def test_a_whole_page_for_every_modality(modality: str, pages: dict[str, Page]) -> None:
+def test_every_modality_has_a_complete_page(modality: str, pages: dict[str, Page]) -> None:
     page = pages[modality]
     assert [section for section in (*SECTIONS, "Versions") if section not in page.text] == []
     described = [description for _, description in page.images]
     assert {"Prediction loss", "Effective rank", "what was masked", "map of the samples"} < set(described)
     assert "20 samples of the run's data" in page.text
-    assert "The run is finished, after 4 steps." in page.text
-    assert re.search(r"\d+ % of them have the label of their nearest neighbour", page.text)
+    assert "The run finished after 4 steps." in page.text
+    assert re.search(r"\d+ % of the samples have the label of their nearest neighbour", page.text)
     if modality == "images":
         assert sum("row" in description for description in described) > 6
     if modality == "features":
@@ -77,7 +77,7 @@ def test_a_whole_page_for_every_modality(modality: str, pages: dict[str, Page]) 
 
 @pytest.mark.parametrize("modality", RUNS)
 def test_a_page_needs_nothing_and_runs_nothing(modality: str, pages: dict[str, Page]) -> None:
-    """Not even where the data, the name of a column, a label and the path say so."""
+    """Also if data, a column's name, a label or the path contain a script."""
     page = pages[modality]
     assert [address for address in page.references if not address.startswith("data:image/")] == []
     source = page.source
@@ -103,6 +103,7 @@ def test_every_picture_is_one(modality: str, pages: dict[str, Page]) -> None:
             assert content.startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_long_run_gives_no_heavier_page(run: Path) -> None:
     """A curve is drawn with a thousand points at most, and reaches its last one."""
 
@@ -116,6 +117,7 @@ def test_a_long_run_gives_no_heavier_page(run: Path) -> None:
     assert len(report(run, max_samples=10).source) < 3_000_000
 
 
+@pytest.mark.slow
 def test_equal_runs_give_equal_pages(finished: dict[str, Path], tmp_path: Path) -> None:
     for name in ("one.html", "two.html"):
         write_report(finished["text"], tmp_path / name, max_samples=10)
@@ -125,7 +127,7 @@ def test_equal_runs_give_equal_pages(finished: dict[str, Path], tmp_path: Path) 
 def test_the_verdict_and_its_reasons_come_first(run: Path) -> None:
     collapse(run)
     verdict = write_report(run, max_samples=10)
-    assert verdict.level == Level.COLLAPSED
+    assert verdict.severity == Severity.COLLAPSED
     text = Page(run / "report.html").text
     top = text[: text.index("Loss and health")]
     assert int(re.search(r"Collapsed: (\d) of", top)[1]) >= 5  # three curves, and two kinds by the watchdog
@@ -133,7 +135,7 @@ def test_the_verdict_and_its_reasons_come_first(run: Path) -> None:
     assert "1.2 of 16 directions: the representation has collapsed." in top
 
 
-def test_vectors_that_are_all_alike_are_told_from_the_samples_too(run: Path) -> None:
+def test_a_collapse_is_detected_from_the_samples(run: Path) -> None:
     """A context encoder that gives every sample the same vector, whatever the log says."""
     from jepa_hf import JepaForRepresentationPrediction
 
@@ -142,14 +144,14 @@ def test_vectors_that_are_all_alike_are_told_from_the_samples_too(run: Path) -> 
         model.context_encoder.encoder.layer[-1].output.LayerNorm.weight.zero_()
         model.context_encoder.encoder.layer[-1].output.LayerNorm.bias.fill_(0.5)
     model.save_pretrained(run / "jepa")
-    assert write_report(run, max_samples=10).level == Level.COLLAPSED
-    assert "they are all alike, the representation has collapsed." in Page(run / "report.html").text
+    assert write_report(run, max_samples=10).severity == Severity.COLLAPSED
+    assert "they are nearly the same, the representation has collapsed." in Page(run / "report.html").text
 
 
 # ---- runs of which something is missing
 
 
-def test_without_its_data_a_run_is_told_without_samples(run: Path) -> None:
+def test_a_run_without_its_data_has_a_page_without_samples(run: Path) -> None:
     rewrite(run / "_run.json", lambda noted: noted | {"settings": noted["settings"] | {"train_file": "gone.csv"}})
     page = report(run)
     assert "train_file 'gone.csv' does not exist" in page.text
@@ -157,13 +159,13 @@ def test_without_its_data_a_run_is_told_without_samples(run: Path) -> None:
     assert "Prediction loss" in page.text
 
 
-def test_an_unfinished_run_is_told_from_its_last_checkpoint(run: Path) -> None:
+def test_an_unfinished_run_is_reported_from_its_last_checkpoint(run: Path) -> None:
     rewrite(run / "_run.json", lambda noted: noted | {"finished": False})
     (run / "metrics.json").unlink()
     shutil.rmtree(run / "jepa")
     shutil.rmtree(run / "checkpoint-4")
     page = report(run, max_samples=10)
-    assert "The run is not finished: this is its state at checkpoint-2, after 2 steps." in page.text
+    assert "The run is not finished; this page shows checkpoint-2, after 2 steps." in page.text
     assert "Nearest neighbours" in page.text
 
 
@@ -174,19 +176,19 @@ def test_a_run_before_its_first_checkpoint_gets_a_page(run: Path) -> None:
     (run / "metrics.json").unlink()
     (run / "masks.png").unlink()
     page = report(run)
-    assert "has begun and saved no checkpoint yet" in page.text
+    assert "has started, but has saved no checkpoint yet" in page.text
     assert page.images == []
     assert "jepa-hf masks" in page.text
 
 
-def test_what_was_loaded_from_the_hub_notes_no_settings(run: Path) -> None:
+def test_a_run_without_record_has_no_settings(run: Path) -> None:
     (run / "_run.json").unlink()
     page = report(run)
-    assert "The directory does not note them" in page.text
+    assert "Unknown: the run directory has no _run.json." in page.text
     assert "Prediction loss" in page.text
 
 
-def test_a_model_that_cannot_be_read_is_told(run: Path) -> None:
+def test_an_unreadable_model_is_reported(run: Path) -> None:
     (run / "jepa" / "model.safetensors").write_bytes(b"nothing")
     assert "cannot be loaded" in report(run).text
 
@@ -195,9 +197,9 @@ def test_a_model_that_cannot_be_read_is_told(run: Path) -> None:
 
 EVALUATION = {
     "scores": [
-        {"model": "out", "pooling": "mean", "task": NASTY, "metric": "linear_probe", "n": 1234}
+        {"model": "out", "pooling": "mean", "task": MALICIOUS_TEXT, "metric": "linear_probe", "n": 1234}
         | {"value": 0.756, "confidence_interval": [0.7, 0.8123]},
-        {"model": "other", "pooling": "mean", "task": NASTY, "metric": "linear_probe", "n": 1234}
+        {"model": "other", "pooling": "mean", "task": MALICIOUS_TEXT, "metric": "linear_probe", "n": 1234}
         | {"value": 0.8, "confidence_interval": [0.75, 0.85]}
         | {"difference_to_first_model": {"value": 0.044, "confidence_interval": [-0.01, 0.09]}},
     ]
@@ -210,7 +212,7 @@ def test_probes_are_a_table_with_intervals(run: Path, tmp_path: Path) -> None:
     text = report(run, max_samples=10).text
     assert "75.670.0 to 81.21,234" in text
     assert "80.075.0 to 85.0+4.4 (-1.0 to +9.0)1,234" in text
-    assert NASTY in text
+    assert MALICIOUS_TEXT in text
     elsewhere = tmp_path / "elsewhere.json"
     elsewhere.write_text(json.dumps({"scores": [EVALUATION["scores"][0] | {"value": 0.1234}]}))
     assert "12.370.0" in report(run, max_samples=10, evaluation=elsewhere).text
@@ -262,13 +264,13 @@ def test_damaged_evaluations_are_refused(content: str, run: Path, tmp_path: Path
 
 
 def test_singular_values_are_shares_of_the_length() -> None:
-    """The squares of all add up to the share of the mean squared length that is not the mean's."""
+    """The sum of squares is the variance over the mean squared length."""
     vectors = np.random.default_rng(0).normal(1.0, 2.0, (50, 8)).astype(np.float32)
-    values = singular_values(vectors)
+    values = relative_singular_values(vectors)
     assert (np.diff(values) <= 0).all()
     mean = np.square(vectors.mean(axis=0)).sum() / np.square(vectors).sum(axis=1).mean()
     assert np.square(values).sum() == pytest.approx(1 - mean, abs=1e-5)
-    assert singular_values(np.ones((5, 3), dtype=np.float32)).max() < 1e-6
+    assert relative_singular_values(np.ones((5, 3), dtype=np.float32)).max() < 1e-6
 
 
 @pytest.mark.parametrize(("count", "width"), [(40, 6), (3, 6), (2, 6), (5, 1)])
@@ -296,7 +298,7 @@ def test_neighbours_are_those_of_scikit_learn_without_the_sample_itself() -> Non
 
 def test_labels_that_matplotlib_or_svg_would_misread() -> None:
     labels = ["_hidden", "$x^2", "a\x07\nb", "&<", "x" * 50, "é"] * 2
-    svg = map_svg(np.random.default_rng(0).normal(size=(12, 2)), labels)
+    svg = scatter_svg(np.random.default_rng(0).normal(size=(12, 2)), labels)
     texts = "".join(ElementTree.fromstring(svg).itertext())
     for shown in ("_hidden", "$x^2", "&<", "é", "xxxx…"):
         assert shown in texts

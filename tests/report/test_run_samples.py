@@ -1,4 +1,4 @@
-"""Claims about a run's samples: the run's own, held-out ones first, each with the label that stands beside it."""
+"""Tests of a run's samples: held-out samples come first, and each has its label."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from jepa_hf.report.run_samples import load_run_samples
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> str:
-    """As csv or jsonl, whatever the path ends with."""
+    """Write csv or jsonl, by the file's ending."""
     with path.open("w", newline="", encoding="utf-8") as file:
         if path.suffix == ".csv":
             writer = csv.DictWriter(file, list(rows[0]))
@@ -103,6 +103,6 @@ def test_without_data_of_its_own_the_run_read_the_embedded_corpus() -> None:
     assert (len(found.samples), found.labels) == (10, None)
 
 
-def test_data_that_is_gone_is_told(tmp_path: Path) -> None:
+def test_missing_data_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         load_run_samples({"train_file": str(tmp_path / "gone.txt")}, "text", 10)

@@ -12,11 +12,11 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from helpers.batches import rows, tiny_jepa
-from helpers.runs import At, Batch, Recorded, StopAfter, Weights, ema_of, trainer, weights
+from helpers.runs import Batch, RecordingTrainer, RunAtStep, StopAfter, Weights, ema_of, trainer, weights
 from helpers.tiny_models import save_tiny_encoder
 from jepa_hf import EmaTargetCallback, JepaForRepresentationPrediction, JepaTrainer
-from jepa_hf.training.callbacks import unwrapped
-from jepa_hf.training.ema import decay_at, default_decay_range
+from jepa_hf.training.callbacks import unwrap_jepa
+from jepa_hf.training.ema import default_decay_range, interpolate_schedule
 
 
 def by_row(batches: list[Batch]) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
@@ -41,7 +41,7 @@ def unlike_rows(count: int) -> list[dict[str, list[int]]]:
 
 def epochs_of(run: JepaTrainer) -> list[int]:
     seen: list[int] = []
-    run.add_callback(At(on_step_begin=lambda model, state: seen.append(run.data_collator.epoch)))
+    run.add_callback(RunAtStep(on_step_begin=lambda model, state: seen.append(run.data_collator.epoch)))
     return seen
 
 
@@ -74,7 +74,9 @@ def test_epochs_are_counted_while_streaming(tmp_path: Path) -> None:
     seen = epochs_of(run)
     run.train()
     assert seen == [0, 0, 1, 1, 2, 2]
-    assert run.card_facts("out").seen["complete passes"] == 2  # whether the third is one, only the next row would say
+    assert (
+        run.model_card_info("out").data_statistics["complete passes"] == 2
+    )  # whether the third is one, only the next row would say
 
 
 def test_masks_are_new_every_epoch_and_the_same_with_any_workers(tmp_path: Path) -> None:
@@ -101,11 +103,11 @@ def test_masks_are_new_every_epoch_and_the_same_with_any_workers(tmp_path: Path)
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_the_decay_that_is_used_and_logged_is_the_schedules(schedule: str, tmp_path: Path) -> None:
-    """Update k of 5 has decay_at(k, 5, ...), and the log of step k says so."""
+    """Update k of 5 has interpolate_schedule(k, 5, ...), and the log of step k says so."""
     run = trainer(tmp_path, max_steps=5, ema_decay=0.5, ema_decay_end=0.9, ema_schedule=schedule)
     run.train()
     logged = [entry["ema_decay"] for entry in run.state.log_history if "ema_decay" in entry]
-    assert logged == [decay_at(step, 5, 0.5, 0.9, schedule) for step in range(1, 6)]
+    assert logged == [interpolate_schedule(step, 5, 0.5, 0.9, schedule) for step in range(1, 6)]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_a_skipped_optimizer_step_moves_nothing(tmp_path: Path, monkeypatch: pyt
         skipping[0] = state.global_step == 1
 
     history: list[Weights] = []
-    watch = At(
+    watch = RunAtStep(
         on_step_begin=choose,
         on_train_begin=lambda model, state: history.append(weights(model.target_encoder)),
         on_step_end=lambda model, state: history.append(weights(model.target_encoder)),
@@ -155,7 +157,7 @@ def test_the_target_moves_before_it_is_saved_and_evaluated(tmp_path: Path) -> No
     """The checkpoint of step N holds the target after N updates."""
     run = trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=1, ema_decay=0.5)
     after: list[Weights] = []
-    run.add_callback(At(on_step_end=lambda model, state: after.append(weights(model.target_encoder))))
+    run.add_callback(RunAtStep(on_step_end=lambda model, state: after.append(weights(model.target_encoder))))
     run.train()
     for step in (1, 2):
         saved = JepaForRepresentationPrediction.from_pretrained(tmp_path / f"checkpoint-{step}")
@@ -188,11 +190,11 @@ def test_unwrapped_finds_the_jepa_in_any_wrapper() -> None:
             self.module = module
 
     model = tiny_jepa()
-    assert unwrapped(model) is model
-    assert unwrapped(torch.compile(model)) is model
-    assert unwrapped(Wrapper(torch.compile(Wrapper(model)))) is model
+    assert unwrap_jepa(model) is model
+    assert unwrap_jepa(torch.compile(model)) is model
+    assert unwrap_jepa(Wrapper(torch.compile(Wrapper(model)))) is model
 
 
 def test_recorded_is_the_trainer_under_test() -> None:
     """The runs above go through `JepaTrainer` itself."""
-    assert Recorded.__mro__[1] is JepaTrainer
+    assert RecordingTrainer.__mro__[1] is JepaTrainer

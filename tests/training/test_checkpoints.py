@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 
 from helpers.batches import rows
 from helpers.cli import snapshot
-from helpers.runs import At, StopAfter, trainer, weights
+from helpers.runs import RunAtStep, StopAfter, trainer, weights
 from jepa_hf import UsageError
-from jepa_hf.training.base_trainer import RepresentationTrainer
+from jepa_hf.training.base_trainer import BaseJepaTrainer
 from jepa_hf.training.checkpoints import (
     MANIFEST,
-    aside,
-    begin,
-    check_checkpoint,
-    damage,
-    how_to_go_on,
-    newest_whole,
-    publish,
-    remove_left_behind,
+    commit_checkpoint,
+    create_staging_dir,
+    find_corruption,
+    latest_valid_checkpoint,
+    remove_incomplete,
+    resume_hint,
     rotate,
+    staging_path,
+    validate_checkpoint,
 )
 
 FILES = {"trainer_state.json": b"{}", "model.safetensors": b"0123456789" * 100, "folder/part.bin": b"abc"}
@@ -36,12 +36,12 @@ FILES = {"trainer_state.json": b"{}", "model.safetensors": b"0123456789" * 100, 
 def add(run_dir: Path, step: int) -> Path:
     """A whole checkpoint of three files."""
     checkpoint = run_dir / f"checkpoint-{step}"
-    begin(checkpoint)
+    create_staging_dir(checkpoint)
     for name, content in FILES.items():
-        path = aside(checkpoint) / name
+        path = staging_path(checkpoint) / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
-    publish(checkpoint)
+    commit_checkpoint(checkpoint)
     return checkpoint
 
 
@@ -54,26 +54,26 @@ def names(run_dir: Path) -> set[str]:
 
 def test_nothing_of_a_checkpoint_is_there_until_all_of_it_is(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint-1"
-    begin(checkpoint)
-    (aside(checkpoint) / "trainer_state.json").write_text("{}")
+    create_staging_dir(checkpoint)
+    (staging_path(checkpoint) / "trainer_state.json").write_text("{}")
     assert names(tmp_path) == {"_checkpoint-1.new"}
-    assert newest_whole(tmp_path) == (None, [])
-    publish(checkpoint)
+    assert latest_valid_checkpoint(tmp_path) == (None, [])
+    commit_checkpoint(checkpoint)
     assert names(tmp_path) == {"checkpoint-1"}
-    assert damage(checkpoint) is None
+    assert find_corruption(checkpoint) is None
 
 
 def test_one_that_was_not_written_to_its_end_leaves_nothing_to_the_next(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint-1"
-    begin(checkpoint)
-    (aside(checkpoint) / "stale").touch()
-    begin(checkpoint)
-    assert list(aside(checkpoint).iterdir()) == []
+    create_staging_dir(checkpoint)
+    (staging_path(checkpoint) / "stale").touch()
+    create_staging_dir(checkpoint)
+    assert list(staging_path(checkpoint).iterdir()) == []
 
 
 def test_a_checkpoint_of_the_same_number_is_replaced(tmp_path: Path) -> None:
     (add(tmp_path, 1) / "model.safetensors").write_bytes(b"torn")
-    assert damage(add(tmp_path, 1)) is None
+    assert find_corruption(add(tmp_path, 1)) is None
     assert names(tmp_path) == {"checkpoint-1"}
 
 
@@ -81,7 +81,7 @@ def test_what_was_left_behind_is_removed_and_nothing_else(tmp_path: Path) -> Non
     kept = {"checkpoint-1", "_checkpoint-2", "_checkpoint-x.new", "_run.json"}
     for name in kept | {"_checkpoint-2.new", "_checkpoint-3.old"}:
         (tmp_path / name).mkdir()
-    remove_left_behind(tmp_path)
+    remove_incomplete(tmp_path)
     assert names(tmp_path) == kept
 
 
@@ -96,18 +96,21 @@ def test_a_missing_a_shorter_and_a_changed_file_are_told_apart(name: str, tmp_pa
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert damage(checkpoint) == f"its {name} was changed since it was written"
-    assert damage(checkpoint, contents=False) is None
+    assert find_corruption(checkpoint) == f"its {name} was changed since it was written"
+    assert find_corruption(checkpoint, contents=False) is None
     path.write_bytes(content[:-1])
-    assert damage(checkpoint, contents=False) == f"its {name} has {len(content) - 1:,} bytes and not {len(content):,}"
+    assert (
+        find_corruption(checkpoint, contents=False)
+        == f"its {name} has {len(content) - 1:,} bytes and not {len(content):,}"
+    )
     path.unlink()
-    assert f"{name}" in damage(checkpoint)
-    assert "missing" in damage(checkpoint) or "it has no" in damage(checkpoint)
+    assert f"{name}" in find_corruption(checkpoint)
+    assert "missing" in find_corruption(checkpoint) or "it has no" in find_corruption(checkpoint)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(where=st.integers(0, 10_000), bit=st.integers(0, 7), cut=st.booleans())
-def test_no_flipped_bit_and_no_cut_passes_for_whole(where: int, bit: int, cut: bool, tmp_path: Path) -> None:
+@given(where=st.integers(0, 10_000), bit=st.integers(0, 7), truncate_file=st.booleans())
+def test_no_flipped_bit_and_no_cut_passes_for_whole(where: int, bit: int, truncate_file: bool, tmp_path: Path) -> None:
     """Anywhere in any file, the manifest included; but for its white space and spelling, which say nothing."""
     shutil.rmtree(tmp_path / "checkpoint-1", ignore_errors=True)
     checkpoint = add(tmp_path, 1)
@@ -116,12 +119,12 @@ def test_no_flipped_bit_and_no_cut_passes_for_whole(where: int, bit: int, cut: b
     content = bytearray(path.read_bytes())
     at = where % len(content)
     noted = json.loads((checkpoint / MANIFEST).read_text())
-    if cut:
+    if truncate_file:
         path.write_bytes(content[:at])
     else:
         content[at] ^= 1 << bit
         path.write_bytes(content)
-    why = damage(checkpoint)
+    why = find_corruption(checkpoint)
     if why is None:
         assert path.name == MANIFEST
         assert {name: each["size"] for name, each in noted["files"].items()} == {
@@ -133,35 +136,38 @@ def test_no_flipped_bit_and_no_cut_passes_for_whole(where: int, bit: int, cut: b
 def test_a_damaged_manifest_is_told(content: str, tmp_path: Path) -> None:
     checkpoint = add(tmp_path, 1)
     (checkpoint / MANIFEST).write_bytes(content.encode("utf-8", "surrogatepass"))
-    assert damage(checkpoint) == f"its {MANIFEST} is damaged"
+    assert find_corruption(checkpoint) == f"its {MANIFEST} is damaged"
 
 
 def test_the_newest_whole_one_is_taken_and_those_passed_over_are_named(tmp_path: Path) -> None:
     """By number, not by name or age; folders that are no checkpoints do not count."""
-    assert newest_whole(tmp_path) == (None, [])
+    assert latest_valid_checkpoint(tmp_path) == (None, [])
     for step in (100, 9, 10, 200, 300):
         add(tmp_path, step)
     (tmp_path / "checkpoint-200" / "model.safetensors").unlink()
     (tmp_path / "checkpoint-300" / MANIFEST).unlink()
     (tmp_path / "checkpoint-1000-copy").mkdir()
-    newest, passed_over = newest_whole(tmp_path)
+    newest, passed_over = latest_valid_checkpoint(tmp_path)
     assert newest == tmp_path / "checkpoint-100"
     assert passed_over == [
-        f"passing over {tmp_path}/checkpoint-300, which is not whole: it has no {MANIFEST}, which is written last",
-        f"passing over {tmp_path}/checkpoint-200, which is not whole: its model.safetensors is missing",
+        f"skipping {tmp_path}/checkpoint-300, which is incomplete: it has no {MANIFEST}, which is written last",
+        f"skipping {tmp_path}/checkpoint-200, which is incomplete: its model.safetensors is missing",
     ]
-    assert f"{newest} is whole: give the same command again to go on" in how_to_go_on(tmp_path)
+    assert f"Give the same command again to go on from {newest}." == resume_hint(tmp_path)
 
 
 def test_a_named_one_that_is_torn_is_refused_with_the_newest_whole_one_beside_it(tmp_path: Path) -> None:
     torn = add(tmp_path, 3)
     (torn / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"is not whole: its model\.safetensors is missing; there is no whole one"):
-        check_checkpoint(torn)
+    with pytest.raises(
+        UsageError,
+        match=r"is incomplete: its model\.safetensors is missing\. No other checkpoint of the run is complete",
+    ):
+        validate_checkpoint(torn)
     add(tmp_path, 2)
-    with pytest.raises(UsageError, match="the newest whole one beside it is checkpoint-2"):
-        check_checkpoint(torn)
-    check_checkpoint(tmp_path / "checkpoint-2")
+    with pytest.raises(UsageError, match="Use the newest complete one, checkpoint-2"):
+        validate_checkpoint(torn)
+    validate_checkpoint(tmp_path / "checkpoint-2")
 
 
 # ---- deleting
@@ -200,7 +206,7 @@ def resumable(folder: Path, **overrides: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def truncate_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run that was interrupted after step 2 of 4, each of which it saved."""
     folder = tmp_path_factory.mktemp("cut") / "out"
     run = resumable(folder)
@@ -210,8 +216,8 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run_dir(cut: Path, tmp_path: Path) -> Path:
-    shutil.copytree(cut, tmp_path / "out")
+def run_dir(truncate_file: Path, tmp_path: Path) -> Path:
+    shutil.copytree(truncate_file, tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -221,9 +227,9 @@ def test_true_resumes_from_the_newest_whole_one_and_warns(run_dir: Path, caplog:
     run = resumable(run_dir)
     run.train(resume_from_checkpoint=True)
     assert len(run.batches) == 3
-    assert any("passing over" in line and "its optimizer.pt has 4 bytes" in line for line in caplog.messages)
+    assert any("skipping" in line and "its optimizer.pt has 4 bytes" in line for line in caplog.messages)
     assert names(run_dir) == {f"checkpoint-{step}" for step in (1, 2, 3, 4)}
-    assert all(damage(run_dir / f"checkpoint-{step}") is None for step in (1, 2, 3, 4))
+    assert all(find_corruption(run_dir / f"checkpoint-{step}") is None for step in (1, 2, 3, 4))
 
 
 def test_a_torn_newer_one_does_not_cost_the_last_whole_one(run_dir: Path) -> None:
@@ -236,7 +242,7 @@ def test_a_torn_newer_one_does_not_cost_the_last_whole_one(run_dir: Path) -> Non
     run = resumable(run_dir, save_total_limit=1)
     run.add_callback(StopAfter(1))
     run.train()
-    assert damage(run_dir / "checkpoint-1") is None
+    assert find_corruption(run_dir / "checkpoint-1") is None
     assert names(run_dir) == {"checkpoint-1"}
 
 
@@ -245,9 +251,9 @@ def test_no_whole_one_is_told_before_any_step(run_dir: Path) -> None:
         (run_dir / f"checkpoint-{step}" / MANIFEST).unlink()
     before = snapshot(run_dir)
     run = resumable(run_dir)
-    with pytest.raises(UsageError, match="holds no whole checkpoint to resume from"):
+    with pytest.raises(UsageError, match="to hold a complete checkpoint, found none"):
         run.train(resume_from_checkpoint=True)
-    with pytest.raises(UsageError, match=rf"checkpoint-2.* is not whole: it has no {MANIFEST}"):
+    with pytest.raises(UsageError, match=rf"checkpoint-2.* is incomplete: it has no {MANIFEST}"):
         run.train(resume_from_checkpoint=str(run_dir / "checkpoint-2"))
     assert not run.batches
     assert snapshot(run_dir) == before
@@ -255,11 +261,11 @@ def test_no_whole_one_is_told_before_any_step(run_dir: Path) -> None:
 
 def test_the_best_checkpoint_is_noted_by_the_name_it_ends_with(tmp_path: Path) -> None:
     """In the checkpoint's own state as in the run's, although it was written under another."""
-    best_by = {"load_best_model_at_end": True, "metric_for_best_model": "hit_rate", "save_total_limit": 2}
+    best_by = {"load_best_model_at_end": True, "metric_for_best_model": "top1_accuracy", "save_total_limit": 2}
     run = resumable(tmp_path, eval_strategy="steps", eval_steps=1, eval_data=rows("bert", 8), **best_by)
     run.train()
     best = Path(run.state.best_model_checkpoint)
-    assert damage(best) is None
+    assert find_corruption(best) is None
     for checkpoint in (best, tmp_path / "checkpoint-4"):
         state = json.loads((checkpoint / "trainer_state.json").read_text())
         assert state["best_model_checkpoint"] == str(best)
@@ -270,21 +276,21 @@ def test_an_interrupted_save_leaves_the_one_before(run_dir: Path, monkeypatch: p
     for part in ("save_model", "_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state"):
         run = resumable(run_dir)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            inherited = getattr(RepresentationTrainer, part)
+            inherited = getattr(BaseJepaTrainer, part)
 
             def torn(self: Any, *args: Any, inherited: Any = inherited, **kwargs: Any) -> None:
                 inherited(self, *args, **kwargs)
                 raise KeyboardInterrupt
 
-            patch.setattr(RepresentationTrainer, part, torn)
+            patch.setattr(BaseJepaTrainer, part, torn)
             run.train(resume_from_checkpoint=True)
-        assert newest_whole(run_dir) == (run_dir / "checkpoint-2", [])
+        assert latest_valid_checkpoint(run_dir) == (run_dir / "checkpoint-2", [])
 
 
 # ---- pickles
 
 
-class Evil:
+class MaliciousPickle:
     """Makes a file when it is unpickled."""
 
     def __init__(self, made: Path):
@@ -308,19 +314,19 @@ def test_a_planted_pickle_is_refused_and_not_run(name: str, told: str, run_dir: 
     """The manifest tells that the file was changed; and where the manifest was forged too, nothing is executed."""
     checkpoint, made = run_dir / "checkpoint-2", tmp_path / "made"
     known = name in json.loads((checkpoint / MANIFEST).read_text())["files"]
-    torch.save({"state": Evil(made)}, checkpoint / name)
+    torch.save({"state": MaliciousPickle(made)}, checkpoint / name)
     if known:
         with pytest.raises(UsageError, match=rf"its {name.replace('.', chr(92) + '.')} has"):
             resumable(run_dir).train(resume_from_checkpoint=str(checkpoint))
     if name == "pytorch_model.bin":
         (checkpoint / "model.safetensors").unlink()
-    shutil.copytree(checkpoint, aside(checkpoint))
-    (aside(checkpoint) / MANIFEST).unlink()
-    publish(checkpoint)
+    shutil.copytree(checkpoint, staging_path(checkpoint))
+    (staging_path(checkpoint) / MANIFEST).unlink()
+    commit_checkpoint(checkpoint)
     run = resumable(run_dir)
     if name == "scaler.pt":
         run.accelerator.scaler = torch.amp.GradScaler("cpu")
-    with pytest.raises(UsageError, match=rf"the {told} in .*checkpoint-2 is not only numbers .*mkdir.*is not loaded"):
+    with pytest.raises(UsageError, match=rf"only numbers as the {told} in .*checkpoint-2, .*mkdir.*is not loaded"):
         run.train(resume_from_checkpoint=str(checkpoint))
     assert not made.exists()
     assert not run.batches
@@ -330,7 +336,7 @@ def test_a_sharded_checkpoints_description_is_a_pickle_and_refused(run_dir: Path
     """torch.distributed.checkpoint would unpickle it with all that it asks for."""
     checkpoint = run_dir / "checkpoint-2"
     (checkpoint / "pytorch_model_fsdp_0").mkdir()
-    (checkpoint / "pytorch_model_fsdp_0" / ".metadata").write_bytes(pickle.dumps(Evil(run_dir / "made")))
+    (checkpoint / "pytorch_model_fsdp_0" / ".metadata").write_bytes(pickle.dumps(MaliciousPickle(run_dir / "made")))
     with pytest.raises(UsageError, match=r"\.metadata is a pickle.*FULL_STATE_DICT"):
         resumable(run_dir).train(resume_from_checkpoint=str(checkpoint))
     assert not (run_dir / "made").exists()
@@ -343,7 +349,7 @@ def test_an_epochs_incomplete_last_update_is_known_after_a_resume(tmp_path: Path
     rest = trainer(tmp_path, **settings)
     seen: list[tuple[int, int]] = []
     told = rest.accelerator.gradient_state
-    rest.add_callback(At(on_step_end=lambda model, state: seen.append((rest._incomplete, told.remainder))))
+    rest.add_callback(RunAtStep(on_step_end=lambda model, state: seen.append((rest._last_update_size, told.remainder))))
     rest.train(resume_from_checkpoint=True)
     assert seen == [(5, -1), (5, -1)]
 
@@ -353,7 +359,7 @@ def test_a_checkpoint_without_optimizer_states_is_refused(engine: str, tmp_path:
     """Trainer would go on with fresh ones; also where there are some of DeepSpeed's own form."""
     resumable(tmp_path, callbacks=[StopAfter(2)], save_only_model=True).train()
     (tmp_path / "checkpoint-2" / engine).mkdir(exist_ok=True)
-    with pytest.raises(UsageError, match=r"checkpoint-2 holds no optimizer\.pt .*: start from the weights there"):
+    with pytest.raises(UsageError, match=r"checkpoint-2 holds no optimizer\.pt .*Start from its weights"):
         resumable(tmp_path).train(resume_from_checkpoint=True)
 
 

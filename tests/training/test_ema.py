@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from jepa_hf.distributed.sharding import plain_name
+from jepa_hf.distributed.sharding import unwrapped_parameter_name
 from jepa_hf.errors import UsageError
 from jepa_hf.training.ema import (
-    decay_at,
     default_decay_range,
+    initial_weight_fraction,
+    interpolate_schedule,
     match_parameters,
-    relative_distance,
-    start_share,
+    relative_parameter_distance,
     update_target,
 )
 
@@ -63,7 +63,7 @@ def test_update_is_in_place_and_leaves_no_graph(frozen: bool) -> None:
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_decay_starts_at_the_first_value_and_rises_to_the_last(schedule: str) -> None:
     """Update 1 has the first decay, update `max_steps` the last (constant: the first), and it never falls between."""
-    values = [decay_at(step, 101, 0.99, 0.9999, schedule) for step in range(1, 102)]
+    values = [interpolate_schedule(step, 101, 0.99, 0.9999, schedule) for step in range(1, 102)]
     assert values[0] == pytest.approx(0.99, abs=1e-12)
     assert values[-1] == pytest.approx(0.99 if schedule == "constant" else 0.9999, abs=1e-12)
     assert values == sorted(values)
@@ -74,16 +74,16 @@ def test_decay_starts_at_the_first_value_and_rises_to_the_last(schedule: str) ->
 
 def test_cosine_is_slow_at_both_ends_and_linear_is_not() -> None:
     """At a quarter of the run linear has covered 1/4 of the way and cosine (1 − cos(π/4)) / 2."""
-    assert decay_at(26, 101, 0.0, 1.0, "linear") == pytest.approx(0.25)
-    assert decay_at(26, 101, 0.0, 1.0, "cosine") == pytest.approx((1 - math.cos(math.pi / 4)) / 2)
-    assert decay_at(76, 101, 0.0, 1.0, "cosine") == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert interpolate_schedule(26, 101, 0.0, 1.0, "linear") == pytest.approx(0.25)
+    assert interpolate_schedule(26, 101, 0.0, 1.0, "cosine") == pytest.approx((1 - math.cos(math.pi / 4)) / 2)
+    assert interpolate_schedule(76, 101, 0.0, 1.0, "cosine") == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
 @few
 @given(st.integers(-10, 10**7), st.integers(0, 10**6), st.sampled_from(("constant", "linear", "cosine")))
 def test_steps_outside_the_run_are_clamped(step: int, max_steps: int, schedule: str) -> None:
     """Any step gives a decay between first and last; before the run it is the first, after it the last."""
-    value = decay_at(step, max_steps, 0.9, 0.999, schedule)
+    value = interpolate_schedule(step, max_steps, 0.9, 0.999, schedule)
     assert 0.9 - 1e-12 <= value <= 0.999 + 1e-12
     if step <= 1 or schedule == "constant":
         assert value == pytest.approx(0.9)
@@ -93,8 +93,8 @@ def test_steps_outside_the_run_are_clamped(step: int, max_steps: int, schedule: 
 
 def test_an_unknown_schedule_is_refused() -> None:
     """ValueError that lists the known ones."""
-    with pytest.raises(ValueError, match=r"constant, linear, cosine, not 'exponential'"):
-        decay_at(1, 10, 0.9, 0.99, "exponential")
+    with pytest.raises(ValueError, match=r"constant, linear, cosine, got 'exponential'"):
+        interpolate_schedule(1, 10, 0.9, 0.99, "exponential")
 
 
 def test_default_range_of_the_measured_run() -> None:
@@ -141,7 +141,7 @@ def test_default_horizons_are_shares_of_the_run(max_steps: int) -> None:
 )
 def test_plain_name_removes_wrappers_and_nothing_else(wrapped: str, plain: str) -> None:
     """Whole components that a wrapper adds are taken out; names that merely end like one are left."""
-    assert plain_name(wrapped) == plain
+    assert unwrapped_parameter_name(wrapped) == plain
 
 
 def test_parameters_are_paired_by_name_through_wrappers() -> None:
@@ -208,12 +208,12 @@ def test_the_share_of_the_start_is_what_repeated_updates_leave(steps: int, first
     """A target of ones that averages zeros."""
     target, zeros = [torch.ones(1, dtype=torch.float64)], [torch.zeros(1, dtype=torch.float64)]
     for step in range(1, steps + 1):
-        update_target(zeros, target, decay_at(step, steps, first, last))
-    assert start_share(steps, first, last) == pytest.approx(target[0].item(), rel=1e-6)
+        update_target(zeros, target, interpolate_schedule(step, steps, first, last))
+    assert initial_weight_fraction(steps, first, last) == pytest.approx(target[0].item(), rel=1e-6)
 
 
 def test_the_relative_distance_is_0_1_and_in_between() -> None:
     one = [torch.randn(3, 4), torch.randn(5)]
-    assert relative_distance(one, one) == 0
-    assert relative_distance(one, [torch.zeros(3, 4), torch.zeros(5)]) == pytest.approx(1)
-    assert relative_distance(one, [1.25 * each for each in one]) == pytest.approx(0.25)
+    assert relative_parameter_distance(one, one) == 0
+    assert relative_parameter_distance(one, [torch.zeros(3, 4), torch.zeros(5)]) == pytest.approx(1)
+    assert relative_parameter_distance(one, [1.25 * each for each in one]) == pytest.approx(0.25)

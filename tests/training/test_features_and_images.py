@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel, IJepaConfig, ViTImageProcessorPil
 
-from helpers.batches import image_batch, strengthen
-from helpers.runs import Batch, Recorded, StopAfter, arguments, largest_difference, weights
+from helpers.batches import image_batch, scale_weights
+from helpers.runs import Batch, RecordingTrainer, StopAfter, arguments, largest_difference, weights
 from jepa_hf import (
     DataCollatorForBlockJEPA,
     DataCollatorForFeatureJEPA,
@@ -19,10 +19,10 @@ from jepa_hf import (
     JepaTrainer,
     UsageError,
 )
-from jepa_hf.training.ema import decay_at
+from jepa_hf.training.ema import interpolate_schedule
 
 TINY = {"embed_dim": 32, "predictor_embed_dim": 16, "encoder_depth": 2, "predictor_depth": 2, "num_heads": 4}
-KINDS = ("patches", "flat", "time", "images")
+MODALITIES = ("patches", "flat", "time", "images")
 
 
 def config(kind: str, **kwargs: Any) -> JepaConfig:
@@ -39,7 +39,7 @@ def jepa(kind: str, strong: bool = False, **kwargs: Any) -> JepaForRepresentatio
         torch.manual_seed(0)
         model = JepaForRepresentationPrediction(config(kind, **kwargs))
     if strong:
-        strengthen(model)
+        scale_weights(model)
     return model
 
 
@@ -56,7 +56,9 @@ def processor() -> ViTImageProcessorPil:
     return ViTImageProcessorPil(size={"height": 8, "width": 8})
 
 
-def trainer(kind: str, folder: Path, data: Any = None, cls: type[JepaTrainer] = Recorded, **overrides: Any) -> Any:
+def trainer(
+    kind: str, folder: Path, data: Any = None, cls: type[JepaTrainer] = RecordingTrainer, **overrides: Any
+) -> Any:
     """A trainer that makes its own collator."""
     return cls(
         jepa(kind),
@@ -71,18 +73,18 @@ def trainer(kind: str, folder: Path, data: Any = None, cls: type[JepaTrainer] = 
 
 def test_each_objective_has_its_defaults_and_text_keeps_its_own() -> None:
     images, features = JepaConfig.for_images(), JepaConfig.for_features(10)
-    assert (images.target_layers, images.target_norm, images.loss) == (1, "layer", "smooth_l1")
-    assert (images.pred_num_hidden_layers, images.context_mode) == (6, "dropped")
+    assert (images.average_top_k_layers, images.target_norm, images.loss) == (1, "layer", "smooth_l1")
+    assert (images.pred_num_hidden_layers, images.masked_tokens) == (6, "drop")
     assert images.ema_decay_range == (0.996, 1.0)
-    assert (features.target_layers, features.pred_dropout, features.context_mode) == (1, 0.1, "dropped")
+    assert (features.average_top_k_layers, features.pred_dropout, features.masked_tokens) == (1, 0.1, "drop")
     text = JepaConfig.for_encoder({"model_type": "bert"})
     assert text.to_dict() == JepaConfig({"model_type": "bert"}).to_dict()
     assert text.ema_decay_range is None
 
 
 def test_explicit_values_win_over_an_objective_s_defaults() -> None:
-    images = JepaConfig.for_images(target_layers=5, pred_num_hidden_layers=2)
-    assert (images.target_layers, images.pred_num_hidden_layers) == (5, 2)
+    images = JepaConfig.for_images(average_top_k_layers=5, pred_num_hidden_layers=2)
+    assert (images.average_top_k_layers, images.pred_num_hidden_layers) == (5, 2)
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("images", [0.996, 0.998, 1.0]), ("patches", [0.996] * 3)])
@@ -100,8 +102,8 @@ def test_the_ema_follows_the_objective_s_authors_unless_told_otherwise(
 @pytest.mark.parametrize(
     ("kind", "changes", "sentence"),
     [
-        ("images", {"context_mode": "kept"}, "no \\[MASK\\] token for hidden patches"),
-        ("flat", {"context_mode": "dropped"}, "has one position only"),
+        ("images", {"masked_tokens": "mask_token"}, "which have no \\[MASK\\] token"),
+        ("flat", {"masked_tokens": "drop"}, "has one position only"),
         ("columns", {}, "mode must be one of"),
     ],
 )
@@ -117,12 +119,12 @@ def batch_of(kind: str, model: JepaForRepresentationPrediction, count: int = 6, 
     if kind == "images":
         return image_batch(count)
     collator = DataCollatorForFeatureJEPA(
-        model.config.encoder_config, context_mode=model.config.context_mode, mask_ratio=0.4, **kwargs
+        model.config.encoder_config, masked_tokens=model.config.masked_tokens, mask_ratio=0.4, **kwargs
     )
     return collator(samples(kind, count))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_every_trainable_parameter_gets_a_gradient(kind: str) -> None:
     """DDP waits for each of them. (With a single token, attention is the identity: query and key get zeros.)"""
     model = jepa(kind, strong=True).train()
@@ -131,7 +133,7 @@ def test_every_trainable_parameter_gets_a_gradient(kind: str) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_the_loss_is_the_mean_over_valid_targets(kind: str) -> None:
     model = jepa(kind, strong=True).eval()
     output = model(**batch_of(kind, model))
@@ -142,9 +144,9 @@ def test_the_loss_is_the_mean_over_valid_targets(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["patches", "time", "images"])
-def test_pooled_targets_are_the_mean_of_each_mask_s_targets(kind: str) -> None:
+def test_pool_targets_are_the_mean_of_each_mask_s_targets(kind: str) -> None:
     """One guess and one target per mask; the loss is the mean over masks."""
-    each, pooled = jepa(kind, strong=True).eval(), jepa(kind, strong=True, pooled_targets=True).eval()
+    each, pooled = jepa(kind, strong=True).eval(), jepa(kind, strong=True, pool_targets=True).eval()
     batch = batch_of(kind, each)
     single, several = pooled(**batch), each(**batch)
     weight = several.target_valid[..., None].float()
@@ -188,7 +190,7 @@ def test_standardisation_is_part_of_the_model_and_is_saved(kind: str, tmp_path: 
         assert encoder.feature_mean.equal(mean)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_saving_and_loading_changes_nothing(kind: str, tmp_path: Path) -> None:
     model = jepa(kind, strong=True).eval()
     batch = batch_of(kind, model)
@@ -202,7 +204,7 @@ def test_saving_and_loading_changes_nothing(kind: str, tmp_path: Path) -> None:
 # ---- the trainer
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_the_trainer_makes_the_collator_that_the_model_needs(kind: str, tmp_path: Path) -> None:
     run = trainer(kind, tmp_path, max_steps=2)
     expected = DataCollatorForBlockJEPA if kind == "images" else DataCollatorForFeatureJEPA
@@ -218,7 +220,7 @@ def test_an_image_model_without_processor_is_refused(tmp_path: Path) -> None:
         JepaTrainer(jepa("images"), arguments(tmp_path), train_dataset=samples("images"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODALITIES)
 def test_a_resumed_run_ends_with_the_same_weights(kind: str, tmp_path: Path) -> None:
     """Over two epochs, with a weight decay that moves."""
     settings = {"save_strategy": "steps", "save_steps": 2, "weight_decay": 0.04, "weight_decay_end": 0.4}
@@ -251,7 +253,9 @@ def test_weight_decay_moves_along_a_cosine_for_matrices_only(tmp_path: Path) -> 
 
     run.add_callback(Look(99))
     run.train()
-    assert [decay for decay, _ in seen] == pytest.approx([decay_at(n, 4, 0.04, 0.4, "cosine") for n in (1, 2, 3, 4)])
+    assert [decay for decay, _ in seen] == pytest.approx(
+        [interpolate_schedule(n, 4, 0.04, 0.4, "cosine") for n in (1, 2, 3, 4)]
+    )
     assert [rest for _, rest in seen] == [0.0] * 4
     assert seen[0][0] == pytest.approx(0.04)
     assert seen[-1][0] == pytest.approx(0.4)
@@ -270,12 +274,12 @@ def test_steps_of_series_are_counted_without_padding(tmp_path: Path) -> None:
     assert run.state.num_input_tokens_seen == sum(len(row["features"]) for row in samples("time"))
 
 
-def test_accumulation_changes_nothing_with_pooled_targets(tmp_path: Path) -> None:
+def test_accumulation_changes_nothing_with_pool_targets(tmp_path: Path) -> None:
     """The loss is divided by the number of masks, not of positions."""
     losses = []
     for size, accumulation in ((8, 1), (2, 4)):
-        run = Recorded(
-            jepa("time", pooled_targets=True),
+        run = RecordingTrainer(
+            jepa("time", pool_targets=True),
             arguments(
                 tmp_path, max_steps=2, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation
             ),
@@ -289,14 +293,14 @@ def test_accumulation_changes_nothing_with_pooled_targets(tmp_path: Path) -> Non
 # ---- what does not go together
 
 
-def test_pooled_targets_and_a_loss_over_tokens_are_refused_together() -> None:
-    with pytest.raises(UsageError, match="pooled_targets has one target per mask"):
-        JepaConfig({"model_type": "bert"}, pooled_targets=True, mlm_weight=0.5)
+def test_pool_targets_and_a_loss_over_tokens_are_refused_together() -> None:
+    with pytest.raises(UsageError, match="pool_targets has one target per mask"):
+        JepaConfig({"model_type": "bert"}, pool_targets=True, mlm_weight=0.5)
 
 
 def test_normalising_over_a_single_position_is_refused() -> None:
     """Every target would be zero."""
-    with pytest.raises(UsageError, match="there is one only"):
+    with pytest.raises(UsageError, match="this encoder has one only"):
         config("flat", target_norm="instance")
 
 
@@ -305,5 +309,5 @@ def test_images_of_another_size_are_refused() -> None:
     model = jepa("images")
     batch = image_batch()
     batch["pixel_values"] = torch.zeros(2, 3, 16, 16)
-    with pytest.raises(UsageError, match="16 x 16 pixels and the encoder reads 8 x 8"):
+    with pytest.raises(UsageError, match=r"8 x 8 pixels.* got 16 x 16"):
         model(**batch)

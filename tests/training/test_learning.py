@@ -23,7 +23,7 @@ from jepa_hf import (
     JepaTrainer,
     JepaTrainingArguments,
 )
-from jepa_hf.monitoring.metrics import sample_means
+from jepa_hf.monitoring.metrics import mean_pool_by_sample
 
 DIGITS = load_digits()
 # 64 grey values; a row of the image is a patch of eight.
@@ -93,6 +93,7 @@ def before_and_after(folder: Path, seed: int) -> tuple[tuple[float, float], tupl
     return before, accuracies(model.get_encoder("context"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_pretraining_on_digits_beats_the_same_network_at_its_random_start(tmp_path: Path) -> None:
     """On test images that nothing was fitted to, mean of three seeds: by 3 points with ten labels a class, by one
@@ -147,7 +148,7 @@ def accuracy_on_pairs(folder: Path) -> float:
         output = model.eval()(**held_out, return_loss=False)
     valid = output.target_valid
     hidden = held_out["input_ids"].gather(1, held_out["target_positions"][:, 0])[valid[:, 0]] - 100
-    class_means = sample_means(output.targets[valid], hidden)
+    class_means = mean_pool_by_sample(output.targets[valid], hidden)
     assert len(class_means) == tokens
     nearest = torch.cdist(output.predictions[valid], class_means).argmin(dim=1)
     return (nearest == hidden).float().mean().item()

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from helpers.batches import rows
-from helpers.runs import At, Weights, trainer, weights
+from helpers.runs import RunAtStep, Weights, trainer, weights
 from jepa_hf.errors import RunError
-from jepa_hf.training.checkpoints import damage
-from jepa_hf.training.nonfinite_guard import NotFinite, UpdateGuard
+from jepa_hf.training.checkpoints import find_corruption
+from jepa_hf.training.nonfinite_guard import NonFiniteGuard, NonFiniteUpdate
 
 BAD = (float("nan"), float("inf"), -float("inf"))
 ROWS = rows("bert", 40)
@@ -41,77 +41,77 @@ def update(model: nn.Module, spoil: tuple[str, float] | None = None) -> torch.Te
 def test_a_fused_optimizer_leaves_the_update_out_and_the_host_learns_it_one_later(name: str, value: float) -> None:
     """Weights and moments stay bit for bit, also in the update that follows before anybody knows."""
     model, optimizer = linear(fused=True)
-    guard = UpdateGuard(optimizer, list(model.named_parameters()))
+    guard = NonFiniteGuard(optimizer, list(model.named_parameters()))
     guard.add_loss(update(model))
-    assert guard.look(1) is None
+    assert guard.inspect_gradients(1) is None
     optimizer.step()
     kept = {key: value.clone() for key, value in model.state_dict().items()}
     moments = [{key: value.clone() for key, value in each.items()} for each in optimizer.state.values()]
 
     update(model, (name, value))
-    assert guard.look(2) is None
+    assert guard.inspect_gradients(2) is None
     optimizer.step()
     update(model)
-    assert guard.look(3) == NotFinite(2, name, 1)
+    assert guard.inspect_gradients(3) == NonFiniteUpdate(2, name, 1)
     optimizer.step()
     assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
     for before, after in zip(moments, optimizer.state.values(), strict=True):
         assert all(torch.equal(value, before[key]) for key, value in after.items())
-    assert guard.read() is None  # told once
+    assert guard.poll() is None  # told once
 
 
 def test_without_fused_kernels_the_host_learns_it_before_the_step() -> None:
     model, optimizer = linear(fused=False)
-    guard = UpdateGuard(optimizer, list(model.named_parameters()))
+    guard = NonFiniteGuard(optimizer, list(model.named_parameters()))
     update(model)
-    assert guard.look(1) is None
+    assert guard.inspect_gradients(1) is None
     update(model, ("1.weight", BAD[0]))
-    assert guard.look(2) == NotFinite(2, "1.weight", 1)
+    assert guard.inspect_gradients(2) == NonFiniteUpdate(2, "1.weight", 1)
 
 
 def test_the_first_of_several_parameters_is_named_and_those_without_a_gradient_are_passed_by() -> None:
     model, optimizer = linear(fused=True)
-    guard = UpdateGuard(optimizer, list(model.named_parameters()))
+    guard = NonFiniteGuard(optimizer, list(model.named_parameters()))
     update(model)
     model[0].weight.grad = None
     for name in ("0.bias", "1.bias"):
         model.get_parameter(name).grad.fill_(BAD[0])
-    guard.look(7)
-    assert guard.read() == NotFinite(7, "0.bias", 2)
+    guard.inspect_gradients(7)
+    assert guard.poll() == NonFiniteUpdate(7, "0.bias", 2)
 
 
 def test_an_update_without_any_gradient_is_no_failure() -> None:
     model, optimizer = linear(fused=True)
-    guard = UpdateGuard(optimizer, list(model.named_parameters()))
-    guard.look(1)
-    assert guard.read() is None
+    guard = NonFiniteGuard(optimizer, list(model.named_parameters()))
+    guard.inspect_gradients(1)
+    assert guard.poll() is None
 
 
 @pytest.mark.parametrize("value", BAD)
 def test_a_loss_that_is_not_finite_is_enough(value: float) -> None:
     """Of any of the update's micro-batches."""
     model, optimizer = linear(fused=True)
-    guard = UpdateGuard(optimizer, list(model.named_parameters()))
+    guard = NonFiniteGuard(optimizer, list(model.named_parameters()))
     before = model[0].weight.clone()
     for loss in (value, 1.0):
         update(model)
         guard.add_loss(torch.tensor(loss))
-    guard.look(1)
+    guard.inspect_gradients(1)
     optimizer.step()
     assert torch.equal(model[0].weight, before)
-    assert guard.read() == NotFinite(1, None, 0)
+    assert guard.poll() == NonFiniteUpdate(1, None, 0)
 
 
 def test_a_guarded_step_is_bit_for_bit_an_unguarded_one() -> None:
     results = []
     for guarded in (True, False):
         model, optimizer = linear(fused=True)
-        guard = UpdateGuard(optimizer, list(model.named_parameters()))
+        guard = NonFiniteGuard(optimizer, list(model.named_parameters()))
         for step in range(5):
             loss = update(model)
             if guarded:
                 guard.add_loss(loss)
-                guard.look(step + 1)
+                guard.inspect_gradients(step + 1)
             optimizer.step()
         results.append(model.state_dict())
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
@@ -123,13 +123,13 @@ def test_clipping_by_the_guards_norms_is_bit_for_bit_torchs(max_norm: float) -> 
     told, gradients = [], []
     for guarded in (True, False):
         model, optimizer = linear(fused=True)
-        guard = UpdateGuard(optimizer, list(model.named_parameters()))
+        guard = NonFiniteGuard(optimizer, list(model.named_parameters()))
         update(model)
         model[0].bias.grad = None
-        guard.look(1)
+        guard.inspect_gradients(1)
         told.append(guard.clip(max_norm) if guarded else nn.utils.clip_grad_norm_(list(model.parameters()), max_norm))
         gradients.append([each.grad for each in model.parameters() if each.grad is not None])
-    assert guard.whole
+    assert guard.has_full_gradients
     assert torch.equal(*told)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
 
@@ -137,7 +137,7 @@ def test_clipping_by_the_guards_norms_is_bit_for_bit_torchs(max_norm: float) -> 
 # ---- real runs
 
 
-class Poison:
+class InjectNonFinite:
     """Spoils the gradient of a parameter in one step; keeps the weights that each step began with."""
 
     def __init__(self, step: int, name: str = "predictor.embed.bias", value: float = BAD[0]):
@@ -153,9 +153,9 @@ class Poison:
             self.hook.remove()
 
 
-def run_until_it_fails(folder: Path, poison: Poison, **overrides: Any) -> tuple[Any, str]:
+def run_until_it_fails(folder: Path, poison: InjectNonFinite, **overrides: Any) -> tuple[Any, str]:
     settings = {"max_steps": 6, "logging_steps": 100, "health_steps": 0} | overrides
-    run = trainer(folder, data=ROWS, callbacks=[At(on_step_begin=poison)], **settings)
+    run = trainer(folder, data=ROWS, callbacks=[RunAtStep(on_step_begin=poison)], **settings)
     with pytest.raises(RunError) as told:
         run.train()
     return run, str(told.value)
@@ -169,19 +169,19 @@ def trained(state: Weights) -> Weights:
 @pytest.mark.parametrize("when", ["logged", "saved", "neither", "last step"])
 def test_a_run_ends_with_the_weights_before(optim: str, when: str, tmp_path: Path) -> None:
     """Parameter, step and samples are told; nothing that is not finite is logged or saved."""
-    poison = Poison(step=6 if when == "last step" else 3)
+    poison = InjectNonFinite(step=6 if when == "last step" else 3)
     overrides = {"logged": {"logging_steps": 1}, "saved": {"save_strategy": "steps", "save_steps": 3}}.get(when, {})
     run, told = run_until_it_fails(tmp_path, poison, optim=optim, **overrides)
     step = poison.step
-    assert f"the gradient of predictor.embed.bias is not finite in step {step} (batch " in told
-    assert "the step was not taken" in told
+    assert f"The gradient of predictor.embed.bias is not finite in step {step} (batch " in told
+    assert "The step was skipped" in told
     kept = poison.before[step - 1]
     now = weights(run.model)
     assert all(torch.equal(value, kept[name]) for name, value in trained(now).items())
     assert all(value.isfinite().all() for value in now.values())
     checkpoint = tmp_path / f"checkpoint-{run.state.global_step}"
     assert str(checkpoint) in told
-    assert damage(checkpoint) is None
+    assert find_corruption(checkpoint) is None
     assert {path.name for path in tmp_path.iterdir()} == {checkpoint.name}
     assert all(entry["loss"] == entry["loss"] for entry in run.state.log_history if "loss" in entry)
     if optim == "adamw_torch":  # known before the step, which is not counted
@@ -191,7 +191,7 @@ def test_a_run_ends_with_the_weights_before(optim: str, when: str, tmp_path: Pat
 
 def test_the_samples_that_are_named_are_those_that_were_read(tmp_path: Path) -> None:
     """With accumulation, in the second epoch."""
-    poison = Poison(step=4)
+    poison = InjectNonFinite(step=4)
     run, told = run_until_it_fails(
         tmp_path, poison, per_device_train_batch_size=4, gradient_accumulation_steps=4, max_steps=8
     )
@@ -204,14 +204,14 @@ def test_the_samples_that_are_named_are_those_that_were_read(tmp_path: Path) -> 
 
 def test_older_checkpoints_stay(tmp_path: Path) -> None:
     """Weights that were about to diverge may be bad themselves: the save at the end deletes nothing."""
-    run_until_it_fails(tmp_path, Poison(step=5), save_strategy="steps", save_steps=2, save_total_limit=1)
+    run_until_it_fails(tmp_path, InjectNonFinite(step=5), save_strategy="steps", save_steps=2, save_total_limit=1)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "checkpoint-5"}
 
 
 def test_a_gradient_scaler_goes_on_by_itself(tmp_path: Path) -> None:
     """fp16 leaves such updates out as a matter of course."""
-    poison = Poison(step=2)
-    run = trainer(tmp_path, data=ROWS, callbacks=[At(on_step_begin=poison)], max_steps=4)
+    poison = InjectNonFinite(step=2)
+    run = trainer(tmp_path, data=ROWS, callbacks=[RunAtStep(on_step_begin=poison)], max_steps=4)
     run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     run.train()
     assert run.state.global_step == 4

@@ -16,10 +16,10 @@ from torch import nn
 from transformers import get_scheduler
 
 from helpers.batches import REPOSITORY, rows, tiny_jepa
-from helpers.runs import At, Batch, Recorded, StopAfter, Weights, largest_difference, trainer, weights
+from helpers.runs import Batch, RecordingTrainer, RunAtStep, StopAfter, Weights, largest_difference, trainer, weights
 from jepa_hf import DataCollatorForSpanJEPA, JepaConfig, JepaTrainingArguments
 
-CASES = [("kept", "mlp"), ("kept", "transformer"), ("dropped", "transformer")]
+CASES = [("mask_token", "mlp"), ("mask_token", "transformer"), ("drop", "transformer")]
 
 # ---- EMA
 
@@ -37,7 +37,7 @@ def test_target_after_a_run_is_the_closed_form_of_what_the_context_was(
     seen: list[Weights] = []
     run = trainer(
         tmp_path,
-        callbacks=[At(on_optimizer_step=lambda model, state: seen.append(weights(model.context_encoder)))],
+        callbacks=[RunAtStep(on_optimizer_step=lambda model, state: seen.append(weights(model.context_encoder)))],
         max_steps=steps,
         gradient_accumulation_steps=accumulation,
         per_device_train_batch_size=4,
@@ -70,7 +70,7 @@ def test_only_the_callback_moves_the_target(tmp_path: Path) -> None:
         event: lambda model, state, event=event: history.append((event, weights(model.target_encoder)))
         for event in events
     }
-    trainer(tmp_path, callbacks=[At(**watch)], ema_decay=0.9, max_steps=3, weight_decay=0.1).train()
+    trainer(tmp_path, callbacks=[RunAtStep(**watch)], ema_decay=0.9, max_steps=3, weight_decay=0.1).train()
     assert [event for event, _ in history] == list(events) * 3
     for (_, before), (event, after) in pairwise(history):
         moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -98,7 +98,7 @@ def test_every_trainable_parameter_changes_in_one_step_and_no_target_parameter_h
         assert not any(module.training for module in model.target_encoder.modules())
 
     run = trainer(
-        tmp_path, model, callbacks=[At(on_pre_optimizer_step=look)], max_steps=1, weight_decay=0.0, ema_decay=1.0
+        tmp_path, model, callbacks=[RunAtStep(on_pre_optimizer_step=look)], max_steps=1, weight_decay=0.0, ema_decay=1.0
     )
     before = weights(model)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -113,10 +113,10 @@ def test_every_trainable_parameter_changes_in_one_step_and_no_target_parameter_h
 # ---- accumulation
 
 
-class MeanOfMeans(Recorded):
+class MeanOfMeans(RecordingTrainer):
     """The mistake that the next test must see: each micro-batch divides by its own number of targets."""
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
+    def _count_update(self, batches: list, device: torch.device) -> None:
         return None
 
 
@@ -125,7 +125,7 @@ class MeanOfMeans(Recorded):
 def test_accumulation_is_exact(mode: str, predictor: str, mlm_weight: float, tmp_path: Path) -> None:
     """Batch 8 x accumulation 1 equals batch 2 x accumulation 4 on all weights after 5 AdamW steps, targets uneven."""
 
-    def run(batch: int, cls: type[Recorded] = Recorded) -> Recorded:
+    def run(batch: int, cls: type[RecordingTrainer] = RecordingTrainer) -> RecordingTrainer:
         done = trainer(
             tmp_path,
             tiny_jepa("bert", mode, predictor, mlm_weight=mlm_weight, strong=False, initializer_range=0.1),
@@ -233,6 +233,7 @@ def test_the_recipe_has_the_numbers_of_the_articles_flags() -> None:
     assert {name: RECIPE[name] for name in ARTICLE} == ARTICLE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learning_rate", [2e-5, 1e-3])
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_the_articles_recipe_gives_the_articles_losses(family: str, learning_rate: float, tmp_path: Path) -> None:

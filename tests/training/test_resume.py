@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helpers.batches import pack, rows, tiny_jepa
-from helpers.runs import Batch, Recorded, StopAfter, ema_of, end_workers, largest_difference, trainer, weights
+from helpers.runs import Batch, RecordingTrainer, StopAfter, ema_of, end_workers, largest_difference, trainer, weights
 from jepa_hf import JepaForRepresentationPrediction, UsageError
 from jepa_hf.data.packing import pack_dataset
 
@@ -32,7 +32,7 @@ def fresh(seed: int) -> JepaForRepresentationPrediction:
     return model
 
 
-def start(folder: Path, seed: int, data: Any = None, **overrides: Any) -> Recorded:
+def start(folder: Path, seed: int, data: Any = None, **overrides: Any) -> RecordingTrainer:
     settings = {
         "max_steps": 20,
         "per_device_train_batch_size": 4,
@@ -58,7 +58,7 @@ def same(one: Any, other: Any) -> bool:
     return one == other
 
 
-def losses(run: Recorded) -> list[dict[str, float]]:
+def losses(run: RecordingTrainer) -> list[dict[str, float]]:
     """What was logged of each step, but for times."""
     return [
         {name: value for name, value in entry.items() if not name.startswith("train_")}
@@ -67,6 +67,7 @@ def losses(run: Recorded) -> list[dict[str, float]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "persistent"), [(2, False), (2, True), (0, False)])
 def test_a_run_interrupted_at_10_of_20_is_the_uninterrupted_one(workers: int, persistent: bool, tmp_path: Path) -> None:
     """Context, target, predictor, optimizer, masks, log and counters, in the middle of epoch 2, with accumulation."""
@@ -135,7 +136,7 @@ def shuffled_stream(count: int = 40) -> datasets.IterableDataset:
     return datasets.Dataset.from_list(rows("bert", count)).to_iterable_dataset(2).shuffle(seed=3, buffer_size=16)
 
 
-def streamed(folder: Path, seed: int, data: Any = None, **overrides: Any) -> Recorded:
+def streamed(folder: Path, seed: int, data: Any = None, **overrides: Any) -> RecordingTrainer:
     """Twelve steps over a stream of five batches a pass, with a checkpoint of each step."""
     settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_steps": 12, "save_steps": 1}
     return start(folder, seed, shuffled_stream() if data is None else data, **(settings | overrides))
@@ -150,7 +151,9 @@ LOADERS = {
 
 
 @pytest.fixture(scope="module", params=LOADERS)
-def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorded, dict]:
+def undisturbed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RecordingTrainer, dict]:
     """A streamed run with its checkpoints, and its settings. With accumulation the last update of a pass is short."""
     settings = LOADERS[request.param]
     run = streamed(tmp_path_factory.mktemp("whole"), 1, **settings)
@@ -158,9 +161,10 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return run, settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 4, 5, 7, 11])
 def test_a_streamed_run_resumes_exactly_in_any_pass(
-    step: int, undisturbed: tuple[Recorded, dict], tmp_path: Path
+    step: int, undisturbed: tuple[RecordingTrainer, dict], tmp_path: Path
 ) -> None:
     """Weights, optimizer, masks, log and epochs, also at the end of a pass, and after a second resume."""
     whole, settings = undisturbed
@@ -178,7 +182,7 @@ def test_a_streamed_run_resumes_exactly_in_any_pass(
     assert run.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
 
 
-def test_a_streams_epoch_is_its_passes_and_a_share_of_the_run(undisturbed: tuple[Recorded, dict]) -> None:
+def test_a_streams_epoch_is_its_passes_and_a_share_of_the_run(undisturbed: tuple[RecordingTrainer, dict]) -> None:
     """The passes that have ended, plus the updates of the current one over max_steps."""
     whole, settings = undisturbed
     # Ten batches in updates of three; two workers with three batches each; five batches.
@@ -257,7 +261,9 @@ def test_a_directory_that_is_no_checkpoint_is_refused(content: str, tmp_path: Pa
     if content == "weights only":
         fresh(1).save_pretrained(folder)
     run = start(tmp_path / "out", 1)
-    with pytest.raises(UsageError, match=r"elsewhere.* is no checkpoint of a run \(it has no trainer_state.json\)"):
+    with pytest.raises(
+        UsageError, match=r"to be a checkpoint of a run, got .*elsewhere.*: it has no trainer_state.json"
+    ):
         run.train(resume_from_checkpoint=str(folder))
     assert not run.batches
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from helpers.cli import Killed, assert_same_weights, snapshot, train
+from helpers.cli import SimulatedKill, assert_same_weights, snapshot, train
 from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
 from jepa_hf import JepaTrainer, UsageError
 from jepa_hf.cli import train as train_module
 from jepa_hf.cli.train import main
 from jepa_hf.training import run_directory
-from jepa_hf.training.checkpoints import aside, begin, publish
+from jepa_hf.training.checkpoints import commit_checkpoint, create_staging_dir, staging_path
 from jepa_hf.training.run_directory import (
     RUN_FILE,
     RunPlan,
@@ -23,17 +23,17 @@ from jepa_hf.training.run_directory import (
     start_run,
     versions,
 )
-from jepa_hf.utils.atomic_files import remove
+from jepa_hf.utils.atomic_files import remove_path
 
 SETTINGS: dict[str, Any] = {"mask_ratio": 0.3, "max_steps": 20, "num_train_epochs": 3.0, "logging_steps": 10}
 
 
 def add_checkpoint(folder: Path, step: int, without: str = "") -> Path:
     checkpoint = folder / f"checkpoint-{step}"
-    begin(checkpoint)
+    create_staging_dir(checkpoint)
     for name in ("config.json", "trainer_state.json", "model.safetensors"):
-        (aside(checkpoint) / name).write_text("{}")
-    publish(checkpoint)
+        (staging_path(checkpoint) / name).write_text("{}")
+    commit_checkpoint(checkpoint)
     if without:
         (checkpoint / without).unlink()
     return checkpoint
@@ -77,24 +77,24 @@ def test_a_torn_checkpoint_is_passed_over_with_a_sentence(unfinished: Path) -> N
     plan = plan_run(unfinished, SETTINGS)
     assert plan.checkpoint == unfinished / "checkpoint-10"
     first, second = plan.note.splitlines()
-    assert first == f"passing over {torn}, which is not whole: its model.safetensors is missing"
+    assert first == f"skipping {torn}, which is incomplete: its model.safetensors is missing"
     assert second == f"resuming the unfinished run in {unfinished} from checkpoint-10"
     for step in (5, 10):
         (unfinished / f"checkpoint-{step}" / "manifest.json").unlink()
     plan = plan_run(unfinished, SETTINGS)
     assert plan.checkpoint is None
     assert len(plan.note.splitlines()) == 4
-    assert "saved no whole checkpoint: starting it from the beginning" in plan.note
+    assert "saved no complete checkpoint: starting it from the beginning" in plan.note
 
 
 def test_true_stands_for_the_newest_whole_checkpoint(unfinished: Path, tmp_path: Path) -> None:
     """As the same command without the flag, but there must be one."""
     assert plan_run(unfinished, SETTINGS, checkpoint="true") == plan_run(unfinished, SETTINGS)
-    with pytest.raises(UsageError, match="holds no run; leave it out to start"):
+    with pytest.raises(UsageError, match=r"holds no run to resume\. Leave out resume_from_checkpoint to start"):
         plan_run(tmp_path / "new", SETTINGS, checkpoint="true")
     for step in (5, 10):
         (unfinished / f"checkpoint-{step}" / "config.json").unlink()
-    with pytest.raises(UsageError, match=r"no whole checkpoint; passing over .*checkpoint-10.*config\.json is missing"):
+    with pytest.raises(UsageError, match=r"no complete checkpoint; skipping .*checkpoint-10.*config\.json is missing"):
         plan_run(unfinished, SETTINGS, checkpoint="true")
 
 
@@ -176,7 +176,7 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path, name: str, ove
 @pytest.mark.parametrize("place", ["file", "file/below", "file/far/below"])
 def test_a_file_is_no_directory(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="is a file, or lies under one; name a directory"):
+    with pytest.raises(UsageError, match=r"is a file, or lies under one\. Name a directory"):
         plan_run(tmp_path / place, SETTINGS)
 
 
@@ -221,13 +221,13 @@ def test_starting_over_may_be_killed_too(unfinished: Path, deleted: int, monkeyp
 
     def remove_until_killed(path: Path) -> None:
         if next(left, None) is None:
-            raise Killed
-        remove(path)
+            raise SimulatedKill
+        remove_path(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_directory, "remove", remove_until_killed)
+        patch.setattr(run_directory, "remove_path", remove_until_killed)
         if deleted < 4:
-            with pytest.raises(Killed):
+            with pytest.raises(SimulatedKill):
                 start_run(unfinished, other, plan)
             for settings in (SETTINGS, other):
                 with pytest.raises(UsageError, match="--overwrite_output_dir"):
@@ -256,7 +256,7 @@ def test_a_named_checkpoint_makes_a_directory_without_run_file_ours(tmp_path: Pa
 def test_what_is_no_checkpoint_is_not_resumed_from(tmp_path: Path, missing: str) -> None:
     named = add_checkpoint(tmp_path, 5, without=missing)
     add_checkpoint(tmp_path, 3)
-    with pytest.raises(UsageError, match=rf"{missing}.*; the newest whole one beside it is checkpoint-3"):
+    with pytest.raises(UsageError, match=rf"{missing}.*Use the newest complete one, checkpoint-3"):
         plan_run(tmp_path / "out", SETTINGS, checkpoint=str(named))
 
 
@@ -294,11 +294,12 @@ class Stop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step == self.step:
-            raise Killed
+            raise SimulatedKill
 
 
 @pytest.mark.parametrize("killed_at", [1, 5])
 @pytest.mark.parametrize("start", ["pretrained", "random"])
+@pytest.mark.slow
 def test_the_same_command_after_a_kill_ends_as_if_undisturbed(
     start: str, killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +317,7 @@ def test_the_same_command_after_a_kill_ends_as_if_undisturbed(
         return JepaTrainer(*args, callbacks=[Stop(killed_at)], **kwargs)
 
     killed = tmp_path / "killed"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch, pytest.raises(SimulatedKill):
         patch.setattr(train_module, "JepaTrainer", stopped)
         train(*command, "--output_dir", killed)
     assert not (killed / "jepa").exists()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from helpers.batches import rows
 from helpers.runs import trainer
 from jepa_hf import JepaTrainingArguments, UsageError
-from jepa_hf.training.stream_padding import REPEATED, WholeBatchCollator, WholeBatches
+from jepa_hf.training.data_loading import padded_stream
+from jepa_hf.training.stream_padding import PADDING_ROW_KEY, FixedBatchSizeCollator, PadStreamToMultiple
 
 
 def stream(count: int) -> datasets.IterableDataset:
@@ -26,25 +27,25 @@ def leave_out(batch: dict[str, torch.Tensor], own: torch.Tensor) -> None:
 @given(count=st.integers(0, 9), size=st.integers(1, 5))
 def test_all_rows_come_once_and_what_fills_up_says_so(count: int, size: int) -> None:
     """The length is the next multiple; a second pass is the first again."""
-    rows = WholeBatches(stream(count), size)
+    rows = PadStreamToMultiple(stream(count), size)
     for found in (list(rows), list(rows)):
-        assert [row["row"] for row in found if REPEATED not in row] == list(range(count))
+        assert [row["row"] for row in found if PADDING_ROW_KEY not in row] == list(range(count))
         assert len(found) == -(-count // size) * size
-        assert all(row == {"row": 0, REPEATED: True} for row in found[count:])
+        assert all(row == {"row": 0, PADDING_ROW_KEY: True} for row in found[count:])
 
 
 def test_each_worker_of_a_loader_fills_up_its_own_batches() -> None:
     """Two workers share the shards of a stream: together they give all rows once."""
     rows = datasets.Dataset.from_dict({"row": list(range(10))}).to_iterable_dataset(num_shards=2)
-    loader = torch.utils.data.DataLoader(WholeBatches(rows, 4), batch_size=4, num_workers=2, collate_fn=list)
+    loader = torch.utils.data.DataLoader(PadStreamToMultiple(rows, 4), batch_size=4, num_workers=2, collate_fn=list)
     batches = list(loader)
     assert all(len(batch) == 4 for batch in batches)
-    assert sorted(row["row"] for batch in batches for row in batch if REPEATED not in row) == list(range(10))
+    assert sorted(row["row"] for batch in batches for row in batch if PADDING_ROW_KEY not in row) == list(range(10))
 
 
 def test_a_new_epoch_reaches_the_stream() -> None:
     shuffled = stream(50).shuffle(seed=0, buffer_size=50)
-    rows = WholeBatches(shuffled, 1)
+    rows = PadStreamToMultiple(shuffled, 1)
     first = [row["row"] for row in rows]
     rows.set_epoch(1)
     assert [row["row"] for row in rows] != first
@@ -55,7 +56,7 @@ def test_rows_read_before_are_left_out_and_the_collator_does_not_see_the_sign() 
         assert all(set(feature) == {"row"} for feature in features)
         return {"row": torch.tensor([feature["row"] for feature in features])}
 
-    batch = WholeBatchCollator(collate, 3, leave_out)([{"row": 3}, {"row": 0, REPEATED: True}, {"row": 4}])
+    batch = FixedBatchSizeCollator(collate, 3, leave_out)([{"row": 3}, {"row": 0, PADDING_ROW_KEY: True}, {"row": 4}])
     assert batch["row"].tolist() == [3, -1, 4]
 
 
@@ -65,7 +66,7 @@ def test_a_smaller_batch_is_filled_up_with_rows_that_are_left_out() -> None:
     def collate(features: list[dict[str, int]]) -> dict[str, torch.Tensor]:
         return {"row": torch.tensor([feature["row"] for feature in features])}
 
-    whole = WholeBatchCollator(collate, 4, leave_out)
+    whole = FixedBatchSizeCollator(collate, 4, leave_out)
     assert whole([{"row": 3}, {"row": 4}])["row"].tolist() == [3, 4, -1, -1]
     assert whole([{"row": row} for row in range(4)])["row"].tolist() == [0, 1, 2, 3]
 
@@ -79,5 +80,5 @@ def test_work_at_the_end_of_a_pass_is_refused_where_ranks_have_shards_of_their_o
     for shards, refused in ((1, nullcontext()), (2, pytest.raises(UsageError, match=setting))):
         data = datasets.Dataset.from_list(rows("bert", 8)).to_iterable_dataset(num_shards=shards)
         run = trainer(tmp_path, data=data, eval_data=rows("bert", 4), **{setting: "epoch"})
-        with refused, run._whole_batches():
+        with refused, padded_stream(run, run.mask_rows):
             pass

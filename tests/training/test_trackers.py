@@ -19,7 +19,9 @@ def test_tensorboard_gets_every_number_of_the_log_at_its_step(tmp_path: Path) ->
     written = EventAccumulator(str(events.parent))
     written.Reload()
     tags = written.Tags()["scalars"]
-    assert {"train/loss", "train/ema_decay", "train/health_target_rank", "eval/hit_rate", "eval/target_rank"} <= {*tags}
+    assert {"train/loss", "train/ema_decay", "train/health_target_rank", "eval/top1_accuracy", "eval/target_rank"} <= {
+        *tags
+    }
     history = json.loads((tmp_path / "out" / "metrics.json").read_text())["history"]
     for entry in history:
         for name, value in entry.items():

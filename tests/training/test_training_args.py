@@ -46,7 +46,7 @@ def test_the_best_model_is_not_judged_by_the_loss(metric: str | None, tmp_path: 
     best |= {"save_steps": 2}
     with pytest.raises(UsageError, match=r"--metric_for_best_model.*collapsed.*probe_linear .* and context_rank"):
         arguments(tmp_path, **best, metric_for_best_model=metric)
-    args = arguments(tmp_path, **best, metric_for_best_model="hit_rate")
+    args = arguments(tmp_path, **best, metric_for_best_model="top1_accuracy")
     assert args.greater_is_better is True
 
 
@@ -88,17 +88,17 @@ def test_flags_are_those_of_training_arguments_and_eight_more() -> None:
         "ema_decay",
         "ema_decay_end",
         "ema_schedule",
-        "decay_all_parameters",
+        "decay_norms_and_biases",
         "weight_decay_end",
         "export_encoder",
         "health_steps",
         "stop_on_collapse",
     }
-    command = "--output_dir o --ema_decay 0.5 --ema_decay_end 0.75 --ema_schedule cosine --decay_all_parameters"
+    command = "--output_dir o --ema_decay 0.5 --ema_decay_end 0.75 --ema_schedule cosine --decay_norms_and_biases"
     command += " --learning_rate 0.125 --bf16 --use_cpu"
     (args,) = HfArgumentParser(JepaTrainingArguments).parse_args_into_dataclasses(command.split())
     assert (args.ema_decay, args.ema_decay_end, args.ema_schedule) == (0.5, 0.75, "cosine")
-    assert args.decay_all_parameters is True
+    assert args.decay_norms_and_biases is True
     assert args.bf16 is True
     assert args.learning_rate == 0.125
 
@@ -119,7 +119,7 @@ def test_defaults_of_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [-1, 1.5, float("nan")])
 def test_health_steps_are_whole_or_a_share(value: float, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="health_steps must be a whole number of steps or a share"):
+    with pytest.raises(UsageError, match="health_steps must be an integer number of steps or a fraction"):
         arguments(tmp_path, health_steps=value)
 
 

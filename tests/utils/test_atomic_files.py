@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jepa_hf.utils.atomic_files import left_behind, put_in_place, remove, whole_file, whole_files
+from jepa_hf.utils.atomic_files import atomic_write, atomic_write_dir, is_staging_name, remove_path, replace_atomically
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -15,18 +15,18 @@ def tree(folder: Path) -> dict[str, str]:
 def test_a_file_keeps_its_old_content_until_the_new_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
-    with whole_file(path) as new:
+    with atomic_write(path) as new:
         assert new.suffix == ".json"  # by which matplotlib chooses a format
         new.write_text("half")
         assert path.read_text() == "old"
-        assert left_behind(new.name, "a.json")
+        assert is_staging_name(new.name, "a.json")
     assert tree(tmp_path) == {"a.json": "half"}
 
 
 def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
-    with pytest.raises(OSError, match="full"), whole_file(path) as new:
+    with pytest.raises(OSError, match="full"), atomic_write(path) as new:
         new.write_text("half")
         raise OSError("full")
     assert tree(tmp_path) == {"a.json": "old"}
@@ -39,7 +39,7 @@ def test_files_and_folders_take_their_places_and_others_stay(tmp_path: Path) -> 
         (tmp_path / name).write_text("old")
     (tmp_path / "_final.new").mkdir()
     (tmp_path / "_final.new" / "stale").write_text("of a killed process")
-    with whole_files(tmp_path) as new:
+    with atomic_write_dir(tmp_path) as new:
         (new / "jepa").mkdir()
         for name in ("weights", "jepa/new"):
             (new / name).write_text("new")
@@ -50,7 +50,7 @@ def test_files_and_folders_take_their_places_and_others_stay(tmp_path: Path) -> 
 
 def test_an_error_leaves_the_old_files(tmp_path: Path) -> None:
     (tmp_path / "weights").write_text("old")
-    with pytest.raises(OSError, match="full"), whole_files(tmp_path) as new:
+    with pytest.raises(OSError, match="full"), atomic_write_dir(tmp_path) as new:
         (new / "weights").write_text("half")
         raise OSError("full")
     assert tree(tmp_path) == {"weights": "old"}
@@ -58,9 +58,9 @@ def test_an_error_leaves_the_old_files(tmp_path: Path) -> None:
 
 def test_a_replacement_that_was_killed_between_its_renames_is_finished_by_the_next(tmp_path: Path) -> None:
     (tmp_path / "_jepa.old").mkdir()
-    assert left_behind("_jepa.old", "jepa")
+    assert is_staging_name("_jepa.old", "jepa")
     (tmp_path / "new").mkdir()
-    put_in_place(tmp_path / "new", tmp_path / "jepa")
+    replace_atomically(tmp_path / "new", tmp_path / "jepa")
     assert [path.name for path in tmp_path.iterdir()] == ["jepa"]
 
 
@@ -68,5 +68,5 @@ def test_what_a_link_leads_to_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "kept")
     for name in ("link", "nothing"):
-        remove(tmp_path / name)
+        remove_path(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]

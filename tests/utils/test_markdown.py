@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from jepa_hf.utils.markdown import escaped, in_code, one_line, table
+from jepa_hf.utils.markdown import escape_markdown, markdown_table, single_line, strip_code_delimiters
 
 # As the Hub reads: tags, tables, struck-out text.
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -30,16 +30,16 @@ def inline_kinds(tokens: list[Token]) -> set[str]:
 @example("\\")
 def test_escaped_text_is_only_text(text: str) -> None:
     """In a paragraph, after a word; the reader sees the very characters."""
-    tokens = READER.parse(f"Text {escaped(text)}")
+    tokens = READER.parse(f"Text {escape_markdown(text)}")
     assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
     assert inline_kinds(tokens) <= {"text", "text_special"}
     seen = "".join(child.content for child in tokens[1].children)
-    assert seen == f"Text {one_line(text)}".rstrip()
+    assert seen == f"Text {single_line(text)}".rstrip()
 
 
 @given(NASTY, NASTY)
 def test_escaped_text_stays_in_its_cell(name: str, value: str) -> None:
-    content = table(("setting", "value"), [(escaped(name), escaped(value)), ("last", "row")])
+    content = markdown_table(("setting", "value"), [(escape_markdown(name), escape_markdown(value)), ("last", "row")])
     tokens = READER.parse(f"{content}\n")
     assert [token.type for token in tokens].count("td_open") == 4
     assert tokens[-1].type == "table_close"
@@ -48,7 +48,7 @@ def test_escaped_text_stays_in_its_cell(name: str, value: str) -> None:
 
 @given(NASTY)
 def test_a_quotation_in_code_stays_closed(text: str) -> None:
-    line = f'name = "{in_code(text)}"'
+    line = f'name = "{strip_code_delimiters(text)}"'
     assert compile(line, "card", "exec") is not None
     (token,) = READER.parse(f"```python\n{line}\n```\n")
     assert (token.type, token.content) == ("fence", f"{line}\n")
@@ -56,9 +56,9 @@ def test_a_quotation_in_code_stays_closed(text: str) -> None:
 
 @given(NASTY)
 def test_one_line_can_be_written(text: str) -> None:
-    assert one_line(text).encode().decode().splitlines() in ([], [one_line(text)])
+    assert single_line(text).encode().decode().splitlines() in ([], [single_line(text)])
 
 
 def test_ordinary_names_stay_as_they_are() -> None:
     for name in ("smooth_l1, targets: mean of the top 4 layers", "me/my-model_2.0", "data (1).csv", "1 x CPU, 50 %"):
-        assert escaped(name) == in_code(name) == name
+        assert escape_markdown(name) == strip_code_delimiters(name) == name

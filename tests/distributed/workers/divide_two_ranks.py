@@ -26,8 +26,8 @@ from train_ranks import five_steps  # noqa: E402
 
 from helpers.batches import rows, tiny_jepa  # noqa: E402
 from helpers.runs import trainer  # noqa: E402
-from jepa_hf.cli.main import leave  # noqa: E402
-from jepa_hf.distributed.deepspeed_state import whole_weights  # noqa: E402
+from jepa_hf.cli.main import exit_process  # noqa: E402
+from jepa_hf.distributed.deepspeed_state import zero3_init_disabled  # noqa: E402
 
 CONFIGURATIONS = HERE.parents[2] / "configs" / "accelerate"
 
@@ -39,9 +39,9 @@ def run(folder: Path, processes: int, checkpoint: Path | None = None, **override
     """
     settings = five_steps(processes) | {"save_strategy": "steps", "save_steps": 2, "health_steps": 2}
     weights = {"mlm_weight": 0.5, "contrastive_weight": 1.0}
-    with whole_weights():
+    with zero3_init_disabled():
         odd = {"vocab_size": 257}  # of its biases the two ranks have parts of differing sizes
-        model = tiny_jepa("bert", "dropped", strong=False, encoder=odd, initializer_range=0.1, **weights)
+        model = tiny_jepa("bert", "drop", strong=False, encoder=odd, initializer_range=0.1, **weights)
     made = trainer(folder, model, data=rows("bert", 40, longest=40), **(settings | overrides))
     found: list[torch.dtype] = []
     given = made.compute_loss
@@ -122,4 +122,4 @@ if __name__ == "__main__":
     launch, *runs = sys.argv[1:]
     for precision, folder, checkpoint in (given.split(":") for given in runs):
         run(Path(folder), 2, Path(checkpoint) if checkpoint else None, **precision_of(launch, precision == "bf16"))
-    leave(0)
+    exit_process(0)

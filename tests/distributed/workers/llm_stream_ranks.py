@@ -10,7 +10,7 @@ import datasets
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from jepa_hf.cli.main import leave
+from jepa_hf.cli.main import exit_process
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -26,7 +26,7 @@ def train(name: str, output: str, shards: int) -> LlmJepaTrainer:
         max_steps=4,
         per_device_train_batch_size=8 // PartialState(cpu=True).num_processes,
         pair_loss="infonce",
-        pair_weight=2.0,
+        jepa_weight=2.0,
         learning_rate=3e-4,
         adam_epsilon=1e-6,
         save_strategy="no",
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     trainer = train(sys.argv[1], sys.argv[2] + "-shards", shards=3)
     if trainer.is_world_process_zero():
         print("a llama language model in", trainer.state.global_step, "steps")
-    leave(0)
+    exit_process(0)

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from jepa_hf.cli.main import leave
+from jepa_hf.cli.main import exit_process
 from jepa_hf.cli.train import main
 
 if __name__ == "__main__":
@@ -17,4 +17,4 @@ if __name__ == "__main__":
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     PartialState()
-    leave(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from helpers.batches import text_batch, tiny_jepa
-from jepa_hf.training.ema import match_parameters, relative_distance, update_target
+from jepa_hf.training.ema import match_parameters, relative_parameter_distance, update_target
 
 
 def steps(sharded: bool) -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def steps(sharded: bool) -> list[dict[str, Any]]:
 
     The steps are on four rows, of which each rank has two of its own: FSDP2 averages the gradients of both.
     """
-    model, batch = tiny_jepa("bert", "dropped", mlm_weight=0.5), text_batch("bert", "dropped", count=4)
+    model, batch = tiny_jepa("bert", "drop", mlm_weight=0.5), text_batch("bert", "drop", count=4)
     own, total = batch, batch["target_valid"].sum()
     if sharded:
         own = {name: value[dist.get_rank() :: dist.get_world_size()] for name, value in batch.items()}
@@ -46,7 +46,7 @@ def steps(sharded: bool) -> list[dict[str, Any]]:
         with torch.no_grad():
             output = model.eval()(**batch, output_hidden_states=True)
         values = {"loss": output.loss, "context": output.context_state, "targets": output.targets}
-        seen.append({**values, "distance": relative_distance(*pairs)})
+        seen.append({**values, "distance": relative_parameter_distance(*pairs)})
     return seen
 
 

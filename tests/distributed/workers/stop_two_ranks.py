@@ -17,10 +17,10 @@ from accelerate import PartialState
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from helpers.batches import rows, tiny_jepa
-from helpers.runs import At, Recorded, trainer, weights
-from jepa_hf.cli.main import leave
+from helpers.runs import RecordingTrainer, RunAtStep, trainer, weights
+from jepa_hf.cli.main import exit_process
 from jepa_hf.errors import RunError
-from jepa_hf.training.signals import InterruptionCallback
+from jepa_hf.training.signals import GracefulShutdownCallback
 
 DATA = rows("bert", 40)
 
@@ -30,7 +30,7 @@ def start(folder: Path, **overrides: Any) -> Any:
     return trainer(folder, model, DATA, max_steps=6, per_device_train_batch_size=2, **overrides)
 
 
-class Spoilt(Recorded):
+class NonFiniteLossTrainer(RecordingTrainer):
     """The loss of rank 1 is no number in step 3; its gradient is zero."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -52,16 +52,16 @@ if __name__ == "__main__":
         if rank == 1 and state.global_step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    interruption = InterruptionCallback()
-    stopped = start(folder / "stopped", callbacks=[At(on_step_end=ask), interruption])
-    with interruption.listening():
+    interruption = GracefulShutdownCallback()
+    stopped = start(folder / "stopped", callbacks=[RunAtStep(on_step_end=ask), interruption])
+    with interruption.handle_signals():
         stopped.train()
     results["stopped"] = {"step": stopped.state.global_step, "code": interruption.exit_code}
     again = start(folder / "stopped")
     again.train(resume_from_checkpoint=True)
     results["resumed"] = weights(again.model)
 
-    spoilt = start(folder / "spoilt", cls=Spoilt, logging_steps=100)
+    spoilt = start(folder / "spoilt", cls=NonFiniteLossTrainer, logging_steps=100)
     try:
         spoilt.train()
     except RunError as error:
@@ -70,4 +70,4 @@ if __name__ == "__main__":
     results["read"] = [DATA.index({"input_ids": row[row != 0].tolist()}) for row in read]
     torch.save(results, folder / f"rank-{rank}.pt")
     PartialState().destroy_process_group()
-    leave(0)
+    exit_process(0)

@@ -18,8 +18,8 @@ from accelerate import PartialState
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from helpers.batches import pack, rows, tiny_jepa
-from helpers.runs import At, Recorded, largest_difference, trainer, weights
-from jepa_hf.cli.main import leave
+from helpers.runs import RecordingTrainer, RunAtStep, largest_difference, trainer, weights
+from jepa_hf.cli.main import exit_process
 
 SHORT = {"input_ids": [2, 60, 3]}  # nothing to mask
 LONG = rows("bert", 40, longest=40)
@@ -58,12 +58,14 @@ def train(
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     moved: list[torch.Tensor] = []
-    run: Recorded = trainer(
+    run: RecordingTrainer = trainer(
         folder,
         model,
         data=data,
-        mask={"on_short": "skip"},
-        callbacks=[At(on_step_end=lambda model, state: moved.append(next(model.target_encoder.parameters()).clone()))],
+        mask={"on_too_short": "skip"},
+        callbacks=[
+            RunAtStep(on_step_end=lambda model, state: moved.append(next(model.target_encoder.parameters()).clone()))
+        ],
         **(five_steps(processes) | overrides),
     )
     run.train()
@@ -72,7 +74,7 @@ def train(
         "targets": [batch["target_valid"].sum().item() for batch in run.batches],
         "lengths": [batch["input_ids"].shape[1] for batch in run.batches],
         "rows": [tuple(row[row > 0].tolist()) for batch in run.batches for row in batch["input_ids"]],
-        "documents": [batch["sequence_valid"].shape[1] for batch in run.batches if "sequence_valid" in batch],
+        "documents": [batch["document_valid"].shape[1] for batch in run.batches if "document_valid" in batch],
         "logs": [entry for entry in run.state.log_history if "loss" in entry],
         "tokens": run.state.num_input_tokens_seen,
         "steps": len(moved),
@@ -85,7 +87,7 @@ def resume(folder: Path, processes: int, shards: int) -> Result:
     settings = five_steps(processes) | {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
     settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-3}
 
-    def run(name: str, checkpoint: str | None = None) -> Recorded:
+    def run(name: str, checkpoint: str | None = None) -> RecordingTrainer:
         data = datasets.Dataset.from_list(LONG[:13]).to_iterable_dataset(shards).shuffle(seed=1, buffer_size=4)
         made = trainer(folder / name, tiny_jepa(strong=False, contrastive_weight=1.0), data=data, **settings)
         made.train(resume_from_checkpoint=checkpoint)
@@ -102,58 +104,58 @@ def resume(folder: Path, processes: int, shards: int) -> Result:
 def evaluate(folder: Path, processes: int, data: list[dict[str, list[int]]], **weights: float) -> Result:
     """The metrics over `data` in batches of 4 on each rank."""
     model = tiny_jepa(mlm_weight=0.5, **weights)
-    run = trainer(folder, model, eval_data=data, mask={"on_short": "skip"}, per_device_train_batch_size=4)
+    run = trainer(folder, model, eval_data=data, mask={"on_too_short": "skip"}, per_device_train_batch_size=4)
     return {"metrics": run.evaluate()}
 
 
 RUNS: dict[str, Callable[[Path, int], Result]] = {
-    "dropped": lambda folder, processes: train(folder, processes, LONG, "dropped", "transformer"),
-    "kept": lambda folder, processes: train(folder, processes, LONG, "kept", "mlp"),
-    "contrastive": lambda folder, processes: train(folder, processes, LONG, "dropped", "transformer", 2.0),
+    "drop": lambda folder, processes: train(folder, processes, LONG, "drop", "transformer"),
+    "mask_token": lambda folder, processes: train(folder, processes, LONG, "mask_token", "mlp"),
+    "contrastive": lambda folder, processes: train(folder, processes, LONG, "drop", "transformer", 2.0),
     "compiled": lambda folder, processes: train(
-        folder, processes, LONG, "dropped", "transformer", 2.0, 0.5, torch_compile=True, torch_compile_backend="eager"
+        folder, processes, LONG, "drop", "transformer", 2.0, 0.5, torch_compile=True, torch_compile_backend="eager"
     ),
     # The ranks' rows hold different numbers of texts.
     "packed": lambda folder, processes: train(
-        folder, processes, pack(rows("bert", 180, longest=20), 64)[0][:40], "dropped", "transformer", 2.0, 0.5
+        folder, processes, pack(rows("bert", 180, longest=20), 64)[0][:40], "drop", "transformer", 2.0, 0.5
     ),
     "accumulated": lambda folder, processes: train(
         folder,
         processes,
         LONG,
-        "dropped",
+        "drop",
         "transformer",
         per_device_train_batch_size=4 // processes,
         gradient_accumulation_steps=2,
     ),
     "streaming": lambda folder, processes: train(
-        folder, processes, datasets.Dataset.from_list(LONG).to_iterable_dataset(), "dropped", "transformer"
+        folder, processes, datasets.Dataset.from_list(LONG).to_iterable_dataset(), "drop", "transformer"
     ),
     # Of each batch of 8 the second half has no targets: of two ranks that is the last one's.
     "one rank without targets": lambda folder, processes: train(
-        folder, processes, [*LONG[20:24], *[SHORT] * 4] * 5, "dropped", "transformer"
+        folder, processes, [*LONG[20:24], *[SHORT] * 4] * 5, "drop", "transformer"
     ),
     # Five rows for the last step, which the ranks fill up to eight.
-    "incomplete": lambda folder, processes: train(folder, processes, LONG[:37], "dropped", "transformer", 2.0, 0.5),
+    "incomplete": lambda folder, processes: train(folder, processes, LONG[:37], "drop", "transformer", 2.0, 0.5),
     "incomplete stream": lambda folder, processes: train(
         folder,
         processes,
         datasets.Dataset.from_list(LONG[:37]).to_iterable_dataset(),
-        "dropped",
+        "drop",
         "transformer",
         2.0,
         0.5,
     ),
     # Each rank has shards of its own.
     "shards": lambda folder, processes: train(
-        folder, processes, datasets.Dataset.from_list(LONG).to_iterable_dataset(num_shards=4), "dropped", "transformer"
+        folder, processes, datasets.Dataset.from_list(LONG).to_iterable_dataset(num_shards=4), "drop", "transformer"
     ),
     # Two ranks have nine and four rows: in the third step one of them has a single one, the other starts anew.
     "uneven shards": lambda folder, processes: train(
         folder,
         processes,
         datasets.Dataset.from_list(LONG[:13]).to_iterable_dataset(num_shards=3),
-        "dropped",
+        "drop",
         "transformer",
         2.0,
     ),
@@ -162,7 +164,7 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
     "resumed shards": lambda folder, processes: resume(folder, processes, shards=3),
     # What the tests must be able to see: each rank divides by its own targets.
     "wrong": lambda folder, processes: train(
-        folder, processes, LONG, "dropped", "transformer", average_tokens_across_devices=False
+        folder, processes, LONG, "drop", "transformer", average_tokens_across_devices=False
     ),
     "evaluation": lambda folder, processes: evaluate(folder, processes, LONG[:16]),
     "uneven evaluation": lambda folder, processes: evaluate(folder, processes, LONG[20:31]),
@@ -189,4 +191,4 @@ if __name__ == "__main__":
     results = run_all(output, int(processes), names)
     torch.save(results, output / f"rank-{PartialState().process_index}.pt")
     PartialState().destroy_process_group()
-    leave(0)
+    exit_process(0)

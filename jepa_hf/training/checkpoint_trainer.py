@@ -1,0 +1,190 @@
+"""`CheckpointTrainer`: complete checkpoints, exact resumes, atomic final directories."""
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import gather_object
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
+
+from ..errors import UsageError
+from ..utils.atomic_files import atomic_write_dir
+from . import checkpoint_io, upstream
+from .callbacks import PassCallback
+from .checkpoints import is_staging_checkpoint, remove_incomplete, rotate
+from .hub_trainer import HubTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointTrainer(HubTrainer):
+    """A `Trainer` that resumes exactly, from complete checkpoints only.
+
+    Each private method of `Trainer` that is overridden here or in a subclass has a comment on why
+    no public hook serves, and a contract in `test_upstream.py`.
+    """
+
+    optimizer: AcceleratedOptimizer
+
+    def __init__(self, **kwargs: Any):
+        self.resumed = False
+        super().__init__(**kwargs)
+        self.add_callback(PassCallback)
+
+    # ---- resuming
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Like `Trainer.train`, but resume from complete checkpoints only.
+
+        Args:
+            resume_from_checkpoint: A checkpoint, or True for the newest complete one in
+                `args.output_dir`. Newer incomplete ones are skipped with a warning.
+            *args: As for `Trainer.train`.
+            **kwargs: As for `Trainer.train`.
+
+        Raises:
+            UsageError: The checkpoint is incomplete, or there is none.
+        """
+        checkpoint, warnings = checkpoint_io.resolve_checkpoint(self._output_dir, resume_from_checkpoint)
+        for warning in warnings:
+            logger.warning(warning)
+        if checkpoint is not None:
+            checkpoint_io.check_states(self, Path(checkpoint))
+        if self.args.should_save:
+            remove_incomplete(self._output_dir)
+        with checkpoint_io.pickles_as_usage_errors(checkpoint):
+            return super().train(checkpoint, *args, **kwargs)
+
+    @property
+    def _passes(self) -> PassCallback:
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, PassCallback))
+
+    @property
+    def _is_stream(self) -> bool:
+        return not has_length(self.train_dataset)
+
+    # No public hook: `Trainer` computes the resumed position between two private methods.
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """Like `Trainer`'s, which takes a stream's pass to last `max_steps`.
+
+        A resumed stream continues in its own pass.
+
+        Returns:
+            Passes that have ended, and micro-batches of the current pass to skip.
+        """
+        passes, skipped = super()._init_training_state(max_steps, steps_per_epoch, epochs, checkpoint, trial)
+        accumulated = self.args.gradient_accumulation_steps
+        if self._is_stream and checkpoint is not None:
+            callbacks = cast(dict[str, Any], self.state.stateful_callbacks)
+            of_ranks = callbacks[PassCallback.__name__]["attributes"]["of_ranks"]
+            passes, updates = of_ranks[self.args.process_index % len(of_ranks)]
+            skipped = 0 if self.args.ignore_data_skip else updates * accumulated
+        self._passes.passes, self._passes.updates = passes, skipped // accumulated
+        if self.state.global_step >= max_steps:
+            # A run that was killed while it wrote its results: `Trainer` would do one more step.
+            return epochs, 0
+        return passes, skipped
+
+    # No public hook lies between wrapping the model and loading a checkpoint into it.
+    def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, checkpoint: str | None) -> Any:
+        """Like `Trainer`'s, but load sharded states from full ones."""
+        sharded = checkpoint_io.sharded_states(self)
+        try:
+            prepared = super()._prepare_for_training(
+                max_steps, train_dataloader, checkpoint if sharded is None else None
+            )
+        except ValueError as error:
+            if "DeepSpeed config values" not in str(error):
+                raise
+            raise UsageError(" ".join(str(error).split())) from None  # numbers that contradict the flags
+        if sharded is not None and checkpoint is not None:
+            self._load_from_checkpoint(checkpoint)
+            checkpoint_io.load_sharded_optimizer(self, checkpoint, sharded)
+            upstream.load_scaler(self, checkpoint)
+        return prepared
+
+    # `Trainer` loads a sharded model only from the files that FSDP or DeepSpeed write themselves.
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self._load_sharded(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.resumed = True
+
+    # As above, at the end of training.
+    def _load_best_model(self) -> None:
+        if not self._load_sharded(cast(str, self.state.best_model_checkpoint)):
+            super()._load_best_model()
+
+    def _load_sharded(self, checkpoint: str) -> bool:
+        """Load weights into a sharded model; return False where `Trainer` does it."""
+        if checkpoint_io.sharded_states(self) is None:
+            return False
+        keys = checkpoint_io.load_sharded_weights(self, checkpoint, super()._load_from_checkpoint)
+        if keys is not None:
+            self._issue_warnings_after_load(keys)
+        return True
+
+    # `Trainer`'s only warns, and trains on with random values for missing weights.
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        checkpoint_io.check_keys(model, load_result.missing_keys, load_result.unexpected_keys)
+
+    # ---- checkpoints and the final directory
+
+    # `on_save` comes after `Trainer` has written in place, and has deleted older checkpoints.
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint atomically, push it, and delete surplus ones.
+
+        `Trainer`'s writes to the final path, and may delete the only complete checkpoint.
+        """
+        args, state = self.args, self.state
+        if trial is None and self.hp_search_backend is None:
+            self.store_flos()
+        checkpoint = self._checkpoint_path(trial)
+        if state.best_global_step:
+            best = checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}")
+            if best == checkpoint or best.is_dir():
+                state.best_model_checkpoint = str(best)
+        self._write_checkpoint(checkpoint)
+        if args.push_to_hub:
+            self.push_checkpoint(checkpoint)
+        if args.should_save:
+            best_one = [Path(state.best_model_checkpoint)] if state.best_model_checkpoint else []
+            rotate(checkpoint.parent, args.save_total_limit, [checkpoint, *best_one])
+
+    def _checkpoint_path(self, trial: Any = None) -> Path:
+        return upstream.output_dir(self, trial) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
+    def _write_checkpoint(self, checkpoint: Path) -> None:
+        self._passes.of_ranks = gather_object([(self._passes.passes, self._passes.updates)])
+        size = self.model_nbytes + checkpoint_io.optimizer_bytes(self.optimizer)
+        checkpoint_io.write_checkpoint(self, checkpoint, size)
+
+    @property
+    def model_nbytes(self) -> int:
+        """Approximate size of the full model in bytes; the exported encoder is smaller."""
+        model = cast(nn.Module, self.model)
+        return checkpoint_io.tensor_bytes(*model.parameters(), *model.buffers())
+
+    # `save_model` gathers sharded weights and then calls this with them.
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Write a checkpoint's model, or the final directory (see `export_final_model`).
+
+        `training_args.bin` is not written: it is a pickle, and nothing reads it.
+        """
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self._output_dir)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if is_staging_checkpoint(folder.name):  # the staging directory of a checkpoint
+            model.save_pretrained(folder, state_dict=state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            return
+        with atomic_write_dir(folder) as staging:
+            self.export_final_model(model, str(staging), state_dict)

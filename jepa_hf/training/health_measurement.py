@@ -1,0 +1,74 @@
+"""Health of both encoders and of the predictor on a fixed batch during training."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ..masking.base_collator import MaskingCollator
+from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..monitoring.health_sample import HealthSample
+from .ema import match_parameters, relative_parameter_distance
+from .upstream import signature_columns, to_device
+
+# Samples of the fixed batch.
+_HEALTH_SAMPLES = 128
+
+Pairs = tuple[list[torch.Tensor], list[torch.Tensor]]
+
+
+def health_batches(trainer: Any) -> list[dict[str, torch.Tensor]]:
+    """Collate the first 128 evaluation samples, else training samples, with fixed masks.
+
+    A packed row holds several samples.
+    """
+    rows: Any = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
+    if isinstance(rows, dict):
+        rows = next(iter(rows.values()))
+    collator, size = trainer.data_collator, trainer.args.per_device_train_batch_size
+    first = _first_rows(rows, signature_columns(trainer))
+    if isinstance(collator, MaskingCollator):
+        collator = collator.for_evaluation()
+    return [collator(first[start : start + size]) for start in range(0, len(first), size)]
+
+
+def _first_rows(rows: Iterable[dict[str, Any]], columns: list[str]) -> list[dict[str, Any]]:
+    first: list[dict[str, Any]] = []
+    samples = 0
+    for row in rows:
+        first.append({name: row[name] for name in columns if name in row})
+        samples += row["document_ids"][-1] + 1 if "document_ids" in row else 1
+        if samples >= _HEALTH_SAMPLES:
+            break
+    return first
+
+
+@torch.no_grad()
+def measure_health(
+    trainer: Any, model: JepaForRepresentationPrediction, batches: list[dict[str, torch.Tensor]], pairs: Pairs | None
+) -> dict[str, float]:
+    """Measure the health of both encoders and of the predictor.
+
+    Args:
+        trainer: For devices and autocast.
+        model: The unwrapped model, in any mode.
+        batches: As of `health_batches`, the same ones on every rank.
+        pairs: Parameters of both encoders (default: matched here).
+
+    Returns:
+        The metrics of `HealthSample.measure` and `encoder_distance`, the relative L2 distance
+        between the parameters of both encoders. Empty if the batches have targets of fewer than two
+        samples.
+    """
+    sample = HealthSample()
+    model.eval()
+    for batch in batches:
+        inputs = to_device(trainer, batch)
+        with trainer.compute_loss_context_manager():
+            output = model(**inputs, return_loss=False)
+        sample.add(output, inputs, model.config.pool_targets)
+    values = sample.measure(model.config)
+    if values:
+        encoders = (model.context_encoder.named_parameters(), model.target_encoder.named_parameters())
+        values["encoder_distance"] = relative_parameter_distance(*(pairs or match_parameters(*encoders)))
+    return values

@@ -1,0 +1,133 @@
+"""Facts about a JEPA run for its model card."""
+
+from collections.abc import Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+from transformers import SchedulerType
+
+from ..hub.model_card import ModelCardInfo, describe_hardware, hub_repo_id_or_none
+from ..masking.base_collator import MaskingCollator
+from ..models.configuration_jepa import WEIGHTS, JepaConfig
+from ..monitoring.health import BASELINES, is_measurement
+from ..version import __version__
+from .defaults import is_packed
+
+# Metrics of an evaluation that a card shows.
+_ON_CARD = (
+    "loss",
+    "prediction_loss",
+    *BASELINES,
+    "top1_accuracy_in_sample",
+    "top1_accuracy_in_sample_chance",
+    "top1_accuracy",
+    "top1_accuracy_chance",
+    "sample_top1_accuracy",
+    "sample_top1_accuracy_chance",
+    "target_rank",
+    "context_rank",
+    "context_pairwise_cosine",
+)
+
+# The unit of a position.
+_UNITS = {"text": "tokens", "images": "patches", "features": "positions"}
+
+
+def collect_facts(trainer: Any, name: str, passes: int | None) -> ModelCardInfo:
+    """Collect the facts about a `JepaTrainer`'s run.
+
+    Args:
+        trainer: The trainer.
+        name: Name that users pass to `from_pretrained`.
+        passes: Complete passes over a stream; None for rows of known number, of which the epochs
+            are known.
+    """
+    model, state, dataset = trainer.model, trainer.state, trainer.train_dataset
+    config, modality = model.config, model.encoder_adapter.modality
+    measured = any(map(is_measurement, state.log_history))
+    return ModelCardInfo(
+        name=name,
+        modality=modality,
+        family=config.encoder_config.model_type,
+        parameters=sum(parameter.numel() for parameter in model.context_encoder.parameters()),
+        version=__version__,
+        training=_training(trainer, config),
+        metrics=_metrics(state.log_history, config),
+        rows=len(dataset) if isinstance(dataset, Sized) else None,
+        data_statistics={
+            f"{_UNITS[modality]} read": int(state.num_input_tokens_seen),
+            **({"epochs": round(state.epoch or 0.0, 2)} if passes is None else {"complete passes": passes}),
+        },
+        health_findings=[f"step {step}: {sentence}" for step, sentence in trainer.health_findings.values()]
+        if measured
+        else None,
+        citations=citations(config, modality),
+        base_model=hub_repo_id_or_none(config.name_or_path),
+        base_name=f"the local model {Path(config.name_or_path).name}" if config.name_or_path else None,
+    )
+
+
+def _training(trainer: Any, config: JepaConfig) -> dict[str, Any]:
+    """Collect the rows of the training table."""
+    args, state = trainer.args, trainer.state
+    first, last = trainer.ema_callback.decay_range(max(state.max_steps, 1))
+    views = f"masked positions {'dropped' if config.masked_tokens == 'drop' else 'replaced'}"
+    if isinstance(trainer.data_collator, MaskingCollator):
+        views += "".join(f", {name} {value}" for name, value in trainer.data_collator.card_settings.items())
+    rows_name = "packed rows per step" if is_packed(trainer.train_dataset) else "samples per step"
+    facts = {
+        "steps": state.global_step,
+        rows_name: trainer.get_total_train_batch_size(args),
+        "learning rate": f"{args.learning_rate:.4g}, {SchedulerType(args.lr_scheduler_type).value}",
+        "weight decay": args.weight_decay,
+        "objective": _objective(config),
+        "views": views,
+        "predictor": config.predictor_type,
+        "EMA decay": f"{first:.5g} to {last:.5g}, {trainer.ema_callback.schedule}",
+        "precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32",
+        "hardware": describe_hardware(args.device, args.world_size),
+        "seed": args.seed,
+    }
+    seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
+    if seconds:
+        facts["seconds since it was resumed" if trainer.resumed else "seconds"] = round(seconds[-1], 1)
+    return facts
+
+
+def _objective(config: JepaConfig) -> str:
+    objective = (
+        f"{config.loss}, targets: mean of the top {config.average_top_k_layers} layers, {config.target_norm} norm"
+    )
+    objective += ", one for all targets of a mask" if config.pool_targets else ""
+    weights = {name: getattr(config, name) for name in WEIGHTS}
+    return objective + "".join(
+        f", {name} {weight:.4g}" for name, weight in weights.items() if weight or name == "prediction_weight"
+    )
+
+
+def _metrics(log_history: Sequence[dict[str, Any]], config: JepaConfig) -> dict[str, tuple[float | None, float]]:
+    """Collect the rows of the result table: first and last value of each metric."""
+    evaluations = [entry for entry in log_history if "eval_loss" in entry]
+    probes = sorted({name.removeprefix("eval_") for entry in evaluations for name in entry if "eval_probe_" in name})
+    # An untrained predictor is not compared with the baselines.
+    skipped = () if config.prediction_weight else ("prediction_loss", *BASELINES)
+    metrics: dict[str, tuple[float | None, float]] = {}
+    for metric in (name for name in (*_ON_CARD, *probes) if name not in skipped):
+        values = [entry[f"eval_{metric}"] for entry in evaluations if f"eval_{metric}" in entry]
+        if values:
+            has_start = evaluations[0]["step"] < evaluations[-1]["step"]
+            metrics[metric.replace("_", " ")] = (values[0] if has_start else None, values[-1])
+    return metrics
+
+
+def citations(config: JepaConfig, modality: str) -> list[str]:
+    """List the works that a run builds on: its masks, targets and regularizers."""
+    used = {
+        "jepa": True,
+        "i-jepa": modality == "images",
+        "data2vec": config.average_top_k_layers > 1,
+        "vicreg": bool(config.variance_weight or config.covariance_weight),
+        "lejepa": bool(config.sigreg_weight),
+        "cpc": bool(config.contrastive_weight),
+    }
+    return [key for key, is_used in used.items() if is_used]
