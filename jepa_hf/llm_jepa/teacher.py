@@ -2,26 +2,25 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerState
 
 from ..errors import UsageError
-from ..training.ema import match_parameters, update_target
+from ..training.callbacks import MovingAverageCallback
+from ..training.ema import match_parameters
 from .objective import get_decoder
 
 TEACHER_FILE = "teacher.safetensors"
 
 
-class TeacherCallback(TrainerCallback):
-    """Update the teacher after each optimizer step."""
+class TeacherCallback(MovingAverageCallback):
+    """Move the teacher with a constant decay."""
 
     def __init__(self, decay: float):
-        self.decay = decay
-        self.pairs: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        super().__init__()
+        self._constant_decay = decay
 
     def pair(self, decoder: nn.Module, teacher: nn.Module) -> None:
         """Match the decoder's trainable parameters with the teacher's by name."""
@@ -33,10 +32,9 @@ class TeacherCallback(TrainerCallback):
             )
         )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Update the teacher, unless the optimizer step was skipped."""
-        if not kwargs["optimizer"].step_was_skipped:
-            update_target(*self.pairs, decay=self.decay)
+    def step_decay(self, state: TrainerState) -> float:
+        """Return the constant decay."""
+        return self._constant_decay
 
 
 def copy_decoder(model: PreTrainedModel) -> nn.Module:
