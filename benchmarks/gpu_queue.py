@@ -44,7 +44,7 @@ def run(
     places: queue.Queue[str] = queue.Queue()
     for gpu in visible:
         places.put(gpu)
-    lock, judges, threads = threading.Lock(), threading.Semaphore(2 * count), []
+    lock, judges, threads = threading.Lock(), threading.Semaphore(max((os.cpu_count() or 4) // 3, 1)), []
 
     def work(variant: Row, seed: int, folder: Path, gpu: str) -> None:
         begin, environment = time.perf_counter(), {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
@@ -57,7 +57,7 @@ def run(
             row["failed"] = _last_line((folder / "train.log").read_text())
         else:
             with judges:
-                environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "4"}
+                environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
                 done = subprocess.run(judge(variant, seed, folder), env=environment, capture_output=True, text=True)
             row = json.loads(done.stdout) if done.returncode == 0 else {**row, "failed": _last_line(done.stderr)}
         row["whole_s"] = round(time.perf_counter() - begin)
