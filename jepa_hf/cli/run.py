@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
@@ -244,6 +245,15 @@ def push(trainer: BaseJepaTrainer) -> None:
         message = f"{error}; the result is in {args.output_dir}, and this command repeats the push: {repeat}"
         raise type(error)(message) from None
     print_rank0(args, f"\npushed to {commit.repo_url.repo_id}: {commit.commit_url}")
+
+
+def describe_parameters(model: nn.Module, has_lora: bool) -> str:
+    """Return the number of parameters in millions, with LoRA also that of the trained ones."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"{count / 1e6:.1f} M parameters" + (
+        f" ({trained / 1e6:.2f} M of them trained, in adapters)" if has_lora else ""
+    )
 
 
 def run_folder(args: TrainingArguments) -> Path:

@@ -28,6 +28,7 @@ from .run import (
     check_run,
     check_start,
     describe_data,
+    describe_parameters,
     execute_run,
     make_run_plan,
     print_rank0,
@@ -219,12 +220,10 @@ def _print_summary(trainer: JepaTrainer, args: RunArguments) -> None:
     """Print encoder, start and predictor of the run."""
     model = trainer.model
     start = "pretrained" if trainer.ema_callback.pretrained else "random"
-    count = sum(parameter.numel() for parameter in model.context_encoder.parameters())
-    trained = sum(parameter.numel() for parameter in model.context_encoder.parameters() if parameter.requires_grad)
-    adapters = "" if model.config.lora is None else f" ({trained / 1e6:.2f} M of them trained, in adapters)"
+    parameters = describe_parameters(model.context_encoder, model.config.lora is not None)
     print_rank0(
         args,
-        f"{model.config.encoder_config.model_type} encoder, {count / 1e6:.1f} M parameters{adapters}, {start} start; "
+        f"{model.config.encoder_config.model_type} encoder, {parameters}, {start} start; "
         f"{model.config.predictor_type} predictor, masked positions "
         f"{'dropped' if model.config.masked_tokens == 'drop' else 'replaced'}",
     )

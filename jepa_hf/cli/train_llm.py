@@ -43,6 +43,7 @@ from .run import (
     check_run,
     check_start,
     describe_data,
+    describe_parameters,
     execute_run,
     make_run_plan,
     print_rank0,
@@ -330,16 +331,14 @@ def _set_eos_token_ids(model: PreTrainedModel, tokenizer: Tokenizer, rows: Seque
 def _print_summary(trainer: LlmJepaTrainer, parsed: LlmParsed) -> None:
     """Print model, data and losses of the run."""
     model_args, _, view_args, _, args = parsed
-    count = sum(parameter.numel() for parameter in trainer.model.parameters())
-    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
-    adapters = f" ({trained / 1e6:.2f} M of them trained, in adapters)" if model_args.use_peft else ""
+    parameters = describe_parameters(trainer.model, model_args.use_peft)
     start = "pretrained" if model_args.model_name_or_path else "random"
     answers = "prompts and answers, no stop token" if view_args.train_on_prompt else "answers"
     train_rows, eval_rows = cast(Sized, trainer.train_dataset), cast(Sized | None, trainer.eval_dataset)
     rows = f"{len(train_rows):,} rows" + ("" if eval_rows is None else f", {len(eval_rows):,} to evaluate on")
     print_rank0(
         args,
-        f"{trainer.model.config.model_type} language model, {count / 1e6:.1f} M parameters{adapters}, {start} start; "
+        f"{trainer.model.config.model_type} language model, {parameters}, {start} start; "
         f"{rows}; next-token loss on {answers}, views {args.jepa_weight:g} x {args.pair_loss}, "
         f"{view_args.num_predictor_tokens} predictor tokens",
     )

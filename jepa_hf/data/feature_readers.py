@@ -121,7 +121,7 @@ def array_format(path: str) -> str:
     if suffix not in _FORMAT_BY_SUFFIX or (is_gzip(path) and suffix in (".npy", ".npz")):
         raise UsageError(
             f"'{path}' has an unknown suffix for features. Use one of {', '.join(_FORMAT_BY_SUFFIX)}, all but the "
-            f"first two "
+            "first two "
             "optionally followed by .gz."
         )
     return _FORMAT_BY_SUFFIX[suffix]
@@ -468,7 +468,7 @@ def _json_column(values: list[Any], number: int, source: Provenance, first_row: 
         if len(path) < source.depth:
             raise UsageError(
                 f"{source.locate(first_row + row, *path)} has {what} in column '{source.columns[0]}' instead of a "
-                f"list. "
+                "list. "
                 "Fix it or remove the row."
             )
         place = source.locate(first_row + row, *path[:-1])

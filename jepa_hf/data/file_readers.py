@@ -67,7 +67,7 @@ def file_format(path: str) -> str:
     if suffix not in _FORMAT_BY_SUFFIX:
         raise UsageError(
             f"'{path}' has the unknown suffix '{suffix}'. Use one of {', '.join(_FORMAT_BY_SUFFIX)}, optionally "
-            f"followed by .gz."
+            "followed by .gz."
         )
     return _FORMAT_BY_SUFFIX[suffix]
 

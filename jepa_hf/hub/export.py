@@ -111,7 +111,7 @@ def export_masked_lm(
     mismatched_keys = [name for name in result.missing_keys if name not in tied_keys] + result.unexpected_keys
     if mismatched_keys:
         raise RuntimeError(
-            f"Expected the same weights in the masked language model and in the JEPA, got differences in "
+            "Expected the same weights in the masked language model and in the JEPA, got differences in "
             f"{', '.join(mismatched_keys[:3])}."
         )
     masked_lm.tie_weights()

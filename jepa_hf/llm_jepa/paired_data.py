@@ -81,7 +81,7 @@ def builtin_rows() -> list[PairedRow]:
     for number, paragraph in enumerate(builtin_corpus()):
         words = paragraph.split()[:24]
         text, code = " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
-        rows.append(PairedRow({"text": text, "code": code}, "the embedded corpus", number))
+        rows.append(PairedRow({"text": text, "code": code}, "the built-in corpus", number))
     return rows
 
 

@@ -121,7 +121,7 @@ class JepaTrainingArguments(BaseJepaTrainingArguments):
             raise UsageError(f"weight_decay_end must not be negative, but is {self.weight_decay_end}.")
         if not (0 <= self.health_steps < 1 or (self.health_steps > 0 and self.health_steps == int(self.health_steps))):
             raise UsageError(
-                f"health_steps must be an integer number of steps or a fraction of the run below 1, not "
+                "health_steps must be an integer number of steps or a fraction of the run below 1, not "
                 f"{self.health_steps}."
             )
         if self.stop_on_collapse and not self.health_steps:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import jepa_hf
-from helpers.cli import QUIET, REPOSITORY, SimulatedKill, assert_same_weights, snapshot, train, weights
+from helpers.cli import QUIET, REPOSITORY, WITHOUT_JEPA_HF, SimulatedKill, assert_same_weights, snapshot, train, weights
 from jepa_hf import FeatureEncoderModel, JepaForRepresentationPrediction, JepaTrainer
 from jepa_hf.cli.train import main
 from jepa_hf.data.arguments import DataArguments
@@ -166,21 +166,8 @@ def load(folder):
     + COMPUTE
 )
 ELSEWHERE = (
-    """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "jepa_hf":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-try:
-    import jepa_hf
-except ModuleNotFoundError:
-    pass
-else:
-    sys.exit("jepa_hf is importable: this proves nothing")
+    WITHOUT_JEPA_HF
+    + """
 
 from transformers import AutoModel
 try:

@@ -20,6 +20,25 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 QUIET = ("--use_cpu", "--report_to", "none", "--disable_tqdm", "true")
 
 
+# Start of a script that proves something about a place without the package.
+WITHOUT_JEPA_HF = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "jepa_hf":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+try:
+    import jepa_hf
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("jepa_hf is importable: this proves nothing")
+"""
+
+
 class SimulatedKill(BaseException):
     """Ends a run in this process as a kill would end its own: nothing catches it."""
 

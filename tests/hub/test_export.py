@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from helpers.batches import image_batch, image_config, skip_unless_transformers_loads, text_batch, tiny_jepa
+from helpers.cli import WITHOUT_JEPA_HF
 from helpers.tiny_models import CORPUS, FAMILIES, tiny_tokenizer
 from jepa_hf import DataCollatorForFeatureJEPA, JepaConfig, JepaForRepresentationPrediction, UsageError
 from jepa_hf.hub.export import export_custom_code, export_encoder, export_masked_lm, export_run
@@ -165,21 +166,9 @@ def test_masked_lm_export_needs_a_head(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-ELSEWHERE = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "jepa_hf":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-try:
-    import jepa_hf
-except ModuleNotFoundError:
-    pass
-else:
-    sys.exit("jepa_hf is importable: this proves nothing")
+ELSEWHERE = (
+    WITHOUT_JEPA_HF
+    + """
 
 from pathlib import Path
 import torch
@@ -202,6 +191,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
         output = model(**torch.load(folder / "batch.pt"))
     print(folder.name, output.loss.item().hex())
 """
+)
 
 
 def test_exported_code_loads_without_jepa_hf(tmp_path: Path) -> None:
