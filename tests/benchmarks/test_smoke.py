@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 from helpers.cli import REPOSITORY, train
 from helpers.llm import conversations, tokenizer
@@ -70,6 +71,18 @@ def conversation_files(tmp_path: Path) -> list[str | Path]:
         write_lines(tmp_path / f"{name}.jsonl", map(json.dumps, conversations(count)))
     tokenizer().save_pretrained(tmp_path / "tokenizer")
     return ["--train_file", tmp_path / "train.jsonl", "--tokenizer", tmp_path / "tokenizer"]
+
+
+def test_text_rows(benchmark: Benchmark, tmp_path: Path) -> None:
+    """Every row is [CLS], tokens and [SEP]; no token of the joined texts is lost but those of the last, shorter row."""
+    write_lines(tmp_path / "texts.jsonl", (json.dumps({"text": text}) for text in CORPUS))
+    benchmark("quality/text_rows.py", "texts.jsonl", "--output_dir", "rows", "--vocab_size", "200", "--length", "16")
+    tokenizer = AutoTokenizer.from_pretrained("rows/tokenizer")
+    rows = np.load("rows/rows.npy")
+    assert set(rows[:, 0]) == {tokenizer.cls_token_id}
+    assert set(rows[:, -1]) == {tokenizer.sep_token_id}
+    tokens = sum(len(ids) for ids in tokenizer(list(CORPUS), add_special_tokens=False)["input_ids"])
+    assert rows.shape == (tokens // 14, 16)
 
 
 @pytest.mark.parametrize("task", ["pairs", "series"])
