@@ -1,18 +1,23 @@
 """Export of a trained JEPA to directories that other tools load."""
 
+import copy
+import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
-from ..models.configuration_feature_encoder import FeatureEncoderConfig
-from ..models.configuration_jepa import JepaConfig
-from ..models.mlm_head import masked_lm_head_layout
+from ..models.encoder_adapters import encoder_from_config, is_pooler_parameter, no_pooler_argument
+from ..models.mlm_head import masked_lm_state
 from ..models.modeling_feature_encoder import FeatureEncoderModel
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..models.sentence_transformers_files import sentence_transformers_files
 from ..utils.types import ProcessingClass
 
 JEPA_FOLDER = "jepa"
@@ -28,8 +33,10 @@ def export_encoder(
 ) -> None:
     """Write a plain encoder with its tokenizer or image processor, loadable by `AutoModel`.
 
-    A text encoder also loads as a `SentenceTransformer`. The feature encoder is saved with its
-    code, so that it loads with `trust_remote_code=True` without jepa_hf.
+    A text encoder also loads as a `SentenceTransformer`, with the settings of a start that was
+    one. The feature encoder is saved with its code, so that it loads with
+    `trust_remote_code=True` without jepa_hf. The pooler is that of the pretrained start; see
+    `untrained_pooler` for other starts.
 
     Args:
         model: the trained model.
@@ -46,15 +53,37 @@ def export_encoder(
     if model.config.lora is not None:
         weights = None  # the merged copy holds them
     if isinstance(encoder, FeatureEncoderModel):
-        classes = ((FeatureEncoderConfig, "AutoConfig"), (FeatureEncoderModel, "AutoModel"))
-        _save_with_code(encoder, output_dir, classes, weights)
+        _save_with_code(encoder, output_dir, weights)
     else:
+        pooler = {} if model.config.add_pooling_layer else untrained_pooler(encoder)
+        if pooler:
+            weights = {**(encoder.state_dict() if weights is None else weights), **pooler}
         encoder.save_pretrained(output_dir, state_dict=weights)
     if processing_class is not None:
         processing_class.save_pretrained(output_dir)
     if isinstance(processing_class, PreTrainedTokenizerBase):
-        max_length = cast(Any, model.encoder_adapter).max_length
-        _write_sentence_transformers_files(Path(output_dir), encoder, processing_class, max_length)
+        max_length = min(cast(Any, model.encoder_adapter).max_length, processing_class.model_max_length)
+        files = sentence_transformers_files(model.config.sentence_transformers, model.config.hidden_size, max_length)
+        _write_json_files(Path(output_dir), files)
+
+
+def untrained_pooler(encoder: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Draw the weights of a pooler that `AutoModel` builds and the encoder lacks, always the same.
+
+    No configuration makes `AutoModel` leave the pooler out. Without its weights, each load would draw
+    others and print a table of missing weights.
+
+    Returns:
+        Parameters by name; empty for families without pooler.
+    """
+    if not no_pooler_argument(encoder.config):
+        return {}
+    config = copy.deepcopy(encoder.config)
+    config.num_hidden_layers = 1  # the pooler does not depend on the layers
+    with zero3_init_disabled(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = encoder_from_config(config, add_pooling_layer=True, dtype=encoder.dtype).state_dict()
+    return {name: value for name, value in state.items() if is_pooler_parameter(name)}
 
 
 def export_run(
@@ -99,13 +128,8 @@ def export_masked_lm(
             "This model was trained without a masked-language-model head; train it with --mlm_weight above 0."
         )
     encoder = model.merged_encoder(which)
-    layout = masked_lm_head_layout(encoder.config)
     masked_lm = AutoModelForMaskedLM.from_config(encoder.config)
-    state = {f"{layout.base}{name}": value for name, value in encoder.state_dict().items()}
-    for source, target in (("dense", layout.dense), ("norm", layout.norm), ("bias", layout.bias)):
-        for name, value in model.mlm_head.state_dict().items():
-            if name == source or name.startswith(f"{source}."):
-                state[target + name.removeprefix(source)] = value
+    state = masked_lm_state(encoder.state_dict(), model.mlm_head, encoder.config)
     result = masked_lm.load_state_dict(state, strict=False)
     tied_keys = set(masked_lm.all_tied_weights_keys)
     mismatched_keys = [name for name in result.missing_keys if name not in tied_keys] + result.unexpected_keys
@@ -126,51 +150,32 @@ def export_custom_code(
     processing_class: ProcessingClass | None = None,
 ) -> None:
     """Write the full model with its code, for `trust_remote_code=True` without jepa_hf."""
-    classes = ((JepaConfig, "AutoConfig"), (JepaForRepresentationPrediction, "AutoModel"))
-    _save_with_code(model, output_dir, classes)
+    _save_with_code(model, output_dir)
     if processing_class is not None:
         processing_class.save_pretrained(output_dir)
 
 
 def _save_with_code(
-    model: PreTrainedModel,
-    output_dir: str | Path,
-    classes: tuple[tuple[Any, str], ...],
-    state_dict: dict[str, torch.Tensor] | None = None,
+    model: PreTrainedModel, output_dir: str | Path, state_dict: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """Save the model with its source files; `_auto_class` requests them and is reset afterwards."""
+    """Save the model with its source files and their names in the configuration's `auto_map`."""
+    config, source_file = model.config, inspect.getfile(type(model))
+    config.auto_map = {"AutoConfig": _file_and_class(config), "AutoModel": _file_and_class(model)}
     try:
-        for cls, auto_class in classes:
-            cls._auto_class = auto_class
         model.save_pretrained(output_dir, state_dict=state_dict)
     finally:
-        for cls, _ in classes:
-            cls._auto_class = None
-        model.config.auto_map = None
-        del model.config.auto_map
+        del config.auto_map
+    for file in (source_file, *get_relative_import_files(source_file)):
+        shutil.copyfile(file, Path(output_dir) / Path(file).name)
 
 
-def _write_sentence_transformers_files(
-    folder: Path, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> None:
-    """Write the JSON files that make a plain encoder a mean-pooling SentenceTransformer."""
-    files: dict[str, Any] = {
-        "modules.json": [
-            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-        ],
-        "sentence_bert_config.json": {
-            "max_seq_length": min(max_length, tokenizer.model_max_length),
-            "do_lower_case": False,
-        },
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": encoder.config.hidden_size,
-            "pooling_mode_cls_token": False,
-            "pooling_mode_mean_tokens": True,
-            "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False,
-        },
-    }
+def _file_and_class(value: Any) -> str:
+    """Return the name of an object's class as `auto_map` has it, such as "modeling_jepa.Jepa"."""
+    return f"{type(value).__module__.rpartition('.')[2]}.{type(value).__name__}"
+
+
+def _write_json_files(folder: Path, files: dict[str, Any]) -> None:
+    """Write contents by file name."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

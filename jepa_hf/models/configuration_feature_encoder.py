@@ -1,11 +1,13 @@
 """Configuration of the feature encoder, a transformer over feature vectors or time series."""
 
+import inspect
 import math
 from numbers import Real
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .argument_names import refuse_unread_arguments
 from .errors import UsageError
 
 
@@ -26,6 +28,8 @@ class FeatureEncoderConfig(PreTrainedConfig):
             "flat", features per masked group; unused in mode "time".
         max_position_embeddings: maximum steps of a series, default 512; used in mode "time" only.
         initializer_range: standard deviation of the random weights, default 0.02.
+        feature_column_names: names of the features in the table that the encoder was trained on, in
+            order, or of the one column of lists; default None, unknown.
 
     Raises:
         UsageError: `input_dim` is missing, the mode is unknown, or numbers are invalid.
@@ -57,8 +61,11 @@ class FeatureEncoderConfig(PreTrainedConfig):
         patch_size: int | None = None,
         max_position_embeddings: int = 512,
         initializer_range: float = 0.02,
+        feature_column_names: list[str] | None = None,
         **kwargs: Any,
     ):
+        known = (*inspect.signature(FeatureEncoderConfig.__init__).parameters, *self.attribute_map)
+        refuse_unread_arguments(kwargs, known, "FeatureEncoderConfig")
         if input_dim is None:
             raise UsageError("FeatureEncoderConfig needs input_dim, the number of features.")
         if patch_size is None and isinstance(input_dim, int):
@@ -74,6 +81,7 @@ class FeatureEncoderConfig(PreTrainedConfig):
         self.patch_size = patch_size
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
+        self.feature_column_names = feature_column_names
         # Sets values passed under a name in attribute_map, so they are final only afterwards.
         super().__init__(**kwargs)
         self._validate_numbers()
@@ -101,6 +109,12 @@ class FeatureEncoderConfig(PreTrainedConfig):
         if not 1 <= self.patch_size <= self.input_dim:
             raise UsageError(
                 f"patch_size must be between 1 and the {self.input_dim} features of input_dim, not {self.patch_size}."
+            )
+        names = self.feature_column_names
+        if names is not None and len(names) not in (1, self.input_dim):
+            raise UsageError(
+                f"feature_column_names has {len(names)} names for {self.input_dim} features. Name each of them, or one "
+                "column of lists."
             )
         if self.hidden_size % self.num_attention_heads:
             raise UsageError(

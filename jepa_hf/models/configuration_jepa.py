@@ -1,11 +1,9 @@
 """Configuration of a JEPA: an encoder's configuration, the predictor, the objective."""
 
-import difflib
 import inspect
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Real
 from types import NoneType
 from typing import Any, ClassVar, Self
 
@@ -13,10 +11,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, IJepaConfig, PreTrainedConfig
 
+from .argument_names import refuse_unread_arguments
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .encoder_adapters import EncoderAdapter, encoder_adapter_for
 from .errors import UsageError
-from .lora import lora_config
+from .jepa_config_checks import validate_jepa_config
 
 # Defaults of a modality that differ from those of `JepaConfig`; explicit values override both.
 _MODALITY_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -31,32 +30,6 @@ _MODALITY_EMA_DECAY: dict[str, tuple[float, float] | None] = {
     "text": None,
     "images": (0.996, 1.0),
     "features": (0.996, 0.996),
-}
-
-# Weights of the terms of the loss.
-WEIGHTS = (
-    "prediction_weight",
-    "mlm_weight",
-    "variance_weight",
-    "covariance_weight",
-    "sigreg_weight",
-    "contrastive_weight",
-)
-_FLOAT_FIELDS = (
-    *WEIGHTS,
-    "pred_mlp_ratio",
-    "pred_dropout",
-    "smooth_l1_beta",
-    "contrastive_temperature",
-    "initializer_range",
-)
-_PREDICTOR_SIZES = ("pred_hidden_size", "pred_num_hidden_layers", "pred_num_attention_heads")
-_CHOICES = {
-    "masked_tokens": ("mask_token", "drop"),
-    "predictor_type": ("transformer", "mlp"),
-    "loss": ("smooth_l1", "l2", "l1", "cosine"),
-    "target_norm": ("layer", "instance", "none"),
-    "pred_init": ("unit_gain", "small"),
 }
 
 
@@ -102,6 +75,10 @@ class JepaConfig(PreTrainedConfig):
             positions and unit gain, a predictor learns the positions only.
         initializer_range: standard deviation of the other random weights outside the encoder,
             default 0.02.
+        add_pooling_layer: whether the encoders have a pooler, which is never trained; set if a
+            pretrained start has one.
+        sentence_transformers: settings of a pretrained start that is a `SentenceTransformer`, by file
+            name, for the export.
 
     Raises:
         UsageError: values contradict each other or the encoder.
@@ -141,57 +118,56 @@ class JepaConfig(PreTrainedConfig):
         lora: dict[str, Any] | None = None,
         pred_init: str | None = None,
         initializer_range: float = 0.02,
+        add_pooling_layer: bool = False,
+        sentence_transformers: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
-        _refuse_misspelt(kwargs)
+        # A line of the signature and one of the body for each setting: there is nothing to split.
+        refuse_unread_arguments(kwargs, self.argument_names(), "JepaConfig")
         if encoder_config is None:
             raise UsageError("JepaConfig needs encoder_config, the configuration of an encoder such as BertConfig().")
         encoder_config = _resolve_encoder_config(encoder_config)
         adapter = encoder_adapter_for(encoder_config)
         is_text, width = adapter.modality == "text", encoder_config.hidden_size
-        if masked_tokens is None:
-            masked_tokens = _default_masked_tokens(adapter, predictor_type)
-        if pred_hidden_size is None:
-            pred_hidden_size = width // 2
-        if pred_num_attention_heads is None:
-            pred_num_attention_heads = _default_heads(encoder_config, pred_hidden_size)
-        if prediction_weight is None:
-            prediction_weight = width**0.5 if is_text and loss != "cosine" else 1.0
-
         self.encoder_config = encoder_config
-        self.masked_tokens = masked_tokens
+        self.masked_tokens = _or_default(masked_tokens, _default_masked_tokens(adapter, predictor_type))
         self.predictor_type = predictor_type
-        self.pred_hidden_size = pred_hidden_size
+        self.pred_hidden_size = _or_default(pred_hidden_size, width // 2)
         self.pred_num_hidden_layers = pred_num_hidden_layers
-        self.pred_num_attention_heads = pred_num_attention_heads
+        self.pred_num_attention_heads = _or_default(
+            pred_num_attention_heads, _default_heads(encoder_config, self.pred_hidden_size)
+        )
         self.pred_mlp_ratio = pred_mlp_ratio
         self.pred_dropout = pred_dropout
         self.loss = loss
         self.smooth_l1_beta = smooth_l1_beta
-        self.average_top_k_layers = (
-            math.ceil(encoder_config.num_hidden_layers / 2) if average_top_k_layers is None else average_top_k_layers
-        )
+        self.average_top_k_layers = _or_default(average_top_k_layers, math.ceil(encoder_config.num_hidden_layers / 2))
         self.target_norm = target_norm
-        self.prediction_weight = prediction_weight
+        self.prediction_weight = _or_default(prediction_weight, width**0.5 if is_text and loss != "cosine" else 1.0)
         self.mlm_weight = mlm_weight
         self.variance_weight = variance_weight
         self.covariance_weight = covariance_weight
         self.sigreg_weight = sigreg_weight
-        self.contrastive_weight = float(is_text) if contrastive_weight is None else contrastive_weight
+        self.contrastive_weight = _or_default(contrastive_weight, float(is_text))
         self.contrastive_temperature = contrastive_temperature
         self.pool_targets = pool_targets
         self.lora = lora
-        self.pred_init = _default_init(adapter) if pred_init is None else pred_init
+        self.pred_init = _or_default(pred_init, "small" if adapter.absolute_positions else "unit_gain")
         self.initializer_range = initializer_range
-        self._validate()
-        self._validate_combinations(adapter)
-        self._validate_ranges(adapter)
+        self.add_pooling_layer = add_pooling_layer
+        self.sentence_transformers = sentence_transformers
+        validate_jepa_config(self, adapter)
         # Trainer compares these with the tokenizer's.
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             kwargs.setdefault(name, getattr(encoder_config, name, None))
         with _usage_error_on_bad_config("The JEPA's configuration"):
             super().__init__(**kwargs)
         _validate_dtype(self)
+
+    @classmethod
+    def argument_names(cls) -> tuple[str, ...]:
+        """Return the names of the arguments."""
+        return tuple(inspect.signature(cls.__init__).parameters)
 
     @classmethod
     def for_encoder(cls, encoder_config: PreTrainedConfig | dict[str, Any], **kwargs: Any) -> Self:
@@ -292,81 +268,10 @@ class JepaConfig(PreTrainedConfig):
         values["encoder_config"].pop("_name_or_path", None)
         return values
 
-    def _validate(self) -> None:
-        """Check names and types."""
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
-        for name in ("average_top_k_layers", *_PREDICTOR_SIZES):
-            if not isinstance(getattr(self, name), int):
-                raise UsageError(f"{name} must be an integer, not {getattr(self, name)!r:.80}.")
-        for name in _FLOAT_FIELDS:
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not math.isfinite(value):
-                raise UsageError(f"{name} must be a finite number, not {value!r:.80}.")
-        if not isinstance(self.pool_targets, bool):
-            raise UsageError(f"pool_targets must be true or false, not {self.pool_targets!r:.80}.")
 
-    def _validate_combinations(self, adapter: EncoderAdapter) -> None:
-        """Check that the settings fit the encoder and each other."""
-        family = self.encoder_config.model_type
-        if self.masked_tokens == "mask_token" and "mask_token" not in adapter.masked_tokens_options:
-            raise UsageError(
-                f"masked_tokens 'mask_token' is not supported for {family} encoders, which have no [MASK] token. Use "
-                "--masked_tokens drop."
-            )
-        if self.masked_tokens == "drop" and "drop" not in adapter.masked_tokens_options:
-            reason = "depends on every position" if adapter.grid else "has one position only"
-            raise UsageError(
-                f"masked_tokens 'drop' is not exact for {family} encoders, whose attention {reason}. Use "
-                "--masked_tokens mask_token."
-            )
-        if self.masked_tokens == "drop" and self.predictor_type == "mlp":
-            raise UsageError(
-                "The mlp predictor reads the [MASK] positions, which masked_tokens 'drop' removes. Use "
-                "--predictor_type transformer or --masked_tokens mask_token."
-            )
-        if self.target_norm == "instance" and not adapter.grid:
-            raise UsageError(
-                "target_norm instance normalizes over a sample's positions, and this encoder has one only. Use layer "
-                "or none."
-            )
-        if self.pool_targets and self.mlm_weight > 0:
-            raise UsageError(
-                "pool_targets has one target per mask, but mlm_weight needs one per token. Use only one of them."
-            )
-
-    def _validate_ranges(self, adapter: EncoderAdapter) -> None:
-        """Check numbers."""
-        depth, width, heads = (
-            self.encoder_config.num_hidden_layers,
-            self.pred_hidden_size,
-            self.pred_num_attention_heads,
-        )
-        if not 1 <= self.average_top_k_layers <= depth:
-            raise UsageError(
-                f"average_top_k_layers must be between 1 and the encoder's {depth} layers, not "
-                f"{self.average_top_k_layers}."
-            )
-        for name in _PREDICTOR_SIZES:
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.lora is not None:
-            lora_config(self.lora)
-        if not 0.0 <= self.pred_dropout < 1.0:
-            raise UsageError(f"pred_dropout must be in [0, 1), not {self.pred_dropout}.")
-        if width % heads:
-            raise UsageError(f"pred_hidden_size {width} is not a multiple of pred_num_attention_heads {heads}.")
-        for name in ("pred_mlp_ratio", "smooth_l1_beta", "contrastive_temperature"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} must be above 0, not {getattr(self, name)}.")
-        for name in WEIGHTS:
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} must be at least 0, not {getattr(self, name)}.")
-        if not any(getattr(self, name) for name in WEIGHTS):
-            raise UsageError(f"All weights are 0, so nothing is trained. Set one of {', '.join(WEIGHTS)} above 0.")
-        if len(adapter.grid) == 2 and width % 4:
-            raise UsageError(f"pred_hidden_size must be a multiple of 4 for a grid of patches, not {width}.")
+def _or_default(value: Any, default: Any) -> Any:
+    """Return the value, or the default if it is None; 0 and "" are values."""
+    return default if value is None else value
 
 
 def _default_masked_tokens(adapter: EncoderAdapter, predictor_type: str) -> str:
@@ -379,25 +284,6 @@ def _default_heads(encoder_config: PreTrainedConfig, pred_hidden_size: Any) -> i
     """Return the encoder's number of heads, reduced to a divisor of the predictor's width."""
     heads = encoder_config.num_attention_heads
     return math.gcd(heads, pred_hidden_size) if isinstance(pred_hidden_size, int) else heads
-
-
-def _default_init(adapter: EncoderAdapter) -> str:
-    """Return `pred_init`: unit gain lets a predictor of absolute positions learn nothing else."""
-    return "small" if adapter.absolute_positions else "unit_gain"
-
-
-def _refuse_misspelt(names: Iterable[str]) -> None:
-    """Refuse misspelled arguments, which `PreTrainedConfig` would store and ignore.
-
-    Other names pass, because configurations have attributes of transformers, tools and users.
-
-    Raises:
-        UsageError: a name is similar to that of an argument of `JepaConfig`.
-    """
-    known = list(inspect.signature(JepaConfig.__init__).parameters)
-    for name in names:
-        if meant := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
-            raise UsageError(f"Expected an argument of JepaConfig, got {name!r}. Did you mean {meant[0]!r}?")
 
 
 def _resolve_encoder_config(encoder_config: PreTrainedConfig | dict[str, Any]) -> PreTrainedConfig:

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from .batch import JepaBatch
 from .encoder_adapters import EncoderAdapter
+from .packed_sequences import gather_document_ids
 from .positions import repeat_interleave_samples
 
 
@@ -16,37 +18,37 @@ class ContextView(NamedTuple):
         encoded: the context encoder's output; `last_hidden_state` is `[N, C, D]`.
         positions: long `[N, C]`.
         valid: bool `[N, C]`, False on padding.
+        num_views: N / B.
+        samples: long `[N, C]`, index of each position's sample in its row, -1 on padding.
         is_context: bool `[N, C]`, False on padding and on masked positions.
     """
 
     encoded: Any
     positions: torch.Tensor
     valid: torch.Tensor
+    num_views: int
+    samples: torch.Tensor
     is_context: torch.Tensor
 
 
 def encode_masked_view(
     adapter: EncoderAdapter,
     encoder: PreTrainedModel,
-    clean: dict[str, torch.Tensor],
+    batch: JepaBatch,
     masked_input: torch.Tensor | None,
-    target_positions: torch.Tensor,
-    target_valid: torch.Tensor,
-    hidden_states: bool,
+    **flags: bool,
 ) -> ContextView:
     """Encode the view with [MASK] tokens or replaced features at masked positions.
 
     Args:
         adapter: the encoder's adapter.
         encoder: the context encoder.
-        clean: clean inputs, `[B, L]` each.
+        batch: the batch.
         masked_input: replaces the first clean input, `[B, ...]` or `[B, M, ...]`.
-        target_positions: long `[B * M, T]`.
-        target_valid: bool `[B * M, T]`.
-        hidden_states: also return the layers' outputs.
+        flags: passed to the encoder, see `EncoderAdapter.encode`.
 
     Returns:
-        The view of all L positions.
+        The view of all L positions, N = B × M.
 
     Raises:
         ValueError: no `masked_input`.
@@ -56,34 +58,35 @@ def encode_masked_view(
         raise ValueError(
             f"masked_tokens 'mask_token' needs context_{name}. Make the collator with masked_tokens='mask_token'."
         )
-    masks = len(target_positions) // len(clean[name])
+    clean, masks = batch.clean, batch.num_masks
     inputs = {other: repeat_interleave_samples(value, masks) for other, value in clean.items()}
     inputs[name] = masked_input.reshape(-1, *clean[name].shape[1:])
     valid = adapter.valid_mask(inputs)
-    encoded = adapter.encode(encoder, inputs, hidden_states)
+    encoded = adapter.encode(encoder, inputs, **flags)
     positions = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
-    # A sum, because padded entries of `target_positions` point at position 0, which may be context.
-    is_target = torch.zeros_like(valid, dtype=torch.int32).scatter_add(1, target_positions, target_valid.int()) > 0
-    return ContextView(encoded, positions, valid, valid & ~is_target)
+    # A sum, because padded entries of `positions` point at position 0, which may be context.
+    is_target = torch.zeros_like(valid, dtype=torch.int32).scatter_add(1, batch.positions, batch.valid.int()) > 0
+    samples = gather_document_ids(batch.samples, positions, valid)
+    return ContextView(encoded, positions, valid, masks, samples, valid & ~is_target)
 
 
 def encode_visible_view(
     adapter: EncoderAdapter,
     encoder: PreTrainedModel,
-    clean: dict[str, torch.Tensor],
+    batch: JepaBatch,
     context_positions: torch.Tensor | None,
     context_valid: torch.Tensor | None,
-    hidden_states: bool,
+    **flags: bool,
 ) -> ContextView:
     """Encode the visible positions only.
 
     Args:
         adapter: the encoder's adapter.
         encoder: the context encoder.
-        clean: clean inputs, `[B, L]` each.
+        batch: the batch.
         context_positions: visible positions, long `[B, M, C]`; `[B, 1, C]` is shared by all masks.
         context_valid: bool of the same shape; None if nothing is padded.
-        hidden_states: also return the layers' outputs.
+        flags: passed to the encoder, see `EncoderAdapter.encode`.
 
     Returns:
         The view of C positions.
@@ -93,10 +96,12 @@ def encode_visible_view(
     """
     if context_positions is None:
         raise ValueError("masked_tokens 'drop' needs context_positions. Make the collator with masked_tokens='drop'.")
-    inputs = {name: repeat_interleave_samples(value, context_positions.shape[1]) for name, value in clean.items()}
+    views = context_positions.shape[1]
+    inputs = {name: repeat_interleave_samples(value, views) for name, value in batch.clean.items()}
     positions = context_positions.flatten(0, 1)
     valid = None if context_valid is None else context_valid.flatten(0, 1)
-    encoded = adapter.encode_visible(encoder, inputs, positions, valid, hidden_states)
+    encoded = adapter.encode_visible(encoder, inputs, positions, valid, **flags)
     if valid is None:
         valid = torch.ones_like(positions, dtype=torch.bool)
-    return ContextView(encoded, positions, valid, valid)
+    samples = gather_document_ids(batch.samples, positions, valid)
+    return ContextView(encoded, positions, valid, views, samples, valid)

@@ -31,6 +31,8 @@ def infonce(
     Returns:
         `[N]`, at least 0; undefined for a prediction whose target is not valid.
     """
+    if valid is not None:  # 0 × NaN would be NaN in the gradient
+        candidates = torch.where(valid[:, None], candidates, 0.0)
     with without_autocast(prediction):
         prediction, candidates = (F.normalize(vectors.float(), dim=-1) for vectors in (prediction, candidates))
         logits = prediction @ candidates.T / temperature

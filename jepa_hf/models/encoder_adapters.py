@@ -5,11 +5,11 @@ All differences between encoder families are in this file. docs/how-to/encoder-f
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from .attention import SDPA, SDPA_SKIP_EMPTY_MASK
@@ -18,6 +18,7 @@ from .errors import UsageError
 from .modeling_feature_encoder import FeatureEncoderModel
 from .packed_sequences import block_diagonal_mask, document_position_ids, gather_document_ids
 from .positions import gather_positions, sincos_positions
+from .upstream import attention_implementation, build_from_config
 
 _TEXT_BY_POSITION_IDS = ("bert", "distilbert", "electra")
 TEXT_WITH_PADDING_OFFSET = ("roberta", "xlm-roberta", "camembert")
@@ -104,13 +105,14 @@ class EncoderAdapter(Protocol):
         """Return a mask of the clean inputs, bool `[B, L]`, False on padding."""
         ...
 
-    def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], hidden_states: bool = False) -> Any:
+    def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], **flags: bool) -> Any:
         """Run the encoder on all positions.
 
         Args:
             encoder: the context or the target encoder.
-            inputs: clean inputs.
-            hidden_states: also return the layers' outputs, `[B, L, D]` each.
+            inputs: clean inputs; their values on padding have no effect.
+            flags: passed to the encoder. `output_hidden_states` also returns the layers' outputs,
+                `[B, L, D]` each, `output_attentions` their attention weights.
 
         Returns:
             A transformers output; `last_hidden_state` is `[B, L, D]`.
@@ -123,7 +125,7 @@ class EncoderAdapter(Protocol):
         inputs: dict[str, torch.Tensor],
         positions: torch.Tensor,
         valid: torch.Tensor | None,
-        hidden_states: bool = False,
+        **flags: bool,
     ) -> Any:
         """Run the encoder on a subset of positions, as if the others were masked in attention.
 
@@ -134,7 +136,7 @@ class EncoderAdapter(Protocol):
             inputs: clean inputs, `[N, L]` each.
             positions: long `[N, C]`.
             valid: bool `[N, C]`, False where `positions` is padded; None if nowhere.
-            hidden_states: also return the layers' outputs, `[N, C, D]` each.
+            flags: as in `encode`.
 
         Returns:
             A transformers output; `last_hidden_state` is `[N, C, D]`.
@@ -184,6 +186,7 @@ class TextEncoderAdapter:
 
     def select_inputs(self, arguments: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
         """Select token ids, and the mask and the document ids if present."""
+        _required(arguments, "input_ids")
         selected = {name: arguments[name] for name in (*self.input_names, "document_ids")}
         return {name: value for name, value in selected.items() if value is not None}
 
@@ -197,18 +200,18 @@ class TextEncoderAdapter:
             return torch.ones_like(inputs["input_ids"], dtype=torch.bool)
         return inputs["attention_mask"].bool()
 
-    def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], hidden_states: bool = False) -> Any:
+    def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], **flags: bool) -> Any:
         """Run the encoder on all tokens."""
         if "document_ids" in inputs:
             valid = self.valid_mask(inputs)
             all_positions = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
-            return self.encode_visible(encoder, inputs, all_positions, valid, hidden_states)
+            return self.encode_visible(encoder, inputs, all_positions, valid, **flags)
         mask = inputs.get("attention_mask")
         return encoder(
-            input_ids=inputs["input_ids"],
+            input_ids=self.token_ids(inputs),
             attention_mask=None if mask is None else self.attention(encoder, mask.bool()),
-            output_hidden_states=hidden_states,
             return_dict=True,
+            **flags,
         )
 
     def encode_visible(
@@ -217,19 +220,27 @@ class TextEncoderAdapter:
         inputs: dict[str, torch.Tensor],
         positions: torch.Tensor,
         valid: torch.Tensor | None,
-        hidden_states: bool = False,
+        **flags: bool,
     ) -> Any:
         """Run the encoder on the visible tokens with their original position ids."""
         documents = None
         if "document_ids" in inputs:
             documents = gather_document_ids(inputs["document_ids"], positions, valid)
         return encoder(
-            input_ids=inputs["input_ids"].gather(1, positions),
+            input_ids=self.token_ids(inputs).gather(1, positions),
             attention_mask=self.visible_attention(encoder, positions, valid, documents),
             position_ids=self.position_ids(inputs).gather(1, positions),
-            output_hidden_states=hidden_states,
             return_dict=True,
+            **flags,
         )
+
+    def token_ids(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the token ids, with the padding token where the attention mask is 0.
+
+        Some encoders count positions by the padding token, and an id on padding may be none.
+        """
+        padding = ~self.valid_mask(inputs)
+        return inputs["input_ids"].masked_fill(padding, self.config.pad_token_id or 0)
 
     def position_ids(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the position ids of all tokens, long `[N, L]`."""
@@ -277,7 +288,7 @@ class RobertaEncoderAdapter(TextEncoderAdapter):
 
     def position_ids(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the position ids of all tokens; padding has `pad_token_id`."""
-        not_padding = inputs["input_ids"].ne(self.config.pad_token_id)
+        not_padding = self.token_ids(inputs).ne(self.config.pad_token_id)
         if "document_ids" in inputs:
             count = document_position_ids(inputs["document_ids"], not_padding) + 1
         else:
@@ -346,12 +357,12 @@ class FullLengthTextEncoderAdapter(TextEncoderAdapter):
 
 
 def _is_sdpa(encoder: PreTrainedModel) -> bool:
-    return encoder.config._attn_implementation in (SDPA, SDPA_SKIP_EMPTY_MASK)
+    return attention_implementation(encoder.config) in (SDPA, SDPA_SKIP_EMPTY_MASK)
 
 
 def _check_dense_masks(encoder: PreTrainedModel, subject: str, alternative: str) -> None:
     """Raise a `UsageError` if the encoder's attention does not support masks by query and key."""
-    implementation = encoder.config._attn_implementation
+    implementation = attention_implementation(encoder.config)
     if not _is_sdpa(encoder) and implementation != "eager":
         raise UsageError(
             f"{subject} an attention mask by query and key, which attn_implementation {implementation!r} does not "
@@ -446,9 +457,9 @@ class VisionEncoderAdapter:
         pixels = next(iter(inputs.values()))
         return torch.ones(pixels.shape[0], self.length(inputs), dtype=torch.bool, device=pixels.device)
 
-    def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], hidden_states: bool = False) -> Any:
+    def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], **flags: bool) -> Any:
         """Run the encoder on all patches; prefix tokens are removed from the output."""
-        output = encoder(**inputs, output_hidden_states=hidden_states, return_dict=True)
+        output = encoder(**inputs, return_dict=True, **flags)
         return self._patches_only(output, self.length(inputs))
 
     def encode_visible(
@@ -457,7 +468,7 @@ class VisionEncoderAdapter:
         inputs: dict[str, torch.Tensor],
         positions: torch.Tensor,
         valid: torch.Tensor | None,
-        hidden_states: bool = False,
+        **flags: bool,
     ) -> Any:
         """Run the encoder's layers on the visible patches only.
 
@@ -470,7 +481,7 @@ class VisionEncoderAdapter:
 
         self._visible = positions
         try:
-            output = encoder(**inputs, output_hidden_states=hidden_states, return_dict=True)
+            output = encoder(**inputs, return_dict=True, **flags)
             if self._visible is not None:
                 raise ValueError("The encoder read all patches. Call register_hooks(encoder) of its adapter first.")
         finally:
@@ -551,9 +562,9 @@ class FeatureEncoderAdapter:
         features = inputs["features"]
         return torch.ones(features.shape[0], self.length(inputs), dtype=torch.bool, device=features.device)
 
-    def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], hidden_states: bool = False) -> Any:
+    def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], **flags: bool) -> Any:
         """Run the encoder on all positions."""
-        return encoder(**inputs, output_hidden_states=hidden_states, return_dict=True)
+        return encoder(**inputs, return_dict=True, **flags)
 
     def encode_visible(
         self,
@@ -561,15 +572,15 @@ class FeatureEncoderAdapter:
         inputs: dict[str, torch.Tensor],
         positions: torch.Tensor,
         valid: torch.Tensor | None,
-        hidden_states: bool = False,
+        **flags: bool,
     ) -> Any:
         """Run the encoder's layers on the visible positions only."""
         return encoder(
             features=inputs["features"],
             attention_mask=None if valid is None else valid.long(),
             positions=positions,
-            output_hidden_states=hidden_states,
             return_dict=True,
+            **flags,
         )
 
 
@@ -611,24 +622,54 @@ def encoder_adapter_for(config: PreTrainedConfig) -> EncoderAdapter:
     return ENCODER_ADAPTERS.get(config.model_type, FullLengthTextEncoderAdapter)(config)
 
 
-def encoder_from_config(config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
-    """Build a randomly initialized encoder without pooler, whose parameters would be unused."""
+def encoder_from_config(config: PreTrainedConfig, add_pooling_layer: bool = False, **kwargs: Any) -> PreTrainedModel:
+    """Build a randomly initialized encoder, by default without pooler, which JEPA does not train."""
     if config.model_type == _FEATURES:
-        # AutoModel maps one configuration class, and code in a checkpoint has its own copy of it.
-        return FeatureEncoderModel._from_config(config, **kwargs)
-    return AutoModel.from_config(config, **_without_pooler(config), **kwargs)
+        return build_from_config(FeatureEncoderModel, config, **kwargs)
+    without_pooler = {} if add_pooling_layer else no_pooler_argument(config)
+    return AutoModel.from_config(config, **without_pooler, **kwargs)
 
 
-def encoder_from_pretrained(name_or_path: str, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
-    """Load a pretrained encoder without pooler, from a plain checkpoint or one with a task head."""
+def encoder_from_pretrained(
+    name_or_path: str, config: PreTrainedConfig, keep_pooler: bool = False, **kwargs: Any
+) -> PreTrainedModel:
+    """Load a pretrained encoder, see `encoder_and_loading_info`."""
+    return encoder_and_loading_info(name_or_path, config, keep_pooler, **kwargs)[0]
+
+
+def encoder_and_loading_info(
+    name_or_path: str, config: PreTrainedConfig, keep_pooler: bool = False, **kwargs: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a pretrained encoder, from a plain checkpoint or one with a task head.
+
+    Args:
+        name_or_path: directory or Hub name.
+        config: its configuration.
+        keep_pooler: load the pooler too, if the checkpoint has one.
+        kwargs: passed to `from_pretrained`.
+
+    Returns:
+        The encoder, and the missing and unexpected weights as `from_pretrained` reports them.
+    """
+    kwargs |= {"config": config, "output_loading_info": True}
     if config.model_type == _FEATURES:
-        return FeatureEncoderModel.from_pretrained(name_or_path, config=config, **kwargs)
-    return AutoModel.from_pretrained(name_or_path, config=config, **_without_pooler(config), **kwargs)
+        return cast(Any, FeatureEncoderModel).from_pretrained(name_or_path, **kwargs)
+    without_pooler = no_pooler_argument(config)
+    encoder, info = AutoModel.from_pretrained(name_or_path, **without_pooler, **kwargs)
+    # Loaded twice, because a pooler that the checkpoint lacks would be drawn at random.
+    if keep_pooler and without_pooler and any(".pooler." in f".{name}" for name in info["unexpected_keys"]):
+        return AutoModel.from_pretrained(name_or_path, **kwargs)
+    return encoder, info
 
 
-def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
-    """Return the keyword argument that disables the pooler, if the model class has one."""
-    model_class: Any = AutoModel._model_mapping[type(config)]
+def is_pooler_parameter(name: str) -> bool:
+    """Return whether the encoder's parameter of this name belongs to its pooler."""
+    return name.startswith("pooler.")
+
+
+def no_pooler_argument(config: PreTrainedConfig) -> dict[str, bool]:
+    """Return the keyword argument that disables the pooler, if `AutoModel` builds one by default."""
+    model_class: Any = MODEL_MAPPING[type(config)]
     model_class = model_class[0] if isinstance(model_class, (tuple, list)) else model_class
-    has_pooler_arg = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    return {"add_pooling_layer": False} if has_pooler_arg else {}
+    argument = inspect.signature(model_class.__init__).parameters.get("add_pooling_layer")
+    return {} if argument is None or argument.default is False else {"add_pooling_layer": False}

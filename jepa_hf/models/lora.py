@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from .encoder_adapters import is_pooler_parameter
 from .errors import UsageError
 
 
@@ -41,9 +42,13 @@ def lora_config(settings: dict[str, Any]) -> Any:
 def add_lora(encoder: PreTrainedModel, settings: dict[str, Any]) -> None:
     """Add adapters to an encoder in place. Their product starts at 0, so its outputs do not change.
 
+    A pooler gets none, because it gets no gradient.
+
     Raises:
         UsageError: peft is not installed, rejects the settings, or finds no matching layer.
     """
+    if pooler := [name for name, _ in encoder.named_modules() if is_pooler_parameter(name)]:
+        settings = {"exclude_modules": pooler, **settings}
     try:
         _peft().inject_adapter_in_model(lora_config(settings), encoder)
     except UsageError:

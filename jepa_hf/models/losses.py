@@ -106,6 +106,7 @@ def standardize_features(vectors: torch.Tensor, valid: torch.Tensor | None = Non
     vectors = vectors.float()
     if valid is None:
         valid = torch.ones_like(vectors[:, 0], dtype=torch.bool)
+    vectors = torch.where(valid[:, None], vectors, 0.0)
     centred = vectors - masked_mean(vectors, valid[:, None], dim=0)
     return centred / (masked_mean(centred.square(), valid[:, None], dim=0).sqrt() + eps)
 

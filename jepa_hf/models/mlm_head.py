@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from .encoder_adapters import TEXT_WITH_PADDING_OFFSET
+from .encoder_adapters import TEXT_WITH_PADDING_OFFSET, is_pooler_parameter
 from .errors import UsageError
 
 
@@ -17,27 +18,30 @@ from .errors import UsageError
 class MaskedLMHeadLayout:
     """Parameter names and settings of the head in a family's `...ForMaskedLM`.
 
-    The decoder's weight is always tied to the input embeddings.
-
     Args:
         base: prefix of the encoder's parameters.
         dense: name of the dense layer.
         norm: name of the layer norm.
-        bias: name of the decoder's bias.
+        decoder: name of the linear layer over the vocabulary; None if the input embeddings are
+            always used instead.
+        bias: name of the bias per token if it is not, or not only, `decoder`'s own.
         activation: name of the activation function.
         norm_eps: epsilon of the layer norm.
         dense_bias: whether the dense layer has a bias.
         norm_bias: whether the layer norm has a bias.
+        decoder_bias: whether there is a bias per token.
     """
 
     base: str
     dense: str
     norm: str
-    bias: str
+    decoder: str | None
+    bias: str | None
     activation: str
     norm_eps: float
     dense_bias: bool = True
     norm_bias: bool = True
+    decoder_bias: bool = True
 
 
 def masked_lm_head_layout(config: PreTrainedConfig) -> MaskedLMHeadLayout:
@@ -47,26 +51,32 @@ def masked_lm_head_layout(config: PreTrainedConfig) -> MaskedLMHeadLayout:
         UsageError: the family has no known head.
     """
     family = config.model_type
-    if family in ("bert", "deberta-v2"):
-        base = "bert." if family == "bert" else "deberta."
-        names = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
-        if family == "deberta-v2" and not config.legacy:
-            head = "lm_predictions.lm_head"
-            names = (f"{head}.dense", f"{head}.LayerNorm", f"{head}.bias")
+    names: tuple[str, str, str | None, str | None]
+    if family in ("deberta", "deberta-v2") and not config.legacy:
+        head = "lm_predictions.lm_head"
+        names = (f"{head}.dense", f"{head}.LayerNorm", None, f"{head}.bias")
+        return MaskedLMHeadLayout("deberta.", *names, config.hidden_act, config.layer_norm_eps)
+    if family in ("bert", "deberta", "deberta-v2"):
+        base, head = "bert." if family == "bert" else "deberta.", "cls.predictions"
+        names = (f"{head}.transform.dense", f"{head}.transform.LayerNorm", f"{head}.decoder", f"{head}.bias")
         return MaskedLMHeadLayout(base, *names, config.hidden_act, config.layer_norm_eps)
+    if family == "albert":
+        names = ("predictions.dense", "predictions.LayerNorm", "predictions.decoder", "predictions.bias")
+        return MaskedLMHeadLayout("albert.", *names, config.hidden_act, config.layer_norm_eps)
     if family == "distilbert":
-        names = ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
+        names = ("vocab_transform", "vocab_layer_norm", "vocab_projector", None)
         return MaskedLMHeadLayout("distilbert.", *names, config.activation, 1e-12)
-    if family in TEXT_WITH_PADDING_OFFSET:
-        names = ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
-        return MaskedLMHeadLayout("roberta.", *names, "gelu", config.layer_norm_eps)
+    if family in (*TEXT_WITH_PADDING_OFFSET, "mpnet"):
+        base = "mpnet." if family == "mpnet" else "roberta."
+        names = ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
+        return MaskedLMHeadLayout(base, *names, "gelu", config.layer_norm_eps)
     if family == "electra":
-        names = ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias")
+        names = ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head", None)
         return MaskedLMHeadLayout("electra.", *names, "gelu", config.layer_norm_eps)
     if family == "modernbert":
-        names = ("head.dense", "head.norm", "decoder.bias")
-        activation, eps = config.classifier_activation, config.norm_eps
-        return MaskedLMHeadLayout("model.", *names, activation, eps, config.classifier_bias, config.norm_bias)
+        biases = (config.classifier_bias, config.norm_bias, config.decoder_bias)
+        names = ("head.dense", "head.norm", "decoder", None)
+        return MaskedLMHeadLayout("model.", *names, config.classifier_activation, config.norm_eps, *biases)
     raise UsageError(
         f"mlm_weight above 0 needs a masked-language-model head, and none is known for {family} encoders. "
         "Set mlm_weight to 0."
@@ -74,26 +84,42 @@ def masked_lm_head_layout(config: PreTrainedConfig) -> MaskedLMHeadLayout:
 
 
 class MaskedLMHead(nn.Module):
-    """Dense, activation, norm, then the input embeddings as decoder, plus a bias per token."""
+    """Dense, activation, norm, then a decoder over the vocabulary and a bias per token.
+
+    The decoder is the table of input embeddings, or a matrix of its own if the encoder's
+    `tie_word_embeddings` is False.
+    """
 
     def __init__(self, encoder: PreTrainedModel):
         super().__init__()
         layout = masked_lm_head_layout(encoder.config)
         embeddings: Any = encoder.get_input_embeddings()
         vocab_size, width = embeddings.weight.shape
+        is_tied = layout.decoder is None or encoder.config.tie_word_embeddings
         self.dense = nn.Linear(encoder.config.hidden_size, width, bias=layout.dense_bias)
         self.activation = ACT2FN[layout.activation]
         self.norm = nn.LayerNorm(width, eps=layout.norm_eps, bias=layout.norm_bias)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.decoder = None if is_tied else nn.Parameter(torch.zeros(vocab_size, width))
+        self.bias = nn.Parameter(torch.zeros(vocab_size)) if layout.decoder_bias else None
 
     def forward(self, states: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """Compute logits: states `[..., D]`, embedding table `[V, E]` -> `[..., V]`."""
-        return F.linear(self.norm(self.activation(self.dense(states))), embeddings, self.bias)
+        """Compute logits: states `[..., D]`, table of input embeddings `[V, E]` -> `[..., V]`."""
+        decoder = embeddings if self.decoder is None else self.decoder
+        return F.linear(self.norm(self.activation(self.dense(states))), decoder, self.bias)
+
+    def initialize(self, std: float) -> None:
+        """Initialize a bias and a decoder that no checkpoint contained."""
+        if self.bias is not None:
+            init.zeros_(self.bias)
+        if self.decoder is not None:
+            init.trunc_normal_(self.decoder, std=std)
 
     def resize(self, vocab_size: int) -> None:
-        """Cut the bias or pad it with 0 to a new vocabulary size."""
-        bias = self.bias.detach()
-        self.bias = nn.Parameter(F.pad(bias, (0, max(vocab_size - bias.shape[0], 0)))[:vocab_size])
+        """Cut the bias and the decoder or pad them with 0 to a new vocabulary size."""
+        for name, parameter in list(self.named_parameters(recurse=False)):
+            more = max(vocab_size - len(parameter), 0)
+            padded = torch.cat([parameter.detach(), parameter.new_zeros(more, *parameter.shape[1:])])
+            setattr(self, name, nn.Parameter(padded[:vocab_size]))
 
 
 def masked_lm_sum(logits: torch.Tensor, tokens: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
@@ -102,34 +128,68 @@ def masked_lm_sum(logits: torch.Tensor, tokens: torch.Tensor, valid: torch.Tenso
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum", ignore_index=-100)
 
 
-def encoder_and_head_from_pretrained(
-    name_or_path: str, config: PreTrainedConfig, **kwargs: Any
-) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
-    """Load an encoder and the state dict of its `MaskedLMHead`.
+def head_from_pretrained(name_or_path: str, encoder: PreTrainedModel, **kwargs: Any) -> dict[str, torch.Tensor]:
+    """Load the state dict of an encoder's `MaskedLMHead`.
+
+    If the checkpoint has an output matrix of its own, `tie_word_embeddings` of the encoder's
+    configuration is set to False, whatever its file says.
 
     Args:
         name_or_path: directory or Hub name.
-        config: the encoder's configuration.
+        encoder: the encoder that was loaded from there.
         kwargs: passed to `from_pretrained`.
 
     Returns:
-        The encoder, and the head's state dict, empty if the checkpoint has no head.
+        The state dict, empty if the checkpoint has no head.
+    """
+    layout = masked_lm_head_layout(encoder.config)
+    masked_lm, info = AutoModelForMaskedLM.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    if f"{layout.dense}.weight" in info["missing_keys"]:
+        return {}
+    if layout.decoder is not None:
+        decoder = masked_lm.get_submodule(layout.decoder)
+        encoder.config.tie_word_embeddings = decoder.weight is masked_lm.get_input_embeddings().weight
+    return _head_state(masked_lm.state_dict(), layout, encoder.config.tie_word_embeddings)
+
+
+def _head_state(
+    masked_lm_state: dict[str, torch.Tensor], layout: MaskedLMHeadLayout, is_tied: bool
+) -> dict[str, torch.Tensor]:
+    """Rename the head of a `...ForMaskedLM`'s state dict to the names of `MaskedLMHead`."""
+    return {own: masked_lm_state[names[0]] for own, names in _parameter_names(layout, is_tied).items()}
+
+
+def masked_lm_state(
+    encoder_state: dict[str, torch.Tensor], head: MaskedLMHead, config: PreTrainedConfig
+) -> dict[str, torch.Tensor]:
+    """Return the state dict of the family's `...ForMaskedLM`, without tied weights.
+
+    Args:
+        encoder_state: the encoder's state dict.
+        head: the head.
+        config: the encoder's configuration.
     """
     layout = masked_lm_head_layout(config)
-    masked_lm, info = AutoModelForMaskedLM.from_pretrained(
-        name_or_path, config=config, output_loading_info=True, **kwargs
-    )
-    if f"{layout.dense}.weight" in info["missing_keys"]:
-        return masked_lm.base_model, {}
-    return masked_lm.base_model, head_state(masked_lm, layout)
+    state = {f"{layout.base}{name}": value for name, value in encoder_state.items() if not is_pooler_parameter(name)}
+    values = head.state_dict()
+    for own, names in _parameter_names(layout, config.tie_word_embeddings).items():
+        state |= dict.fromkeys(names, values[own])
+    return state
 
 
-def head_state(masked_lm: PreTrainedModel, layout: MaskedLMHeadLayout) -> dict[str, torch.Tensor]:
-    """Return the head of a `...ForMaskedLM` as a state dict of `MaskedLMHead`."""
-    state = masked_lm.state_dict()
-    head = {"bias": state[layout.bias]}
-    for layer, source in (("dense", layout.dense), ("norm", layout.norm)):
-        for parameter in ("weight", "bias"):
-            if f"{source}.{parameter}" in state:
-                head[f"{layer}.{parameter}"] = state[f"{source}.{parameter}"]
-    return head
+def _parameter_names(layout: MaskedLMHeadLayout, is_tied: bool) -> dict[str, list[str]]:
+    """Map the names of `MaskedLMHead`'s parameters to those of the family, the one in use first.
+
+    Some families have the bias per token twice, tied like the decoder: `decoder`'s own is used.
+    """
+    names = {"dense.weight": [f"{layout.dense}.weight"], "norm.weight": [f"{layout.norm}.weight"]}
+    if layout.dense_bias:
+        names["dense.bias"] = [f"{layout.dense}.bias"]
+    if layout.norm_bias:
+        names["norm.bias"] = [f"{layout.norm}.bias"]
+    if layout.decoder is not None and not is_tied:
+        names["decoder"] = [f"{layout.decoder}.weight"]
+    if layout.decoder_bias:
+        own_bias = None if layout.decoder is None else f"{layout.decoder}.bias"
+        names["bias"] = [name for name in (own_bias, layout.bias) if name is not None]
+    return names

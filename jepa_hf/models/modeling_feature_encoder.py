@@ -12,10 +12,12 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .errors import UsageError
 from .positions import gather_positions
+from .upstream import attention_implementation
 
 
 class TimeEmbeddings(nn.Module):
@@ -90,18 +92,22 @@ class FeatureEncoderAttention(nn.Module):
     def __init__(self, config: FeatureEncoderConfig):
         super().__init__()
         self.config = config
+        self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Attend: `[B, L, D]` -> `[B, L, D]`."""
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend: `[B, L, D]` -> `[B, L, D]`, and eager attention's weights `[B, heads, L, L]`."""
         batch, length, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch, length, 3, -1, self.head_dim)
+        qkv = self.qkv(hidden_states).view(batch, length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        attn_output, _ = attention(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5)
-        return self.proj(attn_output.reshape(batch, length, width))
+        implementation = attention_implementation(self.config)
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        attn_output, weights = attention(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5)
+        return self.proj(attn_output.reshape(batch, length, width)), weights
 
 
 class FeatureEncoderLayer(GradientCheckpointingLayer):
@@ -119,7 +125,7 @@ class FeatureEncoderLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Apply the block: `[B, L, D]`, a mask in the attention's own form -> `[B, L, D]`."""
-        attn_output = self.attention(self.norm1(hidden_states), attention_mask)
+        attn_output, _ = self.attention(self.norm1(hidden_states), attention_mask=attention_mask)
         hidden_states = hidden_states + self.dropout(attn_output)
         mlp_output = self.fc2(F.gelu(self.fc1(self.norm2(hidden_states))))
         return hidden_states + self.dropout(mlp_output)
@@ -145,6 +151,7 @@ class FeatureEncoderModel(PreTrainedModel):
     main_input_name = "features"
     supports_gradient_checkpointing = True
     _no_split_modules = ["FeatureEncoderLayer"]  # noqa: RUF012  (not a ClassVar in the base class)
+    _can_record_outputs = {"hidden_states": FeatureEncoderLayer, "attentions": FeatureEncoderAttention}  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -216,14 +223,15 @@ class FeatureEncoderModel(PreTrainedModel):
         self.feature_mean.copy_(mean)
         self.feature_std.copy_(std)
 
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         features: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPooling | tuple[torch.Tensor, ...]:
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
         """Encode raw features.
 
         Args:
@@ -234,50 +242,65 @@ class FeatureEncoderModel(PreTrainedModel):
             positions: long `[B, C]`; run the blocks on these positions only. Equals the full pass
                 with the others masked by `attention_mask`.
             output_hidden_states: default as in the configuration.
-            return_dict: default as in the configuration.
+            output_attentions: needs "eager" attention; default as in the configuration.
+
+        `return_dict=False`, here or in the configuration, returns a tuple.
 
         Returns:
             `last_hidden_state` `[B, L, D]`; `pooler_output` `[B, D]`, its mean over the valid
             positions, 0 without any; on request `hidden_states`, the embeddings and each block's
-            output before the final layer norm.
+            output before the final layer norm, and `attentions`, each block's weights. Features at
+            masked positions have no effect, NaN included.
 
         Raises:
             UsageError: wrong shape of features or mask, or a series that is too long.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        hidden_states = self.embeddings(self._standardize(features))
-        if positions is not None:
-            hidden_states = gather_positions(hidden_states, positions)
+        standardized = self._standardize(features)
+        valid = None if attention_mask is None else attention_mask.bool()
+        if positions is None:
+            self._check_mask(valid, self._num_positions(features))
+            hidden_states = self.embeddings(self._zero_unread(standardized, valid))
+        else:
+            self._check_mask(valid, tuple(positions.shape))
+            read = torch.ones_like(positions) if valid is None else valid.long()
+            counts = positions.new_zeros(self._num_positions(features)).scatter_add(1, positions, read)
+            hidden_states = gather_positions(self.embeddings(self._zero_unread(standardized, counts > 0)), positions)
 
-        valid = None
-        if attention_mask is not None:
-            if attention_mask.shape != hidden_states.shape[:2]:
-                raise UsageError(
-                    f"attention_mask has the shape {tuple(attention_mask.shape)}, but the encoder reads "
-                    f"{tuple(hidden_states.shape[:2])} positions. Pass one entry for each."
-                )
-            valid = attention_mask.bool()
-            # A row without valid positions attends to itself, because no key at all would give NaN.
-            attention_mask = valid | ~valid.any(dim=1, keepdim=True)
-        attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-        )
-
-        states: tuple[torch.Tensor, ...] = (hidden_states,)
+        # A row without valid positions attends to itself, because no key at all would give NaN.
+        attended = None if valid is None else valid | ~valid.any(dim=1, keepdim=True)
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=attended)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask)
-            if output_hidden_states:
-                states += (hidden_states,)
+            hidden_states = layer(hidden_states, attention_mask=mask)
         last_hidden_state = self.norm(hidden_states)
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=last_hidden_state,
-            pooler_output=_mean_over_valid(last_hidden_state, valid),
-            hidden_states=states if output_hidden_states else None,
+        return BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state, pooler_output=_mean_over_valid(last_hidden_state, valid)
         )
-        return output if return_dict else output.to_tuple()
+
+    def _num_positions(self, features: torch.Tensor) -> tuple[int, int]:
+        """Return the batch size and the number of time steps, of patches, or 1."""
+        counts = {"time": features.shape[1], "patches": self.config.num_patches, "flat": 1}
+        return features.shape[0], counts[self.config.mode]
+
+    def _check_mask(self, valid: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+        """Raise a `UsageError` unless the mask has this shape."""
+        if valid is not None and valid.shape != shape:
+            raise UsageError(
+                f"attention_mask has the shape {tuple(valid.shape)}, but the encoder reads {shape} positions. Pass "
+                "one entry for each."
+            )
+
+    def _zero_unread(self, features: torch.Tensor, read: torch.Tensor | None) -> torch.Tensor:
+        """Set features to 0 at positions that are not read, bool `[B, L]`.
+
+        In attention and in the gradient of the projection, 0 × NaN would be NaN.
+        """
+        if read is None:
+            return features
+        if self.config.mode == "time":
+            read = read[..., None]
+        elif self.config.mode == "patches":
+            read = read.repeat_interleave(self.config.patch_size, dim=1)[:, : features.shape[1]]
+        return torch.where(read, features, 0.0)
 
     def _standardize(self, features: torch.Tensor) -> torch.Tensor:
         """Check the shape and standardize in float32."""

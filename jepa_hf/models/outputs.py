@@ -36,6 +36,8 @@ class JepaOutput(ModelOutput):
         context_samples: long `[B * M, C]`, like `target_samples`, in eval mode or on request.
         context_hidden_states: all layers of the context encoder, on request.
         target_hidden_states: all layers of the target encoder, `[B, L, D]` each, on request.
+        context_attentions, target_attentions: attention weights of each layer, `[B * M, heads, C, C]`
+            and `[B, heads, L, L]`, on request.
     """
 
     loss: torch.Tensor | None = None
@@ -58,6 +60,8 @@ class JepaOutput(ModelOutput):
     context_samples: torch.Tensor | None = None
     context_hidden_states: tuple[torch.Tensor, ...] | None = None
     target_hidden_states: tuple[torch.Tensor, ...] | None = None
+    context_attentions: tuple[torch.Tensor, ...] | None = None
+    target_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class Predicted(NamedTuple):
@@ -76,3 +80,15 @@ class Predicted(NamedTuple):
     valid: torch.Tensor
     samples: torch.Tensor
     num_targets: torch.Tensor
+
+
+class SampleVectors(NamedTuple):
+    """Predictions and targets of samples, for the contrastive term.
+
+    Args:
+        predictions: from the mean of each view, `[B * S * views, D]`.
+        targets: mean of each sample over the target layers, `[B * S, D]`.
+    """
+
+    predictions: torch.Tensor
+    targets: torch.Tensor

@@ -90,6 +90,7 @@ def instance_normalize(
     Returns:
         `[B, L, D]`; zeros on padding.
     """
+    states = torch.where(documents[..., None] >= 0, states, 0.0)
     centred = states - _broadcast_to_positions(mean_pool_by_document(states, documents, count), documents)
     variance = _broadcast_to_positions(mean_pool_by_document(centred**2, documents, count), documents)
     normal = centred * torch.rsqrt(variance + eps)

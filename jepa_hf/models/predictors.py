@@ -211,16 +211,19 @@ class TransformerPredictor(_TransformerPredictorBase):
             attention_mask = block_diagonal_mask(gather_document_ids(document_ids, positions, valid))
             positions = document_position_ids(document_ids).gather(1, positions)
         mask_tokens = self.mask_token.expand(*target_positions.shape, -1)
+        # 0 × NaN would be NaN in attention.
+        context = torch.where(context_valid[..., None], context, 0.0)
         states = torch.cat([self.embed(context), mask_tokens], dim=1) + self.position_embeddings[positions]
         rotation = None
         if len(self.grid) == 1:
             angles = rotary_angles(positions, self.head_size)[:, None]
             rotation = angles.cos(), angles.sin()
         for layer in self.layers[:-1]:
-            states = layer(states, attention_mask, rotation)
+            states = layer(states, attention_mask=attention_mask, rotation=rotation)
         # The last block's outputs at the context are not needed.
         num_queries = target_positions.shape[1]
-        states = self.layers[-1](states, attention_mask[:, :, -num_queries:], rotation, num_queries)
+        last_mask = attention_mask[:, :, -num_queries:]
+        states = self.layers[-1](states, attention_mask=last_mask, rotation=rotation, num_queries=num_queries)
         return self.proj(self.norm(states))
 
 
@@ -249,5 +252,5 @@ class SingleTokenPredictor(_TransformerPredictorBase):
         states = F.gelu(self.embed(context))
         no_mask = torch.ones(states.shape[0], 1, 1, 1, dtype=torch.bool, device=states.device)
         for layer in self.layers:
-            states = layer(states, no_mask)
+            states = layer(states, attention_mask=no_mask)
         return self.proj(self.norm(states))

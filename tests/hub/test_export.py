@@ -22,7 +22,7 @@ from transformers import (
 
 from helpers.batches import image_batch, image_config, skip_unless_transformers_loads, text_batch, tiny_jepa
 from helpers.cli import WITHOUT_JEPA_HF
-from helpers.tiny_models import CORPUS, FAMILIES, tiny_tokenizer
+from helpers.tiny_models import CORPUS, FAMILIES, save_tiny_encoder, tiny_config, tiny_tokenizer
 from jepa_hf import DataCollatorForFeatureJEPA, JepaConfig, JepaForRepresentationPrediction, UsageError
 from jepa_hf.hub.export import export_custom_code, export_encoder, export_masked_lm, export_run
 
@@ -166,6 +166,64 @@ def test_masked_lm_export_needs_a_head(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("head", [None, "mlm"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "vit"])
+def test_pooler_survives(family: str, head: Any, tmp_path: Path) -> None:
+    """A pretrained pooler is exported as it was; each export loads without missing weights, always the same."""
+    config = image_config() if family == "vit" else tiny_config(family)
+    start = AutoModelForMaskedLM.from_config(config) if head and family != "vit" else AutoModel.from_config(config)
+    start.save_pretrained(tmp_path / "start")
+    weight = {"mlm_weight": 0.5} if family != "vit" else {}
+    model = JepaForRepresentationPrediction.from_encoder_pretrained(str(tmp_path / "start"), **weight)
+    export_run(model, tmp_path / "out")
+    jepa = JepaForRepresentationPrediction.from_pretrained(tmp_path / "out" / "jepa")
+    export_encoder(jepa, tmp_path / "again", which="target")
+    export_custom_code(jepa, tmp_path / "code")
+    for folder in ("out", "again"):
+        loaded, info = AutoModel.from_pretrained(tmp_path / folder, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        twice = AutoModel.from_pretrained(tmp_path / folder)
+        assert differing(loaded, twice) == []
+        poolers = {name: value for name, value in loaded.state_dict().items() if name.startswith("pooler.")}
+        assert bool(poolers) == (family != "electra")
+        for name, value in poolers.items():
+            assert (name in start.state_dict()) == (head is None or family == "vit")
+            if name in start.state_dict():
+                assert torch.equal(value, start.state_dict()[name])
+    assert not any(p.requires_grad for name, p in model.named_parameters() if ".pooler." in name)
+    if weight:
+        export_masked_lm(jepa, tmp_path / "mlm")
+        _, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "mlm", output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_sentence_transformers_settings_survive(pooling: str, tmp_path: Path) -> None:
+    """A SentenceTransformer's maximum length, pooling, normalization and prompts are those of the start."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import models as modules
+
+    save_tiny_encoder("bert", tmp_path / "plain")
+    transformer = modules.Transformer(str(tmp_path / "plain"), max_seq_length=9)
+    layers = [transformer, modules.Pooling(32, pooling_mode=pooling), modules.Normalize()]
+    start = SentenceTransformer(modules=layers, prompts={"query": "find: "}, device="cpu")
+    start.save(str(tmp_path / "start"))
+    # The maximum length is in this file in older checkpoints, and in the tokenizer in newer ones.
+    settings = tmp_path / "start" / "sentence_bert_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"max_seq_length": 9}))
+    model = JepaForRepresentationPrediction.from_encoder_pretrained(str(tmp_path / "start"))
+    export_run(model, tmp_path / "out", tiny_tokenizer("bert"))
+    jepa = JepaForRepresentationPrediction.from_pretrained(tmp_path / "out" / "jepa")
+    export_encoder(jepa, tmp_path / "again", tiny_tokenizer("bert"))
+    for folder in ("out", "again"):
+        loaded = SentenceTransformer(str(tmp_path / folder), device="cpu")
+        assert loaded.max_seq_length == 9
+        assert loaded.prompts["query"] == "find: "
+        np.testing.assert_allclose(loaded.encode(TEXTS), start.encode(TEXTS), atol=1e-6)
+
+
 ELSEWHERE = (
     WITHOUT_JEPA_HF
     + """
@@ -265,7 +323,7 @@ def test_code_export_does_not_change_classes(tmp_path: Path) -> None:
     assert "auto_map" not in json.loads((tmp_path / "config" / "config.json").read_text())
     assert JepaConfig._auto_class is None
     assert JepaForRepresentationPrediction._auto_class is None
-    # The encoder of a model once exported with its code is as plain as ever.
+    # The encoder of a model once exported with its code stays plain.
     export_run(model, tmp_path / "run")
     assert "auto_map" not in json.loads((tmp_path / "run" / "config.json").read_text())
 
@@ -275,4 +333,5 @@ def test_files_hold_every_weight_once(tmp_path: Path) -> None:
     model = tiny_jepa("bert", mlm_weight=0.5)
     export_run(model, tmp_path)
     assert load_file(tmp_path / "jepa" / "model.safetensors").keys() == model.state_dict().keys()
-    assert load_file(tmp_path / "model.safetensors").keys() == model.context_encoder.state_dict().keys()
+    pooler = {"pooler.dense.weight", "pooler.dense.bias"}
+    assert load_file(tmp_path / "model.safetensors").keys() == {*model.context_encoder.state_dict(), *pooler}

@@ -29,8 +29,8 @@ def test_it_computes_what_sdpa_computes(kind: str, padded: bool | None) -> None:
     with torch.no_grad():
         expected = model(ids, attention_mask=mask).last_hidden_state
         model.set_attn_implementation(SDPA_SKIP_EMPTY_MASK)
-        found = model(ids, attention_mask=mask).last_hidden_state
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        actual = model(ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
 def test_no_mask_is_made_of_nothing_while_a_graph_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:

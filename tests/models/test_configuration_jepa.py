@@ -69,7 +69,7 @@ EXPLICIT: dict[str, Any] = {
 
 
 def test_the_contrastive_term_is_a_default_of_text() -> None:
-    """A JEPA of text finds its samples too unless told otherwise; one of images or features does not."""
+    """A JEPA of text has a contrastive term by default; one of images or features has none."""
     assert JepaConfig(tiny_config("bert")).contrastive_weight == 1.0
     assert JepaConfig(tiny_config("bert"), contrastive_weight=0).contrastive_weight == 0
     assert JepaConfig.for_images().contrastive_weight == JepaConfig.for_features(3).contrastive_weight == 0.0
@@ -136,7 +136,7 @@ def test_a_predictor_over_a_plane_needs_a_width_for_sines_and_cosines_of_two_axe
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("explicit", [{}, EXPLICIT], ids=["defaults", "explicit"])
-def test_json_keeps_the_whole_configuration(family: str, explicit: dict[str, Any], tmp_path: Path) -> None:
+def test_json_keeps_the_full_configuration(family: str, explicit: dict[str, Any], tmp_path: Path) -> None:
     encoder_config = tiny_config(family)
     config = JepaConfig(encoder_config, **explicit)
     config.save_pretrained(tmp_path)

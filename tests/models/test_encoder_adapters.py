@@ -24,6 +24,7 @@ from transformers import (
 from helpers.batches import image_batch, image_config, rows, scale_weights, skip_unless_transformers_loads
 from helpers.tiny_models import FAMILIES, save_tiny_encoder, tiny_config, tiny_tokenizer
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction, UsageError
+from jepa_hf.hub.export import export_masked_lm
 from jepa_hf.models.encoder_adapters import encoder_adapter_for, encoder_from_config, encoder_from_pretrained
 from jepa_hf.models.mlm_head import masked_lm_head_layout
 from jepa_hf.models.positions import gather_positions, sincos_positions
@@ -72,8 +73,8 @@ def random_subset(real: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Te
     return visible, positions, valid
 
 
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 def full_pass_with_hidden_keys(
@@ -93,7 +94,7 @@ def test_dropping_positions_equals_hiding_them_as_keys(family: str, implementati
     for seed in range(3):
         visible, positions, valid = random_subset(inputs["attention_mask"], seed)
         expected = full_pass_with_hidden_keys(encoder, inputs, visible)[visible]
-        output = encoder_adapter.encode_visible(encoder, inputs, positions, valid, hidden_states=True)
+        output = encoder_adapter.encode_visible(encoder, inputs, positions, valid, output_hidden_states=True)
         assert output.last_hidden_state.isfinite().all()
         assert error(output.last_hidden_state[valid], expected) < 1e-5
         assert len(output.hidden_states) == encoder.config.num_hidden_layers + 1
@@ -205,21 +206,41 @@ HEADS: list[tuple[str, dict[str, Any]]] = [
     ("bert", {"hidden_act": "relu", "layer_norm_eps": 1e-3}),
     ("xlm-roberta", {}),
     ("camembert", {}),
+    ("albert", {"embedding_size": 16}),
+    ("mpnet", {}),
+    ("deberta", {"legacy": True}),
+    ("deberta", {"legacy": False}),
+    ("modernbert", {"decoder_bias": False}),
+    # An output matrix of its own.
+    *(
+        (family, {"tie_word_embeddings": False})
+        for family in ("bert", "distilbert", "roberta", "electra", "modernbert")
+    ),
+    *((family, {"tie_word_embeddings": False}) for family in ("albert", "mpnet", "deberta", "deberta-v2")),
 ]
+# A family with the configuration and the tokenizer of one in `FAMILIES`.
+COUSINS = {"xlm-roberta": "roberta", "camembert": "roberta", "mpnet": "roberta", "albert": "bert", "deberta": "bert"}
+
+
+def head_config(family: str, overrides: dict[str, Any]) -> tuple[str, PreTrainedConfig]:
+    """Return the family whose tokenizer is used, and a tiny configuration."""
+    cousin = COUSINS.get(family, family)
+    config = tiny_config(cousin, **(overrides if family == cousin else {}))
+    if family != cousin:
+        values = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "layer_types")}
+        config = AutoConfig.for_model(family, **{**values, **overrides})
+    return cousin, config
 
 
 @pytest.mark.parametrize(("family", "overrides"), HEADS, ids=lambda value: str(value))
 @torch.no_grad()
 def test_the_checkpoints_own_head_gives_its_own_logits(family: str, overrides: dict[str, Any], tmp_path: Path) -> None:
-    cousin = family if family in FAMILIES else "roberta"
-    config = tiny_config(cousin, **overrides)
-    if family != cousin:
-        config = AutoConfig.for_model(family, **{k: v for k, v in config.to_dict().items() if k != "model_type"})
+    cousin, config = head_config(family, overrides)
     masked_lm = AutoModelForMaskedLM.from_config(config)
     skip_unless_transformers_loads(masked_lm)
     scale_weights(masked_lm)
     masked_lm.eval().save_pretrained(tmp_path)
-    # Reloaded, because saving and loading may change what the checkpoint means.
+    # Reloaded, because saving and loading may change the checkpoint's meaning.
     expected = AutoModelForMaskedLM.from_pretrained(tmp_path)(**padded(cousin, "right")).logits
 
     model = JepaForRepresentationPrediction.from_encoder_pretrained(
@@ -233,9 +254,44 @@ def test_the_checkpoints_own_head_gives_its_own_logits(family: str, overrides: d
     assert error(model.mlm_head(states, model.get_input_embeddings().weight), expected) > 0.1
 
 
+@pytest.mark.parametrize(("family", "overrides"), HEADS, ids=lambda value: str(value))
+@torch.no_grad()
+def test_head_survives_saving_and_export(family: str, overrides: dict[str, Any], tmp_path: Path) -> None:
+    """Start, full model and `export --head mlm` have the same logits, and the export misses no weight."""
+    cousin, config = head_config(family, overrides)
+    masked_lm = AutoModelForMaskedLM.from_config(config)
+    skip_unless_transformers_loads(masked_lm)
+    scale_weights(masked_lm)
+    masked_lm.eval().save_pretrained(tmp_path / "start")
+    batch = padded(cousin, "right")
+    expected = AutoModelForMaskedLM.from_pretrained(tmp_path / "start")(**batch).logits
+
+    model = JepaForRepresentationPrediction.from_encoder_pretrained(str(tmp_path / "start"), mlm_weight=1.0)
+    model.save_pretrained(tmp_path / "jepa")
+    loaded = JepaForRepresentationPrediction.from_pretrained(tmp_path / "jepa")
+    export_masked_lm(loaded, tmp_path / "export")
+    exported, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "export", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert error(exported(**batch).logits, expected) < 1e-5
+
+
+@torch.no_grad()
+def test_untied_head_under_a_tied_configuration(tmp_path: Path) -> None:
+    """An output matrix in the checkpoint is used even if the configuration says that there is none."""
+    masked_lm = AutoModelForMaskedLM.from_config(tiny_config("bert", tie_word_embeddings=False))
+    scale_weights(masked_lm)
+    masked_lm.config.tie_word_embeddings = True
+    masked_lm.save_pretrained(tmp_path, state_dict=masked_lm.state_dict())
+    expected = AutoModelForMaskedLM.from_pretrained(tmp_path)(**padded("bert", "right")).logits
+    model = JepaForRepresentationPrediction.from_encoder_pretrained(str(tmp_path), mlm_weight=1.0)
+    states = model.context_encoder(**padded("bert", "right")).last_hidden_state
+    assert error(model.mlm_head(states, model.get_input_embeddings().weight), expected) < 1e-5
+
+
 def test_an_unknown_head_is_refused_by_the_knob_that_asks_for_it() -> None:
-    config = AutoConfig.for_model("mpnet", hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
-    with pytest.raises(UsageError, match=r"mlm_weight.*mpnet"):
+    config = AutoConfig.for_model("mobilebert", hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    with pytest.raises(UsageError, match=r"mlm_weight.*mobilebert"):
         masked_lm_head_layout(config)
     with pytest.raises(UsageError, match=r"mlm_weight.*vit"):
         JepaForRepresentationPrediction(JepaConfig(image_config(), mlm_weight=0.5))

@@ -83,7 +83,7 @@ def test_the_full_model_is_saved_with_its_adapters_and_loads_as_it_was(tmp_path:
 
 
 def test_adapters_around_a_jepa_that_was_trained_without_are_refused(tmp_path: Path) -> None:
-    """Its weights lie under other names; its encoder, which is exported beside it, can be adapted."""
+    """Its weights have other names; its encoder, which is exported with it, can be adapted."""
     name = save_tiny_encoder("bert", tmp_path / "start", std=0.1)
     JepaForRepresentationPrediction.from_encoder_pretrained(name).save_pretrained(tmp_path / "jepa")
     with pytest.raises(UsageError, match="name the plain encoder in"):
@@ -132,15 +132,15 @@ def test_a_run_with_adapters_goes_on_exactly(tmp_path: Path) -> None:
         settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
         return trainer(tmp_path / folder / "out", model, data=rows("bert", 40), **settings)
 
-    whole = start("whole")
-    whole.train()
+    full = start("whole")
+    full.train()
     first = start("cut")
     first.add_callback(StopAfter(3))
     first.train()
     second = start("cut")
     moved(second.model)
     second.train(resume_from_checkpoint=str(tmp_path / "cut" / "out" / "checkpoint-3"))
-    assert largest_difference(weights(second.model), weights(whole.model)) == 0.0
+    assert largest_difference(weights(second.model), weights(full.model)) == 0.0
 
 
 def test_images_have_them_too(tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     name = save_tiny_encoder("bert", tmp_path / "start", std=0.1)
     data = write_lines(tmp_path / "data.txt", CORPUS[:40])
     flags = ("--model_name_or_path", name, "--train_file", data, "--max_steps", "2", "--output_dir", tmp_path / "out")
-    said = train(*flags, "--use_peft", "--lora_r", "2", "--lora_target_modules", "query", "value")
-    assert "trained, in adapters" in said
+    output = train(*flags, "--use_peft", "--lora_r", "2", "--lora_target_modules", "query", "value")
+    assert "trained, in adapters" in output
     model = JepaForRepresentationPrediction.from_pretrained(tmp_path / "out" / "jepa")
     assert model.config.lora["r"] == 2
     assert {n.split(".lora_")[0].rpartition(".")[2] for n, _ in model.named_parameters() if is_lora_parameter(n)} == {
@@ -208,7 +208,7 @@ def test_settings_that_cannot_be_are_refused(lora: dict[str, Any], sentence: str
         JepaForRepresentationPrediction.from_encoder_pretrained(name, lora=lora)
 
 
-def test_without_peft_one_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_peft_the_error_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = save_tiny_encoder("bert", tmp_path)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UsageError, match=r"pip install 'jepa_hf\[peft\]'"):

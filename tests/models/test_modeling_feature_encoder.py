@@ -158,8 +158,8 @@ def test_the_forward_pass_is_the_documented_formula(mode: str) -> None:
     torch.testing.assert_close(output.last_hidden_state, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(output.pooler_output, expected.mean(dim=1), rtol=1e-4, atol=1e-4)
     assert len(output.hidden_states) == 3
-    for found, wanted in zip(output.hidden_states, states, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    for actual, wanted in zip(output.hidden_states, states, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
@@ -247,8 +247,8 @@ def random_subset(real: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Te
     return visible, positions, valid
 
 
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -264,10 +264,10 @@ def test_reading_some_positions_equals_hiding_the_others_as_keys(mode: str, impl
         full = model(x, attention_mask=visible, output_hidden_states=True)
         some = model(x, attention_mask=valid, positions=positions, output_hidden_states=True)
         assert some.last_hidden_state.shape == (*positions.shape, 16)
-        for found, wanted in zip(
+        for actual, wanted in zip(
             (some.last_hidden_state, *some.hidden_states), (full.last_hidden_state, *full.hidden_states), strict=True
         ):
-            assert error(found[valid], wanted[visible]) < 1e-5
+            assert error(actual[valid], wanted[visible]) < 1e-5
         assert error(some.pooler_output, full.pooler_output) < 1e-5
         # The proof that the comparison can fail: the filled-up positions, read as if they were real.
         assert error(model(x, positions=positions).last_hidden_state[valid], full.last_hidden_state[visible]) > 0.01
@@ -345,14 +345,14 @@ def test_gradients_reach_every_parameter(mode: str, checkpointing: bool) -> None
         (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
         return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
-    found = gradients()
+    actual = gradients()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         assert model.layers[0].gradient_checkpointing
         again = gradients()
-        assert all(torch.allclose(again[name], found[name], atol=1e-5) for name in found)
-        found = again
-    for name, gradient in found.items():
+        assert all(torch.allclose(again[name], actual[name], atol=1e-5) for name in actual)
+        actual = again
+    for name, gradient in actual.items():
         # Positions beyond the longest series, and weights of the columns that fill up the last patch, have no part.
         if mode == "time" and name == "embeddings.position_embeddings":
             gradient = gradient[:9]
@@ -361,7 +361,7 @@ def test_gradients_reach_every_parameter(mode: str, checkpointing: bool) -> None
             gradient = gradient[32:]
         assert gradient.abs().max() > 0, name
     if mode == "patches":
-        patches = found["embeddings.weight"].abs().amax(dim=2)
+        patches = actual["embeddings.weight"].abs().amax(dim=2)
         assert (patches.flatten()[:WIDTH] > 0).all()
         assert (patches.flatten()[WIDTH:] == 0).all()
 
@@ -431,7 +431,7 @@ def test_automodel_loads_what_was_saved(mode: str, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_statistics_stay_in_float32_when_weights_are_loaded_in_bfloat16(tmp_path: Path) -> None:
-    """A mean of 1,001 is no number of bfloat16."""
+    """bfloat16 cannot represent a mean of 1,001."""
     model = strong_encoder("patches")
     model.set_standardization([1001.0] * WIDTH, [0.5] * WIDTH)
     model.save_pretrained(tmp_path)
@@ -470,3 +470,61 @@ def test_weights_are_drawn_at_the_initializer_range(mode: str) -> None:
             assert parameter.std().item() == pytest.approx(0.05, rel=0.1), name
             drawn += 1
     assert drawn == {"time": 10, "patches": 10, "flat": 9}[mode]
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("mode", ["time", "patches"])
+@pytest.mark.parametrize("subset", [False, True])
+def test_masked_features_have_no_effect(mode: str, attention: str, garbage: float, subset: bool) -> None:
+    """Outputs and gradients do not depend on features at masked or unread positions."""
+    config = FeatureEncoderConfig(
+        6, mode=mode, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=2
+    )
+    model = FeatureEncoderModel._from_config(config, attn_implementation=attention).eval()
+    length = 5 if mode == "time" else 3
+    mask = torch.ones(2, length, dtype=torch.long)
+    mask[0, -1] = mask[1, :1] = 0
+    clean = torch.randn(2, 5, 6) if mode == "time" else torch.randn(2, 6)
+    dirty = clean.clone()
+    if mode == "time":
+        dirty[mask == 0] = garbage
+    else:
+        dirty[0, -2:] = dirty[1, :2] = garbage
+    inputs: dict[str, torch.Tensor] = {"attention_mask": mask}
+    if subset:
+        positions = torch.tensor([[0, 1, 0], [1, 2, 0]])
+        inputs = {"positions": positions, "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 0]])}
+    results = []
+    for features in (clean, dirty):
+        model.zero_grad()
+        output = model(features, **inputs)
+        output.pooler_output.square().sum().backward()
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        valid = inputs["attention_mask"].bool()
+        results.append([output.pooler_output, output.last_hidden_state[valid], *gradients])
+    for one, other in zip(*results, strict=True):
+        assert one.isfinite().all()
+        assert torch.equal(one, other)
+
+
+def test_attentions_and_hidden_states_as_in_transformers() -> None:
+    """Configuration and call decide on hidden states, attentions and tuples, as in transformers' models."""
+    sizes = {"mode": "time", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = FeatureEncoderConfig(3, **sizes)
+    model = FeatureEncoderModel._from_config(config, attn_implementation="eager").eval()
+    features = torch.randn(2, 4, 3)
+    output = model(features, output_attentions=True)
+    assert [weights.shape for weights in output.attentions] == [(2, 2, 4, 4)] * 2
+    torch.testing.assert_close(output.attentions[0].sum(dim=-1), torch.ones(2, 2, 4))
+    assert output.hidden_states is None
+    model.config.output_hidden_states = model.config.output_attentions = True
+    output = model(features)
+    assert len(output.hidden_states) == 3
+    assert len(output.attentions) == 2
+    model.config.return_dict = False
+    last, pooled, states, weights = model(features)
+    assert torch.equal(last, output.last_hidden_state)
+    assert torch.equal(pooled, output.pooler_output)
+    assert (len(states), len(weights)) == (3, 2)
+    assert model(features[:0], return_dict=True).last_hidden_state.shape == (0, 4, 16)

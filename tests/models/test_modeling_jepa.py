@@ -63,21 +63,21 @@ def assert_different_weights(one: nn.Module, other: nn.Module) -> None:
     assert all(not torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
-def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
     """Relative to the largest entry: what is small because large terms cancel has their rounding errors."""
-    assert found.shape == expected.shape
-    assert ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item() < tolerance
+    assert actual.shape == expected.shape
+    assert ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-6)).item() < tolerance
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_close_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
+def assert_close_gradients(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert actual.keys() == expected.keys()
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name, gradient in expected.items():
-        assert (found[name] - gradient).abs().max() < 1e-5 * largest, name
+        assert (actual[name] - gradient).abs().max() < 1e-5 * largest, name
 
 
 # ---- the target encoder
@@ -126,7 +126,7 @@ def test_weights_are_float32_even_from_a_bfloat16_checkpoint(mlm_weight: float, 
     assert {parameter.dtype for parameter in explicit.parameters()} == {torch.bfloat16}
 
 
-def test_without_a_head_in_the_checkpoint_the_head_is_random_and_that_is_said(
+def test_without_a_head_in_the_checkpoint_it_is_random_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
@@ -146,20 +146,27 @@ def test_a_run_goes_on_from_its_own_output(tmp_path: Path) -> None:
 
     # The root is an encoder: a new JEPA around it.
     fresh = JepaForRepresentationPrediction.from_any_pretrained(str(tmp_path), target_norm="instance")
-    assert_same_weights(fresh.context_encoder, run.context_encoder)
-    assert_same_weights(fresh.target_encoder, run.context_encoder)
+    for encoder in (fresh.context_encoder, fresh.target_encoder):
+        own = {name: value for name, value in encoder.state_dict().items() if not name.startswith("pooler.")}
+        expected = run.context_encoder.state_dict()
+        assert own.keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in own.items())
     assert (fresh.config.loss, fresh.config.target_norm, fresh.config.mlm_weight) == ("smooth_l1", "instance", 0.0)
 
     # jepa/ is the whole: its target and its choices, of which those given here win.
-    whole = JepaForRepresentationPrediction.from_any_pretrained(str(tmp_path / "jepa"), loss="cosine")
-    assert_same_weights(whole, run)
-    assert (whole.config.loss, whole.config.masked_tokens, whole.config.mlm_weight) == ("cosine", "mask_token", 0.5)
+    complete = JepaForRepresentationPrediction.from_any_pretrained(str(tmp_path / "jepa"), loss="cosine")
+    assert_same_weights(complete, run)
+    assert (complete.config.loss, complete.config.masked_tokens, complete.config.mlm_weight) == (
+        "cosine",
+        "mask_token",
+        0.5,
+    )
     unchanged = JepaForRepresentationPrediction.from_any_pretrained(str(tmp_path / "jepa"))
     assert unchanged.config.loss == "l1"
     batch = text_batch("bert", "mask_token")
     assert torch.equal(unchanged(**batch).loss, run(**batch).loss)
-    assert not torch.equal(whole(**batch).loss, run(**batch).loss)
-    for model in (fresh, whole):
+    assert not torch.equal(complete(**batch).loss, run(**batch).loss)
+    for model in (fresh, complete):
         assert_target_is_frozen(model)
 
 
@@ -383,8 +390,8 @@ def test_targets_are_normalised_averages_of_the_target_encoders_top_layers(
     clean = {name: batch[name] for name in ("input_ids", "attention_mask")}
     encoded = model.target_encoder(**clean, output_hidden_states=True)
     assert len(states) == len(encoded.hidden_states) == model.config.encoder_config.num_hidden_layers + 1
-    for found, expected in zip(states, encoded.hidden_states, strict=True):
-        assert torch.equal(found, expected.double())
+    for actual, expected in zip(states, encoded.hidden_states, strict=True):
+        assert torch.equal(actual, expected.double())
     assert torch.equal(states[-1], encoded.last_hidden_state.double())
     for row in range(len(batch["input_ids"])):
         real = batch["attention_mask"][row].bool()
@@ -527,14 +534,14 @@ def test_rows_without_targets_are_compared_with_nothing(case: tuple[str, str, st
     batch = text_batch(case[0], case[1], masks=2)
     filled = {name: torch.cat([value, value[:1].expand(28, *value.shape[1:])]) for name, value in batch.items()}
     JepaTrainer.mask_rows(filled, torch.arange(32) < 4)
-    found = []
+    actual = []
     for given in (batch, filled):
         model.zero_grad()
         output = model(**given)
         output.loss.backward()
         gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        found.append(({name: value for name, value in output.items() if name.endswith("loss")}, gradients))
-    (parts, gradients), (others, other_gradients) = found
+        actual.append(({name: value for name, value in output.items() if name.endswith("loss")}, gradients))
+    (parts, gradients), (others, other_gradients) = actual
     assert {"contrastive_loss", "variance_loss", "covariance_loss", "sigreg_loss"} <= set(parts)
     for name, value in parts.items():
         torch.testing.assert_close(others[name], value, rtol=1e-5, atol=1e-6, msg=name)
@@ -905,3 +912,62 @@ def assert_compiles_into_one_graph(model: JepaForRepresentationPrediction, batch
     torch.compiler.reset()
     torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(**batch).loss, expected)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH_FAMILY, ids="-".join)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_contents_of_padding_have_no_effect(case: tuple[str, str, str], side: str) -> None:
+    """Loss and gradients do not depend on the ids under the attention mask, on either side."""
+    model, batch = tiny_jepa(*case, mlm_weight=0.5, contrastive_weight=1.0), text_batch(case[0], case[1])
+    if side == "left":
+        for name in ("input_ids", "attention_mask", "context_input_ids"):
+            if name in batch:
+                value = 0 if name == "attention_mask" else tiny_tokenizer(case[0]).pad_token_id
+                batch[name] = nn.functional.pad(batch[name], (2, 0), value=value)
+        for name in ("target", "context"):
+            if f"{name}_positions" in batch:
+                batch[f"{name}_positions"] = batch[f"{name}_positions"] + 2
+    results = []
+    for garbage in (None, 7, -100):
+        dirty = dict(batch)
+        for name in ("input_ids", "context_input_ids"):
+            if name in batch and garbage is not None:
+                dirty[name] = batch[name].masked_fill(batch["attention_mask"] == 0, garbage)
+        model.zero_grad()
+        loss = model(**dirty).loss
+        loss.backward()
+        results.append({"loss": loss.detach(), **gradients(model)})
+    for other in results[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in results[0].items())
+
+
+@torch.no_grad()
+def test_output_options_are_those_of_transformers() -> None:
+    """Call and configuration decide on hidden states, attentions and tuples, as in transformers' models."""
+    model, batch = tiny_jepa("bert"), text_batch("bert", "drop")
+    for encoder in (model.context_encoder, model.target_encoder):
+        encoder.set_attn_implementation("eager")
+    expected = model(**batch, output_hidden_states=True, output_attentions=True)
+    assert [weights.dim() for weights in (*expected.context_attentions, *expected.target_attentions)] == [4] * 4
+    assert expected.to_tuple()[0] is expected["loss"] is expected.loss
+    as_tuple = model(**batch, output_hidden_states=True, return_dict=False)
+    assert isinstance(as_tuple, tuple)
+    assert torch.equal(as_tuple[0], expected.loss)
+    model.config.output_hidden_states, model.config.return_dict = True, False
+    assert len(model(**batch)) == len(as_tuple)
+    assert model(**batch, return_dict=True).context_attentions is None
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda batch: {k: v for k, v in batch.items() if not k.startswith("target")}, "target_positions.*collator"),
+        (lambda batch: {k: v for k, v in batch.items() if k != "input_ids"}, "input_ids in the batch"),
+        (lambda batch: batch | {"target_positions": batch["target_positions"][:, 0]}, "one shape.*collator"),
+        (lambda batch: cut(batch, slice(0, 0)), "no rows"),
+    ],
+)
+def test_incomplete_batch(change: Callable[[Batch], Batch], sentence: str) -> None:
+    """A batch that no collator of this package made is refused in a sentence."""
+    with pytest.raises(ValueError, match=sentence):
+        tiny_jepa("bert")(**change(text_batch("bert", "drop")))

@@ -37,7 +37,7 @@ LENGTHS = st.lists(st.integers(4, 14), min_size=1, max_size=8)
 
 
 def documents(lengths: Sequence[int], family: str = "bert", seed: int = 0) -> list[Row]:
-    """Texts of so many tokens, two special ones included, in words of about two tokens."""
+    """Texts of the given numbers of tokens, two special ones included, in words of about two tokens."""
     tokenizer = tiny_tokenizer(family)
     wrapped = tokenizer("a")["input_ids"]
     ordinary = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
@@ -66,12 +66,12 @@ def listed(positions: torch.Tensor, valid: torch.Tensor, length: int) -> torch.T
 def views(batch: Batch) -> dict[str, torch.Tensor]:
     """By name `[B, M, L]`: what is hidden, what is visible, and the view with mask tokens, as far as they are there."""
     length = batch["input_ids"].shape[1]
-    found = {"hidden": listed(batch["target_positions"], batch["target_valid"], length)}
+    actual = {"hidden": listed(batch["target_positions"], batch["target_valid"], length)}
     if "context_positions" in batch:
-        found["visible"] = listed(batch["context_positions"], batch["context_valid"], length)
+        actual["visible"] = listed(batch["context_positions"], batch["context_valid"], length)
     else:
-        found["view"] = batch["context_input_ids"].reshape(found["hidden"].shape)
-    return found
+        actual["view"] = batch["context_input_ids"].reshape(actual["hidden"].shape)
+    return actual
 
 
 # ---- numbers of documents
@@ -81,11 +81,11 @@ NUMBERS = torch.tensor([[-1, 0, 0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 1, -1, -1, -1]])
 
 def test_positions_are_counted_in_each_document() -> None:
     """From 0, on either side of padding; where only some tokens count, as many of these as precede."""
-    found = document_position_ids(NUMBERS)
-    assert torch.where(NUMBERS >= 0, found, -1).tolist() == [[-1, 0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, -1, -1, -1]]
+    actual = document_position_ids(NUMBERS)
+    assert torch.where(NUMBERS >= 0, actual, -1).tolist() == [[-1, 0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, -1, -1, -1]]
     counted = torch.tensor([[0, 1, 0, 1, 0, 1, 1, 1], [1, 1, 0, 1, 1, 0, 0, 0]], dtype=torch.bool)
-    found = document_position_ids(NUMBERS, counted)
-    assert torch.where(NUMBERS >= 0, found, -1).tolist() == [[-1, 0, 1, 1, 0, 0, 0, 1], [0, 0, 1, 1, 2, -1, -1, -1]]
+    actual = document_position_ids(NUMBERS, counted)
+    assert torch.where(NUMBERS >= 0, actual, -1).tolist() == [[-1, 0, 1, 1, 0, 0, 0, 1], [0, 0, 1, 1, 2, -1, -1, -1]]
 
 
 def test_attention_is_a_block_for_each_document_and_one_for_padding() -> None:
@@ -95,7 +95,7 @@ def test_attention_is_a_block_for_each_document_and_one_for_padding() -> None:
 
 @pytest.mark.parametrize("spoiled", [0.0, float("inf"), float("nan")])
 def test_means_and_counts_are_of_each_document(spoiled: float) -> None:
-    """0 where there is none, whatever stands on padding; in float32 under autocast too."""
+    """0 without any, whatever the padding contains; in float32 under autocast too."""
     values = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0))
     values[NUMBERS < 0] = spoiled
     expected = torch.zeros(2, 4, 5)
@@ -181,7 +181,7 @@ def test_document_valid_counts_the_documents_of_each_row(lengths: list[int], max
     assert torch.equal(batch["document_valid"], numbers < torch.tensor(counts)[:, None])
 
 
-@pytest.mark.parametrize("numbers", [[1, 1, 1, 2, 2], [0, 0, 2, 2, 2], [0, 0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 1, 1, -1]])
+@pytest.mark.parametrize("numbers", [[1, 1, 1, 2, 2], [0, 0, 2, 2, 2], [0, 0, 1, 1, 0], [0, 0, 1, 1, -1]])
 def test_documents_that_are_not_numbered_in_order_are_refused(numbers: list[int]) -> None:
     """In a sentence that names the row."""
     row = documents([5])[0]
@@ -210,7 +210,7 @@ def test_a_document_that_is_too_short_is_refused_or_has_no_target() -> None:
 
 
 FAMILIES = ("bert", "distilbert", "roberta", "electra", "modernbert")
-# Everything that a loss can have, beside the guesses themselves.
+# Everything that a loss can have, in addition to the predictions.
 TERMS: dict[str, dict[str, Any]] = {
     "layer": {},
     "instance": {"target_norm": "instance"},
@@ -221,7 +221,7 @@ TERMS: dict[str, dict[str, Any]] = {
 }
 
 
-def found(model: JepaForRepresentationPrediction, batch: Batch) -> dict[str, Any]:
+def actual(model: JepaForRepresentationPrediction, batch: Batch) -> dict[str, Any]:
     """The loss and its parts, each document's guesses and targets, and the gradients."""
     model.zero_grad()
     output = model(**batch)
@@ -271,7 +271,7 @@ def both(
     rows, _ = pack(texts)
     packed = DataCollatorForSpanJEPA(on_side(side, family), masked_tokens=mode, **settings)(rows)
     alone = DataCollatorForSpanJEPA(tiny_tokenizer(family), masked_tokens=mode, **settings)(texts)
-    return found(model, packed), found(model, alone)
+    return actual(model, packed), actual(model, alone)
 
 
 PACKED = [case for case in ATTENTION_IMPLEMENTATIONS if case[0] != "deberta-v2"]

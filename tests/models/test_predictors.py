@@ -135,12 +135,12 @@ def test_a_row_without_any_valid_position_gives_no_nan_and_no_nan_gradient(
     predictor: TransformerPredictor, inputs: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", textbook_attention)
-    whole = predictor(**inputs)
+    full = predictor(**inputs)
     empty = dict(inputs, context_valid=inputs["context_valid"].clone(), target_valid=inputs["target_valid"].clone())
     empty["context_valid"][1], empty["target_valid"][1] = False, False
     predictions = predictor(**empty)
     assert predictions.isfinite().all()
-    torch.testing.assert_close(predictions[[0, 2]], whole[[0, 2]])
+    torch.testing.assert_close(predictions[[0, 2]], full[[0, 2]])
     predictions.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in predictor.parameters())
 

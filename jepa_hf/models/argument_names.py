@@ -1,0 +1,62 @@
+"""Refusal of arguments that a configuration would store and never read."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields
+
+from transformers import PreTrainedConfig
+
+from .errors import UsageError
+
+# Arguments of `JepaTrainingArguments` that transformers' `TrainingArguments` lacks, and of the
+# collators. This folder does not import them, so a test compares the names.
+_TRAINING = (
+    *("ema_decay", "ema_decay_end", "ema_schedule", "weight_decay_end", "decay_norms_and_biases"),
+    *("export_encoder", "health_steps", "stop_on_collapse"),
+)
+_COLLATORS = (
+    *("tokenizer", "mask_ratio", "mean_span_length", "num_masks", "whole_word", "on_too_short"),
+    *("pad_to_multiple_of", "max_length", "seed", "image_processor", "grid", "target_scale"),
+    *("target_aspect_ratio", "context_scale", "keep_blocks_inside", "random_resized_crop", "random_flip"),
+    *("image_column_name", "num_channels", "fill_values"),
+)
+
+
+# `Trainer` and transformers store these in configurations of any model.
+_STORED = ("use_cache", "output_attentions")
+
+
+def refuse_unread_arguments(names: Iterable[str], known: Iterable[str], config: str, strict: bool = False) -> None:
+    """Refuse misspelled arguments, and those of the training or the collator.
+
+    Args:
+        names: arguments that were passed.
+        known: arguments of the configuration.
+        config: name of its class.
+        strict: refuse all names but those of `PreTrainedConfig`. Not for values from a file, where
+            transformers, tools and users may have stored attributes of their own.
+
+    Raises:
+        UsageError: a name belongs elsewhere, or is similar to one in `known`.
+    """
+    known = {*known, *(field.name for field in fields(PreTrainedConfig)), *_STORED}
+    for name in names:
+        if name in known:
+            continue
+        if name in _COLLATORS:
+            raise UsageError(f"{config} has no argument {name!r}. Pass it to the data collator.")
+        if name in _TRAINING or name in _training_arguments():
+            raise UsageError(f"{config} has no argument {name!r}. Pass it to JepaTrainingArguments.")
+        if meant := difflib.get_close_matches(name, known, n=1, cutoff=0.6 if strict else 0.8):
+            raise UsageError(f"Expected an argument of {config}, got {name!r}. Did you mean {meant[0]!r}?")
+        if strict:
+            raise UsageError(
+                f"{config} has no argument {name!r}. Pass arguments of the encoder's from_pretrained in encoder_kwargs."
+            )
+
+
+def _training_arguments() -> set[str]:
+    # Imported for unknown names only, because it imports accelerate.
+    from transformers import TrainingArguments
+
+    return {field.name for field in fields(TrainingArguments)}
