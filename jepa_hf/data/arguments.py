@@ -1,8 +1,13 @@
 """`BaseDataArguments` and `DataArguments`: the data of a run."""
 
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from ..errors import UsageError
+from ..utils.types import MayChange
+
+# Stands for the name of a data set that was passed from Python, see `BaseDataArguments.splits`.
+PASSED_DATASET = "(passed from Python)"
 
 
 @dataclass
@@ -12,6 +17,9 @@ class BaseDataArguments:
     Raises:
         UsageError: A number is out of range.
     """
+
+    # Data sets passed from Python, by split: set on an instance, and no field, because fields are flags.
+    splits: ClassVar[dict[str, Any] | None] = None
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "Dataset on the Hub, or local directory that load_dataset can load."}
@@ -38,8 +46,10 @@ class BaseDataArguments:
         default=5,
         metadata={"help": "Percentage of the training rows to evaluate on if there is no other validation data."},
     )
-    cache_dir: str | None = field(default=None, metadata={"help": "Cache directory of datasets and models."})
-    token: str | None = field(default=None, metadata={"help": "Token for private datasets and models on the Hub."})
+    cache_dir: MayChange[str | None] = field(default=None, metadata={"help": "Cache directory of datasets and models."})
+    token: MayChange[str | None] = field(
+        default=None, metadata={"help": "Token for private datasets and models on the Hub."}
+    )
 
     def __post_init__(self) -> None:
         if not 1 <= self.validation_split_percentage <= 99:
@@ -87,7 +97,7 @@ class DataArguments(BaseDataArguments):
     label_column_name: str | None = field(
         default=None, metadata={"help": "Column to exclude when all numeric columns are features."}
     )
-    probe_task: str | None = field(
+    probe_task: MayChange[str | None] = field(
         default=None,
         metadata={
             "help": "Labelled samples (a file, a folder with train.* and test.*, or a dataset) to probe the frozen "
@@ -117,8 +127,12 @@ class DataArguments(BaseDataArguments):
         default=False, metadata={"help": "Pad to max_seq_length instead of the longest row of a batch."}
     )
     pad_to_multiple_of: int | None = field(default=None, metadata={"help": "Pad to a multiple of this many tokens."})
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes for tokenization."})
-    overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again instead of using the cache."})
+    preprocessing_num_workers: MayChange[int | None] = field(
+        default=None, metadata={"help": "Processes for tokenization."}
+    )
+    overwrite_cache: MayChange[bool] = field(
+        default=False, metadata={"help": "Tokenize again instead of using the cache."}
+    )
 
     def __post_init__(self) -> None:
         modes = [name for name in ("line_by_line", "concat", "packed") if getattr(self, name)]

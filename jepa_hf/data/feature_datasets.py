@@ -1,33 +1,29 @@
 """Datasets of feature vectors and time series from arrays, tables, JSON, or the Hub."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, NamedSplit
+from datasets import ClassLabel, Dataset, DatasetInfo, NamedSplit
 from datasets.fingerprint import generate_random_fingerprint
 
 from ..errors import UsageError
 from .arguments import DataArguments
-from .feature_readers import (
-    BATCH_ROWS,
-    BLOCK_SIZE,
-    Block,
-    Provenance,
-    array_format,
-    choose_columns,
-    column_blocks,
-    list_lengths,
-    locate,
-    open_feature_file,
-    to_float32,
-)
+from .feature_blocks import BATCH_ROWS, BLOCK_SIZE, Block, Provenance, column_blocks, list_lengths, locate, to_float32
+from .feature_columns import abbreviate, choose_columns
+from .feature_readers import array_format, open_feature_file
 from .file_readers import file_errors_as_usage_error, find_files, single_kind
 from .splits import resolve_splits
 
+logger = logging.getLogger(__name__)
 
-def load_feature_datasets(args: DataArguments, *, seed: int, need_validation: bool) -> tuple[Dataset, Dataset | None]:
+
+def load_feature_datasets(
+    args: DataArguments, *, seed: int, need_validation: bool, column_names: Sequence[str] | None = None
+) -> tuple[Dataset, Dataset | None]:
     """Load the vectors or the time series to train and to evaluate on.
 
     Each dataset has the one column `features`: float32 `[F]` in every row, or float32 `[T, F]`,
@@ -36,9 +32,10 @@ def load_feature_datasets(args: DataArguments, *, seed: int, need_validation: bo
 
     Tables are csv, tsv, json, jsonl and parquet files, each also gzipped, and datasets. Their
     numeric columns make up the vector, in the order of the first table; or one column of lists of
-    numbers is the vector, or one of lists of lists the series. `args.feature_column_names` selects
-    columns; the default is all numeric columns except `args.label_column_name`. Booleans and
-    classes do not count as numbers.
+    numbers is the vector, or one of lists of lists the series. Later tables are matched by column
+    name. `args.feature_column_names` selects columns. The default is all numeric columns except
+    labels (`args.label_column_name`, or else label, labels, class and target) and row numbers
+    (columns without a name, pandas' index). Booleans and classes do not count as numbers.
 
     Arrays are `[N, F]` or `[N, T, F]`. An .npz file of several arrays contributes `features`, `X`
     or `x`, or the one that `args.feature_column_names` names. An array `lengths` `[N]` in it holds
@@ -49,9 +46,12 @@ def load_feature_datasets(args: DataArguments, *, seed: int, need_validation: bo
         args: Sources, columns and limits.
         seed: Seed of the held-out rows, not negative.
         need_validation: False ignores all validation sources.
+        column_names: Columns that a trained encoder reads, in its order: its configuration's
+            `feature_column_names`. Default: those of the first table.
 
     Returns:
         The training and the validation dataset; None for the latter unless `need_validation`.
+        `feature_column_names` returns the columns behind their features.
 
     Raises:
         UsageError: Files, columns or splits do not exist or cannot be read. A value is missing,
@@ -60,7 +60,7 @@ def load_feature_datasets(args: DataArguments, *, seed: int, need_validation: bo
     """
     if args.streaming:
         raise UsageError("Features cannot be streamed, because all of them are checked first. Omit --streaming.")
-    loader = _FeatureLoader(args)
+    loader = _FeatureLoader(args, tuple(column_names or ()))
     train, validation = resolve_splits(
         args,
         seed=seed,
@@ -78,18 +78,34 @@ def load_feature_datasets(args: DataArguments, *, seed: int, need_validation: bo
     return train, validation
 
 
+def select_features(dataset: Dataset, name: str, column_names: Sequence[str] | None = None) -> Dataset:
+    """Return the features of a dataset's rows, as `load_feature_datasets` does.
+
+    Args:
+        dataset: Columns of numbers, or a column of lists.
+        name: Description of the dataset for errors.
+        column_names: See `load_feature_datasets`.
+    """
+    return _FeatureLoader(DataArguments(), tuple(column_names or ())).load_table(dataset, name, "train")
+
+
+def feature_column_names(dataset: Dataset) -> list[str] | None:
+    """Return the names of the features, or of the one column of lists; None if they came from an array."""
+    return json.loads(dataset.info.description or "null")
+
+
 def feature_shape(dataset: Dataset) -> tuple[bool, int]:
     """Return whether the rows are series, and the width F of a vector or of a step."""
     shape = np.shape(dataset.with_format("numpy")[0]["features"])
     return len(shape) == 2, shape[-1]
 
 
-def longest_series(dataset: Dataset) -> int:
-    """Return the number of steps of the longest series in the column `features`."""
+def series_lengths(dataset: Dataset) -> np.ndarray:
+    """Return the number of steps of each series in the column `features`."""
     batches = dataset.select_columns("features").with_format("arrow").iter(BATCH_ROWS)
     chunks = (chunk for batch in batches for chunk in batch.column("features").chunks)
     storages = (chunk.storage if isinstance(chunk, pa.ExtensionArray) else chunk for chunk in chunks)
-    return max(int(list_lengths(storage).max(initial=0)) for storage in storages)
+    return np.concatenate([list_lengths(storage) for storage in storages])
 
 
 def feature_statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -127,10 +143,11 @@ def feature_statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class _FeatureLoader:
-    """Loads rows from files and splits. Later sources must have the `columns` of the first one."""
+    """Loads rows from files and splits; `columns` are those of the first table, if not given."""
 
     args: DataArguments
     columns: tuple[str, ...] = ()
+    messages: set[str] = field(default_factory=set)
 
     def load_files(self, argument: str) -> Dataset:
         """Load the rows of the files that the argument of this name lists."""
@@ -140,33 +157,43 @@ class _FeatureLoader:
         chunks: list[pa.Array] = []
         for path in paths:
             with file_errors_as_usage_error(path):
-                source, blocks = open_feature_file(path, kind, self.args, self.columns)
-                self.columns = source.columns
-                file_chunks = _arrow_chunks(source, blocks)
+                file = open_feature_file(path, kind, self.args, self.columns)
+                self._note_columns(file.source, file.message)
+                file_chunks = _arrow_chunks(file.source, file.blocks)
             # Compare descriptions, because the types of series are equal whatever their width.
             if chunks and _describe_shape(file_chunks[0].type) != _describe_shape(chunks[0].type):
                 raise UsageError(
-                    f"{source.name} holds {_describe_shape(file_chunks[0].type)} and '{paths[0]}' "
-                    f"{_describe_shape(chunks[0].type)}. "
-                    "Provide files with the same features."
+                    f"{file.source.name} holds {_describe_shape(file_chunks[0].type)} and '{paths[0]}' "
+                    f"{_describe_shape(chunks[0].type)}. Provide files with the same features."
                 )
             chunks += file_chunks
-        return _to_dataset(chunks, argument.removesuffix("_file"))
+        return _to_dataset(chunks, file.source.columns, argument.removesuffix("_file"))
 
     def load_split(self, dataset: Dataset, split: str) -> Dataset:
         """Load the rows of a split of `args.dataset_name`."""
+        return self.load_table(dataset, f"split '{split}' of dataset '{self.args.dataset_name}'", split)
+
+    def load_table(self, dataset: Dataset, name: str, split: str) -> Dataset:
+        """Load the rows of a dataset; `name` describes it in errors."""
         # Class numbers are not quantities.
         types = {
-            field.name: pa.string() if isinstance(dataset.features[field.name], ClassLabel) else field.type
-            for field in dataset.features.arrow_schema
+            column.name: pa.string() if isinstance(dataset.features[column.name], ClassLabel) else column.type
+            for column in dataset.features.arrow_schema
         }
-        source = choose_columns(
-            types, f"split '{split}' of dataset '{self.args.dataset_name}'", self.args, self.columns
-        )
-        self.columns = source.columns
+        source, message = choose_columns(types, name, self.args, self.columns)
+        self._note_columns(source, message)
         tables = dataset.select_columns(list(source.columns)).with_format("arrow").iter(BATCH_ROWS)
         batches = (batch.select(source.columns).columns for table in tables for batch in table.to_batches())
-        return _to_dataset(_arrow_chunks(source, column_blocks(batches, source)), split)
+        return _to_dataset(_arrow_chunks(source, column_blocks(batches, source)), source.columns, split)
+
+    def _note_columns(self, source: Provenance, message: str) -> None:
+        """Keep the columns of the first table for later ones, and log the choice once."""
+        if not source.columns and self.columns:
+            message = f"no column names; its columns are read as {abbreviate(self.columns)}, in this order"
+        self.columns = self.columns or source.columns
+        if message and message not in self.messages:
+            logger.info("%s: %s", source.name, message)
+            self.messages.add(message)
 
 
 def _arrow_chunks(source: Provenance, blocks: Iterator[Block]) -> list[pa.Array]:
@@ -190,10 +217,11 @@ def _arrow_chunks(source: Provenance, blocks: Iterator[Block]) -> list[pa.Array]
     return chunks
 
 
-def _to_dataset(chunks: list[pa.Array], split: str) -> Dataset:
+def _to_dataset(chunks: list[pa.Array], columns: Sequence[str], split: str) -> Dataset:
     table = pa.table({"features": pa.chunked_array(chunks)})
+    info = DatasetInfo(description=json.dumps(columns) if columns else "")
     # A random fingerprint saves hashing all the data.
-    return Dataset(table, split=NamedSplit(split), fingerprint=generate_random_fingerprint())
+    return Dataset(table, info=info, split=NamedSplit(split), fingerprint=generate_random_fingerprint())
 
 
 def _describe_shape(kind: pa.DataType) -> str:

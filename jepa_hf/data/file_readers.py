@@ -4,12 +4,15 @@ import codecs
 import csv
 import gzip
 import json
+import logging
 import os
+import re
 import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from glob import glob
 from typing import IO, Any, cast
 
@@ -17,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 _FORMAT_BY_SUFFIX = {
     ".txt": "text",
@@ -30,6 +35,7 @@ _FORMAT_BY_SUFFIX = {
 }
 # Rows from which the types of columns are inferred.
 SAMPLE_SIZE = 1000
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 
 
 def find_files(argument: str, files: str) -> list[str]:
@@ -43,18 +49,21 @@ def find_files(argument: str, files: str) -> list[str]:
         UsageError: A path does not exist or is a directory, or a glob matches no file.
     """
     paths: dict[str, None] = {}
-    for pattern in [files] if os.path.exists(files) else map(str.strip, files.split(",")):
+    for pattern, matches in match_files(files):
         if os.path.isdir(pattern):
             raise UsageError(f"{argument} '{pattern}' is a directory. Name its files, such as '{pattern}/*.txt'.")
-        if os.path.exists(pattern):
-            matches = [pattern]
-        else:
-            matches = sorted(path for path in glob(pattern, recursive=True) if os.path.isfile(path))
         if not matches:
             problem = "matches no file" if any(magic in pattern for magic in "*?[") else "does not exist"
             raise UsageError(f"{argument} '{pattern}' {problem}. Check the path.")
         paths |= dict.fromkeys(matches)
     return list(paths)
+
+
+def match_files(files: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each path or glob of a list with commas, and the files that it matches, sorted."""
+    for pattern in [files] if os.path.exists(files) else map(str.strip, files.split(",")):
+        candidates = [pattern] if os.path.exists(pattern) else sorted(glob(pattern, recursive=True))
+        yield pattern, [path for path in candidates if not os.path.isdir(path)]
 
 
 def file_format(path: str) -> str:
@@ -128,31 +137,80 @@ def _read_json(path: str) -> Iterator[dict[str, Any]]:
 
 
 def _read_csv(path: str, delimiter: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table with a header, and skip blank lines."""
     lines = csv_lines(path, delimiter)
-    _, header = next(lines, (0, []))
+    header = next((cells for _, cells in lines if "".join(cells).strip()), [])
+    repeated = [name for name in header if name and header.count(name) > 1]
+    if repeated:
+        raise UsageError(f"The header of '{path}' has several columns '{repeated[0]}'. Rename all but one.")
     for number, row in lines:
-        if len(row) > len(header):
+        if len(row) == len(header):
+            yield dict(zip(header, row, strict=True))
+        elif "".join(row).strip():
             raise UsageError(
                 f"Line {number} of '{path}' has {len(row)} values for {len(header)} columns. Put double quotes around "
                 "values that hold the separator."
             )
-        yield dict(zip(header, row, strict=False))
 
 
 def csv_lines(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the header and the rows of a CSV file, each with the number of its (last) line.
 
+    Args:
+        path: Of the file.
+        delimiter: Separator of the values. If the header has another one instead (comma, semicolon,
+            tab or vertical bar), that one is used and logged.
+
     Raises:
-        UsageError: The file is not valid CSV.
+        UsageError: The file is not valid CSV, or its separator is ambiguous.
     """
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long document
+    separator = csv_separator(path, delimiter)
     with open_text(path, newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(file, delimiter=separator, strict=True)
         try:
             for cells in reader:
+                # Quotes of a value may pair with those of a later line, and swallow what is between.
+                if separator == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
+                    raise UsageError(
+                        f"A value that ends in line {reader.line_num} of '{path}' starts with a quote and holds tabs "
+                        "and line ends. Double the quotes inside values, or write the rows as .jsonl."
+                    )
                 yield reader.line_num, cells
         except csv.Error as error:
-            raise UsageError(f"Line {reader.line_num} of '{path}' is not valid CSV: {error}.") from None
+            raise UsageError(
+                f"Line {reader.line_num} of '{path}' is not valid CSV: {error}. Double the quotes inside values, "
+                "or write the rows as .jsonl."
+            ) from None
+
+
+def csv_separator(path: str, expected: str) -> str:
+    """Return the separator of a table: the expected one, or the only other one in its header.
+
+    Raises:
+        UsageError: The header has several others.
+    """
+    with open_text(path, newline="") as file:
+        header = next(filter(str.strip, file), "")
+    names = re.sub('"[^"]*"', "", header)  # quoted names may hold any character
+    separators = [separator for separator in _SEPARATORS if separator in names]
+    if expected in separators or not separators:
+        return expected
+    if len(separators) > 1:
+        raise UsageError(
+            f"The header of '{path}' has no {_SEPARATORS[expected]}, but several other separators. Separate the "
+            f"columns by a {_SEPARATORS[expected]}."
+        )
+    info_once(
+        f"the columns of '{path}' are separated by a {_SEPARATORS[separators[0]]}, not by a {_SEPARATORS[expected]}"
+    )
+    return separators[0]
+
+
+@cache
+def info_once(message: str) -> None:
+    """Log a message once in a process, because files are read several times."""
+    logger.info(message)
 
 
 def _read_parquet(path: str, column: str | None) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import os
 from functools import partial
-from glob import escape, glob
 
 import pyarrow as pa
 from datasets import Dataset, Features, Image, NamedSplit, Value
@@ -11,9 +10,8 @@ from datasets.exceptions import DatasetsError
 from ..errors import UsageError
 from .arguments import DataArguments
 from .file_readers import file_errors_as_usage_error, find_files, open_parquet, single_kind
+from .image_files import is_image_file, list_images
 from .splits import resolve_splits
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 
 
 def load_image_datasets(args: DataArguments, *, seed: int, need_validation: bool) -> tuple[Dataset, Dataset | None]:
@@ -21,8 +19,8 @@ def load_image_datasets(args: DataArguments, *, seed: int, need_validation: bool
 
     Sources are those of `resolve_splits`. Files are folders, searched recursively and in sorted
     order (hidden files and folders and other files are ignored); image files or globs of them; or
-    Parquet files. Nothing is decoded here, so a damaged image is not detected; the collator skips
-    it.
+    Parquet files. Nothing is decoded here, so a damaged image is not detected (see
+    `leave_out_unreadable`).
 
     Args:
         args: Sources and limits. `image_column_name` is the column to read; default: `image`, else
@@ -53,31 +51,42 @@ def _load_files(argument: str, args: DataArguments) -> Dataset:
     """Load the images of the files that the argument of this name lists."""
     files = getattr(args, argument)
     split = argument.removesuffix("_file")
-    paths: dict[str, None] = {}
-    for name in [files] if os.path.exists(files) else map(str.strip, files.split(",")):
-        paths |= dict.fromkeys(_list_images(argument, name) if os.path.isdir(name) else find_files(argument, name))
+    paths = _list_files(argument, files)
     if single_kind(argument, files, map(_kind, paths)) == "parquet":
-        return _load_parquet(f"{argument} '{files}'", list(paths), args, split)
-    return _encoded_image_column(Dataset.from_dict({"image": list(paths)}, split=NamedSplit(split)), "image")
+        return _load_parquet(f"{argument} '{files}'", paths, args, split)
+    return _encoded_image_column(Dataset.from_dict({"image": paths}, split=NamedSplit(split)), "image")
 
 
-def _list_images(argument: str, folder: str) -> list[str]:
-    """Return the sorted paths of all images in a folder and its subfolders."""
-    paths = glob(os.path.join(escape(folder), "**", "*"), recursive=True)
-    images = sorted(path for path in paths if path.lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(path))
-    if not images:
-        raise UsageError(
-            f"{argument} '{folder}' is a folder without images ({', '.join(IMAGE_SUFFIXES)}). Check the path, or name "
-            f"Parquet files, such as '{os.path.join(folder, '*.parquet')}'."
-        )
-    return images
+def parquet_image_column(argument: str, args: DataArguments) -> str | None:
+    """Return the column of images in the Parquet files that the argument of this name lists; None for image files."""
+    names = _split_names(getattr(args, argument))
+    if any(map(os.path.isdir, names)):
+        return None
+    path = find_files(argument, names[0])[0]
+    if _kind(path) != "parquet":
+        return None
+    with file_errors_as_usage_error(path), open_parquet(path) as parquet:
+        return _choose_column(parquet.schema_arrow, args.image_column_name, f"'{path}'")
+
+
+def _list_files(argument: str, files: str) -> list[str]:
+    """Return the files, and the images in the folders, that an argument lists."""
+    paths: dict[str, None] = {}
+    for name in _split_names(files):
+        paths |= dict.fromkeys(list_images(argument, name) if os.path.isdir(name) else find_files(argument, name))
+    return list(paths)
+
+
+def _split_names(files: str) -> list[str]:
+    return [files] if os.path.exists(files) else list(map(str.strip, files.split(",")))
 
 
 def _kind(path: str) -> str:
-    suffix = os.path.splitext(path.lower())[1]
-    if suffix not in (*IMAGE_SUFFIXES, ".parquet"):
-        raise UsageError(f"'{path}' is not an image. Use one of {', '.join(IMAGE_SUFFIXES)} or .parquet.")
-    return "parquet" if suffix == ".parquet" else "image"
+    if path.lower().endswith(".parquet"):
+        return "parquet"
+    if not is_image_file(path):
+        raise UsageError(f"'{path}' is not an image. Use .png, .jpg or another suffix that PIL reads, or .parquet.")
+    return "image"
 
 
 def _load_parquet(source: str, paths: list[str], args: DataArguments, split: str) -> Dataset:

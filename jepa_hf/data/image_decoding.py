@@ -1,17 +1,36 @@
 """Decoding of images from files, bytes and arrays."""
 
+import logging
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from datasets import Dataset
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UsageError
+from ..utils.counts import left_out_message
+from .image_files import image_formats
+
+logger = logging.getLogger(__name__)
+
+# Formats whose 32-bit integers PIL scales to 16 bits.
+_SIXTEEN_BIT_FORMATS = ("PNG", "PPM", "JPEG2000", "SGI")
+_BITS_PER_SAMPLE = 258  # tag of TIFF
+_NO_IMAGE, _UNKNOWN_RANGE = "no image", "numbers of unknown range, neither 8 nor 16 bits"
+_MAX_CHECKED, _MAX_NAMED = 1000, 3
+_DECODING_THREADS = 4
 
 
 def decode_image(stored: Any, mode: str) -> Image.Image:
     """Decode the image in a cell of a dataset, upright and in a PIL mode.
+
+    Of an animation, the first frame counts. Transparency is dropped. More than 8 bits per channel
+    are scaled to 8.
 
     Args:
         stored: A PIL image, a uint8 array, or a dict of `bytes` and `path`.
@@ -20,27 +39,48 @@ def decode_image(stored: Any, mode: str) -> Image.Image:
     Raises:
         UsageError: The cell holds no image, or names a file that cannot be read. The message lacks
             its subject.
-        Exception: Any exception that PIL raises on damaged data.
+        Exception: Any exception that PIL raises on damaged data; ValueError for numbers whose range
+            the file does not say.
     """
     image: Image.Image
     match stored:
         case None | {"bytes": None, "path": None}:
-            raise ValueError("there is no image")
+            raise ValueError(_NO_IMAGE)
         case {"bytes": None, "path": path}:
-            image = Image.open(BytesIO(_read_bytes(path)))
+            image = Image.open(BytesIO(_read_bytes(path)), formats=image_formats())
         case {"bytes": data}:
-            image = Image.open(BytesIO(data))
+            image = Image.open(BytesIO(data), formats=image_formats())
         case np.ndarray():
             image = _image_from_array(stored)
         case Image.Image():
             image = stored
         case _:
             raise UsageError(f"holds {type(stored).__name__}, not an image. Cast it to datasets.Image(decode=False).")
+    image.load()
+    excess_bits = _excess_bits(image)
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        # PIL would clip 16 bits to 8 instead of scaling them.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if excess_bits:
+        # PIL would clip them instead of scaling.
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> excess_bits).clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # PIL warns of a direct conversion
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"):
+        image = image.convert("RGB")
     return image.convert(mode)
+
+
+def _excess_bits(image: Image.Image) -> int:
+    """Return how many bits per channel an image has above 8.
+
+    Raises:
+        ValueError: The range of its numbers is unknown.
+    """
+    tags = getattr(image, "tag_v2", {})  # only TIFF has any
+    if image.mode.startswith("I;16"):
+        return tags.get(_BITS_PER_SAMPLE, (16,))[0] - 8
+    if image.mode == "F" or (image.mode == "I" and image.format not in _SIXTEEN_BIT_FORMATS):
+        raise ValueError(_UNKNOWN_RANGE)
+    return 8 if image.mode == "I" else 0
 
 
 def _read_bytes(path: str) -> bytes:
@@ -56,3 +96,58 @@ def _image_from_array(array: np.ndarray) -> Image.Image:
             f"holds {array.dtype} of shape {array.shape}, not an image. Provide uint8 of shape [H, W] or [H, W, C]."
         )
     return Image.fromarray(array.squeeze(2) if array.shape[2:] == (1,) else array)
+
+
+def _reason(error: Exception) -> str:
+    """Return why an image is left out, without what differs from image to image."""
+    match error:
+        case UnidentifiedImageError():
+            return "that PIL cannot identify"
+        case Image.DecompressionBombError():
+            return "above PIL's limit of pixels"
+        case ValueError(args=[str(message)]) if message in (_NO_IMAGE, _UNKNOWN_RANGE):
+            return f"with {message}"
+        case OSError() if "truncated" in str(error):
+            return "truncated"
+    return f"that PIL cannot decode ({str(error).partition('(')[0].strip() or type(error).__name__})"
+
+
+def leave_out_unreadable(images: Dataset, part: str) -> Dataset:
+    """Decode images before a run, at most 1,000 spread evenly, and leave out those that are damaged.
+
+    A message counts them by reason. Later damaged ones are skipped by the collator.
+
+    Args:
+        images: Column `image`, not decoded.
+        part: Name of the rows, "training" or "validation".
+
+    Raises:
+        UsageError: No image that was tried can be decoded, or a file is missing.
+    """
+    rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), _MAX_CHECKED)).astype(np.int64))
+
+    def problem(row: int) -> str | None:
+        stored = images[row]["image"]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of metadata that PIL cannot read
+                decode_image(stored, "RGB")
+        except UsageError as error:
+            raise UsageError(f"'{(stored or {}).get('path')}' {error}") from None
+        except Exception as error:  # PIL's decoders raise nearly any exception on damaged data
+            return _reason(error)
+        return None
+
+    with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+        found = dict(zip(rows.tolist(), pool.map(problem, rows.tolist()), strict=True))
+    problems = {row: reason for row, reason in found.items() if reason is not None}
+    if not problems:
+        return images
+    checked = "images" if len(rows) == len(images) else "images that were tried"
+    message = left_out_message(Counter(problems.values()), len(rows), f"{part} {checked}")
+    examples = [images[row]["image"]["path"] or f"row {row + 1}" for row in list(problems)[:_MAX_NAMED]]
+    message += f" (such as {', '.join(examples)})"
+    if len(problems) == len(rows):
+        raise UsageError(f"No image can be decoded: {message}. Provide images that PIL reads.")
+    logger.warning("%s", message)
+    return images.select([row for row in range(len(images)) if row not in problems])

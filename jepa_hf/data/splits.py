@@ -74,11 +74,13 @@ def resolve_splits(
 
 
 def load_hub_dataset(args: BaseDataArguments, streaming: bool = False) -> dict[str, Dataset | IterableDataset]:
-    """Load all splits of `args.dataset_name`.
+    """Return the data sets that were passed from Python, or load all splits of `args.dataset_name`.
 
     Raises:
         UsageError: The dataset cannot be loaded.
     """
+    if args.splits is not None:
+        return args.splits
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # the client reports every retry
     try:

@@ -1,8 +1,8 @@
 """Text datasets from files, from the Hub, or from the reference prose that ships with Python."""
 
+import json
 import os
 import re
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,15 +10,18 @@ from itertools import islice
 from pydoc_data.topics import topics
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, NamedSplit, Value
 
 from ..errors import UsageError
 from .arguments import DataArguments
+from .dropped_rows import DroppedRows, reason_to_drop
 from .file_readers import (
     SAMPLE_SIZE,
     file_errors_as_usage_error,
     file_format,
     find_files,
+    info_once,
     json_type,
     open_parquet,
     read_rows,
@@ -29,6 +32,10 @@ from .splits import resolve_splits
 
 _STRING_TYPES = ("string", "large_string", "string_view")
 _FEATURES = Features({"text": Value("string")})
+# A longer name of a column is probably a text, in a table without a header.
+_MAX_NAME_WORDS, _MAX_NAME_CHARS = 5, 50
+# Lines from which a table in a .txt file is recognized.
+_SNIFFED_LINES = 20
 
 
 def load_text_datasets(
@@ -38,7 +45,8 @@ def load_text_datasets(
 
     Sources are those of `resolve_splits`; without any, training texts come from `builtin_corpus`.
     Files that are not streamed are read once as a check before anything is written to the cache.
-    Null texts count as blank. Lone surrogates, which JSON can express, become U+FFFD.
+    Rows without a text are counted by reason in one logged sentence, a warning if they are more than
+    half; of streams the count so far and at the end of a pass. Lone surrogates, which JSON can express, become U+FFFD.
 
     Args:
         args: Sources and limits. `streaming` returns iterable instead of map-style datasets.
@@ -105,16 +113,23 @@ def _load_files(argument: str, args: DataArguments) -> Dataset | IterableDataset
     paths = find_files(argument, files)
     kind = single_kind(argument, files, map(file_format, paths))
     text_files = [_open_text_file(argument, path, kind, args.text_column_name) for path in paths]
-    texts = _read_texts(text_files)
-    if next(texts, None) is None:
-        raise UsageError(f"{argument} '{files}' holds no text, only blank rows. Provide a file with text.")
+    source = f"{argument} '{files}'"
+    # Reading all rows also raises their errors.
+    dropped = DroppedRows(source)
+    for _, reason in _read_cells(text_files):
+        dropped.add(reason)
+        if args.streaming and dropped.kept:
+            break
+    if not dropped.kept:
+        raise UsageError(f"{source} holds no text, only blank rows. Provide a file with text.")
     settings: dict[str, Any] = {
         "gen_kwargs": {"files": text_files},
         "split": NamedSplit(argument.removesuffix("_file")),
     }
     if args.streaming:
-        return IterableDataset.from_generator(_read_texts, features=_FEATURES, **settings)
-    deque(texts, maxlen=0)  # reads the remaining rows, to raise their errors
+        settings["gen_kwargs"]["source"] = source
+        return IterableDataset.from_generator(_stream_texts, features=_FEATURES, **settings)
+    dropped.log()
     return Dataset.from_generator(_read_texts, cache_dir=args.cache_dir, **settings)
 
 
@@ -122,8 +137,32 @@ def _open_text_file(argument: str, path: str, kind: str, text_column_name: str |
     status = os.stat(path)
     if status.st_size == 0:
         raise UsageError(f"{argument} '{path}' is empty. Provide a file with text.")
+    if kind == "text":
+        with file_errors_as_usage_error(path):
+            _check_plain_text(path)
     column = text_column(path, kind, text_column_name)
     return _TextFile(path, kind, column, (os.path.abspath(path), status.st_size, status.st_mtime_ns))
+
+
+def _check_plain_text(path: str) -> None:
+    """Refuse a table under the name of a text file, because its labels would be read as text."""
+    lines = [row["text"].strip() for row in islice(read_rows(path, "text"), _SNIFFED_LINES)]
+    lines = [line for line in lines if line]
+    if lines and all(map(_is_json_object, lines)):
+        raise UsageError(f"'{path}' holds JSON objects, whose labels would be read as text. Rename it to .jsonl.")
+    tabs = {line.count("\t") for line in lines}
+    if len(lines) > 1 and len(tabs) == 1 and tabs != {0}:
+        raise UsageError(
+            f"The lines of '{path}' have {tabs.pop() + 1} columns between tabs, all of which would be read as text. "
+            "Rename it to .tsv with a header, or remove the tabs."
+        )
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def text_column(path: str, kind: str, wanted: str | None) -> str:
@@ -146,6 +185,8 @@ def _choose_column(types: dict[str, str], wanted: str | None, source: str) -> st
     """
     strings = [name for name, kind in types.items() if kind in _STRING_TYPES]
     if wanted is None and "text" not in types and len(strings) == 1:
+        _check_header(strings[0], list(types), source)
+        info_once(f"the texts of {source} are read from the column '{strings[0]}'")
         return strings[0]
     name = wanted or "text"
     if name not in types:
@@ -161,13 +202,26 @@ def _choose_column(types: dict[str, str], wanted: str | None, source: str) -> st
     return name
 
 
+def _check_header(chosen: str, names: list[str], source: str) -> None:
+    """Refuse a first row that is probably no header: a text, numbers, or several columns in one."""
+    numbers = [name for name in names if name.strip() and _csv_type(name) != "string"]
+    is_numbered = numbers == [str(number) for number in range(len(numbers))]  # as pandas names columns
+    has_separator = any(separator in chosen for separator in ";\t|")
+    is_long = len(chosen.split()) > _MAX_NAME_WORDS or len(chosen) > _MAX_NAME_CHARS
+    if has_separator or is_long or chosen.endswith((".", "!", "?", "。", "！", "？")) or not is_numbered:
+        raise UsageError(
+            f"The column names of {source} look like a row of data: {', '.join(map(repr, names))}. Add a header line "
+            "with short names, or set --text_column_name to the column with the text if these are names."
+        )
+
+
 def _column_types(path: str, kind: str) -> dict[str, str]:
     """Return the type of each column by name; outside Parquet inferred from the first rows."""
     if kind == "text":
         return {"text": "string"}
     if kind == "parquet":
         with open_parquet(path) as parquet:
-            return {column.name: str(column.type) for column in parquet.schema_arrow}
+            return {column.name: str(_value_type(column.type)) for column in parquet.schema_arrow}
     type_of = _csv_type if kind in ("csv", "tsv") else json_type
     types: dict[str, str] = {}
     for row in islice(read_rows(path, kind), SAMPLE_SIZE):
@@ -180,6 +234,11 @@ def _column_types(path: str, kind: str) -> dict[str, str]:
     return types
 
 
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the values, those of a dictionary for categories."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _csv_type(value: str) -> str:
     for kind in (int, float):
         try:
@@ -190,21 +249,35 @@ def _csv_type(value: str) -> str:
     return "string"
 
 
-def _read_texts(files: list[_TextFile]) -> Iterator[dict[str, str]]:
-    """Yield the texts of all files, without blank ones."""
+def _read_cells(files: list[_TextFile]) -> Iterator[tuple[str | None, str | None]]:
+    """Yield the text of each row of all files, and the reason to drop it, if any."""
     for file in files:
         with file_errors_as_usage_error(file.path):
             for number, row in enumerate(read_rows(file.path, file.kind, file.column), 1):
                 text = row.get(file.column)
-                if text is None:
-                    continue
-                if not isinstance(text, str):
+                if text is not None and not isinstance(text, str):
                     raise UsageError(
                         f"Row {number} of '{file.path}' has {type(text).__name__} in column '{file.column}', which "
                         "must hold strings."
                     )
-                if text.strip():
-                    yield {"text": replace_lone_surrogates(text)}
+                yield text, reason_to_drop(text) if file.column in row else f"without '{file.column}'"
+
+
+def _read_texts(files: list[_TextFile]) -> Iterator[dict[str, str]]:
+    """Yield the texts of all files, without rows to drop."""
+    for text, reason in _read_cells(files):
+        if text is not None and reason is None:
+            yield {"text": replace_lone_surrogates(text)}
+
+
+def _stream_texts(files: list[_TextFile], source: str) -> Iterator[dict[str, str]]:
+    """Yield the texts of all files, and log the rows that are dropped."""
+    dropped = DroppedRows(source, running=True)
+    for text, reason in _read_cells(files):
+        dropped.add(reason)
+        if text is not None and reason is None:
+            yield {"text": replace_lone_surrogates(text)}
+    dropped.log()
 
 
 def _load_split(dataset: Dataset | IterableDataset, split: str, args: DataArguments) -> Dataset | IterableDataset:
@@ -221,9 +294,14 @@ def _load_split(dataset: Dataset | IterableDataset, split: str, args: DataArgume
     dataset = dataset.select_columns([column])
     if column != "text":
         dataset = dataset.rename_column(column, "text")
+    dropped = DroppedRows(f"split '{split}' of {source}", running=isinstance(dataset, IterableDataset))
     if isinstance(dataset, IterableDataset):
         # Streams lose their features in `filter`.
-        return dataset.filter(_has_text, batched=True).cast(_FEATURES)
+        return dataset.filter(partial(_count_and_filter, dropped=dropped), with_indices=True, batched=True).cast(
+            _FEATURES
+        )
+    dropped.add_texts(dataset, "text")
+    dropped.log()
     dataset = dataset.filter(
         _has_text, batched=True, load_from_cache_file=not args.overwrite_cache, desc="Dropping blank rows"
     )
@@ -233,4 +311,12 @@ def _load_split(dataset: Dataset | IterableDataset, split: str, args: DataArgume
 
 
 def _has_text(batch: dict[str, list[str | None]]) -> list[bool]:
-    return [text is not None and not text.isspace() and text != "" for text in batch["text"]]
+    return [reason_to_drop(text) is None for text in batch["text"]]
+
+
+def _count_and_filter(batch: dict[str, list[str | None]], indices: list[int], *, dropped: DroppedRows) -> list[bool]:
+    if indices[0] == 0:
+        dropped.restart()
+    for text in batch["text"]:
+        dropped.add(reason_to_drop(text))
+    return _has_text(batch)

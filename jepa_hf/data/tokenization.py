@@ -2,18 +2,23 @@
 
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Sequence, Value
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from .dropped_rows import DroppedRows, reason_to_drop
 from .packing import pack_dataset
 
 logger = logging.getLogger(__name__)
 
+# Stands for a text among special tokens; no token has this id.
+_TEXT = -1
 
 # A forked process (a data-loader worker, one of `num_proc`) inherits the locks of its parent's
 # threads but not the threads. A tokenizer that ran in parallel in the parent would deadlock if it
@@ -36,9 +41,10 @@ def tokenize_dataset(
 ) -> Dataset | IterableDataset:
     """Tokenize the text of `dataset` into unpadded rows, within the special tokens of `tokenizer`.
 
-    By default each text gives one row, truncated at `max_seq_length`. The share of truncated tokens
-    is logged for map-style datasets, as a warning above 20 %. Blank and null texts, and texts
-    without any token, give no row.
+    By default each text gives one row, truncated at `max_seq_length` on the tokenizer's side: the
+    ids of `tokenizer(text, truncation=True)`. Blank and null texts, and texts without any token,
+    give no row. Their number is logged, and for map-style datasets the share of truncated tokens,
+    as a warning above 20 %.
 
     Args:
         dataset: The texts, map-style or streaming.
@@ -62,22 +68,14 @@ def tokenize_dataset(
         separators, and otherwise unique to a word of the row, or of a document in a packed row.
 
     Raises:
-        UsageError: The column is missing; `word_ids` with a slow tokenizer; `max_seq_length` leaves
-            no room for text; `stride` is out of range; two of `stride`, `concat` and `packed` are
-            set; `concat` with a tokenizer that has neither a sep nor an eos token; or no row of a
-            map-style dataset holds text.
+        UsageError: The column is missing or does not hold strings; `word_ids` with a slow
+            tokenizer; `max_seq_length` leaves no room for text; `stride` is out of range; two of
+            `stride`, `concat` and `packed` are set; `concat` with a tokenizer that has neither a
+            sep nor an eos token; or no row of a map-style dataset holds text.
     """
     _check_modes(stride, concat, packed)
-    if dataset.column_names is not None and text_column_name not in dataset.column_names:
-        raise UsageError(
-            f"The dataset has no column '{text_column_name}' to tokenize. Its columns are: "
-            f"{', '.join(dataset.column_names)}."
-        )
-    if word_ids and not tokenizer.is_fast:
-        raise UsageError(
-            f"Word ids need a fast tokenizer, which {type(tokenizer).__name__} is not. Load its fast version."
-        )
-    prefix, suffix = _special_tokens(tokenizer)
+    _check_source(dataset, tokenizer, text_column_name, word_ids)
+    prefix, suffix = special_tokens(tokenizer)
     room = _text_room(max_seq_length, len(prefix) + len(suffix), stride)
     separator = _separator(tokenizer) if concat else None
 
@@ -88,6 +86,7 @@ def tokenize_dataset(
         features["word_ids"] = Sequence(Value("int32"))
     if counted:
         features["length"] = Value("int32")
+    dropped = DroppedRows("the texts", running=streaming)
     tokenize = partial(
         _tokenize_batch,
         tokenizer=tokenizer,
@@ -100,19 +99,49 @@ def tokenize_dataset(
         columns=list(features),
     )
     mapping: dict[str, Any] = {"batched": True, "remove_columns": [text_column_name], "features": features}
-    if not streaming:
+    if streaming:
+        tokenize = partial(_tokenize_stream, dropped=dropped, tokenize=tokenize, text_column_name=text_column_name)
+        mapping["with_indices"] = True
+    else:
         mapping |= {"num_proc": num_proc, "load_from_cache_file": load_from_cache_file, "desc": "Tokenizing"}
     texts = dataset.select_columns([text_column_name])
+    if not streaming:
+        _check_strings(texts, text_column_name)
+        dropped.add_texts(texts, text_column_name)
     # `map` returns an empty dataset unchanged, without the new columns.
     tokenized = texts.map(tokenize, **mapping) if streaming or len(texts) else texts
+    if not streaming and (counted or len(tokenized) == 0):
+        dropped.reasons["without tokens"] = dropped.kept - len(tokenized)
     if not streaming and len(tokenized) == 0:
-        raise UsageError("The dataset holds no text to tokenize. Provide rows that are not blank.")
+        raise _no_text(dropped)
     if counted:
-        _log_truncation(tokenized, max_seq_length, room)
+        _log_lengths(tokenized, max_seq_length, room)
         tokenized = tokenized.remove_columns("length")
+    dropped.log()
     if packed:
         return pack_dataset(tokenized, max_seq_length, load_from_cache_file=load_from_cache_file)
     return tokenized
+
+
+def _check_source(
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, text_column_name: str, word_ids: bool
+) -> None:
+    if dataset.column_names is not None and text_column_name not in dataset.column_names:
+        raise UsageError(
+            f"The dataset has no column '{text_column_name}' to tokenize. Its columns are: "
+            f"{', '.join(dataset.column_names)}."
+        )
+    if word_ids and not tokenizer.is_fast:
+        raise UsageError(
+            f"Word ids need a fast tokenizer, which {type(tokenizer).__name__} is not. Load its fast version."
+        )
+
+
+def _no_text(dropped: DroppedRows) -> UsageError:
+    return UsageError(
+        f"The dataset holds no text to tokenize ({dropped.describe() or 'no rows'}). Provide rows that are not "
+        "blank, or a tokenizer that contains their characters."
+    )
 
 
 def _check_modes(stride: int | None, concat: bool, packed: bool) -> None:
@@ -149,13 +178,52 @@ def _separator(tokenizer: PreTrainedTokenizerBase) -> int:
     return separator
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the ids that `tokenizer` adds before and after a text."""
-    wrapped = tokenizer("a")["input_ids"]
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    starts = range(len(wrapped) - len(bare) + 1)
-    start = next(start for start in starts if wrapped[start : start + len(bare)] == bare)
-    return wrapped[:start], wrapped[start + len(bare) :]
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids that `tokenizer` adds before and after a text, whatever its vocabulary."""
+    if not tokenizer.is_fast:
+        ids = tokenizer.build_inputs_with_special_tokens([_TEXT])
+        return ids[: ids.index(_TEXT)], ids[ids.index(_TEXT) + 1 :]
+    processor = tokenizer.backend_tokenizer.post_processor
+    if processor is None:
+        return [], []
+    text = Tokenizer(models.WordLevel({"x": 0}, unk_token="x")).encode("x", add_special_tokens=False)
+    encoding = processor.process(text)
+    start = encoding.special_tokens_mask.index(0)
+    return encoding.ids[:start], encoding.ids[start + 1 :]
+
+
+def num_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number of embeddings that `tokenizer` needs: its largest token id plus one."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def _check_strings(texts: Dataset, column: str) -> None:
+    kind = texts.features[column]
+    name = kind.dtype if isinstance(kind, Value) else type(kind).__name__
+    if name not in ("string", "large_string", "string_view", "null"):
+        raise _not_strings(column, name)
+
+
+def _not_strings(column: str, kind: str) -> UsageError:
+    return UsageError(f"Column '{column}' holds {kind}, not strings. Name the column with the texts, or convert it.")
+
+
+def _tokenize_stream(
+    batch: dict[str, list[Any]],
+    indices: list[int],
+    *,
+    dropped: DroppedRows,
+    tokenize: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
+    text_column_name: str,
+) -> dict[str, list[Any]]:
+    """Tokenize a batch of a stream, and count the texts that give no row."""
+    if indices[0] == 0:
+        dropped.restart()
+    for text in batch[text_column_name]:
+        if text is not None and not isinstance(text, str):
+            raise _not_strings(text_column_name, type(text).__name__)
+        dropped.add(reason_to_drop(text))
+    return tokenize(batch)
 
 
 def _tokenize_batch(
@@ -201,7 +269,8 @@ def _tokenize_batch(
     if separator is not None:
         pairs = [_join(pairs, separator)]
     for ids, words in pairs:
-        starts = [0] if overlap is None else range(0, max(len(ids) - overlap, 1), max_text_tokens - overlap)
+        kept = max(len(ids) - max_text_tokens, 0) if tokenizer.truncation_side == "left" else 0
+        starts = [kept] if overlap is None else range(0, max(len(ids) - overlap, 1), max_text_tokens - overlap)
         for start in starts:
             window = slice(start, start + max_text_tokens)
             if separator is not None and len(ids[window]) < 2:
@@ -229,9 +298,13 @@ def _join(pairs: list[tuple[list[int], list[int]]], separator: int) -> tuple[lis
     return ids, words
 
 
-def _log_truncation(tokenized: Dataset, max_seq_length: int, max_text_tokens: int) -> None:
-    """Log how many tokens were truncated, from the column `length`, which the cache retains."""
+def _log_lengths(tokenized: Dataset, max_seq_length: int, max_text_tokens: int) -> None:
+    """Log rows that cannot be masked and truncated tokens, from the column `length`, which the cache retains."""
     lengths = tokenized.data.column("length")
+    short = pc.sum(pc.equal(lengths, 1)).as_py()
+    if short:
+        level = logging.WARNING if 2 * short > len(lengths) else logging.INFO
+        logger.log(level, "%d of %d rows have a single token, which cannot be masked", short, len(lengths))
     cut_lengths = lengths.filter(pc.greater(lengths, max_text_tokens))
     if len(cut_lengths):
         cut = pc.sum(cut_lengths).as_py() - max_text_tokens * len(cut_lengths)

@@ -1,5 +1,7 @@
 """`Embedder`: one pooled vector per text, image or feature vector, from any frozen encoder."""
 
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -7,7 +9,6 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -20,15 +21,21 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers import logging as transformers_logging
 
+from ..data.feature_columns import abbreviate
 from ..data.image_decoding import decode_image
 from ..errors import UsageError
 from ..hub.loading import load_or_usage_error
 from ..models.configuration_jepa import JepaConfig
-from ..models.encoder_adapters import TextEncoderAdapter, encoder_adapter_for, encoder_from_pretrained
+from ..models.encoder_adapters import TextEncoderAdapter, encoder_adapter_for, encoder_and_loading_info
 from ..models.losses import layer_norm_no_affine
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..utils.types import ProcessingClass
+from .progress import progress_bar
+from .samples import list_features, list_images, list_texts
+
+logger = logging.getLogger(__name__)
 
 POOLINGS = ("mean", "cls", "layers")
 _MODALITIES = {"input_ids": "text", "pixel_values": "images", "features": "features"}
@@ -95,6 +102,12 @@ class Embedder:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.encoder = encoder.eval()
         self.encoder.to(device=self.device)
+        self._messages: set[str] = set()
+
+    @property
+    def feature_column_names(self) -> list[str] | None:
+        """Columns of features that the encoder reads, in order; None if unknown, or for other modalities."""
+        return self.encoder.config.feature_column_names if self.modality == "features" else None
 
     @classmethod
     def from_pretrained(
@@ -128,42 +141,114 @@ class Embedder:
             encoder = load_or_usage_error(
                 name, JepaForRepresentationPrediction.from_pretrained, hub_kwargs
             ).get_encoder()
-        elif hub_kwargs.get("trust_remote_code"):
-            encoder = load_or_usage_error(name, AutoModel.from_pretrained, {"dtype": torch.float32, **hub_kwargs})
         else:
-            kwargs = {"config": config, "dtype": torch.float32, **hub_kwargs}
-            encoder = load_or_usage_error(name, encoder_from_pretrained, kwargs)
+            encoder = _load_encoder(name, config, hub_kwargs)
         loaders = {"input_ids": AutoTokenizer.from_pretrained, "pixel_values": AutoImageProcessor.from_pretrained}
         loader = loaders.get(encoder.main_input_name)
         processor = loader and load_or_usage_error(name, loader, hub_kwargs)
-        return cls(encoder, processor, name=name, batch_size=batch_size, max_seq_length=max_seq_length, device=device)
+        embedder = cls(
+            encoder, processor, name=name, batch_size=batch_size, max_seq_length=max_seq_length, device=device
+        )
+        if embedder.feature_column_names is not None:
+            logger.info("%s reads the columns %s", name, abbreviate(embedder.feature_column_names))
+        return embedder
 
-    @torch.inference_mode()
     def embed(
-        self, samples: Sequence[Any], pooling: Sequence[str] = ("mean",), show_progress: bool = False
+        self,
+        samples: Any,
+        pooling: str | Sequence[str] = ("mean",),
+        show_progress: bool = False,
+        feature_column_names: Sequence[str] | None = None,
     ) -> dict[str, np.ndarray]:
         """Embed samples as one vector per sample and pooling.
 
         Samples are batched by length. The batches do not change the result.
 
         Args:
-            samples: input of the encoder: strings; images (PIL, dicts of `bytes` and `path`, or
-                uint8 arrays `[H, W]` or `[H, W, C]`); or feature vectors `[F]` or series `[T, F]`.
+            samples: one input of the encoder, or an iterable of them: strings; images (PIL, paths,
+                bytes, dicts of `bytes` and `path`, or uint8 arrays `[H, W]` or `[H, W, C]`); or
+                feature vectors `[F]` or series `[T, F]`. Features also as a table (DataFrame,
+                Dataset, or dicts by column name), whose columns are found by name.
             pooling: any of "mean", "cls" and "layers".
             show_progress: whether to show a progress bar.
+            feature_column_names: names of the features in `samples`, by which those of the encoder
+                are found. Default: they are in the encoder's order.
 
         Returns:
-            By pooling, float32 `[N, D]` in the order of the samples.
+            By pooling, float32 `[N, D]` in the order of the samples; `[D]` for a single one.
 
         Raises:
             UsageError: there are no samples, a pooling is unknown, "cls" is requested without a
                 [CLS] token, the encoder cannot read a sample, or representations are not finite.
         """
+        pooling = (pooling,) if isinstance(pooling, str) else pooling
+        match self.modality:
+            case "text":
+                rows, single = list_texts(samples)
+            case "images":
+                rows, single = list_images(samples)
+            case _:
+                row_dims = 2 if self.encoder.config.mode == "time" else 1
+                rows, single, names = list_features(samples, row_dims, self.feature_column_names)
+                feature_column_names = names or feature_column_names
+        results = self.embed_list(rows, pooling, show_progress, feature_column_names)
+        return {name: vectors[0] for name, vectors in results.items()} if single else results
+
+    def _column_order(self, names: Sequence[str] | None) -> list[int] | None:
+        """Return the places of the encoder's columns among these; None if they are the same, or unknown.
+
+        Raises:
+            UsageError: a column is missing, or repeated.
+        """
+        expected = self.feature_column_names
+        repeated = [name for name, count in Counter(names or ()).items() if count > 1]
+        if repeated:
+            raise UsageError(f"The features have the column {repeated[0]!r} more than once. Rename or remove one.")
+        if names is None or expected == list(names):
+            return None
+        if expected is None:
+            message = "was trained without column names; columns are read in the order of the table"
+        elif len(expected) != self.encoder.config.input_dim or len(names) == 1:  # a column of lists
+            return None
+        else:
+            missing = sorted(set(expected) - set(names), key=expected.index)
+            if missing:
+                raise UsageError(
+                    f"{self.name!r} reads the column {missing[0]!r}, which the features lack, as {len(missing)} of its "
+                    f"{len(expected)} columns ({abbreviate(expected)}). Give the table that it was trained on."
+                )
+            ignored = sorted(set(names) - set(expected), key=list(names).index)
+            message = f"does not read the columns {abbreviate(ignored)}" if ignored else ""
+        if message and message not in self._messages:
+            logger.info("%s %s", self.name, message)
+            self._messages.add(message)
+        places = {name: place for place, name in enumerate(names)}
+        return None if expected is None else [places[name] for name in expected]
+
+    @torch.inference_mode()
+    def embed_list(
+        self,
+        samples: Sequence[Any],
+        pooling: Sequence[str] = ("mean",),
+        show_progress: bool = False,
+        feature_column_names: Sequence[str] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Embed a list of samples, as `embed` does: float32 `[N, D]` by pooling."""
         for name in pooling:
             if name not in POOLINGS:
                 raise UsageError(f"Expected pooling to be one of {', '.join(POOLINGS)}, got {name!r}.")
         if len(samples) == 0:
             raise UsageError("Got no samples to embed. Give at least one.")
+        columns = self._column_order(feature_column_names) if self.modality == "features" else None
+        if columns is not None and feature_column_names is not None:
+            width = len(feature_column_names)
+            for number, sample in enumerate(samples):
+                if np.shape(sample)[-1:] != (width,):
+                    raise UsageError(
+                        f"Expected {width} features, as feature_column_names has, got the shape "
+                        f"{list(np.shape(sample))} in sample {number + 1}. Name each feature."
+                    )
+            samples = [np.asarray(sample)[..., columns] for sample in samples]
         is_image = self.modality == "images"
         rows = (
             samples if is_image else [self._row(number, sample) for number, sample in self._tokenize_samples(samples)]
@@ -172,7 +257,7 @@ class Embedder:
         # The longest first, so that running out of memory shows at once.
         order = np.argsort(np.negative(lengths), kind="stable")
         results: dict[str, np.ndarray] = {}
-        with tqdm(total=len(rows), desc=self.name, unit=" samples", disable=not show_progress, leave=False) as bar:
+        with progress_bar(len(rows), self.name, "samples", show_progress) as bar:
             for begin in range(0, len(order), self.batch_size):
                 batch_rows = order[begin : begin + self.batch_size]
                 for name, pooled in self._pooled(self._batch(rows, batch_rows), pooling).items():
@@ -237,11 +322,14 @@ class Embedder:
         if row.dim() != len(shape) or row.shape[-1] != config.input_dim or not row.numel():
             raise UsageError(
                 f"Expected features of shape {shape} for {self.name!r}, got {list(row.shape)} in sample {number + 1}. "
-                "Give the columns it was trained on."
+                f"Give the columns it was trained on{self._column_hint()}."
             )
         if not row.isfinite().all():
             raise UsageError(f"Sample {number + 1} has a number that is not finite. Fix it or leave it out.")
         return row
+
+    def _column_hint(self) -> str:
+        return f": {abbreviate(self.feature_column_names)}" if self.feature_column_names else ""
 
     def _batch(self, rows: Sequence[Any], numbers: np.ndarray) -> dict[str, torch.Tensor]:
         """Collate the rows with these numbers into the encoder's arguments."""
@@ -338,6 +426,25 @@ class Embedder:
 def _masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Average over the tokens whose mask is 1: `[B, L, D]`, `[B, L, 1]` -> `[B, D]`."""
     return (states * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+def _load_encoder(name: str, config: PreTrainedConfig, hub_kwargs: dict[str, Any]) -> PreTrainedModel:
+    """Load a plain encoder; instead of transformers' table of weights, warn in a line of those that it lacks."""
+    kwargs: dict[str, Any] = {"dtype": torch.float32, **hub_kwargs}
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        if hub_kwargs["trust_remote_code"]:
+            kwargs["output_loading_info"] = True
+            encoder, info = load_or_usage_error(name, AutoModel.from_pretrained, kwargs)
+        else:
+            encoder, info = load_or_usage_error(name, encoder_and_loading_info, {"config": config, **kwargs})
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        logger.warning("%s lacks weights, which are random now: %s", name, abbreviate(missing))
+    return encoder
 
 
 def _check_is_encoder(config: PreTrainedConfig, name: str) -> None:

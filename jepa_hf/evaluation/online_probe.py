@@ -1,13 +1,17 @@
 """`OnlineProbe`: scores of the frozen context encoder at each evaluation during training."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 from transformers import PreTrainedModel
 
 from ..errors import UsageError
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..utils.types import ProcessingClass
 from .embedder import Embedder
-from .scoring import evaluate
-from .tasks import Task, TaskArguments, load_tasks
+from .scoring import METRICS, evaluate
+from .task import Task, TaskArguments
+from .tasks import load_tasks
 
 # Maximum numbers of rows: a probe that is repeated during a run must be cheap.
 _MAX_TRAIN, _MAX_TEST = 5000, 2000
@@ -38,6 +42,7 @@ class OnlineProbe:
         processing_class: ProcessingClass | None = None,
         batch_size: int = 64,
         seed: int = 42,
+        feature_column_names: Sequence[str] | None = None,
     ) -> "OnlineProbe":
         """Load a task with at most 5,000 training and 2,000 test rows.
 
@@ -47,12 +52,18 @@ class OnlineProbe:
             processing_class: see `OnlineProbe`.
             batch_size: see `OnlineProbe`.
             seed: see `OnlineProbe`; also the seed of the drawn and held-out rows.
+            feature_column_names: see `load_tasks`.
 
         Raises:
             UsageError: the source holds no task that can be read.
         """
         limits = TaskArguments(max_train_samples=_MAX_TRAIN, max_test_samples=_MAX_TEST, seed=seed)
-        return cls(load_tasks([source], limits)[0], processing_class, batch_size, seed)
+        return cls(load_tasks([source], limits, feature_column_names)[0], processing_class, batch_size, seed)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the scores that a call returns."""
+        return [_score_name(metric) for metric in METRICS[self.task.kind]]
 
     def validate(self, model: JepaForRepresentationPrediction) -> None:
         """Check that the model's context encoder can read the task.
@@ -66,7 +77,8 @@ class OnlineProbe:
                 f"The probe_task {self.task.source!r} has {self.task.modality}, but the encoder reads "
                 f"{embedder.modality}."
             )
-        embedder.embed(self.task.test.samples[0][:1])
+        with _mode_restored(model):
+            embedder.embed_list(self.task.test.samples[0][:1], feature_column_names=self.task.feature_column_names)
 
     def __call__(self, model: JepaForRepresentationPrediction) -> dict[str, float]:
         """Compute the scores of the context encoder.
@@ -79,11 +91,10 @@ class OnlineProbe:
         Raises:
             UsageError: the encoder cannot read the task's samples.
         """
-        training = model.training
-        # The intervals are not used.
-        evaluation = evaluate([self._embedder(model)], [self.task], seed=self.seed, resamples=2)
-        model.train(training)
-        return {f"probe_{score.metric.removesuffix('_probe')}": score.score.value for score in evaluation.scores}
+        with _mode_restored(model):
+            # The intervals are not used.
+            evaluation = evaluate([self._embedder(model)], [self.task], seed=self.seed, resamples=2)
+        return {_score_name(score.metric): score.score.value for score in evaluation.scores}
 
     def _embedder(self, model: JepaForRepresentationPrediction) -> Embedder:
         encoder: PreTrainedModel = model.get_encoder("context")
@@ -94,3 +105,17 @@ class OnlineProbe:
             batch_size=self.batch_size,
             device=str(encoder.device),
         )
+
+
+def _score_name(metric: str) -> str:
+    return f"probe_{metric.removesuffix('_probe')}"
+
+
+@contextmanager
+def _mode_restored(model: JepaForRepresentationPrediction) -> Iterator[None]:
+    """Restore training or evaluation mode, also after an error."""
+    training = model.training
+    try:
+        yield
+    finally:
+        model.train(training)

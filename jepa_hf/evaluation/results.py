@@ -13,7 +13,7 @@ from ..hub.model_card import EVALUATION_END, EVALUATION_START, dataset_type
 from ..utils.markdown import escape_markdown, markdown_table, single_line
 from .names import METRIC_LABELS
 from .scoring import Evaluation, Interval, RepresentationStats, Score
-from .tasks import require_targets
+from .task import require_targets
 
 # Marks the results in a card's metadata that a later evaluation replaces.
 _RESULT_MARKER = "(jepa-hf evaluate)"
@@ -83,7 +83,8 @@ def to_markdown(evaluation: Evaluation) -> str:
     if any(score.difference for score in evaluation.scores):
         first = evaluation.short_names[evaluation.models[0]]
         parts += [
-            f"Difference to {escape_markdown(first)} on the same samples, with paired 95 % intervals:",
+            f"Difference to {escape_markdown(first)} on the same samples, with paired 95 % intervals. Bold: the "
+            "interval excludes 0.",
             _differences(evaluation),
         ]
     parts += ["Representations of the test samples:", _health_table(evaluation)]
@@ -103,14 +104,21 @@ def _score_table(evaluation: Evaluation) -> str:
 
 def _differences(evaluation: Evaluation) -> str:
     cells = {
-        (score.model, score.pooling, score.task, score.metric): (
-            f"{100 * score.difference.value:+.1f} "
-            f"[{100 * score.difference.low:+.1f}, {100 * score.difference.high:+.1f}]"
-        )
+        (score.model, score.pooling, score.task, score.metric): _difference(score.difference)
         for score in evaluation.scores
         if score.difference is not None
     }
     return _table(evaluation, cells)
+
+
+def _difference(interval: Interval) -> str:
+    """Format a difference x 100 with its interval, bold if the interval excludes 0."""
+    # Adding 0 turns -0.0 into 0.0.
+    value, low, high = (
+        f"{round(100 * number, 1) + 0.0:+.1f}" for number in (interval.value, interval.low, interval.high)
+    )
+    excludes_zero = interval.low > 0 or interval.high < 0
+    return f"{f'**{value}**' if excludes_zero else value} [{low}, {high}]"
 
 
 def _table(evaluation: Evaluation, cells: dict[tuple[str, str, str, str], str]) -> str:

@@ -1,5 +1,6 @@
 """Scores of frozen representations, with intervals: linear probe, kNN, similarity and retrieval."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ from sklearn.preprocessing import StandardScaler
 from ..errors import UsageError
 from ..monitoring.metrics import effective_rank, mean_pairwise_cosine, singular_values
 from .embedder import Embedder
-from .tasks import Split, Task, require_targets
+from .task import Split, Task, require_targets
+
+logger = logging.getLogger(__name__)
 
 # Candidates for C, the inverse strength of the probe's L2 penalty; the strongest penalty first.
 INVERSE_REGULARIZATION = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -160,6 +163,7 @@ def evaluate(
     for task in tasks:
         reference: dict[tuple[str, str], tuple[float, np.ndarray]] = {}
         for embedder in embedders:
+            logger.info("%s: embedding and scoring with %s", task.name, embedder.name)
             embeddings = _embedded(embedder, task, pooling, show_progress)
             for pooling_name in pooling:
                 key = (embedder.name, pooling_name, task.name)
@@ -193,7 +197,7 @@ def _check_compatible(embedders: Sequence[Embedder], tasks: Sequence[Task], pool
                 raise UsageError(
                     f"{embedder.name!r} reads {embedder.modality}, but task {task.source!r} has {task.modality}"
                 )
-            embedder.embed(task.test.samples[0][:1], pooling)
+            embedder.embed_list(task.test.samples[0][:1], pooling, feature_column_names=task.feature_column_names)
 
 
 def _embedded(
@@ -204,7 +208,9 @@ def _embedded(
     embeddings = {}
     for name, split in splits.items():
         if split is not None:
-            sides = [embedder.embed(side, pooling, show_progress) for side in split.samples]
+            sides = [
+                embedder.embed_list(side, pooling, show_progress, task.feature_column_names) for side in split.samples
+            ]
             embeddings[name] = {pooling_name: [side[pooling_name] for side in sides] for pooling_name in pooling}
     return embeddings
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from ..errors import UsageError
+from ..utils.keywords import ChecksKeywords
 
 
-class MaskingCollator:
+class MaskingCollator(ChecksKeywords):
     """Base class of the collators: seed, epoch shared with workers, fixed masks in evaluation.
 
     A sample's masks depend only on the seed, the epoch, the index of the mask and the sample's
@@ -59,6 +60,11 @@ class MaskingCollator:
     @property
     def card_settings(self) -> dict[str, Any]:
         """Settings of the views for the model card, by name."""
+        raise NotImplementedError
+
+    @property
+    def target_requirement(self) -> str:
+        """Condition of a row that has targets, and the remedy for data without such rows."""
         raise NotImplementedError
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -142,6 +142,11 @@ class DataCollatorForBlockJEPA(MaskingCollator):
             "random flip": self.random_flip,
         }
 
+    @property
+    def target_requirement(self) -> str:
+        """Condition of a row that has targets, and the remedy for data without such rows."""
+        return "Only images that can be decoded have one. Provide other images."
+
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Decode, augment and mask the images of a batch."""
         decoded = [self._decode(row, feature) for row, feature in enumerate(features)]

@@ -8,6 +8,9 @@ from .counter_rng import uniform_draws
 # fall short of it.
 _NUM_SIMULATED = 4096
 _SHORTFALL_QUANTILE = 0.1
+# Patches of a block's shorter side from which rounding both sides keeps the mean area. The errors of a
+# context block average out less, because its aspect ratio is fixed.
+_SHORT_SIDE, _SHORT_CONTEXT_SIDE = 2, 4
 
 
 def sample_block_masks(
@@ -22,11 +25,12 @@ def sample_block_masks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sample target blocks and one context per sample (Assran et al. 2023, section 3, figure 4).
 
-    Scale and aspect ratio are drawn independently. A target block's position is uniform over all
+    Scale and aspect ratio are drawn independently; where the grid is too narrow for both, the scale
+    is kept. A target block's position is uniform over all
     positions that overlap the grid, and the part outside is cut off. Every patch is therefore a
     target with equal probability. (See `keep_blocks_inside` for the paper's placement.)
 
-    The context is a square block inside the grid, minus all targets. `num_context` of its patches
+    The context is a block inside the grid, as square as fits, minus all targets. `num_context` of its patches
     are chosen uniformly. If fewer remain, patches outside the context block fill up the number, and
     then targets.
 
@@ -84,13 +88,14 @@ def largest_target(
     target_aspect_ratio: tuple[float, float] = (0.75, 1.5),
 ) -> int:
     """Return the number of patches of the largest possible target block."""
-    area = target_scale[1] * grid[0] * grid[1]
-    # The rounded height and width change at ratios whose root is half an integer: evaluate both
-    # sides of each.
-    halves = (np.arange(max(grid)) + 0.5) ** 2
-    edges = np.concatenate([halves / area, area / halves])
+    rows, columns = grid
+    area = target_scale[1] * rows * columns
+    # Height and width change at the ratios at which a side is half an integer, as long as the grid, or
+    # so short that the other one is drawn. Evaluate both sides of each.
+    sides = np.concatenate([np.arange(max(grid)) + 0.5, [_SHORT_SIDE, rows, columns]]) ** 2
+    edges = np.concatenate([sides / area, area / sides])
     ratios = np.concatenate([edges * (1 - 1e-9), edges * (1 + 1e-9), target_aspect_ratio]).clip(*target_aspect_ratio)
-    height, width = _block_size(np.full(len(ratios), target_scale[1]), ratios, grid)
+    height, width = _block_size(np.full(len(ratios), target_scale[1]), ratios, grid, 1 - 1e-9)
     return int((height * width).max())
 
 
@@ -107,15 +112,23 @@ def _sample_blocks(
     rows, columns = grid
     draws = uniform_draws(keys, 0, 4 * num_targets + 3)
     scale, ratio, top, left = draws[:, : 4 * num_targets].reshape(-1, 4, num_targets).transpose(1, 0, 2)
+    rounding = uniform_draws(keys, 4 * num_targets + 3 + rows * columns, num_targets + 1)
     low, high = np.log(target_aspect_ratio[0]), np.log(target_aspect_ratio[1])
     height, width = _block_size(
-        target_scale[0] + scale * (target_scale[1] - target_scale[0]), np.exp(low + ratio * (high - low)), grid
+        target_scale[0] + scale * (target_scale[1] - target_scale[0]),
+        np.exp(low + ratio * (high - low)),
+        grid,
+        rounding[:, :num_targets],
     )
     offset = _offset_inside if keep_blocks_inside else _offset_overlapping
     targets = _block(offset(top, height, rows), offset(left, width, columns), height, width, grid)
     scale, top, left = draws[:, 4 * num_targets :].T
     height, width = _block_size(
-        context_scale[0] + scale * (context_scale[1] - context_scale[0]), np.ones_like(scale), grid
+        context_scale[0] + scale * (context_scale[1] - context_scale[0]),
+        np.ones_like(scale),
+        grid,
+        rounding[:, -1],
+        _SHORT_CONTEXT_SIDE,
     )
     context = _block(_offset_inside(top, height, rows), _offset_inside(left, width, columns), height, width, grid)
     return targets, context
@@ -131,11 +144,39 @@ def _offset_overlapping(draw: np.ndarray, size: np.ndarray, grid_size: int) -> n
     return np.floor(draw * (grid_size + size - 1)) - size + 1
 
 
-def _block_size(scale: np.ndarray, ratio: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return height and width (integers) of blocks with a share `scale` of the grid."""
+def _block_size(
+    scale: np.ndarray,
+    ratio: np.ndarray,
+    grid: tuple[int, int],
+    rounding: np.ndarray | float,
+    short_side: float = _SHORT_SIDE,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return height and width (integers) of blocks with a share `scale` of the grid.
+
+    Args:
+        scale: Area as a share of the grid.
+        ratio: Height over width, where that fits into the grid.
+        grid: Rows and columns of patches.
+        rounding: Draws, uniform in [0, 1), that round the longer side of a block of a short side.
+        short_side: Length below which a side is short.
+    """
     rows, columns = grid
     area = scale * rows * columns
-    return np.clip(np.rint(np.sqrt(area * ratio)), 1, rows), np.clip(np.rint(np.sqrt(area / ratio)), 1, columns)
+    height, width = np.sqrt(area * ratio), np.sqrt(area / ratio)
+    # The other side makes up for one that the grid is too small for.
+    height, width = (
+        np.where(width > columns, area / columns, height).clip(max=rows),
+        np.where(height > rows, area / rows, width).clip(max=columns),
+    )
+    # Of short sides, the rounding errors do not average out.
+    short = np.rint(np.minimum(height, width)).clip(1)
+    long = np.floor(area / short + rounding)
+    is_short = np.minimum(height, width) < short_side
+    height, width = (
+        np.where(is_short, np.where(height > width, long, short), np.rint(height)),
+        np.where(is_short, np.where(height > width, short, long), np.rint(width)),
+    )
+    return height.clip(1, rows), width.clip(1, columns)
 
 
 def _block(

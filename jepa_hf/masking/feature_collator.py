@@ -17,7 +17,8 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
     """Pad a batch of feature rows and mask spans of it.
 
     Mode "time" masks steps, mode "patches" masks patches. Mode "flat" masks groups of `patch_size`
-    features and has the complete vector as its single target.
+    features and has the complete vector as its single target. Steps at the ends of a series that its
+    own `attention_mask` `[T]` marks with 0 are padding, which is removed.
 
     A call returns, for B rows of F features, T steps, M masks, at most K targets and C visible
     positions: `features` float32 `[B, F]`, over time `[B, T, F]`, padded with zeros, and
@@ -93,9 +94,14 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
         """Settings of the views for the model card, by name."""
         return {"mask ratio": self.mask_ratio, "mean span length": self.mean_span_length}
 
+    @property
+    def target_requirement(self) -> str:
+        """Condition of a row that has targets, and the remedy for data without such rows."""
+        return "Only series of at least two steps have one. Provide longer series."
+
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad and mask the rows of a batch."""
-        rows = [self._row(number, feature["features"]) for number, feature in enumerate(features)]
+        rows = [self._row(number, feature) for number, feature in enumerate(features)]
         if self.encoder_config.mode == "time":
             values, maskable = self._pad(rows)
             batch = {"features": values, "attention_mask": maskable.astype(np.int64)}
@@ -125,10 +131,10 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
             batch["context_valid"] = valid.reshape(*shape, -1)
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
-    def _row(self, number: int, features: Any) -> np.ndarray:
-        """Return a row's features, float32 `[F]` or `[T, F]`."""
+    def _row(self, number: int, feature: dict[str, Any]) -> np.ndarray:
+        """Return a row's features, float32 `[F]` or `[T, F]`, without padding."""
         try:
-            row = np.ascontiguousarray(features, dtype=np.float32)
+            row = np.ascontiguousarray(feature["features"], dtype=np.float32)
         except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(
                 f"The features of row {number} of the batch are not a rectangle of numbers. Fix or remove the row."
@@ -142,6 +148,8 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
             )
         if not is_series:
             return row
+        if feature.get("attention_mask") is not None:
+            row = _without_padding(row, feature["attention_mask"], number)
         longest = self.encoder_config.max_position_embeddings if self.max_length is None else self.max_length
         if row.shape[0] > longest:
             name = "max_position_embeddings" if self.max_length is None else "max_length"
@@ -181,3 +189,20 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
         # or visible steps.
         max_targets = min(max(round(self.max_length * self.mask_ratio), 1), self.max_length - 1)
         return (max_targets,), (self.max_length - max_targets,)
+
+
+def _without_padding(series: np.ndarray, attention_mask: Any, number: int) -> np.ndarray:
+    """Return the steps of a series `[T, F]` that its mask `[T]` marks with 1."""
+    mask = np.asarray(attention_mask)
+    if mask.shape != series.shape[:1]:
+        raise UsageError(
+            f"Row {number} of the batch has an attention_mask of the shape {list(mask.shape)} for {len(series)} steps. "
+            "Provide one value for each step."
+        )
+    steps = np.flatnonzero(mask)
+    if steps.size and steps[-1] - steps[0] + 1 != steps.size:
+        raise UsageError(
+            f"Row {number} of the batch has an attention_mask with zeros between its steps. Remove the hidden steps; "
+            "only padding at the ends is supported."
+        )
+    return np.ascontiguousarray(series[steps])

@@ -1,13 +1,14 @@
 """`DataCollatorForSpanJEPA`: two views and target positions of rows of token ids."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..data.tokenization import num_token_ids, special_tokens
 from ..errors import UsageError
 from .base_collator import MaskingCollator, derive_mask_keys, pad_true_indices, validate_span_settings
 from .counter_rng import row_keys
@@ -16,6 +17,9 @@ from .span_sampling import sample_span_mask, unit_ids
 
 class DataCollatorForSpanJEPA(MaskingCollator):
     """Pad a batch of token rows and mask contiguous spans of it.
+
+    A row may bring padding of its own, which is removed: an `attention_mask`, or padding tokens at its
+    ends. Tokens that its `special_tokens_mask` marks are never masked.
 
     A row may hold several documents, which the column `document_ids` then numbers 0, 1 and so on.
     Each document is masked as in a row of its own.
@@ -49,7 +53,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             in order.
     """
 
-    extra_columns = ("word_ids",)
+    extra_columns = ("word_ids", "special_tokens_mask")
 
     def __init__(
         self,
@@ -86,7 +90,12 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         self.on_too_short = on_too_short
         self.pad_to_multiple_of = pad_to_multiple_of
         self.max_length = max_length
-        self._special_ids = np.array(sorted(set(tokenizer.all_special_ids)), dtype=np.int64)
+        prefix, suffix = special_tokens(tokenizer)
+        self._special_ids = np.array(sorted({*tokenizer.all_special_ids, *prefix, *suffix}), dtype=np.int64)
+        self._num_token_ids = num_token_ids(tokenizer)
+        # A padding token that ends texts, too, says nothing about padding.
+        others = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id, tokenizer.unk_token_id)
+        self._padding_id = None if tokenizer.pad_token_id in others else tokenizer.pad_token_id
         self._omit_if_all_true: tuple[str, ...] = ()
 
     def for_training(self) -> Self:
@@ -101,28 +110,38 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         return training
 
     @property
+    def target_requirement(self) -> str:
+        """Condition of a row that has targets, and the remedy for data without such rows."""
+        units = "words" if self.whole_word else "tokens"
+        return (
+            f"Only rows of at least two {units} have one, apart from special and unknown tokens. Provide longer texts, "
+            f"{'leave out whole_word, ' if self.whole_word else ''}increase max_seq_length, or use a tokenizer that "
+            "contains the characters of the texts."
+        )
+
+    @property
     def card_settings(self) -> dict[str, Any]:
         """Settings of the views for the model card, by name."""
         return {"mask ratio": self.mask_ratio, "mean span length": self.mean_span_length}
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad and mask the rows of a batch."""
-        rows = _integer_rows(features, "input_ids")
-        words = self._words(features, rows) if self.whole_word else None
+        columns = self._read_columns(features)
+        rows = columns["input_ids"]
         input_ids, attention = self._pad(rows, self._length(rows))
         shape = (len(features), self.num_masks)
-        if any("document_ids" in feature for feature in features):
-            document_ids = _document_ids(features, rows)
-            documents, is_token = self._pad(_split_documents(rows, document_ids))
-            document_masks = self._sample_masks(
-                documents, is_token, None if words is None else _split_documents(words, document_ids)
-            )
+        if "document_ids" in columns:
+            document_ids = columns.pop("document_ids")
+            _check_document_ids(document_ids)
+            documents = {name: _split_documents(column, document_ids) for name, column in columns.items()}
+            document_tokens, is_token = self._pad(documents["input_ids"])
+            document_masks = self._sample_masks(document_tokens, is_token, documents)
             # Rows and documents list the same tokens in the same order.
             masks = np.zeros((*shape, attention.shape[1]), dtype=bool)
             masks.swapaxes(0, 1)[:, attention] = document_masks.swapaxes(0, 1)[:, is_token]
             packed = self._packing_fields(document_ids, attention.shape[1])
         else:
-            masks = self._sample_masks(input_ids, attention, words)
+            masks = self._sample_masks(input_ids, attention, columns)
             packed = {}
 
         target_capacities, visible_capacities = self._static_sizes(bool(packed))
@@ -147,22 +166,57 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         batch = {name: array for name, array in batch.items() if not (name in omitted and array.all())}
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
-    def _words(self, features: Sequence[dict[str, Any]], rows: list[np.ndarray]) -> list[np.ndarray]:
-        if not all("word_ids" in feature for feature in features):
+    def _read_columns(self, features: Sequence[dict[str, Any]]) -> dict[str, list[np.ndarray]]:
+        """Return the columns of a batch, one int64 `[length]` per row, without padding that rows bring."""
+        columns = {"input_ids": _integer_rows(features, "input_ids")}
+        names = ["attention_mask", "special_tokens_mask", "document_ids", *(["word_ids"] if self.whole_word else [])]
+        names = [name for name in names if any(name in feature for feature in features)]
+        if self.whole_word and "word_ids" not in names:
             raise UsageError("whole_word needs a column word_ids. Tokenize with tokenize_dataset(..., word_ids=True).")
-        words = _integer_rows(features, "word_ids")
-        for number, (row, ids) in enumerate(zip(words, rows, strict=True)):
-            if len(row) != len(ids):
+        columns |= {name: _integer_rows(features, name) for name in names}
+        for number, ids in enumerate(columns["input_ids"]):
+            for name in names:
+                if len(columns[name][number]) != len(ids):
+                    raise UsageError(
+                        f"Row {number} of the batch has {len(columns[name][number])} {name} for {len(ids)} input_ids. "
+                        "Provide one for each token."
+                    )
+            is_own = columns["attention_mask"][number] if "attention_mask" in names else ids != self._padding_id
+            positions = np.flatnonzero(is_own)
+            own = slice(positions[0], positions[-1] + 1) if positions.size else slice(0)
+            if "attention_mask" in names and len(ids[own]) > positions.size:
                 raise UsageError(
-                    f"Row {number} of the batch has {len(row)} word_ids for {len(ids)} input_ids. Tokenize with "
-                    "tokenize_dataset(..., word_ids=True)."
+                    f"Row {number} of the batch has an attention_mask with zeros between its tokens. Remove the hidden "
+                    "tokens; only padding at the ends is supported."
                 )
-        return words
+            if len(ids) and not 0 <= ids.min() <= ids.max() < self._num_token_ids:
+                raise UsageError(
+                    f"Row {number} of the batch has token ids from {ids.min()} to {ids.max()}, but the tokenizer has "
+                    f"{self._num_token_ids} tokens. Tokenize with the model's tokenizer."
+                )
+            for column in columns.values():
+                column[number] = column[number][own]
+        columns.pop("attention_mask", None)
+        return columns
 
-    def _sample_masks(self, input_ids: np.ndarray, is_token: np.ndarray, words: list[np.ndarray] | None) -> np.ndarray:
-        """Sample the masks of N documents, `[N, L]` ids and validity: bool `[N, M, L]`."""
-        word_ids = None if words is None else self._pad(words, is_token.shape[1], fill=-1)[0]
+    def _sample_masks(
+        self, input_ids: np.ndarray, is_token: np.ndarray, columns: dict[str, list[np.ndarray]]
+    ) -> np.ndarray:
+        """Sample the masks of N documents.
+
+        Args:
+            input_ids: `[N, L]`.
+            is_token: bool `[N, L]`, False on padding.
+            columns: Of the documents; `word_ids` and `special_tokens_mask` are read.
+
+        Returns:
+            bool `[N, M, L]`.
+        """
+        length = is_token.shape[1]
+        word_ids = self._pad(columns["word_ids"], length, fill=-1)[0] if self.whole_word else None
         maskable = is_token & ~np.isin(input_ids, self._special_ids)
+        if "special_tokens_mask" in columns:
+            maskable &= self._pad(columns["special_tokens_mask"], length, fill=1)[0] == 0
         if word_ids is None:
             num_units = np.count_nonzero(maskable, axis=1)
         else:
@@ -242,33 +296,33 @@ class DataCollatorForSpanJEPA(MaskingCollator):
         return targets, visible
 
 
-def _integer_rows(features: Sequence[dict[str, Any]], column: str) -> list[np.ndarray]:
+def _integer_rows(features: Sequence[dict[str, Any]], name: str) -> list[np.ndarray]:
     """Return a column of the batch as one int64 `[length]` per row."""
     rows = []
     for number, feature in enumerate(features):
+        if name == "input_ids" and not (isinstance(feature, Mapping) and name in feature):
+            raise UsageError(f"Row {number} of the batch has no input_ids. Tokenize the texts.")
+        if name not in feature:
+            raise UsageError(f"Only some rows of the batch have {name}. Provide it in all rows, or in none.")
         try:
-            row = np.asarray(feature[column])
+            row = np.asarray(feature[name])
         except ValueError:  # ragged
             row = np.array(None)
-        if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
-            raise UsageError(f"Row {number} of the batch has no list of integers in {column}. Tokenize the texts.")
+        if row.ndim != 1 or (row.size and row.dtype.kind not in "iub"):
+            raise UsageError(f"Row {number} of the batch has no list of integers in {name}. Tokenize the texts.")
         rows.append(row.astype(np.int64, copy=False))
     return rows
 
 
-def _document_ids(features: Sequence[dict[str, Any]], rows: list[np.ndarray]) -> list[np.ndarray]:
-    """Return the document number of each token of packed rows, counted from 0 in each row."""
-    if not all("document_ids" in feature for feature in features):
-        raise UsageError("Only some rows of the batch have document_ids. Pack all rows, or none.")
-    document_ids = _integer_rows(features, "document_ids")
-    for number, (documents, ids) in enumerate(zip(document_ids, rows, strict=True)):
+def _check_document_ids(document_ids: list[np.ndarray]) -> None:
+    """Check that the documents of each packed row are numbered from 0 in order."""
+    for number, documents in enumerate(document_ids):
         steps = np.diff(documents, prepend=-1)
-        if len(documents) != len(ids) or not len(ids) or steps[0] != 1 or not np.isin(steps, (0, 1)).all():
+        if not len(documents) or steps[0] != 1 or not np.isin(steps, (0, 1)).all():
             raise UsageError(
-                f"Row {number} of the batch has document_ids that do not number the documents of its {len(ids)} tokens "
-                "0, 1, 2 and so on. Pack with pack_dataset."
+                f"Row {number} of the batch has document_ids that do not number the documents of its {len(documents)} "
+                "tokens 0, 1, 2 and so on. Pack with pack_dataset."
             )
-    return document_ids
 
 
 def _split_documents(rows: list[np.ndarray], document_ids: list[np.ndarray]) -> list[np.ndarray]:

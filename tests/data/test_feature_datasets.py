@@ -1,4 +1,4 @@
-"""Claims of jepa_hf/data/feature_datasets.py and feature_readers.py."""
+"""Claims of jepa_hf/data/feature_*.py."""
 
 import gzip
 import json
@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,9 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from jepa_hf.data import feature_datasets, feature_readers
+from jepa_hf.data import feature_arrays, feature_blocks, feature_csv, feature_datasets, feature_json, feature_readers
 from jepa_hf.data.arguments import DataArguments
-from jepa_hf.data.feature_datasets import feature_shape, feature_statistics, load_feature_datasets, longest_series
+from jepa_hf.data.feature_datasets import (
+    feature_column_names,
+    feature_shape,
+    feature_statistics,
+    load_feature_datasets,
+    series_lengths,
+)
 from jepa_hf.errors import UsageError
 
 RANDOM = np.random.default_rng(0)
@@ -37,11 +44,11 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def set_both(monkeypatch: pytest.MonkeyPatch, **constants: int) -> None:
-    """Set constants of the readers in both files that use them."""
-    for module in (feature_readers, feature_datasets):
+def set_constants(monkeypatch: pytest.MonkeyPatch, **constants: int) -> None:
+    """Set constants of the readers in all files that use them."""
+    for module in (feature_arrays, feature_blocks, feature_csv, feature_datasets, feature_json, feature_readers):
         for name, value in constants.items():
-            monkeypatch.setattr(module, name, value)
+            monkeypatch.setattr(module, name, value, raising=False)
 
 
 def write(name: str, content: str | bytes) -> str:
@@ -93,9 +100,9 @@ def arrays(dataset: Dataset) -> list[np.ndarray]:
 
 def assert_rows(dataset: Dataset, expected: Any) -> None:
     """Each row is the very float32 array that is expected, also where a batch of rows is read."""
-    found, together = arrays(dataset), dataset.with_format("numpy")[:]["features"]
-    assert len(found) == len(together) == len(expected) > 0
-    for row, other, wanted in zip(found, together, expected, strict=True):
+    actual, together = arrays(dataset), dataset.with_format("numpy")[:]["features"]
+    assert len(actual) == len(together) == len(expected) > 0
+    for row, other, wanted in zip(actual, together, expected, strict=True):
         assert isinstance(row, np.ndarray)
         assert row.dtype == other.dtype == np.float32
         assert np.array_equal(row, wanted)
@@ -128,8 +135,8 @@ class TestArrays:
         assert_rows(dataset, [*VECTORS[:5], [7, 8, 9], VECTORS[6]])
 
     @pytest.mark.parametrize("shape", [(40, 3), (11, 3, 2)])
-    def test_blocks_join_to_the_whole(self, shape, monkeypatch):
-        set_both(monkeypatch, BLOCK_SIZE=18)
+    def test_blocks_join_to_the_full_table(self, shape, monkeypatch):
+        set_constants(monkeypatch, BLOCK_SIZE=18)
         array = RANDOM.normal(size=shape)
         dataset = load(save("x.npy", array))
         assert dataset.data.column("features").num_chunks > 3
@@ -146,6 +153,8 @@ class TestArrays:
         np.savez_compressed("x.npz", y=np.arange(7), X=VECTORS, other=VECTORS + 1)
         assert_rows(load("x.npz"), VECTORS)
         assert_rows(load("x.npz", feature_column_names="other"), VECTORS + 1)
+        np.savez("z.npz", target=np.arange(7), mine=VECTORS)
+        assert_rows(load("z.npz"), VECTORS)
         np.savez("y.npz", y=np.arange(7), mine=VECTORS)
         assert_rows(load("y.npz", label_column_name="y"), VECTORS)
 
@@ -168,8 +177,8 @@ class TestArrays:
         dataset = load("x.npz")
         assert_rows(dataset, SERIES)
         assert feature_shape(dataset) == (True, 2)
-        assert longest_series(dataset) == max(map(len, SERIES))
-        assert longest_series(dataset.select([0])) == len(SERIES[0])
+        assert series_lengths(dataset).tolist() == list(map(len, SERIES))
+        assert series_lengths(dataset.select([0])).tolist() == [len(SERIES[0])]
         padded[2, 4, 1] = np.inf
         np.savez("y.npz", features=padded, lengths=[len(series) for series in SERIES])
         assert_refused("Row 3, step 5, of 'y.npz' has inf in column 2 instead", "y.npz")
@@ -239,7 +248,8 @@ class TestTables:
         rows = [{"name": "first", **row, "note": "n"} for row in rows_of(VECTORS)]
         with caplog.at_level(logging.INFO, "jepa_hf"):
             assert_rows(load(write_table(f"x.{ending}", rows)), VECTORS)
-        assert f"'x.{ending}': columns without numbers are ignored: name, note" in caplog.messages
+        message = f"'x.{ending}': 3 feature columns: a, b, c; left out: 'name' (no numbers), 'note' (no numbers)"
+        assert caplog.messages == [message]
 
     @pytest.mark.parametrize("ending", TABLES)
     def test_the_label_is_left_out_and_columns_can_be_chosen(self, ending):
@@ -247,6 +257,61 @@ class TestTables:
         assert_rows(load(path, label_column_name="y"), VECTORS)
         assert_rows(load(path, feature_column_names=" c, a"), VECTORS[:, [2, 0]])
         assert_rows(load(path), np.hstack([VECTORS, np.ones((7, 1))]))
+
+    @pytest.mark.parametrize("ending", TABLES)
+    @pytest.mark.parametrize(
+        "names", [("label",), ("Class",), ("labels", "target"), ("Unnamed: 0",), ("", "Unnamed: 0.1")]
+    )
+    def test_labels_and_row_numbers_are_no_features(self, ending, names, caplog):
+        """Columns with the names that evaluate takes for labels, and columns without a name."""
+        path = write_table(f"x.{ending}", rows_of(VECTORS, **dict.fromkeys(names, 1)))
+        with caplog.at_level(logging.INFO, "jepa_hf"):
+            assert_rows(load(path), VECTORS)
+        assert all(
+            f"'{name}' ({'label' if name.strip('s').islower() or name == 'Class' else 'row numbers'})" in caplog.text
+            for name in names
+        )
+        assert_rows(load(path, feature_column_names=f"a,{names[-1]}"), np.stack([VECTORS[:, 0], np.ones(7)], axis=1))
+
+    def test_the_index_of_pandas_is_no_feature(self):
+        """Neither `__index_level_0__` nor an index with a name; a named label makes other label names features."""
+        frame = pd.DataFrame(VECTORS, columns=list("abc")).sample(frac=1, random_state=0)
+        frame.to_parquet("x.parquet")
+        assert_rows(load("x.parquet"), frame.to_numpy())
+        frame.rename_axis("number").to_parquet("y.parquet")
+        assert_rows(load("y.parquet"), frame.to_numpy())
+        frame.to_csv("z.csv")
+        assert_rows(load("z.csv"), frame.to_numpy())
+        path = write_table("l.csv", rows_of(VECTORS, target=1, y=2))
+        assert_rows(load(path, label_column_name="y"), np.hstack([VECTORS, np.ones((7, 1))]))
+
+    @pytest.mark.parametrize("ending", TABLES)
+    def test_the_columns_of_a_trained_encoder_are_found_by_name(self, ending):
+        """In any order, among others; a missing one is named, and names given by hand do not change the order."""
+        path = write_table(f"x.{ending}", rows_of(VECTORS, broken=None))
+        expected = DataArguments(train_file=path)
+        dataset, _ = load_feature_datasets(expected, seed=0, need_validation=False, column_names=["c", "a"])
+        assert_rows(dataset, VECTORS[:, [2, 0]])
+        assert feature_column_names(dataset.select([1])) == ["c", "a"]
+        expected.feature_column_names = "a,c"
+        dataset, _ = load_feature_datasets(expected, seed=0, need_validation=False, column_names=["c", "a"])
+        assert_rows(dataset, VECTORS[:, [2, 0]])
+        with pytest.raises(UsageError, match="--feature_column_names lacks the column 'b' of the training data"):
+            load_feature_datasets(expected, seed=0, need_validation=False, column_names=["c", "b"])
+        expected.feature_column_names = None
+        with pytest.raises(UsageError, match=r"No column 'z' in 'x.*', which lacks 1 of the 2 columns"):
+            load_feature_datasets(expected, seed=0, need_validation=False, column_names=["a", "z"])
+
+    def test_arrays_have_no_names_and_are_read_in_their_order(self, caplog):
+        """Also after a table, and for an encoder with names, which is said."""
+        save("x.npy", VECTORS)
+        with caplog.at_level(logging.INFO, "jepa_hf"):
+            dataset, _ = load_feature_datasets(
+                DataArguments(train_file="x.npy"), seed=0, need_validation=False, column_names=["c", "b", "a"]
+            )
+        assert_rows(dataset, VECTORS)
+        assert feature_column_names(dataset) is None
+        assert caplog.messages == ["'x.npy': no column names; its columns are read as c, b, a, in this order"]
 
     @pytest.mark.parametrize("ending", TABLES)
     def test_wrong_choices(self, ending):
@@ -293,21 +358,25 @@ class TestTables:
         _, validation = load(f"1.{ending}", validation_file=f"2.{ending}", need_validation=True)
         assert_rows(validation, VECTORS)
 
-    @pytest.mark.parametrize(("names", "problem"), [("abd", "'c' holds"), ("abcd", "'d' holds")])
-    def test_other_columns_than_in_the_training_data(self, names, problem):
+    def test_later_tables_may_hold_more_columns_but_not_fewer(self, caplog):
         write_table("1.csv", rows_of(VECTORS))
-        path = write_table("2.csv", rows_of(np.ones((2, len(names))), names))
-        verb = "lacks" if problem[1] == "c" else "has"
-        message = f"Column {problem} numbers in only some of the data: '2.csv' {verb} it"
-        assert_refused(message, "1.csv", validation_file=path, need_validation=True)
-        assert_refused(message, "1.csv, 2.csv")
-        _, validation = load("1.csv", validation_file=path, need_validation=True, feature_column_names="a,b")
+        more = write_table("2.csv", rows_of(VECTORS[:, [2, 0, 1]], "cab", d=1.0, e=None))
+        with caplog.at_level(logging.INFO, "jepa_hf"):
+            assert_rows(load("1.csv, 2.csv"), np.vstack([VECTORS, VECTORS]))
+            _, validation = load("1.csv", validation_file=more, need_validation=True)
+        assert_rows(validation, VECTORS)
+        assert "left out: 'd' (not a feature of the training data), 'e' (not" in caplog.messages[1]
+        fewer = write_table("3.csv", rows_of(np.ones((2, 2)), "ab"))
+        message = "No column 'c' in '3.csv', which lacks 1 of the 3 columns of the training data (a, b, c). Add"
+        assert_refused(message, "1.csv", validation_file=fewer, need_validation=True)
+        assert_refused(message, "1.csv, 3.csv")
+        _, validation = load("1.csv", validation_file=fewer, need_validation=True, feature_column_names="a,b")
         assert_rows(validation, np.ones((2, 2)))
 
     @pytest.mark.parametrize("ending", TABLES)
     def test_rows_of_all_batches(self, ending, monkeypatch):
-        set_both(monkeypatch, BATCH_ROWS=3)
-        set_both(monkeypatch, BLOCK_SIZE=200)
+        set_constants(monkeypatch, BATCH_ROWS=3)
+        set_constants(monkeypatch, BLOCK_SIZE=200)
         vectors = RANDOM.normal(size=(50, 3)).astype(np.float32)
         dataset = load(write_table(f"x.{ending}", rows_of(vectors)))
         assert dataset.data.column("features").num_chunks > 5
@@ -322,18 +391,25 @@ class TestCsv:
         content = '\ufeff"a",b,s\r\n"1", +2 ,"x,\r\ny"\r\n\r\n-3e-1,.5,z\r\n'
         assert_rows(load(write("x.csv", content)), np.array([[1, 2], [-0.3, 0.5]], dtype=np.float32))
 
+    @pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+    @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+    def test_the_header_decides_about_the_separator(self, separator, name):
+        content = "a,b\n1,2\n3,4\n".replace(",", separator)
+        assert_rows(load(write(name, content)), np.array([[1, 2], [3, 4]], dtype=np.float32))
+
     def test_decimals_become_the_nearest_float32(self):
         texts = ["0.1", "16777217.0000001", "3.4028235e38", "1e-45", "0.30000001192092896"]
         content = "".join(f"{text}\n" for text in ["a", *texts])
         assert_rows(load(write("x.csv", content)), [[np.float32(text)] for text in texts])
 
     @pytest.mark.parametrize(
-        ("cell", "told"), [("NA", "'NA'"), ("1_0", "'1_0'"), ("1,5", "'1,5'"), (" ", "an empty cell"), ("1e39", "1e39")]
+        ("cell", "quoted"),
+        [("NA", "'NA'"), ("1_0", "'1_0'"), ("1,5", "'1,5'"), (" ", "an empty cell"), ("1e39", "1e39")],
     )
-    def test_what_is_no_number_is_named_with_row_line_and_column(self, cell, told):
-        # The text before it takes two lines, and an empty line is no row.
+    def test_what_is_no_number_is_named_with_row_line_and_column(self, cell, quoted):
+        # The text before it takes two lines, and an empty line is not a row.
         content = f'a,s,b\n1,"x\ny",2\n\n3,z,"{cell}"\n'
-        assert_refused(f"Row 2 (line 5) of 'x.csv' has {told} in column 'b' instead", write("x.csv", content))
+        assert_refused(f"Row 2 (line 5) of 'x.csv' has {quoted} in column 'b' instead", write("x.csv", content))
 
     def test_a_late_word_in_a_column_of_numbers(self):
         content = "a,b\n" + "1,2\n" * 2000 + "1,x\n"
@@ -391,7 +467,7 @@ class TestLists:
         Dataset.from_dict({"x": [series.tolist() for series in SERIES]}, features=features).to_parquet("x.parquet")
         assert_rows(load("x.parquet"), SERIES)
 
-    def test_lists_beside_numbers_must_be_chosen(self):
+    def test_lists_next_to_numbers_must_be_chosen(self):
         path = write_table("x.jsonl", [{"y": 1, "emb": [1.0, 2.0], "other": [3.0]}] * 2)
         assert_refused("Column 'emb' of 'x.jsonl' holds lists and cannot be joined with column 'y'. Choose", path)
         message = "Column 'emb' of 'x.jsonl' holds lists and cannot be joined with column 'other'. Choose"
@@ -426,7 +502,7 @@ class TestLists:
         assert_refused(problem.format(f"'{path}'"), path)
 
     def test_a_width_that_changes_in_a_later_batch(self, monkeypatch):
-        set_both(monkeypatch, BATCH_ROWS=2)
+        set_constants(monkeypatch, BATCH_ROWS=2)
         path = write_table("x.jsonl", [{"x": [1.0, 2.0]}] * 4 + [{"x": [1.0, 2.0, 3.0]}] * 2)
         assert_refused("Row 5 of 'x.jsonl' has 3 numbers in column 'x', expected 2", path)
 
@@ -592,9 +668,9 @@ class TestHoldOut:
     def test_ragged_series_split_too(self):
         write_table("x.jsonl", [{"x": series.tolist()} for series in SERIES])
         train, validation = load("x.jsonl", need_validation=True, validation_split_percentage=50)
-        found = [*arrays(train), *arrays(validation)]
+        actual = [*arrays(train), *arrays(validation)]
         assert len(train) == len(validation) == 2
-        assert sorted(map(np.ndarray.tolist, found)) == sorted(map(np.ndarray.tolist, SERIES))
+        assert sorted(map(np.ndarray.tolist, actual)) == sorted(map(np.ndarray.tolist, SERIES))
 
     def test_a_single_row_cannot_be_split(self):
         assert_refused("A single row", save("x.npy", VECTORS[:1]), need_validation=True)
@@ -617,9 +693,9 @@ class TestRoundTrip:
         for path, expected in (("x.npz", series), ("x.npy", np.concatenate(series))):
             dataset = load(path)
             order = data.draw(st.permutations(range(len(expected))))
-            for found, index in zip(arrays(dataset.select(order)), order, strict=True):
-                assert found.tobytes() == expected[index].tobytes()
-                assert found.shape == expected[index].shape
+            for actual, index in zip(arrays(dataset.select(order)), order, strict=True):
+                assert actual.tobytes() == expected[index].tobytes()
+                assert actual.shape == expected[index].shape
             assert feature_shape(dataset) == (path == "x.npz", width)
 
 
@@ -641,7 +717,7 @@ class TestStatistics:
         np.savez("x.npz", features=padded, lengths=steps)
         np.save("x.npy", values)
         with pytest.MonkeyPatch.context() as patch:
-            set_both(patch, BLOCK_SIZE=block)
+            set_constants(patch, BLOCK_SIZE=block)
             for dataset in (load("x.npz"), load("x.npy")):
                 mean, deviation = feature_statistics(dataset)
                 assert mean.dtype == deviation.dtype == np.float32
@@ -652,7 +728,7 @@ class TestStatistics:
 
     @pytest.mark.parametrize("value", [0.0, 0.1, -1e30, 16777217.0, 1e-45])
     def test_a_constant_feature_has_deviation_1_and_its_own_mean(self, value, monkeypatch):
-        set_both(monkeypatch, BLOCK_SIZE=700)
+        set_constants(monkeypatch, BLOCK_SIZE=700)
         array = np.stack([np.full(997, value), np.arange(997)], axis=1).astype(np.float32)
         mean, deviation = feature_statistics(load(save("x.npy", array)))
         assert mean[0] == np.float32(value)
@@ -680,7 +756,7 @@ class TestStatistics:
         np.testing.assert_allclose(feature_statistics(dataset)[1], np.vstack(SERIES).std(axis=0), rtol=1e-5)
 
 
-def test_series_of_different_widths_are_told_apart():
+def test_series_of_different_widths_are_refused():
     """In two files of one argument, and in training and validation data."""
     np.save("a.npy", np.zeros((3, 4, 6), np.float32))
     np.save("b.npy", np.zeros((3, 4, 5), np.float32))
@@ -690,7 +766,12 @@ def test_series_of_different_widths_are_told_apart():
         load_feature_datasets(args, seed=0, need_validation=True)
 
 
-def test_a_table_without_header_is_refused():
-    """Its first row would be taken for names, and lost."""
-    Path("x.csv").write_text("1.5,2\n3,4\n5,6\n", encoding="utf-8")
-    assert_refused("The first line of 'x.csv' is all numbers. Add a header line", "x.csv")
+@pytest.mark.parametrize("header", ["1.5,2", "3,4", "5.1,setosa"])
+def test_a_table_without_header_is_refused(header):
+    """Its first row would be taken for names, and lost. Numbers from 0 on are pandas' default names."""
+    write("x.csv", f"{header}\n3,4\n5,6\n")
+    assert_refused(
+        f"The first line of 'x.csv' holds numbers ({header.removesuffix(',setosa').replace(',', ', ')})", "x.csv"
+    )
+    pd.DataFrame(VECTORS).to_csv("y.csv", index=False)
+    assert_rows(load("y.csv"), VECTORS)

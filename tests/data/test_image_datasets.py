@@ -102,6 +102,29 @@ def test_a_folder_gives_all_its_images_sorted() -> None:
     assert len(names) == len(ENDINGS) + 2
 
 
+def test_links_repeat_no_folder(caplog: pytest.LogCaptureFixture) -> None:
+    """A link to a folder outside is followed; one to a folder that is read already, or above, is counted instead."""
+    write("images/a/1.png", "images/b/2.JPG", "elsewhere/3.png")
+    for link, folder in (("a/loop", "images"), ("again", "images/b"), ("other", "elsewhere")):
+        Path("images", link).symlink_to(Path(folder).absolute())
+    Path("images/a/none.png").symlink_to("nothing.png")
+    (Path("images") / "._1.png").write_bytes(b"a Mac's notes")
+    Path("images/empty").mkdir()
+    assert paths_of(load("images")) == ["images/a/1.png", "images/b/2.JPG", "images/other/3.png"]
+    (message,) = caplog.messages
+    assert message.startswith("'images': left out 3 of 6 images: ")
+    assert all(f"1 {reason}" in message for reason in ("hidden", "links to nothing", "in a folder that a link repeats"))
+
+
+@pytest.mark.parametrize("ending", ["jp2", "avif", "TGA", "pgm", "jfif", "dds", "ico", "qoi"])
+def test_every_suffix_that_pil_decodes_is_found(ending: str) -> None:
+    Path("images").mkdir()
+    Path(f"images/a.{ending}").touch()
+    Path("images/b.eps").touch()  # PIL would run another program
+    Path("images/c.h5").touch()  # PIL knows the suffix, but decodes none
+    assert paths_of(load("images")) == [f"images/a.{ending}"]
+
+
 def test_folders_files_and_globs_can_be_joined() -> None:
     """Separated by commas, in this order, each file once."""
     write("b/2.png", "b/1.jpg", "a.png", "c/1.bmp", "c/2.bmp")
@@ -109,7 +132,7 @@ def test_folders_files_and_globs_can_be_joined() -> None:
 
 
 def test_nothing_is_decoded() -> None:
-    """Files that are no images at all load like any other, from a folder and from parquet."""
+    """Files that are not images load like any other, from a folder and from parquet."""
     Path("images").mkdir()
     Path("images/a.png").write_bytes(b"no image")
     assert paths_of(load("images")) == ["images/a.png"]
@@ -130,14 +153,14 @@ def test_nothing_is_decoded() -> None:
     ids=str,
 )
 def test_parquet_columns_of_every_type_give_the_same_rows(kind: pa.DataType) -> None:
-    """Structs with bytes and plain bytes, with other columns beside them; nulls stay nulls."""
+    """Structs with bytes and plain bytes, with further columns; nulls stay nulls."""
     data = [encoded(1), encoded(2)]
     values = [{"bytes": value} for value in data] if pa.types.is_struct(kind) else data
     write_parquet("a.parquet", image=([*values, None], kind), label=[1, 2, 3], note=["a", "b", "c"])
     expected = [{"bytes": value, "path": None} for value in data]
-    found = rows_of(load("a.parquet"))
-    assert found[:2] == expected
-    assert found[2] is None
+    actual = rows_of(load("a.parquet"))
+    assert actual[:2] == expected
+    assert actual[2] is None
 
 
 def test_parquet_files_of_different_types_are_joined_in_order() -> None:
@@ -255,7 +278,7 @@ def test_sample_limits_take_the_first() -> None:
         ({"train_file": "nowhere"}, r"train_file 'nowhere' does not exist"),
         ({"train_file": "images, nowhere/*.png"}, r"'nowhere/\*\.png' matches no file"),
         ({"train_file": "texts"}, r"train_file 'texts' is a folder without images.*parquet"),
-        ({"train_file": "texts/a.txt"}, r"'texts/a.txt' is not an image. Use one of .png"),
+        ({"train_file": "texts/a.txt"}, r"'texts/a.txt' is not an image. Use .png, .jpg or another suffix"),
         ({"train_file": "images,good.parquet"}, r"mixes image and parquet files"),
         ({"train_file": "empty.parquet"}, r"'empty.parquet' is not a valid Parquet file.*0 bytes"),
         ({"train_file": "damaged.parquet"}, r"damaged.parquet' cannot be read: .+ Write"),

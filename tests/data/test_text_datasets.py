@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import os
 import re
 from contextlib import suppress
@@ -22,6 +23,8 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from jepa_hf import UsageError
 from jepa_hf.data.arguments import DataArguments
+from jepa_hf.data.dropped_rows import _log_once
+from jepa_hf.data.file_readers import info_once
 from jepa_hf.data.text_datasets import builtin_corpus, load_text_datasets
 from jepa_hf.data.tokenizer_training import train_wordpiece_tokenizer
 
@@ -172,12 +175,12 @@ class TestFiles:
         for name, text in (("x", "aaa"), ("y", "bbb")):
             path = Path(write(f"{name}/a.txt", text))
             os.utime(path, ns=(0, 0))
-        found = []
+        actual = []
         for name in "xy":
             with monkeypatch.context() as patch:
                 patch.chdir(name)
-                found += texts_of(load("a.txt"))
-        assert found == ["aaa", "bbb"]
+                actual += texts_of(load("a.txt"))
+        assert actual == ["aaa", "bbb"]
 
     def test_many_lines_stay_on_disk(self):
         dataset = load(write("a.txt", "\n".join(f"line {i}\n" for i in range(100_000))))
@@ -221,14 +224,14 @@ def test_any_unicode_comes_back(texts, ending):
 @pytest.mark.parametrize("packing", ["", ".gz"])
 def test_any_damage_gives_texts_or_a_usage_error(start, length, junk, ending, packing):
     path = Path(write(f"a.{ending}{packing}", TEXTS * 3))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:start] + junk + whole[start + length :])
+    full = path.read_bytes()
+    path.write_bytes(full[:start] + junk + full[start + length :])
     with suppress(UsageError):
         assert all(text.strip() for text in texts_of(load(str(path), streaming=True)))
 
 
 class TestJson:
-    def test_an_array_and_lines_are_told_apart_by_what_is_inside(self):
+    def test_an_array_and_lines_are_recognized_by_content(self):
         lines, array = formatted(TEXTS, "jsonl"), formatted(TEXTS, "json")
         assert texts_of(load(write("lines.json", "\n" + lines))) == TEXTS
         assert texts_of(load(write("array.jsonl", "\n" + array))) == TEXTS
@@ -293,7 +296,134 @@ class TestCsv:
         assert_refused(message, write("a.csv", content))
 
 
+class TestTablesOfOtherDialects:
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("semicolons.csv", "text;label\nhello, there;1\na second;0\n"),
+            ("tabs.csv", "text\tlabel\nhello, there\t1\na second\t0\n"),
+            ("bars.csv", "text|label\nhello, there|1\na second|0\n"),
+            ("commas.tsv", 'text,label\n"hello, there",1\na second,0\n'),
+            ("semicolons.tsv", "label;text\n1;hello, there\n0;a second\n"),
+            ("quoted_header.csv", '"text";"label, of"\nhello, there;1\n"a second";0\n'),
+            ("bom.csv", "\ufefftext;label\r\nhello, there;1\r\na second;0\r\n"),
+            ("carriage_returns.csv", 'label,text\r1,"hello, there"\r0,a second\r'),
+            ("blank_lines.csv", 'text,label\n\n"hello, there",1\n  \na second,0\n\n'),
+            ("blank_start.csv", "\ntext;label\nhello, there;1\na second;0\n"),
+        ],
+    )
+    def test_the_separator_is_that_of_the_header(self, name, content, streaming, caplog):
+        """Texts come without labels, and one sentence says which separator is not the suffix's."""
+        caplog.set_level(logging.INFO, "jepa_hf")
+        info_once.cache_clear()
+        assert texts_of(load(write(name, content), streaming=streaming)) == ["hello, there", "a second"]
+        said = [message for message in caplog.messages if "separated by" in message]
+        other = name.split(".")[0] not in ("carriage_returns", "blank_lines")
+        assert len(said) == other
+        assert all(f"the columns of '{name}' are separated by a " in message for message in said)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.csv", "text;label|id\nx;1|2\n", "has no comma, but several other separators"),
+            ("a.csv", "text,label\nhello\n", "Line 2 of 'a.csv' has 1 values for 2 columns"),
+            ("a.csv", "text, long;label\nhello;1\n", "Line 2 of 'a.csv' has 1 values for 2 columns"),
+            ("a.csv", "text;label\nhello;there;1\n", "Line 2 of 'a.csv' has 3 values for 2 columns"),
+            ("a.csv", "text,text\na,b\n", "The header of 'a.csv' has several columns 'text'"),
+            ("a.csv", "I like this film a lot,x\nx y z,1\n", "look like a row of data"),
+            ("a.csv", "I like it,1\nso do I,0\n", "look like a row of data"),
+            ("a.csv", "What a film!\nso do I\n", "look like a row of data"),
+            ("a.tsv", 'text\tlabel\n"A quote\t1\nends "\t0\n', "A value that ends in line 3 of 'a.tsv' starts with a"),
+            ("a.tsv", 'text\tlabel\n"A" quote\t1\n', "Line 2 of 'a.tsv' is not valid CSV"),
+            ("a.txt", "hello\t1\n\nthere\t0\n", "The lines of 'a.txt' have 2 columns between tabs"),
+            ("a.txt", '{"text": "a", "label": 1}\n{"text": "b"}\n', "'a.txt' holds JSON objects"),
+            ("a.jsonl", '{"text;label": "hello;1"}\n', "look like a row of data: 'text;label'"),
+            ("a.jsonl", json.dumps({"text": {"en": "a"}}), "Column 'text' of 'a.jsonl' holds dict, not strings"),
+            ("a.txt.bz2", "x", "has the unknown suffix '.bz2'"),
+            ("a.jsonl.zst", "x", "has the unknown suffix '.zst'"),
+            ("a.txt", "hello".encode("utf-16"), "'a.txt' is not UTF-8 at byte 0"),
+            ("a.csv", "text\ncafé\n".encode("latin-1"), "'a.csv' is not UTF-8 at byte 8"),
+        ],
+    )
+    def test_what_would_mix_texts_and_labels_is_refused(self, name, content, message):
+        assert_refused(message, write(name, content))
+
+    def test_a_long_name_of_a_column_can_be_named(self):
+        name = write("a.csv", "What do you think of it?\nIt is good\n")
+        assert texts_of(load(name, text_column_name="What do you think of it?")) == ["It is good"]
+
+    def test_a_column_of_another_name_is_said(self, caplog):
+        caplog.set_level(logging.INFO, "jepa_hf")
+        info_once.cache_clear()
+        load(write("a.csv", "id,review\n1,x\n"))
+        assert caplog.messages == ["the texts of 'a.csv' are read from the column 'review'"]
+
+    def test_columns_numbered_by_pandas_are_names(self):
+        assert texts_of(load(write("a.csv", ",0\n0,hello\n1,there\n"))) == ["hello", "there"]
+
+    def test_text_with_some_tabs_is_text(self):
+        texts = ["\ta", "b\tc", "d"]
+        assert texts_of(load(write("a.txt", texts))) == texts
+
+
+class TestDroppedRows:
+    ROWS = '{"text": "a b"}\n{"body": "x"}\n{"text": null}\n{"text": " "}\n{"text": "c d"}\n{"text": "e f"}\n'
+    COUNTS = "1 without 'text', 1 null, 1 blank"
+
+    @pytest.mark.parametrize("argument", ["train_file", "validation_file"])
+    def test_of_files(self, argument, caplog):
+        """One sentence has the reasons and their counts; no sentence where nothing is dropped."""
+        caplog.set_level(logging.INFO, "jepa_hf")
+        files = {"train_file": write("good.txt", TEXTS), "validation_file": "good.txt"}
+        files[argument] = write("a.jsonl", self.ROWS)
+        load_text_datasets(DataArguments(**files), seed=0, need_validation=True)
+        assert caplog.messages == [f"left out 3 of 6 rows of {argument} 'a.jsonl': {self.COUNTS}"]
+        assert caplog.records[0].levelname == "INFO"
+
+    def test_most_rows(self, caplog):
+        """More than half are a warning with a remedy."""
+        load(write("a.jsonl", self.ROWS + '{"x": 1}'))
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        assert record.getMessage().startswith("left out 4 of 7 rows of train_file 'a.jsonl': 2 without 'text', 1 null")
+        assert "check the file and --text_column_name" in record.getMessage()
+
+    def test_of_streams(self, caplog):
+        """The count so far, at powers of ten, and all at the end of a pass; in the first pass only."""
+        caplog.set_level(logging.INFO, "jepa_hf")
+        _log_once.cache_clear()
+        stream = load(write("a.jsonl", self.ROWS + '{"x": 1}\n' * 9 + '{"text": "g"}\n' * 20), streaming=True)
+        for _ in range(2):
+            assert len(list(stream)) == 23
+            assert caplog.messages == [
+                "left out 10 of 13 rows of train_file 'a.jsonl' so far: 8 without 'text', 1 null, 1 blank; more than "
+                "half hold no text, so check the file and --text_column_name",
+                "left out 12 of 35 rows of train_file 'a.jsonl': 10 without 'text', 1 null, 1 blank",
+            ]
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_of_named_datasets(self, streaming, caplog):
+        """All of a data set, the count so far of a stream."""
+        caplog.set_level(logging.INFO, "jepa_hf")
+        _log_once.cache_clear()
+        write("corpus/train.csv", 'id,text\n1,a\n2," "\n' + "3,\n" * 9 + "4,b\n5,c\n" * 9)
+        assert len(list(load(dataset_name="./corpus", streaming=streaming))) == 19
+        total = "10 of 11" if streaming else "10 of 29"
+        (message,) = caplog.messages
+        assert message.startswith(f"left out {total} rows of split 'train' of dataset './corpus'")
+        assert {"9 null", "1 blank"} == set(message.partition(": ")[2].partition(";")[0].split(", "))
+
+
 class TestParquet:
+    def test_categories_are_texts(self):
+        pq.write_table(pa.table({"text": pa.array(["a", None, "b", "a"]).dictionary_encode()}), "a.parquet")
+        assert texts_of(load("a.parquet")) == ["a", "b", "a"]
+
+    def test_nested_texts_are_refused(self):
+        name = write("a.parquet", parquet([{"text": {"en": "a"}}]))
+        assert_refused("Column 'text' of 'a.parquet' holds struct<en: string>, not strings", name)
+
     def test_nulls_are_dropped_and_long_strings_taken(self):
         table = pa.table({"text": pa.array(["a", None, " ", "b"], pa.large_string())})
         pq.write_table(table, "a.parquet")
@@ -360,7 +490,7 @@ class TestPaths:
         ],
     )
     @pytest.mark.parametrize("streaming", [False, True])
-    def test_what_cannot_be_found_or_used_is_named(self, files, message, streaming):
+    def test_missing_and_unusable_files_are_named(self, files, message, streaming):
         for name in ("a.txt", "dir/b.csv", "dir/b.txt", "a.doc", "a.gz"):
             write(name, TEXTS)
         write("empty.txt", "")
@@ -392,10 +522,10 @@ class TestBadBytes:
 
     @pytest.mark.parametrize("ending", ENDINGS)
     def test_broken_gzip_is_named(self, ending):
-        whole = gzip.compress(formatted(TEXTS * 500, ending).encode() if ending != "parquet" else bytes(5000))
+        full = gzip.compress(formatted(TEXTS * 500, ending).encode() if ending != "parquet" else bytes(5000))
         name = f"a.{ending}.gz"
-        damaged = whole[: len(whole) // 2] + b"\xff" * 8 + whole[len(whole) // 2 + 8 :]
-        for content in (b"no gzip", whole[:-9], whole[: len(whole) // 2], damaged):
+        damaged = full[: len(full) // 2] + b"\xff" * 8 + full[len(full) // 2 + 8 :]
+        for content in (b"no gzip", full[:-9], full[: len(full) // 2], damaged):
             Path(name).write_bytes(content)
             assert_refused(f"'{name}' is not a complete gzip file", name)
 
@@ -436,7 +566,7 @@ class TestNamedDatasets:
         return "./corpus"
 
     @pytest.mark.parametrize("streaming", [False, True])
-    def test_splits_and_column_are_found(self, dataset_name, streaming):
+    def test_splits_and_column_are_chosen(self, dataset_name, streaming):
         args = DataArguments(dataset_name=dataset_name, streaming=streaming)
         train, validation = load_text_datasets(args, seed=0, need_validation=True)
         assert texts_of(train) == ["a", "b", "c"]
@@ -492,7 +622,7 @@ class TestNamedDatasets:
         with pytest.raises(UsageError, match=r"dataset_name 'broken' cannot be loaded: .*[Pp]arquet"):
             load(dataset_name="broken")
 
-    def test_without_network_the_error_says_so(self, monkeypatch, caplog, capfd):
+    def test_without_network_the_error_names_it(self, monkeypatch, caplog, capfd):
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         assert_refused(

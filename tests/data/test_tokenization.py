@@ -1,5 +1,6 @@
 """Claims of jepa_hf/data/tokenization.py."""
 
+import copy
 import logging
 from itertools import pairwise
 from pathlib import Path
@@ -8,14 +9,16 @@ import pytest
 from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from helpers.cli import REPOSITORY, start_process
 from helpers.tiny_models import CORPUS, FAMILIES, tiny_tokenizer
 from jepa_hf import UsageError
 from jepa_hf.data.arguments import DataArguments
+from jepa_hf.data.dropped_rows import _log_once
 from jepa_hf.data.text_datasets import load_text_datasets
-from jepa_hf.data.tokenization import tokenize_dataset
+from jepa_hf.data.tokenization import special_tokens, tokenize_dataset
 
 LONG = max(CORPUS, key=len)
 
@@ -66,7 +69,7 @@ class TestLineByLine:
 
 class TestStride:
     @pytest.mark.parametrize("stride", [0, 1, 5, 13])
-    def test_windows_less_their_overlap_are_the_whole_text(self, tokenizer, stride):
+    def test_windows_without_overlap_are_the_full_text(self, tokenizer, stride):
         rows = tokenize_dataset(texts_of(LONG), tokenizer, max_seq_length=16, stride=stride)["input_ids"][:]
         assert all(row[0] == tokenizer.cls_token_id and row[-1] == tokenizer.sep_token_id for row in rows)
         assert all(len(row) == 16 for row in rows[:-1])
@@ -84,8 +87,8 @@ class TestStride:
     def test_word_ids_overlap_with_the_tokens(self, tokenizer):
         rows = tokenize_dataset(texts_of(LONG), tokenizer, max_seq_length=16, stride=5, word_ids=True)
         words = [row[1:-1] for row in rows["word_ids"]]
-        whole = tokenizer(LONG, add_special_tokens=False).word_ids()
-        assert words[0] + [word for window in words[1:] for word in window[5:]] == whole
+        full = tokenizer(LONG, add_special_tokens=False).word_ids()
+        assert words[0] + [word for window in words[1:] for word in window[5:]] == full
 
 
 class TestConcat:
@@ -114,7 +117,7 @@ class TestConcat:
             rows = tokenize_dataset(texts_of(text, ""), tokenizer, max_seq_length=8, concat=True) if count else []
             assert len(rows) == count, text
 
-    def test_word_ids_tell_apart_the_words_of_all_texts(self, tokenizer):
+    def test_word_ids_separate_the_words_of_all_texts(self, tokenizer):
         rows = tokenize_dataset(texts_of(*CORPUS[:9]), tokenizer, max_seq_length=999, concat=True, word_ids=True)
         ids, words = rows["input_ids"][0], rows["word_ids"][0]
         parts = [tokenizer(text, add_special_tokens=False) for text in CORPUS[:9]]
@@ -145,7 +148,7 @@ class TestWordIds:
             [-1 if word is None else word for word in encoded.word_ids(i)] for i in range(len(CORPUS[:40]))
         ]
 
-    def test_every_family_tells_words_apart(self, tokenizer):
+    def test_every_family_separates_words(self, tokenizer):
         """As many words as the pre-tokenizer sees, so that hiding whole words means something."""
         rows = tokenize_dataset(texts_of("gentle falcon drifts"), tokenizer, max_seq_length=99, word_ids=True)
         assert list(dict.fromkeys(rows["word_ids"][0])) == [-1, 0, 1, 2]
@@ -174,7 +177,7 @@ class TestStreaming:
 
 class TestCutsAreCounted:
     def test_one_line_says_how_much_was_cut(self, caplog):
-        caplog.set_level(logging.INFO, "jepa_hf")
+        caplog.set_level(logging.INFO, "jepa_hf.data.tokenization")
         texts = ["a b c d e f g h"] + ["a b c d e f"] * 9 + [""]
         tokenize_dataset(texts_of(*texts), tiny_tokenizer("bert"), max_seq_length=8)
         assert caplog.record_tuples == [
@@ -191,7 +194,7 @@ class TestCutsAreCounted:
         assert caplog.messages == ["1 of 1 rows were longer than 8 tokens; 2 tokens (25.0 %) were cut"]
 
     @pytest.mark.parametrize("modes", [{"max_seq_length": 10}, {"stride": 0}, {"concat": True}])
-    def test_nothing_is_said_where_nothing_is_cut(self, caplog, modes):
+    def test_without_truncation_nothing_is_logged(self, caplog, modes):
         caplog.set_level(logging.INFO, "jepa_hf")
         tokenize_dataset(texts_of("a b c d e f g h"), tiny_tokenizer("bert"), **({"max_seq_length": 8} | modes))
         assert not caplog.records
@@ -220,7 +223,43 @@ class TestCutsAreCounted:
         assert caplog.messages == ["1 of 2 rows were longer than 8 tokens; 2 tokens (22.2 %) were cut"]
 
 
+class TestDroppedTexts:
+    @pytest.mark.parametrize("modes", [{}, {"packed": True}, {"concat": True}, {"stride": 1}])
+    def test_texts_without_a_row_are_counted(self, caplog, modes):
+        """By reason; of joined and split texts only those without characters."""
+        caplog.set_level(logging.INFO, "jepa_hf.data.dropped_rows")
+        texts = ["a b c", None, "", " ", "\x00", *CORPUS[:4]]
+        tokenize_dataset(texts_of(*texts), tiny_tokenizer("bert"), max_seq_length=99, **modes)
+        counted = not {"concat", "stride"} & modes.keys()
+        assert caplog.messages == [
+            f"left out {3 + counted} of 9 rows of the texts: 1 null, 2 blank" + ", 1 without tokens" * counted
+        ]
+
+    def test_of_streams(self, caplog):
+        """The count so far, which starts anew with each pass and is said once."""
+        caplog.set_level(logging.INFO, "jepa_hf.data.dropped_rows")
+        _log_once.cache_clear()
+        stream = texts_of(*[None] * 10, *CORPUS[:20]).to_iterable_dataset()
+        rows = tokenize_dataset(stream, tiny_tokenizer("bert"), max_seq_length=99)
+        for _ in range(2):
+            assert len(list(rows)) == 20
+            assert [message.split(" rows")[0] for message in caplog.messages] == ["left out 10 of 10"]
+
+    def test_single_tokens_are_counted(self, caplog):
+        tokenize_dataset(texts_of("a", "b", "a b c d"), tiny_tokenizer("bert"), max_seq_length=99)
+        assert caplog.messages == ["2 of 3 rows have a single token, which cannot be masked"]
+
+
 class TestErrors:
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize(("values", "kind"), [([1, 2], "int"), ([["a"], ["b"]], "(list|List)")])
+    def test_columns_of_other_types(self, values, kind, streaming):
+        dataset = Dataset.from_dict({"text": values})
+        if streaming:
+            dataset = dataset.to_iterable_dataset()
+        with pytest.raises(UsageError, match=f"Column 'text' holds {kind}.*, not strings"):
+            list(tokenize_dataset(dataset, tiny_tokenizer("bert"), max_seq_length=9))
+
     def test_missing_column(self):
         with pytest.raises(UsageError, match=r"no column 'body' to tokenize\. Its columns are: text, other"):
             tokenize_dataset(texts_of("a"), tiny_tokenizer("bert"), text_column_name="body", max_seq_length=9)
@@ -242,10 +281,18 @@ class TestErrors:
         with pytest.raises(UsageError, match="neither a sep nor an eos token"):
             tokenize_dataset(texts_of("a"), plain_tokenizer(), max_seq_length=8, concat=True)
 
-    @pytest.mark.parametrize("texts", [[], ["", "  ", None]])
-    def test_no_text_at_all(self, texts):
-        with pytest.raises(UsageError, match="holds no text"):
-            tokenize_dataset(texts_of(*texts), tiny_tokenizer("bert"), max_seq_length=8)
+    @pytest.mark.parametrize("modes", [{}, {"concat": True}])
+    @pytest.mark.parametrize(
+        ("texts", "reasons"),
+        [
+            ([], "no rows"),
+            (["", "  ", None], "1 null, 2 blank"),
+            (["\x00", "\x01", None], "1 null, 2 without tokens"),
+        ],
+    )
+    def test_no_text_at_all(self, texts, reasons, modes):
+        with pytest.raises(UsageError, match=rf"holds no text to tokenize \({reasons}\)"):
+            tokenize_dataset(texts_of(*texts), tiny_tokenizer("bert"), max_seq_length=8, **modes)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -262,6 +309,88 @@ def test_any_unicode_gives_the_tokens_of_the_tokenizer(family, texts):
     joined = tokenize_dataset(dataset, tokenizer, max_seq_length=99, concat=True)
     tokens = sum(len(bare(tokenizer, text)) + 1 for text in solid) - 1
     assert 0 <= tokens - sum(len(row) - 2 for row in joined["input_ids"]) <= 1
+
+
+TEMPLATES = {
+    "both": "[CLS] $0 [SEP]",
+    "several": "[CLS] [MASK] $0 [SEP] [SEP]",
+    "before": "[CLS] $0",
+    "after": "$0 [SEP]",
+    "an ordinary token": "a $0 b",
+    "none": None,
+}
+
+
+def tokenizer_with(template: str | None, model: models.Model, lowercase: bool = False) -> PreTrainedTokenizerFast:
+    """A vocabulary with a template around texts."""
+    backend = Tokenizer(model)
+    if isinstance(model, models.BPE):
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    elif isinstance(model, models.Unigram):
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if lowercase:
+        backend.normalizer = normalizers.Lowercase()
+    if template is not None:
+        names = [name for name in template.split() if name != "$0"]
+        tokens = [(name, backend.token_to_id(name)) for name in names]
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=tokens)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="[UNK]", sep_token="[SEP]", cls_token="[CLS]", mask_token="[MASK]"
+    )
+
+
+SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "b"]
+VOCABULARIES: dict[str, models.Model] = {
+    "words": models.WordLevel(
+        {token: i for i, token in enumerate([*SPECIAL, "a", "ไทย", "[CLS]x"])}, unk_token="[UNK]"
+    ),
+    "bytes without the letter a": models.BPE(
+        {token: i for i, token in enumerate([*SPECIAL, "Ġ", "x", "y", "Ġx", "a-not"])} | {"a": 20}, [("Ġ", "x")]
+    ),
+    "pieces": models.Unigram([(token, -1.0) for token in [*SPECIAL, "a", "▁", "▁ไทย", "ไ"]], unk_id=0),
+}
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("streaming", [True, False])
+def test_special_tokens(template: str | None, vocabulary: str, lowercase: bool, streaming: bool) -> None:
+    """In every mode, rows have the special tokens of `tokenizer(text)`, whatever template and vocabulary."""
+    tokenizer = tokenizer_with(template, VOCABULARIES[vocabulary], lowercase)
+    texts = ["x y ไทย b", "[CLS] x", "b", "x X x x y b x y b b", "[SEP] [MASK] y"]
+    expected = [tokenizer(text)["input_ids"] for text in texts]
+    before, after = special_tokens(tokenizer)
+    assert len(before) + len(after) == tokenizer.num_special_tokens_to_add()
+
+    def rows(**settings) -> list[list[int]]:
+        dataset = texts_of(*texts)
+        dataset = dataset.to_iterable_dataset() if streaming else dataset
+        return [row["input_ids"] for row in tokenize_dataset(dataset, tokenizer, **settings)]
+
+    assert rows(max_seq_length=99) == expected
+    assert rows(max_seq_length=99, stride=1) == expected
+    assert rows(max_seq_length=6) == tokenizer(texts, truncation=True, max_length=6)["input_ids"]
+    (packed,) = rows(max_seq_length=99, packed=True)
+    assert packed == [token for row in expected for token in row]
+    (joined,) = rows(max_seq_length=99, concat=True)
+    parts = [[*bare(tokenizer, text), tokenizer.sep_token_id] for text in texts]
+    assert joined == [*before, *[token for part in parts for token in part][:-1], *after]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_truncation_side(side: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Long texts lose the end that the tokenizer truncates."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.truncation_side = side
+    rows = tokenize_dataset(texts_of(*CORPUS[:9]), tokenizer, max_seq_length=7, word_ids=True)
+    expected = tokenizer(CORPUS[:9], truncation=True, max_length=7)
+    assert rows["input_ids"][:] == expected["input_ids"]
+    assert rows["word_ids"][:] == [
+        [-1 if word is None else word for word in expected.word_ids(row)] for row in range(9)
+    ]
 
 
 def plain_tokenizer(**special_tokens: str) -> PreTrainedTokenizerFast:
@@ -298,5 +427,5 @@ os._exit(0)
 @pytest.mark.slow
 def test_a_forked_process_tokenises_after_its_parent_did_so_in_parallel() -> None:
     """Otherwise a loader's worker of a streamed run, where the parent trained the tokenizer, waits forever."""
-    said = start_process("-c", FORK, cwd=REPOSITORY, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}").stdout
-    assert said == "tokenised\n"
+    output = start_process("-c", FORK, cwd=REPOSITORY, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY / 'tests'}").stdout
+    assert output == "tokenised\n"

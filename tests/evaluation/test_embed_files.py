@@ -1,6 +1,7 @@
 """Tests of embedding files: order of rows, columns, parts, and resuming."""
 
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from helpers.batches import tiny_jepa
 from helpers.tiny_models import CORPUS, tiny_tokenizer, write_lines
 from jepa_hf import UsageError
 from jepa_hf.data.arguments import DataArguments
-from jepa_hf.evaluation.embed_files import RowSource, embed_files, open_source
+from jepa_hf.evaluation.embed_files import embed_files
 from jepa_hf.evaluation.embedder import Embedder
+from jepa_hf.evaluation.row_sources import RowSource, open_source
 from jepa_hf.hub.export import export_run
 
 from .test_embedder import feature_embedder, image_embedder, text_embedder
@@ -29,7 +32,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True, scope="module")
 def _small_parts() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jepa_hf.evaluation.embed_files._ROWS_PER_PART", dict.fromkeys(("text", "images", "features"), 7))
+        patch.setattr("jepa_hf.evaluation.row_sources._ROWS_PER_PART", dict.fromkeys(("text", "images", "features"), 7))
         yield
 
 
@@ -89,17 +92,17 @@ def test_each_row_s_embedding_is_that_of_sentence_transformers(kind: str, ending
     embedder = Embedder.from_pretrained(tmp_path / "model", device="cpu", batch_size=4)
     assert embed_files(embedder, texts_of(name), tmp_path / f"out{ending}") == 32
     if ending == ".npy":
-        found = np.load(tmp_path / "out.npy")
+        actual = np.load(tmp_path / "out.npy")
     else:
         table = pq.read_table(tmp_path / "out.parquet")
-        found = np.array(table["embedding"].to_pylist(), dtype=np.float32)
+        actual = np.array(table["embedding"].to_pylist(), dtype=np.float32)
         assert table.schema.field("embedding").type.value_type == pa.float32()
         assert table["text"].to_pylist() == texts
         if "txt" not in kind:
             ids = [str(number) if kind == "csv" else number for number in range(len(texts))]
             assert table["id"].to_pylist() == ids
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", f"out{ending}"]
 
 
@@ -154,21 +157,21 @@ class FailingEmbedder(Exception):
 
 
 class CountingEmbedder:
-    """An embedder that counts what goes through it, and dies after so many parts."""
+    """An embedder that counts its parts and fails after N of them."""
 
     def __init__(self, embedder: Embedder, dies_after: int = 10**9):
         self.embedder, self.name = embedder, embedder.name
         self.dies_after, self.sizes = dies_after, []
 
-    def embed(self, samples: list[str], pooling: tuple[str, ...]) -> dict[str, np.ndarray]:
+    def embed_list(self, samples: list[str], pooling: tuple[str, ...], **names: Any) -> dict[str, np.ndarray]:
         if len(self.sizes) == self.dies_after:
             raise FailingEmbedder
         self.sizes.append(len(samples))
-        return self.embedder.embed(samples, pooling)
+        return self.embedder.embed_list(samples, pooling, **names)
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".npy"])
-def test_the_same_call_goes_on_after_the_parts_that_are_whole(ending: str, embedder: Embedder) -> None:
+def test_the_same_call_continues_after_the_complete_parts(ending: str, embedder: Embedder) -> None:
     """A part that was torn is made again; no more than a part's rows are embedded at once."""
     write_lines("data.txt", CORPUS[:30])
     embed_files(embedder, texts_of("data.txt"), f"whole{ending}")
@@ -210,8 +213,7 @@ def test_parts_of_another_embedding_are_not_mixed_in(change: dict[str, Any], sen
 
 
 def test_images_keep_their_paths() -> None:
-    from PIL import Image
-
+    """And the names of their folders as labels."""
     Path("pictures/below").mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
     names = [f"pictures/{'below/' if number > 4 else ''}{number}.png" for number in range(9)]
@@ -220,6 +222,7 @@ def test_images_keep_their_paths() -> None:
     embedder = image_embedder()
     embed_files(embedder, open_source("images", DataArguments(train_file="pictures")), "pictures.parquet")
     table = pq.read_table("pictures.parquet")
+    assert table["label"].to_pylist() == [Path(path).parent.name for path in table["path"].to_pylist()]
     order = [names.index(path) for path in table["path"].to_pylist()]
     assert sorted(order) == list(range(9))
     np.testing.assert_allclose(table["embedding"].to_pylist(), embedder.embed(list(pixels[order]))["mean"], atol=1e-5)
@@ -246,6 +249,59 @@ def test_features_are_numbered(kind: str, mode: str) -> None:
     table = pq.read_table("features.parquet")
     assert table["row"].to_pylist() == list(range(20))
     np.testing.assert_allclose(table["embedding"].to_pylist(), embedder.embed(list(values))["mean"], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "npz"])
+def test_features_keep_their_other_columns(kind: str) -> None:
+    """Labels, names and row numbers; the columns of the encoder are found by name, in files of other orders."""
+    values = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    others = {"name": [f"row {row}" for row in range(20)], "target": list(range(20))}
+    if kind == "npz":
+        np.savez("kept.npz", features=values, **others)
+    else:
+        columns = {name: values[:, at].tolist() for at, name in enumerate("abc")}
+        first = {"c": columns["c"], **others, "b": columns["b"], "a": columns["a"]}
+        for part, table in enumerate((first, {**columns, **others})):
+            rows = [
+                dict(zip(table, row, strict=True)) for row in list(zip(*table.values(), strict=True))[part * 12 :][:12]
+            ]
+            write_rows(f"kept{part}.{kind}", rows)
+    embedder = feature_embedder("patches")
+    names = None if kind == "npz" else list("abc")
+    embedder.encoder.config.feature_column_names = names
+    source = open_source("features", DataArguments(train_file=f"kept*.{kind}"), names)
+    embed_files(embedder, source, new("other_columns.parquet"))
+    table = pq.read_table("other_columns.parquet")
+    assert table.column_names == ["row", "name", "target", "embedding"]
+    assert table["name"].to_pylist() == others["name"]
+    assert list(map(int, table["target"].to_pylist())) == others["target"]
+    np.testing.assert_allclose(table["embedding"].to_pylist(), embedder.embed(values)["mean"], atol=1e-5)
+
+
+def test_image_tables_keep_their_other_columns() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    files = [io.BytesIO() for _ in pixels]
+    for file, picture in zip(files, pixels, strict=True):
+        Image.fromarray(picture).save(file, "PNG")
+    cells = [{"bytes": file.getvalue(), "path": f"{row}.png"} for row, file in enumerate(files)]
+    pq.write_table(pa.table({"label": range(9), "img": cells, "note": ["x"] * 9}), "table.parquet")
+    embedder = image_embedder()
+    embed_files(embedder, open_source("images", DataArguments(train_file="table.parquet")), new("images.parquet"))
+    table = pq.read_table("images.parquet")
+    assert table.column_names == ["path", "label", "note", "embedding"]
+    assert table["path"].to_pylist() == [f"{row}.png" for row in range(9)]
+    assert table["label"].to_pylist() == list(range(9))
+    np.testing.assert_allclose(table["embedding"].to_pylist(), embedder.embed(pixels)["mean"], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 10, 99])
+def test_only_the_first_rows_are_embedded(size: int, embedder: Embedder) -> None:
+    write_lines("limited.txt", CORPUS[:20])
+    source = open_source("text", DataArguments(train_file="limited.txt"), max_samples=size)
+    assert source.count == min(size, 20)
+    embed_files(embedder, source, new("limited.npy"))
+    expected = embedder.embed(CORPUS[: min(size, 20)])["mean"]
+    np.testing.assert_allclose(np.load("limited.npy"), expected, atol=1e-5)
 
 
 def test_a_row_of_wrong_shape_is_reported_with_its_number() -> None:

@@ -1,11 +1,15 @@
 """Tests of `Embedder`: reference values, independence of batches, all modalities, error messages."""
 
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -99,20 +103,20 @@ def test_mean_pooling_is_that_of_sentence_transformers(family: str, tmp_path: Pa
     texts = [*TEXTS, " ".join(CORPUS[:30]), "  Blanks first.", "x"]
     export_run(tiny_jepa(family), tmp_path, tiny_tokenizer(family))
     expected = SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
-    found = Embedder.from_pretrained(tmp_path, device="cpu", batch_size=4).embed(texts)["mean"]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    actual = Embedder.from_pretrained(tmp_path, device="cpu", batch_size=4).embed(texts)["mean"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_cls_and_layers_pooling() -> None:
     embedder = text_embedder("distilbert")
-    found = embedder.embed(TEXTS[:3], ("cls", "layers"))
+    actual = embedder.embed(TEXTS[:3], ("cls", "layers"))
     for row, text in enumerate(TEXTS[:3]):
         output = embedder.encoder(**tiny_tokenizer("distilbert")(text, return_tensors="pt"), output_hidden_states=True)
-        np.testing.assert_allclose(found["cls"][row], output.last_hidden_state[0, 0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual["cls"][row], output.last_hidden_state[0, 0], rtol=1e-4, atol=1e-5)
         last = output.hidden_states[2][0]  # the upper half of two layers is the second
         normalised = (last - last.mean(-1, keepdim=True)) / (last.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-        np.testing.assert_allclose(found["layers"][row], normalised.mean(0), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(actual["layers"][row], normalised.mean(0), rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
@@ -136,6 +140,123 @@ def test_images_may_come_in_every_form(tmp_path: Path) -> None:
     np.testing.assert_array_equal(embedder.embed(stored)["mean"], expected)
 
 
+def test_one_sample_gives_one_vector(tmp_path: Path) -> None:
+    """As in sentence-transformers; of each modality, in every form that a sample may have."""
+    text, texts = text_embedder(), TEXTS[:1]
+    for sample in (texts[0], np.str_(texts[0]), np.array(texts[0])):
+        np.testing.assert_array_equal(text.embed(sample, "mean")["mean"], text.embed(texts)["mean"][0])
+    image, expected = image_embedder(), None
+    Image.fromarray(PIXELS[0]).save(tmp_path / "0.png")
+    expected = image.embed([PIXELS[0]])["mean"][0]
+    path = tmp_path / "0.png"
+    stored = {"bytes": path.read_bytes(), "path": None}
+    for sample in (PIXELS[0], Image.fromarray(PIXELS[0]), path, str(path), path.read_bytes(), stored):
+        np.testing.assert_array_equal(image.embed(sample)["mean"], expected)
+    assert image.embed(PIXELS[0, ..., 0])["mean"].shape == expected.shape
+    vectors, row = feature_embedder("patches"), series()[0][0]
+    for sample in (row, row.tolist(), tuple(row), torch.tensor(row)):
+        np.testing.assert_allclose(vectors.embed(sample)["mean"], vectors.embed([row])["mean"][0], atol=1e-6)
+    steps, one = feature_embedder("time"), series()[3]
+    for sample in (one, one.tolist(), torch.tensor(one)):
+        np.testing.assert_allclose(steps.embed(sample)["mean"], steps.embed([one])["mean"][0], atol=1e-6)
+
+
+def test_samples_come_in_every_container() -> None:
+    """Iterators, arrays and columns of tables are lists of samples."""
+    embedder = text_embedder()
+    expected = embedder.embed(TEXTS)["mean"]
+    columns = (pd.Series(TEXTS, index=range(5, 17)), Dataset.from_dict({"text": TEXTS})["text"])
+    for samples in (tuple(TEXTS), iter(TEXTS), (text for text in TEXTS), np.array(TEXTS), *columns):
+        np.testing.assert_array_equal(embedder.embed(samples)["mean"], expected)
+    np.testing.assert_array_equal(image_embedder().embed(PIXELS)["mean"], image_embedder().embed(list(PIXELS))["mean"])
+    embedder, rows = feature_embedder("patches"), np.stack([row[0] for row in series()])
+    for samples in (rows, rows.tolist(), torch.tensor(rows), iter(rows)):
+        np.testing.assert_allclose(embedder.embed(samples)["mean"], embedder.embed(list(rows))["mean"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("samples", "sentence"),
+    [
+        (Path("a.txt"), "Expected a text or a list of texts, got PosixPath. To embed files, use jepa-hf embed."),
+        (b"text", "got bytes"),
+        (None, "got NoneType"),
+        (7, "got int"),
+        ({"text": "a"}, "got dict"),
+        ({"a", "b"}, "got set"),
+        (pd.DataFrame({"text": TEXTS}), "got DataFrame. Give one of its columns, such as data['text']."),
+        (Dataset.from_dict({"text": TEXTS}), "got Dataset. Give one of its columns"),
+        ([], "Got no samples"),
+        (iter([]), "Got no samples"),
+        (np.array([]), "Got no samples"),
+        (["a", None], "'bert' reads texts, but sample 2 is NoneType"),
+        (["a", float("nan")], "'bert' reads texts, but sample 2 is float"),
+        ([["a"]], "'bert' reads texts, but sample 1 is list"),
+    ],
+)
+def test_no_text_is_one_sentence(samples: Any, sentence: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        text_embedder().embed(samples)
+
+
+def named_embedder(names: list[str] | None) -> Embedder:
+    embedder = feature_embedder("patches")
+    embedder.encoder.config.feature_column_names = names
+    return embedder
+
+
+def test_columns_of_features_are_found_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    """In tables of any kind, in any order, among others, which are named once; a missing one is refused."""
+    embedder, rows = named_embedder(["x", "y", "z"]), np.stack([row[0] for row in series()]).astype(np.float32)
+    expected = embedder.embed(rows)["mean"]
+    frame = pd.DataFrame(rows, columns=["x", "y", "z"])[["z", "x", "y"]].assign(id="a", w=1.0)
+    with caplog.at_level(logging.INFO, "jepa_hf"):
+        for samples in (frame, Dataset.from_pandas(frame), frame.to_dict("records")):
+            np.testing.assert_allclose(embedder.embed(samples)["mean"], expected, atol=1e-6)
+        for row in (frame.iloc[0].to_dict(), frame.iloc[0], next(frame.itertuples(index=False))):
+            np.testing.assert_allclose(embedder.embed(row)["mean"], expected[0], atol=1e-6)
+        for samples in (list(frame.itertuples(index=False)), [row for _, row in frame.iterrows()]):
+            np.testing.assert_allclose(embedder.embed(samples)["mean"], expected, atol=1e-6)
+        caplog.clear()
+        for _ in range(2):
+            other = embedder.embed(np.c_[rows, rows][:, [5, 2, 0, 1]], feature_column_names=["w", "z", "x", "y"])
+            np.testing.assert_allclose(other["mean"], expected, atol=1e-6)
+    assert caplog.messages == ["patches does not read the columns w"]
+    for repeated in (
+        lambda: embedder.embed(pd.concat([frame, frame["y"]], axis=1)),
+        lambda: embedder.embed(np.c_[rows, rows[:, :1]], feature_column_names=["x", "y", "z", "x"]),
+    ):
+        with pytest.raises(UsageError, match="more than once"):
+            repeated()
+    with pytest.raises(UsageError, match="No column 'y' in the samples, which lacks 1 of the 3 columns"):
+        embedder.embed(frame.drop(columns="y"))
+    with pytest.raises(UsageError, match=r"'patches' reads the column 'y', which the features lack, as 1 of its 3"):
+        embedder.embed(rows, feature_column_names=["x", "Y", "z"])
+    with pytest.raises(UsageError, match="Expected 4 features, as feature_column_names has, got the shape"):
+        embedder.embed(rows, feature_column_names=["w", "z", "x", "y"])
+    with pytest.raises(UsageError, match=r"got \[2\] in sample 1. Give the columns it was trained on: x, y, z."):
+        embedder.embed(rows[:, :2])
+
+
+def test_series_come_in_tables_too() -> None:
+    """A column of lists of lists, among others, by its name; a row as a dict."""
+    embedder = feature_embedder("time")
+    embedder.encoder.config.feature_column_names = ["steps"]
+    rows = [row.tolist() for row in series()]
+    frame = pd.DataFrame({"id": range(9), "other": rows[::-1], "steps": rows})
+    np.testing.assert_allclose(embedder.embed(frame)["mean"], embedder.embed(series())["mean"], atol=1e-6)
+    found = embedder.embed({"steps": rows[3]})["mean"]
+    np.testing.assert_allclose(found, embedder.embed(series()[3])["mean"], atol=1e-6)
+
+
+def test_an_encoder_without_names_reads_columns_in_their_order(caplog: pytest.LogCaptureFixture) -> None:
+    rows = np.stack([row[0] for row in series()])
+    embedder = named_embedder(None)
+    with caplog.at_level(logging.INFO, "jepa_hf"):
+        found = embedder.embed(rows, feature_column_names=["c", "b", "a"])
+    np.testing.assert_array_equal(found["mean"], embedder.embed(rows)["mean"])
+    assert "patches was trained without column names; columns are read in the order of the table" in caplog.messages
+
+
 def test_features_are_pooled_as_the_encoder_itself_pools_them() -> None:
     embedder = feature_embedder("time")
     expected = [
@@ -150,7 +271,7 @@ def test_a_run_directory_gives_its_context_encoder(modality: str, tmp_path: Path
     """`out/` and `out/jepa/` give the trained context encoder."""
     from jepa_hf import JepaConfig
 
-    encoder, beside, samples = {
+    encoder, processor, samples = {
         "text": (tiny_config("bert"), tiny_tokenizer("bert"), TEXTS),
         "images": (image_config(), image_processor(), list(PIXELS)),
         "features": (
@@ -161,9 +282,9 @@ def test_a_run_directory_gives_its_context_encoder(modality: str, tmp_path: Path
     }[modality]
     model = JepaForRepresentationPrediction(JepaConfig.for_encoder(encoder, pred_num_hidden_layers=1)).eval()
     scale_weights(model)
-    export_run(model, tmp_path, beside)
+    export_run(model, tmp_path, processor)
     context, target = (
-        Embedder(model.get_encoder(which), beside, device="cpu").embed(samples)["mean"]
+        Embedder(model.get_encoder(which), processor, device="cpu").embed(samples)["mean"]
         for which in ("context", "target")
     )
     assert np.abs(context - target).max() > 0.01
@@ -214,7 +335,8 @@ NAN = [np.array([1.0, float("nan"), 0.0])]
             "Expected features of shape \\[3\\] for 'patches', got \\[1, 3\\] in sample 1",
         ),
         (lambda: feature_embedder("patches"), ["text"], "mean", "sample 1 is not a rectangular array of numbers"),
-        (image_embedder, ["text"], "mean", "Sample 1 holds str, not an image"),
+        (image_embedder, [7], "mean", "Sample 1 holds int, not an image"),
+        (image_embedder, ["no.png"], "mean", "Sample 1 cannot be read: No such file"),
         (image_embedder, [{"bytes": b"no", "path": None}], "mean", "Sample 1 cannot be decoded as an image"),
         (broken, TEXTS, "mean", "'bert' gives representations that are not finite"),
         (lambda: text_embedder(batch_size=0), TEXTS, "mean", "Expected batch_size to be at least 1, got 0"),

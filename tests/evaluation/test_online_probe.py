@@ -2,7 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from helpers.batches import image_config, rows, tiny_jepa
@@ -42,10 +45,28 @@ def test_its_scores_are_metrics_of_every_evaluation(labelled: Path, tmp_path: Pa
     assert all(0 <= entry["eval_probe_knn"] <= 1 for entry in entries)
     run.model.get_encoder().save_pretrained(tmp_path / "encoder")
     tiny_tokenizer("bert").save_pretrained(tmp_path / "encoder")
-    found = evaluate([Embedder.from_pretrained(tmp_path / "encoder")], load_tasks([str(labelled)]))
-    expected = {score.metric: score.score.value for score in found.scores}
+    actual = evaluate([Embedder.from_pretrained(tmp_path / "encoder")], load_tasks([str(labelled)]))
+    expected = {score.metric: score.score.value for score in actual.scores}
     assert entries[-1]["eval_probe_linear"] == expected["linear_probe"]
     assert entries[-1]["eval_probe_knn"] == expected["knn"]
+
+
+def test_columns_of_features_are_found_by_name(tmp_path: Path) -> None:
+    """Whatever their order in the task, and whether the probe knows the encoder's columns when it reads the task."""
+    config = JepaConfig.for_features(
+        3, embed_dim=16, encoder_depth=1, num_heads=2, predictor_embed_dim=16, predictor_depth=1, patch_size=1
+    )
+    model = JepaForRepresentationPrediction(config)
+    model.context_encoder.config.feature_column_names = list("abc")
+    values = np.random.default_rng(0).normal(size=(80, 3)) * [1, 10, 100]
+    frame = pd.DataFrame(values, columns=list("abc")).assign(label=(values[:, 0] > 0).astype(int))
+    scores = []
+    for order, names in (("abc", None), ("cab", None), ("cab", list("abc"))):
+        frame[[*order, "label"]].to_csv(tmp_path / "task.csv", index=False)
+        probe = OnlineProbe.from_source(str(tmp_path / "task.csv"), feature_column_names=names)
+        probe.validate(model)
+        scores.append(probe(model))
+    assert scores[0] == scores[1] == scores[2]
 
 
 def test_the_probe_does_not_affect_training(labelled: Path, tmp_path: Path) -> None:
@@ -120,3 +141,19 @@ def test_an_encoder_of_something_else_is_refused(labelled: Path) -> None:
     model = JepaForRepresentationPrediction(JepaConfig(image_config()))
     with pytest.raises(UsageError, match="lacks its image processor"):
         OnlineProbe.from_source(str(labelled)).validate(model)
+
+
+def test_an_error_of_the_probe_leaves_the_mode_of_the_model(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout would stay off for the rest of a training that survives the error."""
+    probe, model = OnlineProbe.from_source(str(labelled), tiny_tokenizer("bert")), tiny_jepa().train()
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        assert not model.context_encoder.training  # embedding has begun
+        raise UsageError("a sample cannot be read")
+
+    monkeypatch.setattr(model.context_encoder, "forward", fail)
+    for call in (probe, probe.validate):
+        with pytest.raises(UsageError, match="cannot be read"):
+            call(model)
+        assert model.training
+        assert model.context_encoder.training

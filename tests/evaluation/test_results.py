@@ -108,7 +108,7 @@ def test_one_model_alone_is_neither_best_nor_compared() -> None:
     assert "**" not in text
     assert "Difference" not in text
     assert "Difference to a on the same samples" in to_markdown(fake_evaluation())
-    assert "+20.0 [+18.0, +22.0]" in to_markdown(fake_evaluation())
+    assert "**+20.0** [+18.0, +22.0]" in to_markdown(fake_evaluation())
 
 
 def test_a_card_gets_section_and_metadata_and_keeps_the_rest() -> None:
@@ -136,7 +136,7 @@ def test_a_card_gets_section_and_metadata_and_keeps_the_rest() -> None:
     assert len(ours) == 7
 
 
-def test_a_later_evaluation_takes_the_place_of_an_earlier_one() -> None:
+def test_a_later_evaluation_replaces_an_earlier_one() -> None:
     once = updated_card(CARD, fake_evaluation(gap=0.1, pooling=("mean", "cls")), "runs/b")
     once += "\nWritten below it.\n"
     again = updated_card(once, fake_evaluation(tasks=("pairs",)), "runs/b")

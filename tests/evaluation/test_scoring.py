@@ -34,7 +34,7 @@ from jepa_hf.evaluation.scoring import (
     retrieval_metrics,
     spearman,
 )
-from jepa_hf.evaluation.tasks import Split, Task
+from jepa_hf.evaluation.task import Split, Task
 
 torch.set_num_threads(1)
 
@@ -126,10 +126,10 @@ def test_few_rows_are_enough(rows: int) -> None:
 def test_spearman_is_scipys_row_by_row(values: np.ndarray, seed: int) -> None:
     """Also with many ties; 0 for constant rows, where scipy returns NaN."""
     others = np.random.default_rng(seed).integers(0, 5, values.shape)
-    for found, one, other in zip(spearman(values, others), values, others, strict=True):
+    for actual, one, other in zip(spearman(values, others), values, others, strict=True):
         constant = len(set(one)) == 1 or len(set(other)) == 1
         expected = 0.0 if constant else spearmanr(one, other).statistic
-        assert found == pytest.approx(expected, abs=1e-12)
+        assert actual == pytest.approx(expected, abs=1e-12)
 
 
 class _Known:
@@ -146,8 +146,8 @@ class _Known:
         pass
 
     def encode(self, sentences: list[str], convert_to_tensor: bool = False, **kwargs: Any) -> Any:
-        found = np.stack([self.vectors[sentence] for sentence in sentences])
-        return torch.from_numpy(found) if convert_to_tensor else found
+        actual = np.stack([self.vectors[sentence] for sentence in sentences])
+        return torch.from_numpy(actual) if convert_to_tensor else actual
 
     encode_query = encode_document = encode
 
@@ -156,12 +156,12 @@ def test_similarity_equals_sentence_transformers() -> None:
     embedder, scores = text_embedder(), np.random.default_rng(0).integers(0, 6, 40).astype(float)
     first, second = CORPUS[:40], CORPUS[40:80]
     task = Task("pairs", "pairs", "similarity", "text", Split((first, second), scores))
-    found = evaluate([embedder], [task]).scores[0]
+    actual = evaluate([embedder], [task]).scores[0]
     vectors = dict(zip([*first, *second], embedder.embed([*first, *second])["mean"], strict=True))
     expected = EmbeddingSimilarityEvaluator(first, second, list(scores))(_Known(vectors))
-    assert found.metric == "spearman"
-    assert found.score.value == pytest.approx(expected["spearman_cosine"], abs=1e-6)
-    assert found.score.low < found.score.value < found.score.high
+    assert actual.metric == "spearman"
+    assert actual.score.value == pytest.approx(expected["spearman_cosine"], abs=1e-6)
+    assert actual.score.low < actual.score.value < actual.score.high
 
 
 @given(
@@ -174,7 +174,7 @@ def test_retrieval_equals_sentence_transformers(pairs: list[tuple[int, int]], se
     first, second = [f"query {query:02}" for query, _ in pairs], [f"document {document:02}" for _, document in pairs]
     rng = np.random.default_rng(seed)
     vectors = {text: rng.normal(size=6).astype(np.float32) for text in {*first, *second}}
-    found = retrieval_metrics(
+    actual = retrieval_metrics(
         Split((first, second)), *(np.stack([vectors[text] for text in side]) for side in (first, second))
     )
     relevant: dict[str, set[str]] = {}
@@ -184,8 +184,8 @@ def test_retrieval_equals_sentence_transformers(pairs: list[tuple[int, int]], se
         {text: text for text in relevant}, {text: text for text in dict.fromkeys(second)}, relevant
     )
     expected = evaluator(_Known(vectors))
-    assert set(found) == set(METRICS["retrieval"])
-    for metric, outcomes in found.items():
+    assert set(actual) == set(METRICS["retrieval"])
+    for metric, outcomes in actual.items():
         assert outcomes.shape == (len(relevant),)
         assert outcomes.mean() == pytest.approx(expected[f"cosine_{metric}"])
 
@@ -239,8 +239,8 @@ def test_large_sizes_are_resampled_in_chunks() -> None:
 def test_a_paired_difference_is_narrower_than_an_unpaired_one() -> None:
     """The errors of two encoders are correlated; an encoder and its copy have no difference."""
     task = labelled_task(distance=1.5)
-    found = evaluate([feature_embedder("a"), feature_embedder("b", seed=1), feature_embedder("c")], [task])
-    a, b, c = (next(s for s in found.scores if (s.model, s.metric) == (name, "linear_probe")) for name in "abc")
+    actual = evaluate([feature_embedder("a"), feature_embedder("b", seed=1), feature_embedder("c")], [task])
+    a, b, c = (next(s for s in actual.scores if (s.model, s.metric) == (name, "linear_probe")) for name in "abc")
     assert a.difference is None
     assert b.difference.value == pytest.approx(b.score.value - a.score.value)
     unpaired = np.hypot(a.score.high - a.score.low, b.score.high - b.score.low)
@@ -254,24 +254,24 @@ def test_a_paired_difference_is_narrower_than_an_unpaired_one() -> None:
 def test_results_are_ordered_and_reproducible() -> None:
     tasks = [labelled_task(name="one"), labelled_task(name="two", distance=1.0)]
     embedders = [feature_embedder("a"), feature_embedder("b", seed=1)]
-    found, again = (evaluate(embedders, tasks, ("mean", "layers"), resamples=50) for _ in range(2))
-    assert found.scores == again.scores
-    assert [(s.task, s.model, s.pooling, s.metric) for s in found.scores] == [
+    actual, again = (evaluate(embedders, tasks, ("mean", "layers"), resamples=50) for _ in range(2))
+    assert actual.scores == again.scores
+    assert [(s.task, s.model, s.pooling, s.metric) for s in actual.scores] == [
         (task, model, pooling, metric)
         for task in ("one", "two")
         for model in "ab"
         for pooling in ("mean", "layers")
         for metric in METRICS["labels"]
     ]
-    assert all(score.score.low <= score.score.value <= score.score.high for score in found.scores)
-    assert all((score.difference is None) == (score.model == "a") for score in found.scores)
-    assert len(found.health) == 8
-    for health in found.health:
+    assert all(score.score.low <= score.score.value <= score.score.high for score in actual.scores)
+    assert all((score.difference is None) == (score.model == "a") for score in actual.scores)
+    assert len(actual.health) == 8
+    for health in actual.health:
         assert 1 <= health.effective_rank <= 16
         assert -1 <= health.mean_pairwise_cosine <= 1
         assert health.singular_values[0] == 1
         assert (np.diff(health.singular_values) <= 0).all()
-    assert all(sample.vectors.shape == (120, 16) for sample in found.samples)
+    assert all(sample.vectors.shape == (120, 16) for sample in actual.samples)
 
 
 @pytest.mark.parametrize(
@@ -317,9 +317,9 @@ def test_a_collapsed_encoder_scores_chance_and_shows_it() -> None:
     with torch.no_grad():
         for parameter in embedder.encoder.parameters():
             parameter.zero_()
-    found = evaluate([embedder], [labelled_task()], resamples=20)
-    assert all(0.3 < score.score.value < 0.7 for score in found.scores)
-    assert found.health[0].effective_rank == 0
-    assert np.isfinite(found.health[0].singular_values).all()
+    actual = evaluate([embedder], [labelled_task()], resamples=20)
+    assert all(0.3 < score.score.value < 0.7 for score in actual.scores)
+    assert actual.health[0].effective_rank == 0
+    assert np.isfinite(actual.health[0].singular_values).all()
     task = Task("s", "s", "similarity", "features", Split((list(np.eye(8)), list(np.eye(8))), np.arange(8.0)))
     assert evaluate([embedder], [task], resamples=20).scores[0].score.value == 0

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jepa_hf import UsageError
-from jepa_hf.evaluation.tasks import Task, TaskArguments, load_tasks
+from jepa_hf.evaluation.task import Task, TaskArguments
+from jepa_hf.evaluation.tasks import load_tasks
 
 Rows = list[dict[str, Any]]
 
@@ -122,7 +123,7 @@ def test_arrays_may_hold_features_and_labels(tmp_path: Path) -> None:
     }
 
 
-def test_images_may_be_bytes_or_lie_beside_the_table(tmp_path: Path) -> None:
+def test_images_may_be_bytes_or_files_next_to_the_table(tmp_path: Path) -> None:
     rows = [{"img": {"bytes": picture(row), "path": None}, "label": row % 2} for row in range(8)]
     task = load(write(tmp_path / "data.parquet", rows))
     assert task.modality == "images"
@@ -146,6 +147,33 @@ def test_a_folder_has_splits(tmp_path: Path) -> None:
     assert (len(load(str(tmp_path / "news")).train), len(load(str(tmp_path / "news")).test)) == (15, 5)
 
 
+def vectors(names: str, count: int, seed: int) -> Rows:
+    values = np.random.default_rng(seed).normal(size=(count, len(names)))
+    return [dict(zip(names, row, strict=True)) | {"label": int(row[0] > 0)} for row in values.tolist()]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_columns_of_features_are_the_same_in_all_splits(kind: str, tmp_path: Path) -> None:
+    """By name, whatever their order; unnamed ones and other labels are left out, and more than in training."""
+    rows = vectors("abc", 20, 0)
+    reordered = [{"label": row["label"], "c": row["c"], "extra": 1, "a": row["a"], "b": row["b"]} for row in rows]
+    write(tmp_path / f"train.{kind}", [{"Unnamed: 0": at, **row, "target": 3} for at, row in enumerate(rows)])
+    write(tmp_path / f"test.{kind}", reordered)
+    task = load(str(tmp_path))
+    assert task.feature_column_names == ("a", "b", "c")
+    np.testing.assert_array_equal(task.train.samples[0], task.test.samples[0])
+    (task,) = load_tasks([str(tmp_path)], feature_column_names=["c", "a"])
+    np.testing.assert_allclose(task.test.samples[0][3], [rows[3]["c"], rows[3]["a"]], rtol=1e-6)
+    with pytest.raises(UsageError, match=r"Column 'label' of .* holds the labels, but an encoder reads it"):
+        load_tasks([str(tmp_path)], feature_column_names=["a", "label"])
+
+
+def test_row_numbers_are_not_texts(tmp_path: Path) -> None:
+    """A table as pandas writes it by default."""
+    write(tmp_path / "data.csv", [{"": at, "review": f"a {at}", "class": at % 2} for at in range(20)])
+    assert load(str(tmp_path / "data.csv")).modality == "text"
+
+
 def test_a_data_set_has_splits_and_names_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
@@ -154,7 +182,7 @@ def test_a_data_set_has_splits_and_names_of_classes(monkeypatch: pytest.MonkeyPa
         name: datasets.Dataset.from_list(labelled(count), features=features)
         for name, count in (("train", 20), ("test", 6))
     }
-    monkeypatch.setattr("jepa_hf.evaluation.tasks.load_hub_dataset", lambda args: splits)
+    monkeypatch.setattr("jepa_hf.evaluation.task_tables.load_hub_dataset", lambda args: splits)
     task = load("me/reviews")
     assert (task.name, len(task.train), len(task.test), set(task.test.targets)) == ("reviews", 20, 6, {"bad", "good"})
 

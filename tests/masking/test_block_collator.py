@@ -128,7 +128,7 @@ def test_masks_are_those_of_the_sampler(keys: dict[str, np.ndarray]) -> None:
 
 
 def test_masks_and_augmentation_draw_from_two_streams(keys: dict[str, np.ndarray]) -> None:
-    """A crop tells nothing of the blocks: no two of the 40 keys of 20 images are the same."""
+    """A crop is independent of the blocks: no two of the 40 keys of 20 images are the same."""
     augmenting()(rows(20))
     assert len({*keys["masks"].tolist(), *keys["augmentation"].tolist()}) == 40
 
@@ -248,9 +248,9 @@ def test_a_sample_depends_on_neither_its_batch_nor_the_workers() -> None:
         DataLoader(data, 7, collate_fn=augmenting(), num_workers=2),
         DataLoader(data, 7, collate_fn=pickle.loads(pickle.dumps(augmenting()))),
     ):
-        found = samples(batches)
-        assert len(found) == 40
-        assert all(same(one, other) for one, other in zip(found, expected, strict=True))
+        actual = samples(batches)
+        assert len(actual) == 40
+        assert all(same(one, other) for one, other in zip(actual, expected, strict=True))
     backwards = samples([augmenting()(data[::-1])])[::-1]
     assert all(same(one, other) for one, other in zip(backwards, expected, strict=True))
 
@@ -347,7 +347,7 @@ def test_grey_arrays_may_have_a_channel() -> None:
 
 
 def test_photographs_are_turned_upright() -> None:
-    """The orientation that a camera writes beside the pixels is heeded, as `datasets` does."""
+    """The orientation in a camera's metadata is applied, as `datasets` does."""
     image = picture(0, 32, 32)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter, clockwise
@@ -358,7 +358,7 @@ def test_photographs_are_turned_upright() -> None:
 
 DAMAGED = {
     "nothing": b"",
-    "text": b"This is no image.",
+    "text": b"This is not an image.",
     "truncated PNG": encoded(picture(9))[:900],
     "truncated JPEG": encoded(picture(9), "JPEG")[:700],
     "half a header": encoded(picture(9))[:20],
@@ -426,7 +426,7 @@ def test_a_decompression_bomb_is_skipped(monkeypatch: pytest.MonkeyPatch, caplog
 )
 @pytest.mark.filterwarnings("ignore")
 def test_no_damage_stops_a_run(kind: str, changes: list[tuple[int, int]], length: int) -> None:
-    """Any bytes changed, any length cut, in every format: the row is decoded or skipped, its neighbour as ever."""
+    """Any bytes changed, any length cut, in every format: the row is decoded or skipped, its neighbor is unchanged."""
     data = bytearray(encoded(picture(3, 8, 8), kind))
     for place, value in changes:
         data[place % min(len(data), 100)] = value
@@ -473,7 +473,7 @@ def test_a_wrong_setting_is_refused(arguments: dict[str, Any], message: str) -> 
     ],
 )
 def test_a_row_without_an_image_is_refused(row: dict[str, Any], message: str) -> None:
-    """What is no image at all, or a file that is gone, is an error and no damaged image."""
+    """Bytes without an image and a missing file are errors, not damaged images."""
     with pytest.raises(UsageError, match=message):
         collator()([{"image": picture()}, row])
 

@@ -68,13 +68,13 @@ def hidden(batch: Batch) -> torch.Tensor:
 
 def masks_by_row(batches: Iterable[Batch]) -> dict[bytes, list[list[int]]]:
     """For each row's clean features, the hidden positions of each mask."""
-    found = {}
+    actual = {}
     for batch in batches:
         for number, (features, masks) in enumerate(zip(batch["features"], hidden(batch), strict=True)):
             if "attention_mask" in batch:
                 features = features[batch["attention_mask"][number].bool()]
-            found[features.numpy().tobytes()] = [mask.nonzero().flatten().tolist() for mask in masks]
-    return found
+            actual[features.numpy().tobytes()] = [mask.nonzero().flatten().tolist() for mask in masks]
+    return actual
 
 
 # ---- the batch
@@ -131,12 +131,12 @@ LENGTHS = st.lists(st.integers(2, 48), min_size=1, max_size=5)
 def test_the_number_hidden_is_exact(mode: str, masked_tokens: str, options: dict[str, Any], lengths: list[int]) -> None:
     """Each mask hides round(ratio × positions), at least one, and leaves at least one; padding is never hidden."""
     batch = collator(mode, masked_tokens, **options)([row(mode, seed, n) for seed, n in enumerate(lengths)])
-    found = hidden(batch)
+    actual = hidden(batch)
     for number, steps in enumerate(lengths):
         count = steps if mode == "time" else PATCHES
         expected = min(max(round(count * options["mask_ratio"]), 1), count - 1)
-        assert found[number].sum(dim=-1).tolist() == [expected] * options["num_masks"]
-        assert not found[number, :, count:].any()
+        assert actual[number].sum(dim=-1).tolist() == [expected] * options["num_masks"]
+        assert not actual[number, :, count:].any()
 
 
 @pytest.mark.parametrize("mode", ["time", "patches"])
@@ -145,10 +145,10 @@ def test_the_number_hidden_is_exact(mode: str, masked_tokens: str, options: dict
 def test_visible_hidden_and_padding_make_up_the_row(mode: str, options: dict[str, Any], lengths: list[int]) -> None:
     """Dropped: each position is visible, hidden or padding, and only one of these."""
     batch = collator(mode, "drop", **options)([row(mode, seed, n) for seed, n in enumerate(lengths)])
-    found = hidden(batch)
-    visible = flags(batch["context_positions"], batch["context_valid"], found.shape[-1])
+    actual = hidden(batch)
+    visible = flags(batch["context_positions"], batch["context_valid"], actual.shape[-1])
     padding = batch["attention_mask"][:, None] == 0 if mode == "time" else torch.zeros(1, 1, PATCHES, dtype=torch.bool)
-    assert (found.long() + visible.long() + padding.long() == 1).all()
+    assert (actual.long() + visible.long() + padding.long() == 1).all()
 
 
 @pytest.mark.parametrize("mode", ["time", "patches"])
@@ -169,7 +169,7 @@ def test_kept_view_holds_the_fill_values_at_the_targets_alone(
 
 @few
 @given(options=OPTIONS, count=st.integers(1, 4))
-def test_flat_hides_groups_of_features_and_targets_the_whole(options: dict[str, Any], count: int) -> None:
+def test_flat_hides_groups_of_features_and_targets_the_vector(options: dict[str, Any], count: int) -> None:
     """Groups of `patch_size` neighbours get the fill values; the only target is position 0, valid in each mask."""
     batch = collator("flat", **options)([row("flat", seed) for seed in range(count)])
     assert torch.equal(batch["target_positions"], torch.zeros(count, options["num_masks"], 1, dtype=torch.long))
@@ -269,7 +269,7 @@ def test_every_step_is_hidden_about_equally_often() -> None:
 @pytest.mark.parametrize("masked_tokens", ["mask_token", "drop"])
 @pytest.mark.parametrize("steps", [0, 1])
 def test_a_series_of_fewer_than_two_steps_is_refused_or_has_no_target(masked_tokens: str, steps: int) -> None:
-    """With "error" the row is named; with "skip" it is in the batch, wholly visible, and the others are as ever."""
+    """With "error" the row is named; with "skip" it is in the batch, fully visible, and the others are unchanged."""
     rows = [row("time", 0), row("time", 1, steps), row("time", 2)]
     with pytest.raises(UsageError, match=r"Row 1 .*fewer than two steps"):
         collator("time", masked_tokens)(rows)
@@ -304,10 +304,10 @@ def test_max_length_gives_the_same_shapes_for_every_batch(
         shapes.add(tuple((name, tuple(value.shape)) for name, value in batch.items()))
     assert len(shapes) == 1
     hides = min(max(round(33 * ratio), 1), 32)
-    found = dict(shapes.pop())
-    assert found["features"] == (2, 33, WIDTH)
-    assert found["target_positions"] == (2, 2, hides)
-    assert masked_tokens == "mask_token" or found["context_positions"] == (2, 2, 33 - hides)
+    actual = dict(shapes.pop())
+    assert actual["features"] == (2, 33, WIDTH)
+    assert actual["target_positions"] == (2, 2, hides)
+    assert masked_tokens == "mask_token" or actual["context_positions"] == (2, 2, 33 - hides)
 
 
 # ---- input
@@ -405,3 +405,25 @@ def test_the_encoder_reads_what_the_collator_makes(mode: str, masked_tokens: str
     assert not torch.equal(other, batch["features"])
     valid = view["attention_mask"]
     assert torch.equal(model(other, **view).last_hidden_state[valid], expected[valid])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_that_rows_bring_is_removed(side: str) -> None:
+    """A padded series with its mask gives the batch of the series alone, whatever the padding holds."""
+    rows = [row("time", seed, steps=6) for seed in range(3)]
+    padding = np.full((4, rows[0]["features"].shape[1]), np.nan, dtype=np.float32)
+    padded = []
+    for series in (entry["features"] for entry in rows):
+        order = slice(None, None, 1 if side == "left" else -1)
+        values = np.concatenate([padding, series][order])
+        padded.append({"features": values, "attention_mask": ([0] * 4 + [1] * 6)[order]})
+    expected, batch = collator("time")(rows), collator("time")(padded)
+    assert batch.keys() == expected.keys()
+    for name, value in batch.items():
+        assert value.equal(expected[name]), name
+
+
+@pytest.mark.parametrize(("mask", "message"), [([1, 0, 1, 1], "zeros between"), ([1, 1], r"shape \[2\] for 4 steps")])
+def test_masks_that_are_no_padding_are_refused(mask: list[int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        collator("time")([{**row("time", 0, steps=4), "attention_mask": mask}])

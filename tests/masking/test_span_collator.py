@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -62,12 +63,12 @@ def hidden(batch: Batch) -> torch.Tensor:
 
 def masks_by_row(batches: Iterable[Batch]) -> dict[tuple[int, ...], list[list[int]]]:
     """For each row's clean tokens, the hidden places of each mask, counted from the row's first real token."""
-    found = {}
+    actual = {}
     for batch in batches:
         real = batch["attention_mask"].bool()
         for ids, attention, masks in zip(batch["input_ids"], real, hidden(batch), strict=True):
-            found[tuple(ids[attention].tolist())] = [mask[attention].nonzero().flatten().tolist() for mask in masks]
-    return found
+            actual[tuple(ids[attention].tolist())] = [mask[attention].nonzero().flatten().tolist() for mask in masks]
+    return actual
 
 
 @pytest.mark.parametrize("masked_tokens", ["mask_token", "drop"])
@@ -110,10 +111,10 @@ def test_training_batches_go_without_masks_in_which_all_is_true() -> None:
     ):
         collator = DataCollatorForSpanJEPA(BERT, masked_tokens="drop", max_length=static)
         collator.epoch = 3
-        whole, training = collator(batch), collator.for_training()(batch)
-        assert whole.keys() - training.keys() == gone
-        assert all(whole[name].all() for name in gone)
-        assert all(torch.equal(value, whole[name]) for name, value in training.items())
+        full, training = collator(batch), collator.for_training()(batch)
+        assert full.keys() - training.keys() == gone
+        assert all(full[name].all() for name in gone)
+        assert all(torch.equal(value, full[name]) for name, value in training.items())
         collator.epoch = 4
         later = {name: value for name, value in collator(batch).items() if name not in gone}
         assert all(torch.equal(value, later[name]) for name, value in collator.for_training()(batch).items())
@@ -263,7 +264,7 @@ def test_a_short_row_is_an_error_that_names_it(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("masked_tokens", ["mask_token", "drop"])
-def test_a_skipped_short_row_has_no_target_and_stays_whole(masked_tokens: str) -> None:
+def test_a_skipped_short_row_has_no_target_and_stays_visible(masked_tokens: str) -> None:
     """With "skip" it is in the batch, all visible, without a valid target; the other row is as it would be alone."""
     collator = DataCollatorForSpanJEPA(BERT, masked_tokens=masked_tokens, on_too_short="skip", num_masks=2)
     short = {"input_ids": [CLS, 60, SEP]}
@@ -355,7 +356,7 @@ def test_without_whole_word_words_are_cut() -> None:
 
 
 def test_a_single_word_is_short_under_whole_word() -> None:
-    """A row of one word of several tokens has one unit: an error that speaks of words."""
+    """A row of one word of several tokens has one unit: an error about words."""
     row = {"input_ids": [CLS, 60, 61, 62, SEP], "word_ids": [-1, 0, 0, 0, -1]}
     with pytest.raises(UsageError, match=r"Row 0 .*fewer than two words"):
         DataCollatorForSpanJEPA(BERT, whole_word=True)([row])
@@ -385,12 +386,12 @@ def test_max_length_gives_the_same_shapes_for_every_batch(masked_tokens: str, ra
         shapes.add(tuple((name, tuple(value.shape)) for name, value in batch.items()))
         assert masks_by_row([batch]) == masks_by_row([dynamic(rows)])
     assert len(shapes) == 1
-    found = dict(shapes.pop())
-    assert found["input_ids"] == (3, 64)
+    actual = dict(shapes.pop())
+    assert actual["input_ids"] == (3, 64)
     hidden = round(62 * ratio)  # of a full row with two special tokens
-    assert found["target_positions"] == (3, 2, hidden)
+    assert actual["target_positions"] == (3, 2, hidden)
     if masked_tokens == "drop":
-        assert found["context_positions"] == (3, 2, 64 - hidden)
+        assert actual["context_positions"] == (3, 2, 64 - hidden)
 
 
 def test_max_length_falls_back_to_the_full_length_for_rows_of_many_special_tokens() -> None:
@@ -457,3 +458,96 @@ def test_rows_may_be_arrays_and_hold_other_columns() -> None:
         batch = collator([{"input_ids": ids, "text": "x", "word_ids": [0] * 20}])
         assert batch.keys() == expected.keys()
         assert all(torch.equal(batch[name], expected[name]) for name in batch)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("whole_word", [True, False])
+def test_padding_of_rows_is_removed(side: str, mask: bool, whole_word: bool) -> None:
+    """Rows that are padded already, with or without an attention mask, give the batch of their unpadded rows."""
+    rows = rows_of(CORPUS[:6], word_ids=True)
+    length = max(len(row["input_ids"]) for row in rows) + 3
+    padded = []
+    for row in rows:
+        fill = length - len(row["input_ids"])
+        columns = {"input_ids": (row["input_ids"], PAD), "word_ids": (row["word_ids"], -1)}
+        if mask:
+            columns["attention_mask"] = ([1] * len(row["input_ids"]), 0)
+        padded.append(
+            {
+                name: [value] * fill + column if side == "left" else column + [value] * fill
+                for name, (column, value) in columns.items()
+            }
+        )
+    collator = DataCollatorForSpanJEPA(modified(padding_side=side), whole_word=whole_word)
+    expected, batch = collator(rows), collator(padded)
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(batch[name], expected[name]) for name in batch)
+
+
+def test_padding_that_ends_texts_stays() -> None:
+    """A padding token that is also the sep token ends a row and is not padding; the attention mask decides."""
+    tokenizer = modified(pad_token="[SEP]")
+    row = row_of(9)["input_ids"]
+    batch = DataCollatorForSpanJEPA(tokenizer)([{"input_ids": row}, {"input_ids": row_of(20)["input_ids"]}])
+    assert batch["attention_mask"].sum(dim=1).tolist() == [9, 20]
+    padded = {"input_ids": [*row, SEP, SEP], "attention_mask": [True] * 9 + [False] * 2}
+    assert DataCollatorForSpanJEPA(tokenizer)([padded])["input_ids"].tolist() == [row]
+
+
+def test_tokens_of_special_tokens_mask_are_never_masked() -> None:
+    """A row's own `special_tokens_mask` excludes tokens in addition to the tokenizer's special ones."""
+    row = row_of(40)["input_ids"]
+    special = [1, *[1, 0] * 19, 1]
+    collator = DataCollatorForSpanJEPA(BERT, mask_ratio=0.6)
+    batch = collator([{"input_ids": row, "special_tokens_mask": special}])
+    assert hidden(batch).any()
+    assert not (hidden(batch) & torch.tensor(special).bool()).any()
+    documents = [0] * 20 + [1] * 20
+    packed = collator([{"input_ids": row, "special_tokens_mask": special, "document_ids": documents}])
+    assert hidden(packed)[0, 0, :20].any()
+    assert hidden(packed)[0, 0, 20:].any()
+    assert not (hidden(packed) & torch.tensor(special).bool()).any()
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({"attention_mask": [1] * 8}, "8 attention_mask for 9 input_ids"),
+        ({"attention_mask": [1, 1, 0, 1, 1, 1, 1, 1, 1]}, "zeros between its tokens"),
+        ({"special_tokens_mask": [0.5] * 9}, "no list of integers in special_tokens_mask"),
+        ({"document_ids": [0] * 8}, "8 document_ids for 9 input_ids"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(columns: dict[str, list], problem: str) -> None:
+    """In a sentence that names the row and the column."""
+    with pytest.raises(UsageError, match=f"Row 0 of the batch has .*{problem}"):
+        DataCollatorForSpanJEPA(BERT)([{**row_of(9), **columns}])
+
+
+@pytest.mark.parametrize("token", [-1, len(BERT)])
+def test_tokens_of_another_tokenizer_are_refused(token: int) -> None:
+    """Ids that the tokenizer does not have are named before they reach the embeddings."""
+    with pytest.raises(
+        UsageError, match=r"Row 1 of the batch has token ids from .*Tokenize with the model's tokenizer"
+    ):
+        DataCollatorForSpanJEPA(BERT)([row_of(9), {"input_ids": [CLS, 60, token, SEP]}])
+
+
+@pytest.mark.parametrize("row", [{"text": "a"}, "a text", 1, {}])
+def test_rows_without_tokens_are_refused(row: Any) -> None:
+    """In a sentence that names the row, whatever its type."""
+    with pytest.raises(UsageError, match=r"Row 1 of the batch has no input_ids\. Tokenize the texts"):
+        DataCollatorForSpanJEPA(BERT)([row_of(9), row])
+
+
+def test_tokens_of_the_template_are_never_masked() -> None:
+    """Also where the tokenizer does not list them as special."""
+    tokenizer = modified()
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+        single="the $0 [SEP]", special_tokens=[("the", 99), ("[SEP]", SEP)]
+    )
+    row = [99, *WORDS[60:70], SEP]
+    batch = DataCollatorForSpanJEPA(tokenizer, mask_ratio=0.9, num_masks=8)([{"input_ids": row}])
+    assert not hidden(batch)[..., 0].any()

@@ -44,7 +44,7 @@ def reference_mask(
     mean_span_length: float,
     words: Sequence[int] | None = None,
 ) -> list[bool]:
-    """The rule of `sample_span_mask` for one row, told in plain loops, one span after another."""
+    """The rule of `sample_span_mask` for one row, in plain loops, one span after another."""
     units: list[list[int]] = []
     runs: list[int] = []
     for position, allowed in enumerate(maskable):
@@ -235,7 +235,7 @@ def test_another_epoch_seed_or_text_gives_another_mask() -> None:
         assert 0.25 < (base & other).sum() / base.sum() < 0.38
 
 
-def test_row_keys_tell_rows_apart_and_read_any_integer_type() -> None:
+def test_row_keys_separate_rows_and_read_any_integer_type() -> None:
     """10,000 rows that differ in one token or in order have 10,000 keys; int32 and int64 ids have the same ones."""
     ids = np.full((10_000, 8), 7)
     ids[:5_000, 3] = np.arange(5_000)
@@ -260,7 +260,7 @@ def test_uniforms_are_uniform_on_the_half_open_unit_interval() -> None:
     assert ((counts - 20_000) ** 2 / 20_000).sum() < 27.9  # chi-square with 9 degrees of freedom, p = 0.001
 
 
-def test_uniforms_of_different_keys_and_places_are_uncorrelated() -> None:
+def test_uniforms_of_different_keys_and_positions_are_uncorrelated() -> None:
     """Streams of random, neighbouring and M-mask keys, and of one key at any lag, correlate no more than noise."""
     for keys in (keys_of(40), np.arange(40, dtype=np.uint64), np.arange(40, dtype=np.uint64) << np.uint64(58)):
         streams = uniform_draws(np.unique(keys), 0, 4000)
@@ -358,7 +358,7 @@ def test_one_word_longer_than_twice_the_share_is_masked_alone() -> None:
 @pytest.mark.parametrize("tokens", [0, 1])
 @pytest.mark.parametrize("whole_words", [False, True])
 def test_rows_of_fewer_than_two_units_stay_clean(tokens: int, whole_words: bool) -> None:
-    """Such a row is left alone, by itself and beside others; a single word of several tokens is one unit."""
+    """Such a row is left alone, by itself and among others; a single word of several tokens is one unit."""
     maskable = np.zeros((2, 6), dtype=bool)
     maskable[0, 2 : 2 + tokens * (3 if whole_words else 1)] = True
     maskable[1] = True

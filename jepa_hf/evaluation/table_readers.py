@@ -1,0 +1,146 @@
+"""Reading of tables in parts with equal columns: of Parquet files with their types, of others inferred."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from ..data.file_readers import file_errors_as_usage_error, open_parquet, read_rows, replace_lone_surrogates
+from ..errors import UsageError
+
+EMBEDDING_COLUMN = "embedding"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Rows of files.
+
+    Args:
+        count: number of rows.
+        read: returns an iterator over tables and their numbers of rows (a table without columns
+            has none).
+    """
+
+    count: int
+    read: Callable[[], Iterator[tuple[pa.Table, int]]]
+
+
+def open_tables(
+    paths: Sequence[str], kind: str, size: int, text_column: str | None = None, exclude: Sequence[str] = ()
+) -> Tables:
+    """Open files of one kind.
+
+    Args:
+        paths: of the files.
+        kind: see `file_format`.
+        size: maximum rows per table.
+        text_column: column whose values must be strings or null.
+        exclude: columns that are not read.
+
+    Raises:
+        UsageError: files cannot be read or differ in their columns, a value of `text_column` is not
+            a string, or a column has the name of the embeddings.
+    """
+    if kind == "parquet":
+        names, tables = _open_parquet_files(paths, size, exclude)
+    else:
+        names, tables = _open_rows(paths, kind, size, text_column, exclude)
+    if EMBEDDING_COLUMN in names:
+        raise UsageError(f"'{paths[0]}' has a column '{EMBEDDING_COLUMN}' already. Rename it.")
+    return tables
+
+
+def _open_parquet_files(paths: Sequence[str], size: int, exclude: Sequence[str]) -> tuple[list[str], Tables]:
+    """Open Parquet files with equal columns, whose types are kept."""
+    count = 0
+    schemas: list[pa.Schema] = []
+    for path in paths:
+        with file_errors_as_usage_error(path), open_parquet(path) as parquet:
+            count += parquet.metadata.num_rows
+            fields = [field for field in parquet.schema_arrow if field.name not in exclude]
+            schemas.append(pa.schema(fields))
+    names = schemas[0].names
+    if any(sorted(schema, key=_field_name) != sorted(schemas[0], key=_field_name) for schema in schemas):
+        raise UsageError(f"'{paths[0]}' and the other files differ in their columns. Give files with the same ones.")
+
+    def read() -> Iterator[tuple[pa.Table, int]]:
+        for path in paths:
+            with file_errors_as_usage_error(path), open_parquet(path) as parquet:
+                for batch in parquet.iter_batches(size, columns=names):
+                    yield pa.Table.from_batches([batch]).select(names).cast(schemas[0]), batch.num_rows
+
+    return names, Tables(count, read)
+
+
+def _field_name(field: pa.Field) -> str:
+    return field.name
+
+
+def _open_rows(
+    paths: Sequence[str], kind: str, size: int, text_column: str | None, exclude: Sequence[str]
+) -> tuple[list[str], Tables]:
+    """Open other files. They are read once to check the texts and to infer the columns' types."""
+    kinds: dict[str, set[str]] = {}
+    count = 0
+    for path in paths:
+        for number, row in enumerate(_rows([path], kind, text_column), 1):
+            count += 1
+            if text_column is not None and not isinstance(row.get(text_column), str | None):
+                raise UsageError(
+                    f"Expected a string in column '{text_column}', got {type(row[text_column]).__name__} in row "
+                    f"{number} of '{path}'."
+                )
+            for name, value in row.items():
+                kinds.setdefault(name, set()).add(_type_name(value))
+    types = {name: _arrow_type(names) for name, names in kinds.items() if name not in exclude}
+
+    def read() -> Iterator[tuple[pa.Table, int]]:
+        rows = _rows(paths, kind, text_column)
+        while chunk := list(islice(rows, size)):
+            table = pa.table(
+                {
+                    replace_lone_surrogates(name): pa.array(
+                        [_coerce(row.get(name), arrow_type) for row in chunk], arrow_type
+                    )
+                    for name, arrow_type in types.items()
+                }
+            )
+            yield table, len(chunk)
+
+    return list(types), Tables(count, read)
+
+
+def _rows(paths: Sequence[str], kind: str, text_column: str | None) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        with file_errors_as_usage_error(path):
+            # An empty line is an empty text, but no row of numbers.
+            yield from (row for row in read_rows(path, kind) if row or text_column is not None)
+
+
+def _type_name(value: Any) -> str:
+    """Return the name of a type that a column can have, else "other" (also beyond 64 bits)."""
+    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
+        return "other"
+    return type(value).__name__ if isinstance(value, str | bool | int | float | None) else "other"
+
+
+def _arrow_type(kinds: set[str]) -> pa.DataType:
+    """Return the type of a column with these kinds of values; mixed values become JSON strings."""
+    match sorted(kinds - {"NoneType"}):
+        case ["bool"]:
+            return pa.bool_()
+        case ["int"]:
+            return pa.int64()
+        case ["float"] | ["float", "int"]:
+            return pa.float64()
+        case _:
+            return pa.string()
+
+
+def _coerce(value: Any, kind: pa.DataType) -> Any:
+    if value is None or not pa.types.is_string(kind):
+        return value
+    return replace_lone_surrogates(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
