@@ -2,25 +2,31 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from ..errors import UsageError
 from ..llm_jepa import PairedViewTokenizer
 from ..llm_jepa.answer_scoring import get_scorer, wilson_interval
 from ..llm_jepa.generation import evaluate_generation
-from ..llm_jepa.paired_data import PairedDataArguments, PairedRow, load_file_rows
+from ..llm_jepa.paired_data import PairedRow, load_file_rows
 from ..training.run_directory import versions
 from ..utils.atomic_files import atomic_write_dir
 from ..utils.markdown import escape_markdown, markdown_table
-from .console import run_command
-from .language_model_loading import load_generation_model, load_lm_tokenizer, parse_dtype
-from .parsing import CommandParser, validate_output_dir
+from .console import CommandParser, run_command
+from .language_model_loading import (
+    check_generation_model,
+    load_generation_model,
+    load_lm_tokenizer,
+    parse_dtype,
+    refuse_unfinished_run,
+)
+from .parsing import validate_output_dir
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "generation.json"
 
@@ -55,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--database", help="for sql: an SQLite file, or a folder of NAME/NAME.sqlite, chosen by the rows' db_id"
     )
     parser.add_argument("--output_dir", default="generation", help="directory to write to; default generation")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace the results of an earlier run")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="maximum tokens of an answer; default 128")
     parser.add_argument("--max_samples", type=int, help="use only the first N rows (default: all)")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts per batch; default 16")
@@ -75,17 +82,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Check all options, generate with each model, write the results."""
+    """Check all options, generate with each model, write the results on rank 0."""
     folder = _validate_options(options)
-    columns = {name: getattr(options, name) for name in ("text_column_name", "code_column_name")}
-    data = PairedDataArguments(**columns)
-    rows = load_file_rows("data_file", options.data_file, data)[: options.max_samples]
+    process = PartialState(cpu=options.use_cpu)
+    rows = load_file_rows("data_file", options.data_file)[: options.max_samples]
+    view_tokenizers = [_view_tokenizer(name, rows, options) for name in options.models]
     results: dict[str, Any] = {}
     predictions: list[dict[str, Any]] = []
-    for name in options.models:
-        shares, answers = _evaluate_model(name, rows, data, options)
+    for name, views in zip(options.models, view_tokenizers, strict=True):
+        answers = _evaluate_model(name, rows, views, process, options)
+        shares = {metric: sum(answer[metric] for answer in answers) / len(answers) for metric in options.metrics}
         results[name] = {metric: wilson_interval(share, len(rows)) for metric, share in shares.items()}
         predictions += [{"model": name, **answer} for answer in answers]
+    if not process.is_main_process:
+        return
     settings = {**vars(options), "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions()}
     content = {"rows": len(rows), "results": results, "settings": settings}
     with atomic_write_dir(folder) as new:
@@ -96,35 +106,54 @@ def _run(options: argparse.Namespace) -> None:
     print(f"\nwritten to {folder}: {PREDICTIONS}, {RESULTS}")
 
 
-def _evaluate_model(
-    name: str, rows: Sequence[PairedRow], data: PairedDataArguments, options: argparse.Namespace
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Return the share of correct answers by metric, and each row's answer."""
-    kwargs = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+def _hub_kwargs(options: argparse.Namespace) -> dict[str, Any]:
+    return {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+
+
+def _view_tokenizer(name: str, rows: Sequence[PairedRow], options: argparse.Namespace) -> PairedViewTokenizer:
+    """Load a model's tokenizer, and check prompts and model before any model generates."""
+    kwargs = _hub_kwargs(options)
     argument, tokenizer_name = ("tokenizer_name", options.tokenizer_name) if options.tokenizer_name else ("MODEL", name)
     tokenizer = load_lm_tokenizer(argument, tokenizer_name, kwargs, options.chat_template_path)
-    columns: dict[str, Any] = data.columns
     views = PairedViewTokenizer(
-        tokenizer, text_turn=options.code_turn, code_turn=options.code_turn, num_predictor_tokens=0, **columns
+        tokenizer,
+        text_turn=options.code_turn,
+        code_turn=options.code_turn,
+        text_column=options.text_column_name,
+        code_column=options.code_column_name,
+        num_predictor_tokens=0,
     )
     for row in rows:
         try:
             views.prompt(row.content, row.number)
         except UsageError as error:
             raise UsageError(f"{row.source}: {error}") from None
-    model = load_generation_model(name, kwargs, parse_dtype(options.dtype))
-    device = "cuda" if torch.cuda.is_available() and not options.use_cpu else "cpu"
-    model = cast(Any, model).to(device)  # transformers wraps `to`, which hides its type
-    return evaluate_generation(
+    check_generation_model(name, kwargs)
+    return views
+
+
+def _evaluate_model(
+    name: str,
+    rows: Sequence[PairedRow],
+    views: PairedViewTokenizer,
+    process: PartialState,
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Return each row's answer. Each rank generates a part of them."""
+    model = load_generation_model(name, _hub_kwargs(options), parse_dtype(options.dtype))
+    model = cast(Any, model).to(process.device)  # transformers wraps `to`, which hides its type
+    _, answers = evaluate_generation(
         model,
         views,
-        [row.content for row in rows],
+        [row.content for row in rows[process.process_index :: process.num_processes]],
         options.metrics,
         options.database,
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
-        show_progress=sys.stderr.isatty(),
+        progress=name if process.is_main_process else None,
     )
+    of_ranks = gather_object([answers])
+    return [of_ranks[index % process.num_processes][index // process.num_processes] for index in range(len(rows))]
 
 
 def _validate_options(options: argparse.Namespace) -> Path:
@@ -140,7 +169,15 @@ def _validate_options(options: argparse.Namespace) -> Path:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}")
-    return validate_output_dir(options.output_dir)
+    for name in options.models:
+        refuse_unfinished_run("MODEL", name)
+    folder = validate_output_dir(options.output_dir)
+    if (folder / RESULTS).exists() and not options.overwrite_output_dir:
+        raise UsageError(
+            f"output_dir {options.output_dir!r} holds the results of an earlier run; name another directory, or "
+            "replace them with --overwrite_output_dir"
+        )
+    return folder
 
 
 def _results_table(results: dict[str, Any], metrics: Sequence[str], rows: int) -> str:

@@ -4,22 +4,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
 from ..hub.loading import load_or_usage_error
+from ..llm_jepa.model_setup import is_adapter_dir, refuse_adapter_dir
+from ..training.checkpoints import latest_valid_checkpoint
+from ..training.run_directory import RUN_FILE, read_run
 from .arguments import BaseModelArguments
 from .encoder_loading import apply_config_overrides
 
 _DTYPES = ("float32", "bfloat16", "float16")
-# Written by peft next to the adapters.
-_ADAPTER_CONFIG = "adapter_config.json"
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -38,11 +47,7 @@ def load_language_config(model_args: BaseModelArguments, kwargs: dict[str, Any])
     name = model_args.model_name_or_path or model_args.config_name
     if name is not None:
         argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
-        if _is_adapter_dir(name):
-            raise UsageError(
-                f"{argument} {name!r} contains adapters, and no others can be trained on top; start from their base "
-                "model, or merge them into it with peft's merge_and_unload"
-            )
+        refuse_adapter_dir(name, argument)
         config = load_or_usage_error(name, AutoConfig.from_pretrained, kwargs, argument)
     elif model_args.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         config = AutoConfig.for_model(str(model_args.model_type))
@@ -124,12 +129,27 @@ def build_language_model(
     return load_or_usage_error(name, AutoModelForCausalLM.from_pretrained, {**kwargs, **settings}, "model_name_or_path")
 
 
+def refuse_unfinished_run(argument: str, name: str) -> None:
+    """Refuse the directory of a run that has not written its model yet.
+
+    Raises:
+        UsageError: the run in the directory is unfinished; the message names its newest checkpoint.
+    """
+    if (Path(name) / RUN_FILE).is_file() and not read_run(name)["finished"]:
+        checkpoint, _ = latest_valid_checkpoint(Path(name))
+        remedy = "repeat its command to finish it" + ("" if checkpoint is None else f", or name {checkpoint}")
+        raise UsageError(f"{argument} {name!r} holds an unfinished run; {remedy}")
+
+
+def check_generation_model(name: str, kwargs: dict[str, Any]) -> None:
+    """Refuse a name that `load_generation_model` cannot load, without its weights."""
+    if not is_adapter_dir(name):
+        check_causal(load_or_usage_error(name, AutoConfig.from_pretrained, kwargs, "MODEL"))
+
+
 def load_generation_model(name: str, kwargs: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
     """Load a language model, or adapters with their base model, for generation."""
-    if not _is_adapter_dir(name):
-        check_causal(load_or_usage_error(name, AutoConfig.from_pretrained, kwargs, "MODEL"))
-    return load_or_usage_error(name, AutoModelForCausalLM.from_pretrained, {**kwargs, "dtype": dtype}, "MODEL")
-
-
-def _is_adapter_dir(name: str) -> bool:
-    return (Path(name) / _ADAPTER_CONFIG).is_file()
+    model = load_or_usage_error(name, AutoModelForCausalLM.from_pretrained, {**kwargs, "dtype": dtype}, "MODEL")
+    if is_adapter_dir(name) and (Path(name) / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(name)
+    return model

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import PreTrainedConfig, TrainerCallback, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..data.tokenizer_training import train_bpe_tokenizer
@@ -15,20 +16,20 @@ from ..errors import UsageError
 from ..llm_jepa import (
     DataCollatorForPairedViews,
     LlmJepaTrainer,
-    LlmJepaTrainingArguments,
     PairedViewTokenizer,
     add_lm_lora,
     add_predictor_tokens,
 )
 from ..llm_jepa.answer_scoring import get_scorer
+from ..llm_jepa.decoder import has_lora
 from ..llm_jepa.generation import clamp_new_tokens
-from ..llm_jepa.objective import has_lora, verify_view_isolation
-from ..llm_jepa.paired_data import PairedDataArguments, PairedRow, load_paired_rows, row_texts
-from ..llm_jepa.trainer import warn_truncated
-from ..llm_jepa.view_tokenizer import IGNORE_INDEX, MAX_PREDICTOR_TOKENS, special_ids
+from ..llm_jepa.model_setup import set_padding_token
+from ..llm_jepa.paired_data import PairedRow, load_paired_rows, row_texts
+from ..llm_jepa.predictor_tokens import predictor_tokens
+from ..llm_jepa.row_tokenization import tokenize_rows
+from ..llm_jepa.view_isolation import verify_view_isolation
 from ..training.run_directory import RunPlan
 from ..training.signals import GracefulShutdownCallback
-from .arguments import BaseModelArguments
 from .encoder_loading import hub_kwargs, resolve_max_seq_length
 from .language_model_loading import (
     build_language_model,
@@ -37,6 +38,7 @@ from .language_model_loading import (
     parse_dtype,
     read_template,
 )
+from .llm_arguments import LlmModelArguments, LlmParsed, ViewArguments
 from .run import (
     apply_smoke_test,
     check_minimum,
@@ -45,14 +47,12 @@ from .run import (
     describe_data,
     describe_parameters,
     execute_run,
+    load_finished_run,
     make_run_plan,
+    no_empty_output_dir,
     print_rank0,
     resolve_defaults,
     serialize_settings,
-)
-
-LLM_DESCRIPTION = (
-    "Fine-tune a causal language model with LLM-JEPA: next-token loss, and a loss between two views of each row."
 )
 
 _SMOKE_TEST_MODEL = {
@@ -63,88 +63,19 @@ _SMOKE_TEST_MODEL = {
 }
 
 
-@dataclass
-class LlmModelArguments(BaseModelArguments):
-    """Language model and chat template."""
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Causal language model to start from: a directory or Hub name."}
-    )
-    model_type: str | None = field(
-        default=None, metadata={"help": "For a random start: llama, gpt2, qwen3 or any other causal language model."}
-    )
-    chat_template_path: str | None = field(
-        default=None, metadata={"help": "File with a Jinja chat template (default: the tokenizer's)."}
-    )
-
-
-@dataclass
-class ViewArguments:
-    """Division of a row into two views: the arguments of `PairedViewTokenizer`."""
-
-    max_seq_length: int | None = field(
-        default=None,
-        metadata={"help": "Maximum tokens of a row and of a view (default: the model's maximum, at most 512)."},
-    )
-    text_turn: int = field(
-        default=-2, metadata={"help": "Index of the message that is the first view; -2: the last but one."}
-    )
-    code_turn: int = field(
-        default=-1, metadata={"help": "Index of the message that is the second view and the answer."}
-    )
-    num_predictor_tokens: int = field(
-        default=1, metadata={"help": "Number of predictor tokens (k), 0 to 10; 0: the last token of the text predicts."}
-    )
-    predictor_position: str = field(
-        default="end", metadata={"help": "Position of the predictor tokens in the first view: end or start."}
-    )
-    reverse: bool = field(default=False, metadata={"help": "The second view predicts the first."})
-    pad_to_multiple_of: int | None = field(
-        default=None, metadata={"help": "Pad to a multiple of this number of tokens."}
-    )
-    train_on_prompt: bool = field(
-        default=False,
-        metadata={"help": "Next-token loss on prompts too, and not on the stop token, as in the paper's script."},
-    )
-
-
-@dataclass
-class GenerationArguments:
-    """Generation at each evaluation."""
-
-    generation_samples: int = field(
-        default=0, metadata={"help": "Number of rows to answer and score at each evaluation."}
-    )
-    generation_metrics: list[str] = field(
-        default_factory=lambda: ["exact_match", "prefix_match"],
-        metadata={"help": "Scores of answers: exact_match, prefix_match, gsm8k (final number), sql (result rows)."},
-    )
-    max_new_tokens: int = field(default=128, metadata={"help": "Maximum tokens of an answer."})
-    database: str | None = field(
-        default=None, metadata={"help": "For the score sql: an SQLite file, or a folder of NAME/NAME.sqlite."}
-    )
-
-
-@dataclass
-class LlmRunArguments(LlmJepaTrainingArguments):
-    """`LlmJepaTrainingArguments` and arguments of the command line alone."""
-
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start over, deleting what an earlier run wrote to output_dir."}
-    )
-
-
-LlmParsed = tuple[LlmModelArguments, PairedDataArguments, ViewArguments, GenerationArguments, LlmRunArguments]
-# Dataclasses whose fields are the flags.
-LLM_CLASSES = (LlmModelArguments, PairedDataArguments, ViewArguments, GenerationArguments, LlmRunArguments)
-
-
-def run(parsed: LlmParsed, interruption: GracefulShutdownCallback | None = None) -> LlmJepaTrainer | None:
+def run(
+    parsed: LlmParsed,
+    interruption: GracefulShutdownCallback | None = None,
+    callbacks: Sequence[TrainerCallback] | None = None,
+    load_finished: bool = False,
+) -> LlmJepaTrainer | None:
     """Check, prepare, train, evaluate, write. Nothing on disk changes before everything has been checked.
 
     Args:
         parsed: the arguments.
-        interruption: ends the training on a termination signal; None leaves signals alone.
+        interruption: see `execute_run`.
+        callbacks: additional callbacks of the trainer.
+        load_finished: see `train.run`.
 
     Returns:
         The trainer, or None if the output directory contains the same run, finished.
@@ -156,19 +87,25 @@ def run(parsed: LlmParsed, interruption: GracefulShutdownCallback | None = None)
     _, data_args, _, _, args = parsed
     _finalize_arguments(parsed)
     settings = serialize_settings(parsed)
-    run_plan = make_run_plan(args, settings)
+    run_plan = make_run_plan(parsed, args, settings)
     if run_plan.finished:
-        return None
-    from ..monitoring.training_plots import plot_language_model  # late, as in `train.run`
-
+        if not load_finished:
+            return None
+        run_plan = replace(run_plan, checkpoint=Path(str(args.output_dir)))  # it holds the tokenizer
     set_seed(args.seed)
-    trainer = _prepare(parsed, run_plan)
+    with no_empty_output_dir(args):
+        trainer = _prepare(parsed, run_plan, callbacks)
+        if run_plan.finished:
+            load_finished_run(trainer, run_plan, Path(str(args.output_dir)), data_args.train_file)
+            return trainer
 
-    def begin() -> None:
-        _print_summary(trainer, parsed)
+        def begin() -> None:
+            _print_summary(trainer, parsed)
 
-    names = describe_data(data_args, args, own="Python's language reference")
-    execute_run(trainer, run_plan, settings, names, interruption, begin, _usage_message(trainer), plot_language_model)
+        names = describe_data(data_args, args, own="Python's language reference")
+        execute_run(
+            trainer, run_plan, settings, names, interruption, begin, _usage_message(trainer), data_args.train_file
+        )
     return trainer
 
 
@@ -195,10 +132,7 @@ def _finalize_arguments(parsed: LlmParsed) -> None:
             f"dtype {model_args.dtype!r}: the teacher's moving average needs float32 weights; keep dtype float32 and "
             "compute in bfloat16 with --bf16"
         )
-    if not 0 <= view_args.num_predictor_tokens <= MAX_PREDICTOR_TOKENS:
-        raise UsageError(
-            f"num_predictor_tokens must be between 0 and {MAX_PREDICTOR_TOKENS}, not {view_args.num_predictor_tokens}"
-        )
+    predictor_tokens(view_args.num_predictor_tokens)  # raises for a count out of range
     check_run(data_args, args)
     if view_args.pad_to_multiple_of is not None:
         check_minimum("pad_to_multiple_of", view_args.pad_to_multiple_of, 1)
@@ -211,7 +145,7 @@ def _finalize_arguments(parsed: LlmParsed) -> None:
         raise UsageError("generation_samples are answered in evaluations; give --do_eval, or --eval_strategy steps")
 
 
-def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
+def _prepare(parsed: LlmParsed, plan: RunPlan, callbacks: Sequence[TrainerCallback] | None) -> LlmJepaTrainer:
     """Build the trainer of a run. Errors of the model are raised before the data is read."""
     model_args, data_args, view_args, answer_args, args = parsed
     kwargs = hub_kwargs(model_args, data_args)
@@ -222,8 +156,7 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
         train_rows, eval_rows = load_paired_rows(data_args, seed=args.seed, need_validation=args.do_eval)
     if tokenizer is None:
         tokenizer = _train_tokenizer(parsed, train_rows, length)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    set_padding_token(tokenizer)
     model = build_language_model(model_args, config, tokenizer, kwargs)
     count = view_args.num_predictor_tokens
     add_predictor_tokens(model, tokenizer, count)
@@ -237,17 +170,22 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
         predictor_position=view_args.predictor_position,
         reverse=view_args.reverse,
         train_on_prompt=view_args.train_on_prompt,
+        filter_overlong_rows=view_args.filter_overlong_rows,
     )
-    train_dataset = _tokenize_rows(train_rows, views)
-    eval_dataset = None if eval_rows is None else _tokenize_rows(eval_rows, views)
+    train_dataset = tokenize_rows(train_rows, views)
+    eval_dataset = None if eval_rows is None else tokenize_rows(eval_rows, views)
     collator = DataCollatorForPairedViews(tokenizer, args.view_passes, view_args.pad_to_multiple_of)
     if not (model_args.attn_implementation or "").startswith("flash"):  # needs a GPU
         verify_view_isolation(model, collator, train_dataset[0])
-    _set_eos_token_ids(model, tokenizer, train_dataset)
     lora = model_args.lora_settings()
     if lora is not None:
         model = add_lm_lora(model, tokenizer, lora, count)
-    prompts = [row.content for row in (eval_rows or ())[: answer_args.generation_samples]]
+    answerable = (
+        row.content
+        for row in eval_rows or ()
+        if not (views.filter_overlong_rows and views.is_overlong(row.content, row.number))
+    )
+    prompts = list(islice(answerable, answer_args.generation_samples))
     for row in prompts:
         prompt, _ = views.prompt(row)
         clamp_new_tokens(
@@ -265,6 +203,7 @@ def _prepare(parsed: LlmParsed, plan: RunPlan) -> LlmJepaTrainer:
         generation_metrics=answer_args.generation_metrics,
         database=answer_args.database,
         max_new_tokens=answer_args.max_new_tokens,
+        callbacks=callbacks,
     )
 
 
@@ -292,37 +231,13 @@ def _train_tokenizer(parsed: LlmParsed, rows: Sequence[PairedRow], length: int) 
     """Train a byte-level BPE tokenizer on the rows in the main process and broadcast it."""
     model_args, data_args, _, _, args = parsed
     shared: list[Tokenizer | None] = [None]
+    texts = [text for row in rows for text in row_texts(row, data_args)]  # on all ranks, for the same errors
     if args.process_index == 0:
-        texts = (text for row in rows for text in row_texts(row.content, data_args))
         shared = [train_bpe_tokenizer(texts, model_args.tokenizer_vocab_size, length)]
     tokenizer = broadcast_object_list(shared)[0]
     if model_args.chat_template_path is not None:
         tokenizer.chat_template = read_template(model_args.chat_template_path)
     return tokenizer
-
-
-def _tokenize_rows(rows: Sequence[PairedRow], views: PairedViewTokenizer) -> list[dict[str, Any]]:
-    """Tokenize the rows; errors name the file of the row."""
-    tokenized = []
-    for row in rows:
-        try:
-            tokenized.append(views(row.content, row.number))
-        except UsageError as error:
-            raise UsageError(f"{row.source}: {error}") from None
-    warn_truncated(tokenized, views.max_length)
-    return tokenized
-
-
-def _set_eos_token_ids(model: PreTrainedModel, tokenizer: Tokenizer, rows: Sequence[dict[str, Any]]) -> None:
-    """Add the tokenizer's and the template's stop tokens to those at which `generate` ends."""
-    own = model.generation_config.eos_token_id
-    stops = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    complete = next((row for row in rows if not row["truncated"]), rows[0])
-    last = [label for label in complete["labels"] if label != IGNORE_INDEX][-1]
-    stops += [last] if last in special_ids(tokenizer) else []
-    model.generation_config.eos_token_id = sorted({stop for stop in stops if stop is not None}) or None
-    if model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
 # ---- console messages

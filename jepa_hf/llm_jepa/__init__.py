@@ -3,7 +3,8 @@
 from .data_collator import DataCollatorForPairedViews
 from .lora import add_lm_lora
 from .objective import PairedViewObjective, PairedViewOutput
-from .trainer import LlmJepaTrainer, add_predictor_tokens
+from .predictor_tokens import add_predictor_tokens
+from .trainer import LlmJepaTrainer
 from .training_args import LlmJepaTrainingArguments
 from .view_tokenizer import PairedViewTokenizer
 

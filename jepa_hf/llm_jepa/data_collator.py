@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from ..utils.keywords import ChecksKeywords
 from .view_tokenizer import IGNORE_INDEX
 
 VIEW_PASSES = ("packed", "separate")
 
 
-class DataCollatorForPairedViews:
+class DataCollatorForPairedViews(ChecksKeywords):
     """Pad and batch rows of `PairedViewTokenizer`.
 
     Rows are padded to the longest of the batch, on the tokenizer's padding side. Views in separate
@@ -35,24 +36,23 @@ class DataCollatorForPairedViews:
     attention between them, with learned and with rotary positions.
 
     Args:
-        tokenizer: the model's tokenizer, with a padding token.
+        tokenizer: the model's tokenizer.
         view_passes: "packed": both views follow the conversation in the same row, and one pass
             reads all; "separate": each view has a row of its own, and a second pass reads them.
         pad_to_multiple_of: pad lengths to a multiple of this.
 
     Raises:
-        UsageError: another `view_passes`, or a tokenizer without a padding token.
+        UsageError: another `view_passes`.
     """
+
+    # Columns of the data set that the collator reads and the model does not.
+    extra_columns = ("labels", "stp_span", "text_input_ids", "text_end", "code_input_ids", "code_end")
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, view_passes: str = "packed", pad_to_multiple_of: int | None = None
     ):
         if view_passes not in VIEW_PASSES:
             raise UsageError(f"view_passes must be packed or separate, got {view_passes!r}.")
-        if tokenizer.pad_token_id is None:
-            raise UsageError(
-                "The tokenizer has no padding token. Set tokenizer.pad_token, for example to its eos_token."
-            )
         self.tokenizer = tokenizer
         self.view_passes = view_passes
         self.pad_to_multiple_of = pad_to_multiple_of
@@ -78,7 +78,7 @@ class DataCollatorForPairedViews:
         labels = self._padded([[IGNORE_INDEX, *row["labels"][1:]] for row in rows], IGNORE_INDEX, side)
         has_label = F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
         batch = {
-            "input_ids": self._padded(conversations, self.tokenizer.pad_token_id, side),
+            "input_ids": self._padded(conversations, self.pad_token_id, side),
             "attention_mask": self._padded([[1] * len(row) for row in conversations], 0, side),
             "labels": labels,
             # A stable sort puts positions with a label first and keeps their order.
@@ -86,7 +86,7 @@ class DataCollatorForPairedViews:
                 :, : has_label.sum(dim=1).max()
             ],
             "stp_span": torch.tensor([row["stp_span"] for row in rows]),
-            "view_input_ids": self._padded(views, self.tokenizer.pad_token_id, view_side),
+            "view_input_ids": self._padded(views, self.pad_token_id, view_side),
             "view_position_ids": self._padded(view_positions, 0, view_side),
             "view_ends": ends,
         }
@@ -103,6 +103,11 @@ class DataCollatorForPairedViews:
             for name in ("view_input_ids", "view_position_ids"):
                 batch[name] = batch[name].unflatten(0, (-1, 2))
         return batch
+
+    @property
+    def pad_token_id(self) -> int:
+        """Return the padding token, or any other: padding is never attended to."""
+        return self.tokenizer.pad_token_id or 0
 
     def _padded(self, rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
         width = max(map(len, rows))

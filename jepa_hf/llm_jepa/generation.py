@@ -1,5 +1,7 @@
 """Greedy generation of answers, and their evaluation."""
 
+import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ def generate_answers(
     *,
     max_new_tokens: int = 128,
     batch_size: int = 16,
-    show_progress: bool = False,
+    progress: str | None = None,
 ) -> list[str]:
     """Generate greedy answers, in batches of prompts of similar length.
 
@@ -33,7 +35,8 @@ def generate_answers(
         max_new_tokens: maximum number of tokens of an answer; fewer if the model has not enough
             positions.
         batch_size: number of prompts of a batch.
-        show_progress: whether to show a progress bar.
+        progress: name to show the progress under, as a bar on a terminal and as a log line every
+            half minute elsewhere; None shows none.
 
     Returns:
         The answers without special tokens and surrounding whitespace, in the order of the prompts.
@@ -45,12 +48,12 @@ def generate_answers(
     # Fail before the first batch.
     clamp_new_tokens(model.config, max(map(len, encoded), default=0), max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda index: -len(encoded[index]))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
     stops = _stop_tokens(model, tokenizer)
     generate: Any = model.generate
     training, answers = model.training, [""] * len(prompts)
     model.eval()
-    bar = tqdm(total=len(prompts), desc="generating", unit=" answers", disable=not show_progress, leave=False)
+    bar = _progress_bar(len(prompts), progress)
     for begin in range(0, len(order), batch_size):
         batch = order[begin : begin + batch_size]
         width = max(len(encoded[index]) for index in batch)
@@ -74,6 +77,23 @@ def generate_answers(
     bar.close()
     model.train(training)
     return answers
+
+
+def _progress_bar(total: int, name: str | None) -> tqdm:
+    """Return a bar that redraws itself on a terminal and writes a line now and then into a file."""
+    settings: dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 30, "ncols": 0, "file": _Lines()}
+    return tqdm(total=total, desc=name, unit=" answers", disable=name is None, leave=False, **settings)
+
+
+class _Lines(io.TextIOBase):
+    """A stream to stderr that ends each state of a bar with a new line instead of a carriage return."""
+
+    def write(self, text: str) -> int:
+        """Write a state; blanks only clear the line of the one before."""
+        state = text.strip("\r\n ")
+        if state:
+            print(state, file=sys.stderr, flush=True)
+        return len(text)
 
 
 def clamp_new_tokens(config: PreTrainedConfig, length: int, max_new_tokens: int) -> int:

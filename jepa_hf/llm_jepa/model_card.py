@@ -1,12 +1,16 @@
 """Model card of a language model that was fine-tuned with LLM-JEPA."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..hub.model_card import DatasetInfo
+from ..hub.model_card import DatasetInfo, describe_hardware, hub_repo_id_or_none
+from ..utils.atomic_files import atomic_write
 from ..utils.markdown import escape_markdown, markdown_table, single_line, strip_code_delimiters
+from ..version import __version__
+from .decoder import has_lora
 from .training_args import LlmJepaTrainingArguments
 from .view_tokenizer import PairedViewTokenizer
 
@@ -46,6 +50,7 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 
 A small distance between the views does not by itself show that they match: collapsed representations
 have the smallest distance. Collapse shows as a low *view rank* or as a *view pairwise cosine* near 1.
+{findings}
 
 ## Limitations
 
@@ -95,6 +100,8 @@ def render_llm_card(
     cites_stp: bool = False,
     with_template: bool = True,
     base_model: str | None = None,
+    base_name: str | None = None,
+    findings: Sequence[str] = (),
     language: str | None = None,
     license: str | None = None,
 ) -> ModelCard:
@@ -109,6 +116,8 @@ def render_llm_card(
         cites_stp: whether the loss contained STP, whose paper is then cited.
         with_template: whether prompts use a chat template; otherwise they are plain text.
         base_model: Hub name of the model that training started from, if there is one.
+        base_name: how to name that model without a Hub name.
+        findings: sentences about the health of the views.
         language: language of the data, if known.
         license: license of the weights, if known.
     """
@@ -131,15 +140,58 @@ def render_llm_card(
     text = _TEMPLATE.format(
         metadata=metadata.to_yaml(),
         title=escape_markdown(title),
-        start=f"Training started from {escape_markdown(base_model)}. " if base_model else "",
+        start=f"Training started from {escape_markdown(base_model or base_name or '')}. "
+        if base_model or base_name
+        else "",
         name=strip_code_delimiters(name),
         inputs=_USAGE[with_template],
         version=version,
         training=markdown_table(("setting", "value"), settings),
+        findings="".join(f"\n**Warning.** {escape_markdown(finding)}.\n" for finding in findings),
         results=markdown_table(("evaluation", "at the end"), results) if results else "No evaluation was run.",
         citations="\n\n".join([LLM_JEPA, *([STP] if cites_stp else [])]),
     )
     return ModelCard(text, ignore_metadata_errors=True)
+
+
+def write_llm_card(trainer: Any, model_name: str | None, data: DatasetInfo, **kwargs: Any) -> None:
+    """Write the `README.md` of an `LlmJepaTrainer`'s run.
+
+    Args:
+        trainer: the trainer.
+        model_name: argument of `from_pretrained`; default the Hub repository, or the last part of
+            the output directory.
+        data: names of the data.
+        **kwargs: `language`, `license` and `dataset`, as for `Trainer.create_model_card`.
+    """
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    datasets_on_hub = kwargs.get("dataset") or []
+    data.datasets += [datasets_on_hub] if isinstance(datasets_on_hub, str) else datasets_on_hub
+    start = trainer.model.config.name_or_path
+    training = {
+        "steps": trainer.state.global_step,
+        "adapters": "LoRA" if has_lora(trainer.model) else None,
+        "rows per step": trainer.get_total_train_batch_size(args),
+        **objective_rows(args, trainer.view_tokenizer),
+        "hardware": describe_hardware(args.device, args.world_size),
+        "seed": args.seed,
+    }
+    card = render_llm_card(
+        trainer.hub_model_id or args.hub_model_id or model_name or folder.absolute().name,
+        __version__,
+        training,
+        result_rows(trainer.state.log_history, trainer.generation_metrics),
+        data,
+        cites_stp=bool(args.stp_weight),
+        with_template=trainer.processing_class.chat_template is not None,
+        base_model=hub_repo_id_or_none(start),
+        base_name=f"the local model {Path(start).name}" if start else None,
+        findings=[f"Step {step}: {sentence}" for step, sentence in trainer.health_findings.values()],
+        language=kwargs.get("language"),
+        license=kwargs.get("license"),
+    )
+    with atomic_write(folder / "README.md") as file:
+        card.save(file)
 
 
 def objective_rows(args: LlmJepaTrainingArguments, views: PairedViewTokenizer | None) -> dict[str, Any]:
@@ -169,5 +221,5 @@ def result_rows(log_history: Iterable[Mapping[str, Any]], generation_metrics: Se
     evaluations = [entry for entry in log_history if "eval_loss" in entry]
     last = evaluations[-1] if evaluations else {}
     views = ("view_cosine", "view_rank", "view_pairwise_cosine", "view_top1_accuracy")
-    names = ("lm_loss", "pair_loss", *views, *generation_metrics)
+    names = ("lm_loss", "router_loss", "pair_loss", *views, *generation_metrics)
     return {name.replace("_", " "): last[f"eval_{name}"] for name in names if f"eval_{name}" in last}

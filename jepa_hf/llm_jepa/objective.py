@@ -9,12 +9,20 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..errors import UsageError
 from ..models.contrastive import all_gather_candidates, infonce
 from ..models.positions import gather_positions
+from .decoder import (
+    accepts_position_ids,
+    check_decoder,
+    concat_views,
+    encode_views,
+    get_decoder,
+    no_position_ids_error,
+    row_positions,
+)
 from .losses import pair_distance, sample_ordered_triples, stp_distance, stp_patch_distance
 from .view_tokenizer import IGNORE_INDEX
 
@@ -28,8 +36,9 @@ class PairedViewOutput(ModelOutput):
 
     Args:
         loss: scalar, the weighted sum of the parts, each divided by its count in the update.
-        lm_loss: scalar, mean next-token loss over this batch's labels. It includes the router loss
-            of a mixture of experts if its configuration enables that.
+        lm_loss: scalar, mean next-token loss over this batch's labels.
+        router_loss: scalar, what a mixture of experts adds to it for its router, times its
+            coefficient; None if the model's configuration does not enable it.
         pair_loss: scalar, mean distance over the batch's pairs; None without views.
         stp_loss: scalar, mean over the batch's rows, where rows too short for a path count 0; None
             if its weight is 0.
@@ -41,6 +50,7 @@ class PairedViewOutput(ModelOutput):
 
     loss: torch.Tensor | None = None
     lm_loss: torch.Tensor | None = None
+    router_loss: torch.Tensor | None = None
     pair_loss: torch.Tensor | None = None
     stp_loss: torch.Tensor | None = None
     num_labels: torch.Tensor | None = None
@@ -108,9 +118,9 @@ class PairedViewObjective:
             model: a causal language model, or a `PeftModel` around one.
 
         Raises:
-            UsageError: the model cannot encode views, see `_check_decoder`.
+            UsageError: the model cannot encode views, see `check_decoder`.
         """
-        _check_decoder(model)
+        check_decoder(model)
         earlier = vars(model).get(_OBJECTIVE_ATTR)
         if earlier is self:
             return
@@ -123,7 +133,7 @@ class PairedViewObjective:
         else:
             self._original_forward = earlier._original_forward
         setattr(model, _OBJECTIVE_ATTR, self)
-        self._accepts_position_ids = _accepts_position_ids(model)
+        self._accepts_position_ids = accepts_position_ids(model)
         # The hooks stay registered, because torch.compile cannot trace their registration.
         self._hooks = [
             model.get_output_embeddings().register_forward_pre_hook(self._select_labelled_states),
@@ -183,16 +193,20 @@ class PairedViewObjective:
         num_rows = row_weights.sum()
         totals = torch.stack([num_labels, num_rows]) if num_items_in_batch is None else num_items_in_batch
         totals = totals.clamp_min(1)
-        output = PairedViewOutput(num_labels=num_labels, num_pairs=num_rows)
+        # Collected first, because older transformers leave fields that are set later out of the mapping.
+        terms = {"num_labels": num_labels, "num_pairs": num_rows}
         views = None
         if view_ends is not None:
             positions = view_position_ids if self._accepts_position_ids else None
             views = _Views(cast(torch.Tensor, view_input_ids), positions, view_ends, second_view)
 
         inputs = self._model_inputs(model, input_ids, attention_mask, views)
-        lm_loss, states = self._run_model(inputs, labels, label_positions, totals[0])
+        lm_loss, router_loss, states = self._run_model(model, inputs, labels, label_positions, totals[0])
         loss = self.lm_weight * lm_loss
-        output.lm_loss = lm_loss.detach() * totals[0] / num_labels.clamp_min(1)
+        terms["lm_loss"] = lm_loss.detach() * totals[0] / num_labels.clamp_min(1)
+        if router_loss is not None:
+            terms["router_loss"] = router_loss.detach()
+            loss = loss + self.lm_weight * router_loss * num_labels / totals[0]
         if self.stp_weight:
             uniform = (
                 torch.rand(len(labels), 3, device=labels.device)
@@ -200,16 +214,15 @@ class PairedViewObjective:
                 else _draws_of_rows(input_ids, attention_mask)
             )
             distances = self._stp_loss(states, stp_span, row_weights, uniform)
-            output.stp_loss = distances.sum() / num_rows.clamp_min(1)
+            terms["stp_loss"] = distances.sum() / num_rows.clamp_min(1)
             loss = loss + self.stp_weight * distances.sum() / totals[1]
         if views is not None:
             predictions, targets = self._view_states(model, states, labels.shape[1], views)
             distances = self._distance(predictions, targets, row_valid) * row_weights
-            output.pair_loss = distances.sum() / num_rows.clamp_min(1)
+            terms["pair_loss"] = distances.sum() / num_rows.clamp_min(1)
             loss = loss + self.jepa_weight * distances.sum() / totals[1]
-            output.predictions, output.targets = predictions, targets
-        output.loss = loss
-        return output
+            terms |= {"predictions": predictions, "targets": targets}
+        return PairedViewOutput(loss=loss, **terms)
 
     def _model_inputs(
         self, model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, views: _Views | None
@@ -217,24 +230,26 @@ class PairedViewObjective:
         """Return the inputs of the model's pass, with packed views in it."""
         if views is not None and views.is_packed:
             if views.position_ids is None:
-                raise _no_position_ids_error(model)
-            return _concat_views(input_ids, attention_mask, views.input_ids, views.position_ids)
+                raise no_position_ids_error(model)
+            return concat_views(input_ids, attention_mask, views.input_ids, views.position_ids)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self._accepts_position_ids:
-            inputs["position_ids"] = _positions(attention_mask)
+            inputs["position_ids"] = row_positions(attention_mask)
         return inputs
 
     def _run_model(
         self,
+        model: PreTrainedModel,
         inputs: dict[str, torch.Tensor],
         labels: torch.Tensor,
         label_positions: torch.Tensor,
         total_labels: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Run the original forward with the head on labelled positions only.
 
         Returns:
-            The next-token loss, a sum divided by `total_labels`, and the last layer's output.
+            The next-token loss, a sum divided by `total_labels`; the router loss, if there is one;
+            and the last layer's output.
         """
         # The model's loss shifts labels by one: pad at the front, and give the last state no next
         # label.
@@ -251,7 +266,12 @@ class PairedViewObjective:
             states = cast(torch.Tensor, self._states)
         finally:
             self._selected_positions = self._states = None
-        return output.loss, states
+        # A mixture of experts has added the loss of its router, which is a mean and no sum.
+        weight = getattr(model.config.get_text_config(), "router_aux_loss_coef", None)
+        if weight is None or output.get("aux_loss") is None:
+            return output.loss, None, states
+        router_loss = weight * output.aux_loss.to(output.loss.device)
+        return output.loss - router_loss, router_loss, states
 
     def _view_states(
         self, model: PreTrainedModel, states: torch.Tensor, row_length: int, views: _Views
@@ -264,11 +284,11 @@ class PairedViewObjective:
         if views.is_packed:
             both = gather_positions(states, row_length + views.ends)
         else:
-            both = _encode_views(get_decoder(model), views.input_ids, views.position_ids, views.ends)
+            both = encode_views(get_decoder(model), views.input_ids, views.position_ids, views.ends)
         predictions, targets = both.unbind(dim=1)
         if self.target_gradient == "ema":
             with torch.no_grad():
-                targets = _encode_views(cast(nn.Module, self.teacher), *_second_view(views))[:, 0]
+                targets = encode_views(cast(nn.Module, self.teacher), *_second_view(views))[:, 0]
         elif self.target_gradient == "stop":
             targets = targets.detach()
         return predictions, targets
@@ -321,128 +341,6 @@ def _make_patched_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-@torch.no_grad()
-def verify_view_isolation(
-    model: PreTrainedModel, collator: Callable[..., dict[str, torch.Tensor]], row: dict[str, Any]
-) -> None:
-    """Check that a model encodes views independently of their row and has the standard loss.
-
-    Args:
-        model: a causal language model, or a `PeftModel` around one.
-        collator: `DataCollatorForPairedViews`; without views in its batches, only the loss is
-            checked.
-        row: a row of `PairedViewTokenizer`.
-
-    Raises:
-        UsageError: the second view's representation depends on its neighbours or on padding; the
-            model accepts no positions, but views are packed; or its loss is not the sum over next
-            tokens, divided by `num_items_in_batch`.
-    """
-    _check_decoder(model)
-    device = cast(torch.Tensor, model.get_input_embeddings().weight).device
-    # Two rows: some attention implementations read positions only if the batch has one row.
-    batch = {name: value.to(device) for name, value in collator([row, row]).items()}
-    training, decoder = model.training, get_decoder(model)
-    model.eval()
-    try:
-        _check_loss(model, torch.tensor([row["input_ids"][:16]], device=device))
-        if "view_ends" not in batch:
-            return
-        batch_state = _second_view_state(model, batch)
-        ids = torch.tensor([row["code_input_ids"]], device=device)
-        single_state = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, row["code_end"]]
-    finally:
-        model.train(training)
-    # Rounding is below 1e-6 in float32 on a CPU; convolutions with small random weights reach 1e-4.
-    is_exact = single_state.dtype == torch.float32 and device.type == "cpu"
-    if (batch_state - single_state).float().norm() > (1e-5 if is_exact else 0.02) * single_state.float().norm():
-        remedy = "another model" if batch["view_input_ids"].dim() == 3 else "--view_passes separate, or another model"
-        raise UsageError(
-            f"{type(model).__name__} does not separate views by their positions: the representation of a view depends "
-            f"on the rest of its row; use {remedy}."
-        )
-
-
-def _second_view_state(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the state of the first row's second view, `[D]`, computed in the batch."""
-    ids, ends = batch["view_input_ids"], batch["view_ends"]
-    positions = batch["view_position_ids"] if _accepts_position_ids(model) else None
-    if ids.dim() == 2:
-        if positions is None:
-            raise _no_position_ids_error(model)
-        ids, positions = _concat_views(batch["input_ids"], batch["attention_mask"], ids, positions).values()
-        ends = batch["input_ids"].shape[1] + ends
-    return _encode_views(get_decoder(model), ids, positions, ends)[0, 1]
-
-
-def _check_loss(model: PreTrainedModel, ids: torch.Tensor) -> None:
-    """Check the loss on a few tokens `[1, N]`: shifted labels, division by `num_items_in_batch`."""
-    count = torch.tensor(ids.shape[1] - 1, device=ids.device)
-    once, twice = (
-        model(input_ids=ids, labels=ids, num_items_in_batch=total, use_cache=False, return_dict=True)
-        for total in (count, 2 * count)
-    )
-    half = F.cross_entropy(once.logits[0, :-1].float(), ids[0, 1:]) / 2
-    # The difference cancels the router loss of a mixture of experts.
-    if ((once.loss - twice.loss).float() - half).abs() > 0.02 * half:
-        raise UsageError(
-            f"{type(model).__name__} has a loss of its own, not the sum over next tokens divided by "
-            "num_items_in_batch, which gradient accumulation needs; use another model."
-        )
-
-
-def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return the positions of rows with padding on either side, `[B, L]`."""
-    return (attention_mask.cumsum(dim=1) - 1).clamp_min(0)
-
-
-def _concat_views(
-    ids: torch.Tensor, attention_mask: torch.Tensor, view_ids: torch.Tensor, view_positions: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Concatenate conversations and views to `[B, L + V]`, separated by positions only."""
-    positions = torch.cat([_positions(attention_mask), view_positions], dim=1)
-    return {"input_ids": torch.cat([ids, view_ids], dim=1), "position_ids": positions}
-
-
-def _check_decoder(model: PreTrainedModel) -> None:
-    """Refuse models without a decoder of their own, and peft's prompt-learning methods."""
-    if has_lora(model):
-        peft_model = cast(Any, model)
-        config = peft_model.peft_config[peft_model.active_adapter]
-        if config.is_prompt_learning:
-            raise UsageError(
-                f"{config.peft_type.value} puts tokens of its own before a row, but views are encoded without them. "
-                "Use a method that changes layers, such as LoRA."
-            )
-    if isinstance(get_decoder(model), GenerationMixin):
-        raise UsageError(
-            f"{type(model).__name__} does not separate its decoder from its head (get_decoder), but views are encoded "
-            "by the decoder alone. Use another model."
-        )
-
-
-def _accepts_position_ids(model: PreTrainedModel) -> bool:
-    return "position_ids" in inspect.signature(get_decoder(model).forward).parameters
-
-
-def _no_position_ids_error(model: PreTrainedModel) -> UsageError:
-    return UsageError(
-        f"{type(model).__name__} takes no position_ids, which separate packed views; use --view_passes separate, or "
-        "another model."
-    )
-
-
-def get_decoder(model: nn.Module) -> nn.Module:
-    """Return a causal language model without its head, and without a `PeftModel` around it."""
-    causal_lm = cast(Any, model)
-    return (causal_lm.get_base_model() if has_lora(model) else causal_lm).get_decoder()
-
-
-def has_lora(model: nn.Module) -> bool:
-    """Return whether the model is a `PeftModel`; works without peft installed."""
-    return hasattr(model, "get_base_model")
-
-
 def _second_view(views: _Views) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Return ids, positions and ends of the second views as separate rows, `[B, 1, W]`."""
     ids, positions, ends, second = views
@@ -459,20 +357,3 @@ def _draws_of_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tor
     # are well mixed.
     hashed = tokens * tokens.new_tensor([2654435761, 2246822519, 3266489917]) % 2**32
     return (hashed >> 8).float() / 2**24
-
-
-def _encode_views(
-    decoder: nn.Module, ids: torch.Tensor, positions: torch.Tensor | None, ends: torch.Tensor
-) -> torch.Tensor:
-    """Run the decoder without the head and return the last layer's states at the views' ends.
-
-    Ids `[B, L]` with ends `[B, V]`, or one view per row with ids `[B, V, L]` and ends `[B, V]`,
-    give `[B, V, D]`.
-    """
-    inputs = {"input_ids": ids.flatten(0, -2)}
-    if positions is not None:
-        inputs["position_ids"] = positions.flatten(0, -2)
-    states = decoder(**inputs, use_cache=False, return_dict=True).last_hidden_state
-    if ids.dim() == 2:
-        return gather_positions(states, ends)
-    return gather_positions(states, ends.reshape(-1, 1)).reshape(*ends.shape, -1)

@@ -9,6 +9,7 @@ from ..data.file_readers import file_errors_as_usage_error, file_format, find_fi
 from ..data.splits import resolve_splits
 from ..data.text_datasets import builtin_corpus
 from ..errors import UsageError
+from .conversations import read_conversation
 
 
 @dataclass
@@ -28,17 +29,23 @@ class PairedDataArguments(BaseDataArguments):
     )
     text_column_name: str | None = field(
         default=None,
-        metadata={"help": "Column of the first view (default: messages if rows have them, else text)."},
+        metadata={
+            "help": "Column of the first view (default: messages if rows have them, else prompt of prompt and "
+            "completion, or text)."
+        },
     )
     code_column_name: str | None = field(
         default=None,
-        metadata={"help": "Column of the second view, the answer (default: messages if rows have them, else code)."},
+        metadata={
+            "help": "Column of the second view, the answer (default: messages if rows have them, else completion, or "
+            "code)."
+        },
     )
 
     @property
-    def columns(self) -> dict[str, str]:
+    def columns(self) -> dict[str, str | None]:
         """Return the column arguments of `PairedViewTokenizer`."""
-        return {"text_column": self.text_column_name or "text", "code_column": self.code_column_name or "code"}
+        return {"text_column": self.text_column_name, "code_column": self.code_column_name}
 
 
 class PairedRow(NamedTuple):
@@ -53,8 +60,6 @@ def load_paired_rows(
     args: PairedDataArguments, *, seed: int, need_validation: bool
 ) -> tuple[list[PairedRow], list[PairedRow] | None]:
     """Load the training and evaluation rows from the sources of `resolve_splits`, without any from `builtin_rows`.
-
-    If columns are named, `messages` are dropped.
 
     Args:
         args: the sources.
@@ -72,7 +77,7 @@ def load_paired_rows(
         load_split=lambda rows, split: _split_rows(rows, split, args),
         load_default=builtin_rows,
     )
-    return _clean_rows(train, args), None if validation is None else _clean_rows(validation, args)
+    return _clean_rows(train), None if validation is None else _clean_rows(validation)
 
 
 def builtin_rows() -> list[PairedRow]:
@@ -85,16 +90,22 @@ def builtin_rows() -> list[PairedRow]:
     return rows
 
 
-def load_file_rows(argument: str, files: str, args: PairedDataArguments) -> list[PairedRow]:
-    """Load the rows of files; `args` names their columns, and errors name `argument`."""
-    return _clean_rows(_files(argument, files), args)
+def load_file_rows(argument: str, files: str) -> list[PairedRow]:
+    """Load the rows of files; errors name `argument`."""
+    return _clean_rows(_files(argument, files))
 
 
-def row_texts(content: dict[str, Any], args: PairedDataArguments) -> list[str]:
-    """Return all texts of a row."""
-    if content.get("messages") is not None:
-        return [str(message.get("content", "")) for message in content["messages"] if isinstance(message, dict)]
-    return [str(content.get(name, "")) for name in args.columns.values()]
+def row_texts(row: PairedRow, args: PairedDataArguments) -> list[str]:
+    """Return the texts of a row's messages.
+
+    Raises:
+        UsageError: the row is not a conversation, see `read_conversation`.
+    """
+    try:
+        conversation = read_conversation(row.content, row.number, **args.columns)
+    except UsageError as error:
+        raise UsageError(f"{row.source}: {error}") from None
+    return [message["content"] for message in conversation.messages]
 
 
 def _files(argument: str, files: str) -> list[PairedRow]:
@@ -124,19 +135,9 @@ def _split_rows(rows: Any, split: str, args: PairedDataArguments) -> list[Paired
     return [PairedRow(row, source, number) for number, row in enumerate(rows)]
 
 
-def _clean_rows(rows: list[PairedRow], args: PairedDataArguments) -> list[PairedRow]:
-    """Drop `messages` if columns are named; replace lone surrogates, invalid in UTF-8."""
-    drops_messages = args.text_column_name is not None or args.code_column_name is not None
-    return [
-        row._replace(
-            content={
-                name: _replace_surrogates(value)
-                for name, value in row.content.items()
-                if not (drops_messages and name == "messages")
-            }
-        )
-        for row in rows
-    ]
+def _clean_rows(rows: list[PairedRow]) -> list[PairedRow]:
+    """Replace lone surrogates, invalid in UTF-8."""
+    return [row._replace(content=_replace_surrogates(row.content)) for row in rows]
 
 
 def _replace_surrogates(value: Any) -> Any:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TrainerState
 from ..errors import UsageError
 from ..training.callbacks import MovingAverageCallback
 from ..training.ema import match_parameters
-from .objective import get_decoder
+from .decoder import get_decoder
 
 TEACHER_FILE = "teacher.safetensors"
 

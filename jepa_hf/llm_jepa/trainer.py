@@ -1,66 +1,45 @@
 """Trainer that fine-tunes causal language models with LLM-JEPA."""
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-import datasets
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import has_length
 
-from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
-from ..hub.model_card import DatasetInfo, describe_hardware, hub_repo_id_or_none
-from ..monitoring.metrics import effective_rank, mean_pairwise_cosine, top1_accuracy
+from ..hub.model_card import DatasetInfo
 from ..training.base_trainer import BaseJepaTrainer
+from ..training.checkpoints import is_staging_checkpoint
+from ..training.console import ConsoleCallback
+from ..training.inputs import check_collator, check_single_split, resolve_arguments
 from ..training.metric_accumulator import MetricAccumulator
-from ..training.stream_padding import PADDING_ROW_KEY
-from ..utils.atomic_files import atomic_write
-from ..version import __version__
 from .data_collator import DataCollatorForPairedViews
+from .decoder import get_decoder, has_lora
 from .generation import evaluate_generation
-from .lora import save_lm_lora
-from .model_card import objective_rows, render_llm_card, result_rows
-from .objective import PairedViewObjective, get_decoder, has_lora, verify_view_isolation
+from .lora import save_adapters
+from .model_card import write_llm_card
+from .model_setup import (
+    check_model_init,
+    default_view_tokenizer,
+    load_start,
+    prepare_language_model,
+    refuse_names,
+    set_stop_tokens,
+)
+from .objective import PairedViewObjective
+from .row_tokenization import has_label, is_untokenized, iterate_rows, tokenize_dataset
 from .teacher import TeacherCallback, copy_decoder, load_teacher, save_teacher
 from .training_args import LlmJepaTrainingArguments
-from .view_tokenizer import IGNORE_INDEX, MAX_PREDICTOR_TOKENS, PairedViewTokenizer, predictor_tokens
-
-logger = logging.getLogger(__name__)
+from .view_isolation import verify_view_isolation
+from .view_metrics import ViewMetrics, view_findings
+from .view_tokenizer import IGNORE_INDEX, PairedViewTokenizer
 
 _VIEWS = ("view_input_ids", "view_position_ids", "view_ends", "second_view")
-# Maximum number of rows for the view metrics of an evaluation.
-_MAX_EVAL_VECTORS = 1024
-
-
-def add_predictor_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int) -> None:
-    """Add the predictor's special tokens to tokenizer and model, if they are missing.
-
-    Args:
-        model: a causal language model; its embeddings are enlarged in place.
-        tokenizer: its tokenizer, changed in place.
-        count: k, 0 to 10.
-
-    Raises:
-        UsageError: another `count`.
-    """
-    if not 0 <= count <= MAX_PREDICTOR_TOKENS:
-        raise UsageError(f"num_predictor_tokens must be between 0 and {MAX_PREDICTOR_TOKENS}, got {count}.")
-    tokenizer.add_tokens(predictor_tokens(count), special_tokens=True)
-    if len(tokenizer) > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
 
 
 class LlmJepaTrainer(BaseJepaTrainer):
@@ -73,13 +52,15 @@ class LlmJepaTrainer(BaseJepaTrainer):
         model: a causal language model, a `PeftModel` around one, or a directory or Hub name.
         args: `LlmJepaTrainingArguments`; default writes to `out`.
         data_collator: default `DataCollatorForPairedViews`.
-        train_dataset: rows of `PairedViewTokenizer`, or rows with `messages` or with `text` and
-            `code`, which `view_tokenizer` tokenizes; those of a `datasets.IterableDataset` during
+        train_dataset: rows of `PairedViewTokenizer`, or rows that `view_tokenizer` tokenizes (see
+            `conversations.read_conversation`); those of a `datasets.IterableDataset` during
             iteration.
         eval_dataset: as `train_dataset`, or several by name.
         processing_class: the tokenizer; default that of `model` if `model` is a name.
         view_tokenizer: for rows that are not tokenized; default a `PairedViewTokenizer` with its
             defaults.
+        peft_config: a configuration of peft, such as `LoraConfig`: its adapters are trained, and
+            the predictor tokens' embeddings.
         generation_examples: rows whose prompts the model answers in each evaluation. The proportions of
             correct answers are logged as `eval_exact_match` and so on, and can be used for
             `metric_for_best_model`.
@@ -87,6 +68,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
         database: path for the metric "sql", see `answer_scoring.scorer`.
         max_new_tokens: maximum number of tokens of a generated answer.
         callbacks: additional callbacks.
+        model_init: instead of `model`: returns a new one at the start of each training.
         **kwargs: of `Trainer`.
 
     Raises:
@@ -98,54 +80,64 @@ class LlmJepaTrainer(BaseJepaTrainer):
     model: PreTrainedModel
     processing_class: PreTrainedTokenizerBase
     objective: PairedViewObjective
+    batch_keys = ("input_ids", "labels", "view_input_ids")
+    _is_constructed = False
 
     def __init__(
         self,
-        model: PreTrainedModel | str,
-        args: LlmJepaTrainingArguments | None = None,
+        model: PreTrainedModel | str | Path | None = None,
+        args: TrainingArguments | None = None,
         data_collator: DataCollatorForPairedViews | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         view_tokenizer: PairedViewTokenizer | None = None,
+        peft_config: Any = None,
         generation_examples: Sequence[dict[str, Any]] | None = None,
         generation_metrics: Sequence[str] = ("exact_match", "prefix_match"),
         database: str | Path | None = None,
         max_new_tokens: int = 128,
         callbacks: Sequence[TrainerCallback] | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
         **kwargs: Any,
     ):
-        args = args if args is not None else LlmJepaTrainingArguments()
-        if isinstance(model, (str, Path)):
-            processing_class = processing_class or AutoTokenizer.from_pretrained(model)
-            with zero3_init_disabled():
-                model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        args = resolve_arguments(args, LlmJepaTrainingArguments)
+        self.args = args  # as in `JepaTrainer`
+        check_model_init(model_init, args.target_gradient, peft_config)
+        check_collator(data_collator, "DataCollatorForPairedViews")
+        check_single_split(train_dataset)
+        refuse_names(train_dataset=train_dataset, eval_dataset=eval_dataset)
         if processing_class is None and view_tokenizer is not None:
             processing_class = view_tokenizer.tokenizer
-        processing_class = _checked_tokenizer(processing_class, model)
-        if view_tokenizer is None and _is_untokenized(train_dataset if train_dataset is not None else eval_dataset):
-            view_tokenizer = _default_view_tokenizer(model, processing_class)
+        start, processing_class = load_start(self.resolve_model(model, model_init), processing_class)
+        if view_tokenizer is None and is_untokenized(train_dataset if train_dataset is not None else eval_dataset):
+            view_tokenizer = default_view_tokenizer(start, processing_class)
+        language_model = prepare_language_model(start, processing_class, view_tokenizer, peft_config)
+        train_dataset = tokenize_dataset(train_dataset, view_tokenizer)
+        if has_length(train_dataset):
+            set_stop_tokens(language_model, processing_class, iterate_rows(train_dataset))
         if generation_examples and view_tokenizer is None:
             raise UsageError("generation_examples need a view_tokenizer, which renders their prompts.")
         if data_collator is None:
             data_collator = DataCollatorForPairedViews(processing_class, args.view_passes)
-        teacher = copy_decoder(model) if args.target_gradient == "ema" else None
+        teacher = copy_decoder(language_model) if args.target_gradient == "ema" else None
         self._teacher_callback = TeacherCallback(args.ema_decay)
         self.objective = _make_objective(args, teacher)
         self._generation_batch_size = args.per_device_eval_batch_size
         if args.pair_loss == "infonce":
-            self._evaluate_in_training_batches(args)
-        self._embeddings: list[tuple[torch.Tensor, torch.Tensor]] = []
+            self.evaluate_in_training_batches(args)
+        self._view_metrics = ViewMetrics()
         self.view_tokenizer, self.generation_examples = view_tokenizer, generation_examples
         self.generation_metrics, self.database, self.max_new_tokens = generation_metrics, database, max_new_tokens
         super().__init__(
-            model=model,
+            model=language_model,
             args=args,
             data_collator=data_collator,
-            train_dataset=tokenize_views(train_dataset, view_tokenizer),
-            eval_dataset=tokenize_views(eval_dataset, view_tokenizer),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             callbacks=[*([] if teacher is None else [self._teacher_callback]), *(callbacks or ())],
+            model_init=model_init,
             **kwargs,
         )
         if teacher is not None and self.is_fsdp_enabled:
@@ -154,49 +146,65 @@ class LlmJepaTrainer(BaseJepaTrainer):
                 "parameters. Use stop or full, or configs/accelerate/ddp.yaml."
             )
         self.objective.attach(self.model)
+        self._is_constructed = True
         self._views_verified = False
         if teacher is not None:
             teacher.to(args.device)
             self._teacher_callback.pair(get_decoder(self.model), teacher)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as `Trainer.train`, after checking the model with `verify_view_isolation`."""
+    def prepare_model(self, model: Any) -> Any:
+        """Give a later model of `model_init` the tokenizer's size and the objective."""
+        if self._is_constructed:
+            if len(self.processing_class) > model.get_input_embeddings().num_embeddings:
+                model.resize_token_embeddings(len(self.processing_class))
+            self.objective.attach(model)
+        return model
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: `Trainer` would store the result of a trial in `objective`.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError("hyperparameter_search is not supported by LlmJepaTrainer. Build a trainer for each trial.")
+
+    def check_training(self) -> None:
+        """Like the base's, and check the model with `verify_view_isolation`.
+
+        Raises:
+            UsageError: As by the base, or no row has a label.
+        """
+        super().check_training()
         self._attach()
-        rows: Any = self.train_dataset or ()
-        first = list(islice(rows, 1))
-        if not first:
-            raise UsageError("There are no rows to train on. Pass LlmJepaTrainer(train_dataset=...).")
-        self._check(first)
-        return super().train(*args, **kwargs)
+        dataset: Any = self.train_dataset
+        self._check(dataset)
+        if self.args.lm_weight and has_length(dataset) and not any(map(has_label, iterate_rows(dataset))):
+            raise UsageError("No training row has a label, so nothing would be learned. Pass rows with answers.")
+
+    def evaluation_metrics(self) -> set[str]:
+        """Return the names of the metrics of an evaluation."""
+        names = {"loss", "lm_loss", "pair_loss", "view_cosine", "view_norm", "view_rank", "view_pairwise_cosine"}
+        names |= {"view_top1_accuracy", "view_top1_accuracy_chance"}
+        names |= {"stp_loss"} if self.args.stp_weight else set()
+        return names | (set(self.generation_metrics) if self.generation_examples else set())
 
     def _attach(self) -> None:
         """Attach the objective again: another trainer may have attached its own to the model."""
         self.objective.attach(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
 
-    def _check(self, rows: Iterable[dict[str, Any]]) -> None:
+    def _check(self, dataset: Any) -> None:
         """Check the model once with the first row, see `verify_view_isolation`."""
         if self._views_verified:
             return
-        for row in islice(rows, 1):
+        for row in islice(iterate_rows(dataset), 1):
             verify_view_isolation(self.model, self.data_collator, row)
             self._views_verified = True
 
     # ---- data
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Return the base's loader; accepts untokenized rows, as the constructor does."""
-        return super().get_eval_dataloader(tokenize_views(eval_dataset, self.view_tokenizer))
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """Return `Trainer`'s loader; accepts untokenized rows, as the constructor does."""
-        return super().get_test_dataloader(tokenize_views(test_dataset, self.view_tokenizer))
-
-    def _set_signature_columns_if_needed(self) -> None:
-        columns: Any = [
-            "input_ids", "labels", "stp_span", "text_input_ids", "text_end", "code_input_ids", "code_end",
-            PADDING_ROW_KEY,
-        ]  # fmt: skip
-        self._signature_columns = columns
+    def tokenize_rows(self, dataset: Any) -> Any:
+        """Tokenize rows with the view tokenizer; return tokenized rows unchanged."""
+        return tokenize_dataset(dataset, self.view_tokenizer)
 
     # ---- one update
 
@@ -237,38 +245,31 @@ class LlmJepaTrainer(BaseJepaTrainer):
         mask = inputs["attention_mask"]
         return mask.new_tensor(mask.numel()) if padding else mask.sum()
 
+    def console_callback(self) -> ConsoleCallback:
+        """Return the callback that shows losses, accuracies and tokens per second."""
+        args = self.args
+        weights = {"lm_loss": args.lm_weight, "pair_loss": args.jepa_weight, "stp_loss": args.stp_weight}
+        return ConsoleCallback(weights, None, counts_tokens=True)
+
     def update_metrics(self, outputs: Any, inputs: dict[str, torch.Tensor], means: MetricAccumulator) -> None:
         """Add the parts of the loss of one micro-batch, a `PairedViewOutput`, to `means`."""
         means.add("lm_loss", outputs.lm_loss, outputs.num_labels)
+        if outputs.router_loss is not None:
+            means.add("router_loss", outputs.router_loss, outputs.num_labels)
         if outputs.stp_loss is not None:
             means.add("stp_loss", outputs.stp_loss, outputs.num_pairs)
-        if outputs.predictions is None:
-            return
-        predictions, targets = outputs.predictions.detach().float(), outputs.targets.detach().float()
-        weights = inputs["row_valid"].float() if "row_valid" in inputs else predictions.new_ones(len(predictions))
-        weights = weights / weights.sum().clamp_min(1)
-        cosines = F.cosine_similarity(predictions, targets, dim=-1)
-        means.add("pair_loss", outputs.pair_loss, outputs.num_pairs)
-        means.add("view_cosine", (cosines * weights).sum(), outputs.num_pairs)
-        means.add("view_norm", (targets.norm(dim=-1) * weights).sum(), outputs.num_pairs)
-        if means is self._means["eval"] and sum(len(views) for views, _ in self._embeddings) < _MAX_EVAL_VECTORS:
-            self._embeddings.append((predictions, targets))
+        self._view_metrics.update(outputs, inputs.get("row_valid"), means, means is self._means["eval"])
 
     def finish_evaluation(self, means: MetricAccumulator) -> None:
-        """Add view-collapse metrics. No single one is sufficient, nor is the distance.
+        """Add the metrics of all pairs together, see `ViewMetrics.finish`."""
+        self._view_metrics.finish(means)
 
-        `view_rank` detects second views in few dimensions, `view_pairwise_cosine` those in one
-        direction. `view_top1_accuracy` is the top-1 accuracy of retrieving a row's second view by its
-        first, among the rows of this rank. The second views' mean is subtracted from both.
-        """
-        embeddings, self._embeddings = self._embeddings, []
-        if sum(len(targets) for _, targets in embeddings) > 1:
-            predictions, targets = (torch.cat(views)[:_MAX_EVAL_VECTORS] for views in zip(*embeddings, strict=True))
-            one = targets.new_ones(())
-            means.add("view_rank", effective_rank(targets), one)
-            means.add("view_pairwise_cosine", mean_pairwise_cosine(targets), one)
-            means.add("view_top1_accuracy", top1_accuracy(predictions, targets), one)
-            means.add("view_top1_accuracy_chance", one / len(targets), one)
+    @property
+    def health_findings(self) -> dict[str, tuple[int, str]]:
+        """Whether the views have collapsed, see `view_findings`."""
+        args = self.args
+        trains_views = args.jepa_weight > 0 and args.loss_dropout < 1
+        return view_findings(self.state.log_history, args.pair_loss) if trains_views else {}
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate as the base; add the proportions of correct answers to `generation_examples`."""
@@ -310,8 +311,12 @@ class LlmJepaTrainer(BaseJepaTrainer):
     # ---- checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if not is_staging_checkpoint(folder.name) or not has_lora(model):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            save_adapters(model, self.processing_class, folder, state_dict, with_predictor=True)
         teacher = self.objective.teacher
         if teacher is not None and self.args.should_save and folder != Path(self.args.output_dir):
             save_teacher(teacher, folder)
@@ -326,43 +331,18 @@ class LlmJepaTrainer(BaseJepaTrainer):
         if self.objective.teacher is not None:
             load_teacher(self.objective.teacher, cast(str, self.state.best_model_checkpoint))
 
+    def plot_log(self, path: Path) -> None:
+        """Draw the losses and the view metrics to a PNG file."""
+        from ..monitoring.training_plots import plot_language_model  # late, because matplotlib loads slowly
+
+        plot_language_model(self.state.log_history, path)
+
     def create_model_card(  # type: ignore[override]  # **kwargs holds Trainer's arguments
         self, model_name: str | None = None, data: DatasetInfo | None = None, **kwargs: Any
     ) -> None:
         """Write `README.md`, with the arguments of `HubTrainer.create_model_card`."""
-        if not self.is_world_process_zero():
-            return
-        args = self.args
-        folder = Path(args.output_dir).absolute().name
-        data, datasets_on_hub = data or DatasetInfo(), kwargs.get("dataset") or []
-        data.datasets += [datasets_on_hub] if isinstance(datasets_on_hub, str) else datasets_on_hub
-        config: Any = self.model.config
-        card = render_llm_card(
-            self.hub_model_id or args.hub_model_id or model_name or folder,
-            __version__,
-            self._card_settings(),
-            result_rows(self.state.log_history, self.generation_metrics),
-            data,
-            cites_stp=bool(args.stp_weight),
-            with_template=self.processing_class.chat_template is not None,
-            base_model=hub_repo_id_or_none(config.name_or_path),
-            language=kwargs.get("language"),
-            license=kwargs.get("license"),
-        )
-        with atomic_write(Path(args.output_dir) / "README.md") as file:
-            card.save(file)
-
-    def _card_settings(self) -> dict[str, Any]:
-        """Return the rows of the card's training table."""
-        args = self.args
-        return {
-            "steps": self.state.global_step,
-            "adapters": "LoRA" if has_lora(self.model) else None,
-            "rows per step": self.get_total_train_batch_size(args),
-            **objective_rows(args, self.view_tokenizer),
-            "hardware": describe_hardware(args.device, args.world_size),
-            "seed": args.seed,
-        }
+        if self.is_world_process_zero():
+            write_llm_card(self, model_name, data or DatasetInfo(), **kwargs)
 
     def load_weights(self, checkpoint: str) -> nn.Module:
         """Load the model of a checkpoint, or the model of its LoRA weights."""
@@ -376,15 +356,15 @@ class LlmJepaTrainer(BaseJepaTrainer):
     def export_final_model(self, model: Any, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write a plain causal language model, or its LoRA weights, with the tokenizer."""
         if has_lora(model):
-            save_lm_lora(model, self.processing_class, output_dir, state_dict)
+            save_adapters(model, self.processing_class, output_dir, state_dict, with_predictor=False)
         else:
             model.save_pretrained(output_dir, state_dict=state_dict)
-        self.processing_class.save_pretrained(output_dir)
+            self.processing_class.save_pretrained(output_dir)
 
 
 def _weighted_losses(args: LlmJepaTrainingArguments, metrics: dict[str, float], prefix: str) -> list[float]:
     """Return the parts of the loss that an evaluation measured, times their weights."""
-    weights = {"lm": args.lm_weight, "pair": args.jepa_weight, "tube": args.stp_weight}
+    weights = {"lm": args.lm_weight, "router": args.lm_weight, "pair": args.jepa_weight, "stp": args.stp_weight}
     names = {f"{prefix}_{part}_loss": weight for part, weight in weights.items()}
     return [weight * metrics[name] for name, weight in names.items() if name in metrics]
 
@@ -400,75 +380,3 @@ def _make_objective(args: LlmJepaTrainingArguments, teacher: nn.Module | None) -
         stp_weight=args.stp_weight,
         stp_variant=args.stp_variant,
     )
-
-
-def _checked_tokenizer(tokenizer: PreTrainedTokenizerBase | None, model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """Return the tokenizer with a padding token.
-
-    Raises:
-        UsageError: there is no tokenizer, or the model is not a causal language model.
-    """
-    if tokenizer is None:
-        raise UsageError("LlmJepaTrainer needs the model's tokenizer (processing_class=...).")
-    if not model.can_generate():
-        raise UsageError(
-            f"{type(model).__name__} is not a causal language model. LLM-JEPA adds to next-token prediction; use "
-            "JepaTrainer for encoders."
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _default_view_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PairedViewTokenizer:
-    """Return a view tokenizer with one predictor token, which is added to tokenizer and model."""
-    if has_lora(model) and predictor_tokens(1)[0] not in tokenizer.get_added_vocab():
-        # Its embedding would not be trained, and the adapters would not load into a model with
-        # fewer embeddings.
-        raise UsageError(
-            "The model has adapters but no predictor token: call add_predictor_tokens(model, tokenizer, 1) before "
-            "add_lora(model, tokenizer, settings, 1)."
-        )
-    add_predictor_tokens(model, tokenizer, 1)
-    return PairedViewTokenizer(tokenizer)
-
-
-def _is_untokenized(dataset: Any) -> bool:
-    if isinstance(dataset, dict):
-        return any(map(_is_untokenized, dataset.values()))
-    if dataset is None or isinstance(dataset, str):
-        return False
-    first = next(iter(dataset), None)
-    return first is not None and "labels" not in first
-
-
-def tokenize_views(dataset: Any, view_tokenizer: PairedViewTokenizer | None) -> Any:
-    """Tokenize rows, and log how many were truncated. Tokenized rows are returned unchanged.
-
-    Rows of a stream are tokenized during iteration, without the count.
-
-    Args:
-        dataset: rows; or several data sets, by name; or the name of one.
-        view_tokenizer: tokenizes the rows.
-
-    Raises:
-        UsageError: rows that are not tokenized, without a `view_tokenizer`.
-    """
-    if not _is_untokenized(dataset):
-        return dataset
-    if isinstance(dataset, dict):
-        return {name: tokenize_views(part, view_tokenizer) for name, part in dataset.items()}
-    if view_tokenizer is None:
-        raise UsageError("Expected tokenized rows, got rows of text. Pass view_tokenizer=... to tokenize them.")
-    if isinstance(dataset, datasets.IterableDataset):
-        return dataset.map(view_tokenizer, with_indices=True, remove_columns=dataset.column_names)
-    rows = [view_tokenizer(row, number) for number, row in enumerate(dataset)]
-    warn_truncated(rows, view_tokenizer.max_length)
-    return rows
-
-
-def warn_truncated(rows: Sequence[dict[str, Any]], max_length: int) -> None:
-    """Warn with the number of truncated rows of `PairedViewTokenizer`, if there are any."""
-    truncated = sum(row["truncated"] for row in rows)
-    if truncated:
-        logger.warning("%d of %d rows were truncated to %d tokens", truncated, len(rows), max_length)

@@ -73,6 +73,10 @@ class LlmJepaTrainingArguments(BaseJepaTrainingArguments):
         for name in ("lm_weight", "jepa_weight", "stp_weight"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not (self.lm_weight or self.stp_weight or (self.jepa_weight and self.loss_dropout < 1)):
+            raise UsageError(
+                "Nothing would be learned: lm_weight, jepa_weight and stp_weight are 0. Raise one of them."
+            )
         if not 0.0 <= self.loss_dropout <= 1.0:
             raise UsageError(f"loss_dropout must be between 0 and 1, got {self.loss_dropout}.")
         if not 0.0 <= self.ema_decay <= 1.0:

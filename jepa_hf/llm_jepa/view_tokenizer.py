@@ -1,42 +1,47 @@
-"""Tokenization of conversations or column pairs: token ids, answer labels, and two views."""
+"""Tokenization of conversations: token ids, answer labels, and two views."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from .chat_rendering import Answer, ChatRenderer
+from .conversations import Conversation, read_conversation
+from .predictor_tokens import predictor_tokens
 
-PREDICTOR_TOKEN = "<|predictor_{}|>"
-MAX_PREDICTOR_TOKENS = 10
 IGNORE_INDEX = -100
+_GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
-Message = dict[str, str]
 
-
-def predictor_tokens(count: int) -> list[str]:
-    """Return the k special tokens of the predictor, in the order of the official code.
-
-    >>> predictor_tokens(2)
-    ['<|predictor_2|>', '<|predictor_1|>']
-    """
-    return [PREDICTOR_TOKEN.format(number) for number in range(count, 0, -1)]
+class OverlongRowError(UsageError):
+    """A row of which nothing to learn is left within the maximum length."""
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of all special tokens: named ones, such as `eos_token`, and added ones."""
+    """Return the ids of all special tokens: named ones, such as `eos_token`, and added ones.
+
+    Ordinary text can contain the unknown token, which counts only if it also ends texts (GPT-2).
+    """
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return {*tokenizer.all_special_ids, *added}
+    return {*tokenizer.all_special_ids, *added} - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
 
 
 @dataclass(frozen=True)
 class View:
-    """One view of a row: its token ids, and the index of the token whose state represents it."""
+    """One view of a row.
+
+    Args:
+        input_ids: its token ids.
+        end_index: index of the token whose state represents it.
+        truncated: whether its content was truncated.
+    """
 
     input_ids: list[int]
     end_index: int
+    truncated: bool
 
 
 class PairedViewTokenizer:
@@ -44,7 +49,8 @@ class PairedViewTokenizer:
 
     Each view is one message of the conversation, rendered by the chat template (LLM-JEPA, section
     3.1: Text and Code). The predictor tokens follow or precede the content of the predicting view.
-    Character offsets separate the content from the text that the template adds.
+    Labels are on what the assistant says and on its stop token. If the template marks that by
+    `{% generation %}`, labels are within the marks.
 
     Args:
         tokenizer: a fast tokenizer. With `num_predictor_tokens` above 0 it must contain
@@ -52,16 +58,19 @@ class PairedViewTokenizer:
             are supported: text, a newline, code.
         max_length: maximum number of tokens of a row and of a view. A longer row is truncated at
             its end, a longer view at the end of its content.
-        text_turn: index of the message that is the first view; negative values count from the end.
+        text_turn: index of the message that is the first view; negative values count from the last
+            answer.
         code_turn: index of the message that is the second view.
-        text_column: column of the first view, for rows without `messages`.
-        code_column: column of the second view, for rows without `messages`.
+        text_column: column of the first view; default see `read_conversation`.
+        code_column: column of the second view.
         num_predictor_tokens: k, 0 to 10; with 0 the state of the content's last token is the
             prediction.
         predictor_position: "end" or "start" of the predicting view's content.
         reverse: whether the second view predicts the first.
         train_on_prompt: whether all tokens except stop tokens have labels, as in the official code.
             Otherwise only answers have, including their stop token.
+        filter_overlong_rows: whether `tokenize_rows` leaves out rows that are longer than
+            `max_length`, instead of truncating or refusing them.
 
     Raises:
         UsageError: a slow tokenizer, missing predictor tokens, or an argument out of range.
@@ -74,21 +83,19 @@ class PairedViewTokenizer:
         max_length: int = 512,
         text_turn: int = -2,
         code_turn: int = -1,
-        text_column: str = "text",
-        code_column: str = "code",
+        text_column: str | None = None,
+        code_column: str | None = None,
         num_predictor_tokens: int = 1,
         predictor_position: str = "end",
         reverse: bool = False,
         train_on_prompt: bool = False,
+        filter_overlong_rows: bool = False,
     ):
         if not tokenizer.is_fast:
             raise UsageError(
                 f"Paired views need a fast tokenizer, got {type(tokenizer).__name__}. Load the fast version."
             )
-        if not 0 <= num_predictor_tokens <= MAX_PREDICTOR_TOKENS:
-            raise UsageError(
-                f"num_predictor_tokens must be between 0 and {MAX_PREDICTOR_TOKENS}, got {num_predictor_tokens}."
-            )
+        self.predictors = predictor_tokens(num_predictor_tokens)
         if predictor_position not in ("end", "start"):
             raise UsageError(f"predictor_position must be end or start, got {predictor_position!r}.")
         if max_length < num_predictor_tokens + 2:
@@ -96,23 +103,25 @@ class PairedViewTokenizer:
                 f"max_length (--max_seq_length) {max_length} leaves no room for text with {num_predictor_tokens} "
                 "predictor tokens. Increase it."
             )
-        self.predictors = predictor_tokens(num_predictor_tokens)
         missing = [token for token in self.predictors if token not in tokenizer.get_added_vocab()]
         if missing:
             raise UsageError(f"The tokenizer does not contain {missing[0]}: call add_predictor_tokens first.")
         self.tokenizer = tokenizer
+        self.renderer = ChatRenderer(tokenizer)
+        self._special_ids = special_ids(tokenizer)
         self.max_length = max_length
         self.turns = (text_turn, code_turn)
         self.columns = (text_column, code_column)
         self.predictor_position = predictor_position
         self.reverse = reverse
         self.train_on_prompt = train_on_prompt
+        self.filter_overlong_rows = filter_overlong_rows
 
-    def __call__(self, row: Mapping[str, Any], number: int | None = None) -> dict[str, Any]:
+    def __call__(self, row: Any, number: int | None = None) -> dict[str, Any]:
         """Tokenize one row.
 
         Args:
-            row: `messages`, a list of dictionaries with `role` and `content`; or the two columns.
+            row: a dictionary, see `read_conversation`.
             number: 0-based number of the row, for error messages.
 
         Returns:
@@ -123,162 +132,147 @@ class PairedViewTokenizer:
 
         Raises:
             UsageError: a row without the messages or columns, no chat template for messages, a
-                template that changes or omits content, an empty view, or an answer beyond
-                `max_length`.
+                template that changes or omits content, or an empty view.
+            OverlongRowError: nothing of an answer or of a view is left within `max_length`.
         """
-        label = _row_label(number)
-        messages = self._messages(row, label)
-        text, spans = self._render_with_spans(messages, label)
-        ids, labels, content, truncated = self._tokens(text, spans, label)
-        turns = self.turns[::-1] if self.reverse else self.turns
-        first, first_truncated = self._view(messages, turns[0], self.predictors, label)
-        second, second_truncated = self._view(messages, turns[1], [], label)
+        conversation = self._read(row, number)
+        ids, labels, span, truncated = self._tokens(conversation)
+        first, second = self.turns[::-1] if self.reverse else self.turns
+        predicting, predicted = self._view(conversation, first, self.predictors), self._view(conversation, second, [])
         return {
             "input_ids": ids,
             "labels": labels,
-            "stp_span": content,
-            "text_input_ids": first.input_ids,
-            "text_end": first.end_index,
-            "code_input_ids": second.input_ids,
-            "code_end": second.end_index,
-            "truncated": truncated or first_truncated or second_truncated,
+            "stp_span": span,
+            "text_input_ids": predicting.input_ids,
+            "text_end": predicting.end_index,
+            "code_input_ids": predicted.input_ids,
+            "code_end": predicted.end_index,
+            "truncated": truncated or predicting.truncated or predicted.truncated,
         }
 
-    def prompt(self, row: Mapping[str, Any], number: int | None = None) -> tuple[str, str]:
-        """Return the rendered prompt, up to where the answer begins, and the reference answer.
+    def is_overlong(self, row: Any, number: int | None = None) -> bool:
+        """Return whether a part of a row exceeds `max_length`.
 
         Raises:
             UsageError: as for `__call__`.
         """
-        label = _row_label(number)
-        messages = self._messages(row, label)
-        turn = self.turns[1] % len(messages)
         try:
-            return self._render(messages[:turn], add_generation_prompt=True), messages[turn]["content"]
-        except TemplateError as error:
-            raise _template_error(label, error) from None
+            return self(row, number)["truncated"]
+        except OverlongRowError:
+            return True
 
-    # ---- the conversation
+    def prompt(self, row: Any, number: int | None = None) -> tuple[str, str]:
+        """Return the rendered prompt, up to where the answer begins, and the reference answer.
 
-    def _messages(self, row: Mapping[str, Any], label: str) -> list[Message]:
-        """Return the messages of a row; two columns become a question and its answer."""
-        if row.get("messages") is not None:
-            return self._checked_messages(row["messages"], label)
-        for name in self.columns:
-            if not isinstance(row.get(name), str) or not row[name].strip():
-                raise UsageError(
-                    f"{label} has neither messages nor a text in column {name!r}; name the columns by "
-                    f"--text_column_name and --code_column_name, out of: {', '.join(map(str, row))}"
-                )
-        text, code = (row[name] for name in self.columns)
-        return [{"role": "user", "content": text}, {"role": "assistant", "content": code}]
-
-    def _checked_messages(self, messages: Any, label: str) -> list[Message]:
-        if self.tokenizer.chat_template is None:
+        Raises:
+            UsageError: as for `__call__`; or the second view is not an answer.
+        """
+        conversation = self._read(row, number)
+        turn = self.turns[1] % len(conversation.messages)
+        message = conversation.messages[turn]
+        if message["role"] != "assistant":
             raise UsageError(
-                "The tokenizer has no chat template, but the rows have messages. Give --chat_template_path, a model "
-                "with a chat template, or data with two columns."
+                f"{conversation.name} has a message of the role {message['role']} at turn {self.turns[1]}, not an "
+                "answer to generate; change --code_turn"
             )
-        is_valid = isinstance(messages, Sequence) and all(
-            isinstance(message, Mapping)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-            for message in messages
-        )
-        if not is_valid or not messages:
-            raise UsageError(f"{label} has no messages of the form {{'role': ..., 'content': ...}}")
+        return self.renderer.render(conversation, turn, add_generation_prompt=True), message["content"]
+
+    def _read(self, row: Any, number: int | None) -> Conversation:
+        """Return the conversation of a row, whose views exist and are not empty."""
+        conversation = read_conversation(row, number, *self.columns)
+        messages = conversation.messages
         for turn in self.turns:
             if not -len(messages) <= turn < len(messages):
                 raise UsageError(
-                    f"{label} has {len(messages)} messages, so turn {turn} cannot be a view; change --text_turn or "
-                    "--code_turn, or remove the row"
+                    f"{conversation.name} has {len(messages)} messages, so turn {turn} cannot be a view; change "
+                    "--text_turn or --code_turn, or remove the row"
                 )
             if not messages[turn]["content"].strip():
-                raise UsageError(f"{label} has an empty message {turn}, which cannot be a view; remove the row")
-        return [{"role": message["role"], "content": message["content"]} for message in messages]
+                raise UsageError(
+                    f"{conversation.name} has an empty message {turn}, which cannot be a view; remove the row"
+                )
+        return conversation
 
-    def _render(self, messages: list[Message], **kwargs: Any) -> str:
-        """Render messages by the chat template, or columns without one."""
-        if self.tokenizer.chat_template is not None:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **kwargs))
-        bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
-        parts = [bos] if messages else []
-        for message in messages:
-            parts.append(message["content"] + ("\n" if message["role"] == "user" else eos))
-        return "".join(parts)
-
-    def _render_with_spans(self, messages: list[Message], label: str) -> tuple[str, list[tuple[int, int, int]]]:
-        """Render a conversation and locate its answers.
-
-        Returns:
-            The text, and character offsets (start, end of the content, end) of each answer. The
-            first entry is not an answer but the content of the message that is the first view.
-        """
-        try:
-            text = self._render(messages)
-            content = messages[self.turns[0]]["content"].strip()
-            start = max(text.rfind(content), 0)
-            spans = [(start, start + len(content), start + len(content))]
-            answer_role = messages[self.turns[1]]["role"]
-            for index, message in enumerate(messages):
-                if message["role"] != answer_role:
-                    continue
-                prompt = self._render(messages[:index], add_generation_prompt=True)
-                through = self._render(messages[: index + 1])
-                if not text.startswith(prompt) or not through.startswith(prompt):
-                    raise UsageError(
-                        f"the chat template does not render {label} turn by turn, so its answers cannot be separated "
-                        "from its prompts; give --chat_template_path, or data with two columns"
-                    )
-                content = message["content"].strip()
-                start = through.find(content, len(prompt))
-                content_end = start + len(content) if start >= 0 else len(prompt)
-                spans.append((len(prompt), content_end, len(through)))
-        except TemplateError as error:
-            raise _template_error(label, error) from None
-        return text, spans
-
-    def _tokens(
-        self, text: str, spans: list[tuple[int, int, int]], label: str
-    ) -> tuple[list[int], list[int], list[int], bool]:
+    def _tokens(self, conversation: Conversation) -> tuple[list[int], list[int], list[int], bool]:
         """Return ids, labels, first and last content position, and whether the row is truncated."""
+        text = self.renderer.render(conversation)
+        answers = self.renderer.answers(text, conversation)
+        first = self.renderer.locate(text, conversation, self.turns[0] % len(conversation.messages))
+        if first is None or not answers:
+            raise UsageError(
+                f"the chat template leaves out {'the answers' if first else f'message {self.turns[0]}'} of "
+                f"{conversation.name}; give --chat_template_path, or data with two columns"
+            )
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        (first_start, _, _), *answers = spans
-        content_stop = answers[-1][1]
-        inside = [index for index, (start, end) in enumerate(offsets) if end > first_start and start < content_stop]
         if self.train_on_prompt:
             labels = [IGNORE_INDEX if token == self.tokenizer.eos_token_id else token for token in ids]
         else:
-            labels = _answer_labels(ids, offsets, answers, special_ids(self.tokenizer))
+            labels = self._answer_labels(text, ids, offsets, answers, self._generation_mask(conversation))
+        content = text[slice(*first)]
+        start, stop = first[0] + len(content) - len(content.lstrip()), answers[-1].content_stop
+        inside = [index for index, (begin, end) in enumerate(offsets) if end > start and begin < stop]
         truncated = len(ids) > self.max_length
         ids, labels = ids[: self.max_length], labels[: self.max_length]
-        if all(target == IGNORE_INDEX for target in labels):
-            raise UsageError(
-                f"{label} has no answer within its first {self.max_length} tokens; increase max_length "
-                "(--max_seq_length), or remove the row"
+        # The first token is never predicted, so that it has no label.
+        if all(target == IGNORE_INDEX for target in labels[1:]):
+            if not truncated:
+                raise UsageError(
+                    f"the chat template marks no answer of {conversation.name} by {{% generation %}}; give "
+                    "--chat_template_path, or remove the row"
+                )
+            raise OverlongRowError(
+                f"{conversation.name} has no answer within its first {self.max_length} tokens; increase max_length "
+                "(--max_seq_length), remove the row, or leave out all such rows with --filter_overlong_rows"
             )
         return ids, labels, [inside[0], min(inside[-1], len(ids) - 1)], truncated
 
-    # ---- the views
+    def _generation_mask(self, conversation: Conversation) -> list[int] | None:
+        """Return transformers' mask of the tokens in `{% generation %}` blocks; None without such blocks."""
+        if not _GENERATION_BLOCK.search(self.tokenizer.chat_template or ""):
+            return None
+        encoded: Any = self.tokenizer.apply_chat_template(
+            conversation.messages, conversation.tools, return_dict=True, return_assistant_tokens_mask=True
+        )
+        return encoded["assistant_masks"]
 
-    def _view(self, messages: list[Message], turn: int, predictors: list[str], label: str) -> tuple[View, bool]:
+    def _answer_labels(
+        self,
+        text: str,
+        ids: Sequence[int],
+        offsets: Sequence[tuple[int, int]],
+        answers: Iterable[Answer],
+        generation_mask: Sequence[int] | None,
+    ) -> list[int]:
+        """Label the tokens of each answer, and those up to the first special token behind it."""
+        labels = [IGNORE_INDEX] * len(ids)
+        mask = generation_mask or [1] * len(ids)
+        for answer in answers:
+            inside = [index for index, (begin, end) in enumerate(offsets) if end > answer.start and begin < answer.stop]
+            if not any(mask[index] for index in inside):
+                continue
+            content = [index for index in inside if offsets[index][0] < answer.content_stop]
+            ending = [index for index in inside[len(content) :] if offsets[index][1] <= answer.stop]
+            stops = [position for position, index in enumerate(ending) if ids[index] in self._special_ids]
+            if stops:  # template text after the end-of-turn token is not a target
+                ending = ending[: stops[0] + 1]
+            else:  # the turn ends with ordinary text, or with nothing
+                stop = answer.content_stop + len(text[answer.content_stop : answer.stop].rstrip())
+                ending = [index for index in ending if offsets[index][0] < stop]
+            for index in [*(index for index in content if mask[index]), *ending]:
+                labels[index] = ids[index]
+        return labels
+
+    def _view(self, conversation: Conversation, turn: int, predictors: list[str]) -> View:
         """Tokenize one message with the predictor tokens, truncated to `max_length`."""
-        index = turn % len(messages)
-        content = messages[index]["content"].strip()
-        tokens = "".join(predictors)
+        text, start, stop = self.renderer.render_view(conversation, turn % len(conversation.messages))
         at_end = self.predictor_position == "end"
-        marked_content = content + tokens if at_end else tokens + content
-        text = self._render_message(messages[:index], {**messages[index], "content": marked_content}, label)
-        start = text.rfind(marked_content)
-        if start < 0:
-            raise UsageError(
-                f"the chat template changes the content of message {turn} of {label}; give --chat_template_path, or "
-                "other data"
-            )
+        # The official code puts them before a view one by one, which reverses their order.
+        tokens = "".join(predictors if at_end else predictors[::-1])
+        place = stop if at_end else start
+        text, stop = text[:place] + tokens + text[place:], stop + len(tokens)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        stop = start + len(marked_content)
         inside = [number for number, offset in enumerate(offsets) if offset[0] < stop and offset[1] > start]
         begin, end = inside[0], inside[-1]
         excess = len(ids) - self.max_length
@@ -287,49 +281,11 @@ class PairedViewTokenizer:
             # adds.
             last = end - (len(predictors) if at_end else 0)
             if last - excess < begin + (0 if at_end else len(predictors)):
-                raise UsageError(
-                    f"{label} has nothing left of message {turn} within {self.max_length} tokens; increase max_length "
-                    "(--max_seq_length)"
+                raise OverlongRowError(
+                    f"{conversation.name} has nothing left of message {turn} within {self.max_length} tokens; "
+                    "increase max_length (--max_seq_length), remove the row, or leave out all such rows with "
+                    "--filter_overlong_rows"
                 )
             ids = ids[: last - excess + 1] + ids[last + 1 :]
             end -= excess
-        return View(ids, end), excess > 0
-
-    def _render_message(self, history: list[Message], message: Message, label: str) -> str:
-        """Render one message: as the next turn, else alone, else alone with the role "user"."""
-        bos = self.tokenizer.bos_token
-        for earlier, last in ((history, message), ([], message), ([], {**message, "role": "user"})):
-            try:
-                prefix = self._render(earlier) if earlier else ""
-                through = self._render([*earlier, last])
-            except TemplateError:
-                continue
-            if through.startswith(prefix):
-                text = through[len(prefix) :]
-                needs_bos = bos is not None and through.startswith(bos) and not text.startswith(bos)
-                return bos + text if needs_bos else text
-        raise UsageError(f"the chat template cannot render a single message of {label}; give data with two columns")
-
-
-def _row_label(number: int | None) -> str:
-    """Return the name of a row in error messages, counted from 1."""
-    return "a row" if number is None else f"row {number + 1}"
-
-
-def _template_error(label: str, error: TemplateError) -> UsageError:
-    return UsageError(f"the chat template rejects {label}: {' '.join(str(error).split())}; change or remove the row")
-
-
-def _answer_labels(
-    ids: list[int], offsets: list[tuple[int, int]], answers: list[tuple[int, int, int]], special: set[int]
-) -> list[int]:
-    """Label the tokens of each answer up to its first special token, the end of the turn."""
-    labels = [IGNORE_INDEX] * len(ids)
-    for start, content_end, stop in answers:
-        for index, (token, (offset, _)) in enumerate(zip(ids, offsets, strict=True)):
-            if not start <= offset < stop:
-                continue
-            labels[index] = token
-            if offset >= content_end and token in special:
-                break  # template text after the end-of-turn token is not a target
-    return labels
+        return View(ids, end, excess > 0)

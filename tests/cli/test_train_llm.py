@@ -47,13 +47,13 @@ def columns_of(row: dict[str, Any], text: str = "text", code: str = "code") -> d
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user has: `llm`, a tiny language model with a template, its rows, and `whole`, an undisturbed run."""
+    """A user's files: `llm`, a tiny language model with a template, its rows, and `whole`, an undisturbed run."""
     folder = tmp_path_factory.mktemp("start")
     words = tokenizer()
     words.save_pretrained(folder / "llm")
     model(len(words)).save_pretrained(folder / "llm")
-    shutil.copytree(folder / "llm", folder / "untold")
-    (folder / "untold" / "chat_template.jinja").unlink()
+    shutil.copytree(folder / "llm", folder / "without_template")
+    (folder / "without_template" / "chat_template.jinja").unlink()
     write_lines(folder / "template.jinja", [CHATML])
     write_rows(folder / "rows.jsonl", conversations(24))
     write_rows(folder / "columns.jsonl", [columns_of(row) for row in conversations(24)])
@@ -99,7 +99,7 @@ def happening(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return at
 
 
-# ---- what a run leaves
+# ---- output files
 
 
 @pytest.mark.slow
@@ -115,8 +115,8 @@ def test_the_script_trains_and_leaves_a_plain_language_model(folder: Path, tmp_p
     out = tmp_path / "out"
     checkpoints = {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
     plain = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    told = {"README.md", "metrics.json", "training.png", "_run.json", "chat_template.jinja"}
-    assert {path.name for path in out.iterdir()} == checkpoints | plain | told
+    documents = {"README.md", "metrics.json", "training.png", "_run.json", "chat_template.jinja"}
+    assert {path.name for path in out.iterdir()} == checkpoints | plain | documents
     assert find_corruption(out / "checkpoint-6") is None
     assert not list(out.glob("*.bin"))
     assert imread(out / "training.png").std() > 0.05
@@ -163,18 +163,26 @@ def test_it_learns_and_the_answers_to_its_rows_are_right(
     capsys.readouterr()
     models = (tmp_path / "out", folder / "llm")
     say(
-        "generate", *models, "--data_file", rows, "--max_new_tokens", 16, "--output_dir", tmp_path / "told", "--use_cpu"
+        "generate",
+        *models,
+        "--data_file",
+        rows,
+        "--max_new_tokens",
+        16,
+        "--output_dir",
+        tmp_path / "answers",
+        "--use_cpu",
     )
-    said = capsys.readouterr().out
-    assert f"| {tmp_path / 'out'} | 100.0 (67.6 to 100.0) | 100.0 (67.6 to 100.0) |" in said.replace("\\", "")
-    found = json.loads((tmp_path / "told" / "generation.json").read_text())
-    assert found["rows"] == 8
-    assert [one["exact_match"]["share"] for one in found["results"].values()] == [1.0, 0.0]
-    lines = [json.loads(line) for line in (tmp_path / "told" / "predictions.jsonl").read_text().splitlines()]
+    output = capsys.readouterr().out
+    assert f"| {tmp_path / 'out'} | 100.0 (67.6 to 100.0) | 100.0 (67.6 to 100.0) |" in output.replace("\\", "")
+    actual = json.loads((tmp_path / "answers" / "generation.json").read_text())
+    assert actual["rows"] == 8
+    assert [one["exact_match"]["share"] for one in actual["results"].values()] == [1.0, 0.0]
+    lines = [json.loads(line) for line in (tmp_path / "answers" / "predictions.jsonl").read_text().splitlines()]
     assert [line["model"] for line in lines] == [str(models[0])] * 8 + [str(models[1])] * 8
     assert [line["answer"] for line in lines[:8]] == [row["messages"][2]["content"] for row in conversations(8)]
     assert all(line["exact_match"] and line["right"] == line["answer"] for line in lines[:8])
-    assert {path.name for path in (tmp_path / "told").iterdir()} == {"predictions.jsonl", "generation.json"}
+    assert {path.name for path in (tmp_path / "answers").iterdir()} == {"predictions.jsonl", "generation.json"}
 
 
 def test_a_recipe_flags_and_python_give_the_same_run(folder: Path, tmp_path: Path) -> None:
@@ -256,20 +264,24 @@ def test_a_data_set_is_read_with_its_own_validation_split(folder: Path, tmp_path
     flags = (
         f"--dataset_name {tmp_path / 'data'} --cache_dir {tmp_path / 'cache'} --output_dir {out} --do_train --do_eval"
     )
-    said = train(
+    output = train(
         *FAST.split(), "--model_name_or_path", folder / "llm", *flags.split(), "--max_train_samples", "8",
         "--max_eval_samples", "3",
     )  # fmt: skip
-    assert "8 rows, 3 to evaluate on" in said
+    assert "8 rows, 3 to evaluate on" in output
 
 
 def test_without_a_template_two_columns_are_enough(folder: Path, tmp_path: Path) -> None:
     """Text, a newline, code; and a template out of a file makes messages readable."""
-    untold = ("--model_name_or_path", str(folder / "untold"), "--max_steps", "1")
-    train(*command(folder, tmp_path / "columns", "--train_file", str(folder / "columns.jsonl"), *untold))
+    without_template = ("--model_name_or_path", str(folder / "without_template"), "--max_steps", "1")
+    train(*command(folder, tmp_path / "columns", "--train_file", str(folder / "columns.jsonl"), *without_template))
     assert 'tokenizer("...\\n", return_tensors="pt")' in (tmp_path / "columns" / "README.md").read_text()
-    train(*command(folder, tmp_path / "told", "--chat_template_path", str(folder / "template.jinja"), *untold))
-    assert AutoTokenizer.from_pretrained(tmp_path / "told").chat_template.strip() == CHATML
+    train(
+        *command(
+            folder, tmp_path / "answers", "--chat_template_path", str(folder / "template.jinja"), *without_template
+        )
+    )
+    assert AutoTokenizer.from_pretrained(tmp_path / "answers").chat_template.strip() == CHATML
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -289,7 +301,7 @@ def test_generate_ends_where_the_templates_answers_end(named: bool, folder: Path
 def test_of_named_templates_the_nameless_one_is_taken(folder: Path, tmp_path: Path) -> None:
     """The others' names, which become names of files, write nowhere."""
     work = tmp_path / "a" / "b"
-    shutil.copytree(folder / "untold", work / "named")
+    shutil.copytree(folder / "without_template", work / "named")
     path = work / "named" / "tokenizer_config.json"
     names = {"default": CHATML, "../../evil": "x", "rag": "x"}
     templates = [{"name": name, "template": template} for name, template in names.items()]
@@ -325,17 +337,43 @@ def test_a_stop_token_that_also_pads_is_learnt(folder: Path, tmp_path: Path) -> 
     assert weights(tmp_path / "out")["model.embed_tokens.weight"][words.eos_token_id].abs().max() > 0
 
 
-def test_rows_that_are_cut_are_counted(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_overlong_rows_are_cut_or_left_out(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Both are counted; a row without any answer within the length is refused unless overlong rows are left out."""
     long = conversations(8)
     long[3]["messages"][2]["content"] = "name " * 80
     rows = write_rows(tmp_path / "long.jsonl", long)
-    train(*command(folder, tmp_path / "out", "--train_file", str(rows), "--max_seq_length", "64", "--max_steps", "1"))
+    flags = f"--train_file {rows} --max_seq_length 64 --max_steps 1".split()
+    train(*command(folder, tmp_path / "out", *flags))
     assert "1 of 8 rows were truncated to 64 tokens" in caplog.text
+    long[5]["messages"][1]["content"] = "name " * 80
+    write_rows(rows, long)
+    assert main([*command(folder, tmp_path / "refused", *flags), *QUIET]) == 2
+    caplog.clear()
+    train(*command(folder, tmp_path / "left", *flags, "--filter_overlong_rows"))
+    assert [record.getMessage() for record in caplog.records if "rows" in record.getMessage()] == [
+        "left out 2 of 8 rows: longer than 64 tokens"
+    ]
+
+
+@pytest.mark.parametrize(
+    "missing", [("pad_token",), ("pad_token", "eos_token"), ("pad_token", "eos_token", "unk_token")]
+)
+def test_a_tokenizer_without_padding_token_trains(
+    missing: tuple[str, ...], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It pads with its stop token, its unknown token or any other, and answers end where the template ends them."""
+    words = tokenizer(CHATML.replace("<|im_end|>", "</s>"))
+    for name in missing:
+        setattr(words, name, None)
+    words.save_pretrained(tmp_path / "words")
+    flags = f"--tokenizer_name {tmp_path / 'words'} --max_steps 1 --do_eval --generation_samples 2 --max_new_tokens 2"
+    train(*command(folder, tmp_path / "out", *flags.split()))
+    assert "answers end without a special token" in caplog.text
 
 
 def test_the_smoke_test_needs_nothing(tmp_path: Path) -> None:
-    said = train("--objective", "llm", "--smoke_test", "--max_steps", "1", "--output_dir", tmp_path / "out")
-    assert "llama language model, 0.3 M parameters, random start" in said
+    output = train("--objective", "llm", "--smoke_test", "--max_steps", "1", "--output_dir", tmp_path / "out")
+    assert "llama language model, 0.3 M parameters, random start" in output
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").can_generate()
 
 
@@ -343,7 +381,7 @@ def test_the_smoke_test_needs_nothing(tmp_path: Path) -> None:
 
 
 def test_adapters_are_what_is_trained_written_and_shared(folder: Path, tmp_path: Path) -> None:
-    """`AutoModelForCausalLM` loads them beside the start, `jepa-hf generate` answers; predictor rows learn."""
+    """`AutoModelForCausalLM` loads them onto the start, `jepa-hf generate` answers; predictor rows learn."""
     out = tmp_path / "out"
     flags = "--use_peft --lora_r 2 --lora_alpha 4 --num_predictor_tokens 2 --learning_rate 1e-2"
     train(*command(folder, out, *flags.split()))
@@ -358,12 +396,52 @@ def test_adapters_are_what_is_trained_written_and_shared(folder: Path, tmp_path:
     (name,) = [name for name in rows[0] if "trainable_tokens" in name]
     assert rows[0][name].shape == (2, 32)
     assert (rows[0][name] != rows[1][name]).all(dim=0).any()
+    assert "from the local model llm" in (out / "README.md").read_text()
 
     pushed = set(files_to_push(out))
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json"} <= pushed
     assert "Warning" not in (out / "README.md").read_text()
     asking = ("--data_file", folder / "rows.jsonl", "--max_samples", 3, "--max_new_tokens", 3, "--use_cpu")
-    say("generate", out, *asking, "--output_dir", tmp_path / "told")
+    say("generate", out, *asking, "--output_dir", tmp_path / "answers")
+
+
+def test_adapters_load_everywhere(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Result and checkpoint of a run from a relative path, in another directory: as model, PeftModel, for generate and
+    export; tokenizer and embeddings have one size; the exported model computes what the adapted one does.
+    """
+    from peft import AutoPeftModelForCausalLM
+
+    monkeypatch.chdir(folder)
+    out = tmp_path / "out"
+    flags = "--use_peft --num_predictor_tokens 2 --learning_rate 1e-2 --model_name_or_path llm --max_steps 2"
+    train(*command(folder, out, *flags.split()))
+    monkeypatch.chdir(tmp_path)
+    asked = torch.tensor([[5, 6, 7]])
+    for number, source in enumerate((out, out / "checkpoint-2")):
+        adapted, words = AutoModelForCausalLM.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+        assert len(words) == len(adapted.get_input_embeddings().weight)
+        logits = adapted(asked).logits
+        assert AutoPeftModelForCausalLM.from_pretrained(source)(asked).logits.allclose(logits, atol=1e-6)
+        asking = ("--data_file", folder / "rows.jsonl", "--max_samples", 2, "--max_new_tokens", 2, "--use_cpu")
+        say("generate", source, *asking, "--output_dir", tmp_path / f"answers {number}")
+        exported = tmp_path / f"exported {number}"
+        say("export", source, exported)
+        merged = AutoModelForCausalLM.from_pretrained(exported)
+        assert not (exported / "adapter_config.json").exists()
+        assert merged(asked).logits.allclose(logits, atol=1e-5)
+        assert len(AutoTokenizer.from_pretrained(exported)) == len(words)
+        assert words.eos_token_id in merged.generation_config.eos_token_id
+
+
+def test_export_of_a_full_language_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint becomes a plain model; options of encoders are refused."""
+    say("export", folder / "whole" / "checkpoint-4", tmp_path / "plain")
+    assert_same_weights(tmp_path / "plain", folder / "whole" / "checkpoint-4")
+    words = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    assert len(words) == len(weights(tmp_path / "plain")["model.embed_tokens.weight"])
+    say("export", folder / "whole", tmp_path / "other", "--head", "mlm", code=2)
+    assert "holds a language model, and --encoder, --head and --custom_code are for" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_checkpoint_of_adapters_can_be_pushed_as_what_the_end_would_be(folder: Path, tmp_path: Path) -> None:
@@ -385,19 +463,19 @@ def test_a_run_pushes_on_its_way_and_at_its_end_what_lies_in_its_directory(
     flags = "--push_to_hub --hub_always_push true --max_steps 2 --save_steps 1 --num_predictor_tokens 2"
     with Hub() as hub, hub.use_in_process():
         own = ("--hub_token", hub.token, *(["--use_peft"] if adapters else []))
-        said = train(*command(folder, tmp_path / "out", *flags.split(), *own))
+        output = train(*command(folder, tmp_path / "out", *flags.split(), *own))
         repo = hub.repos["me/out"]
         steps = [f"Training in progress, step {step}" for step in (1, 2)]
         assert repo.history() == [*steps, "End of training"]
         files = repo.files()
     weights_file = "adapter_model.safetensors" if adapters else "model.safetensors"
     configs = {"adapter_config.json"} if adapters else {"config.json", "generation_config.json"}
-    told = {"README.md", "metrics.json", "training.png", "chat_template.jinja", "tokenizer.json"}
-    assert told | configs | {weights_file} <= set(files)
+    documents = {"README.md", "metrics.json", "training.png", "chat_template.jinja", "tokenizer.json"}
+    assert documents | configs | {weights_file} <= set(files)
     assert not {"_run.json", "checkpoint-1"} & {name.partition("/")[0] for name in files}
     assert files[weights_file] == (tmp_path / "out" / weights_file).read_bytes()
     assert 'AutoModelForCausalLM.from_pretrained("me/out")' in files["README.md"].decode()
-    assert "pushed to me/out" in said
+    assert "pushed to me/out" in output
 
 
 # ---- going on
@@ -419,8 +497,8 @@ def test_a_run_that_sigterm_ended_goes_on_exactly(
 ) -> None:
     """Exit code 143 with a checkpoint; the same command ends bit for bit as the undisturbed run; then it is done."""
     name = "adapter_model.safetensors" if "peft" in flags else "model.safetensors"
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    train(*command(folder, whole, *flags.split()))
+    undisturbed, out = tmp_path / "whole", tmp_path / "out"
+    train(*command(folder, undisturbed, *flags.split()))
     argv = command(folder, out, *flags.split())
     with happening(3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         assert main([*argv, *QUIET]) == 143
@@ -429,11 +507,11 @@ def test_a_run_that_sigterm_ended_goes_on_exactly(
     assert not (out / name).exists()
     with happening(2, lambda: pytest.fail("it began anew")):
         assert "resuming the unfinished run" in train(*argv)
-    ours, theirs = load_file(out / name), load_file(whole / name)
+    ours, theirs = load_file(out / name), load_file(undisturbed / name)
     assert ours.keys() == theirs.keys()
     assert [key for key, value in ours.items() if not value.equal(theirs[key])] == []
     before = snapshot(out)
-    assert "is finished; start over with --overwrite_output_dir" in train(*argv)
+    assert "is finished. Start over with --overwrite_output_dir." in train(*argv)
     assert snapshot(out) == before
 
 
@@ -458,10 +536,10 @@ def test_a_torn_checkpoint_is_passed_over(folder: Path, tmp_path: Path, happenin
         assert main([*command(folder, out), *QUIET]) == 143
     (out / "checkpoint-5" / "optimizer.pt").write_bytes(b"torn")
     with happening(3, lambda: pytest.fail("it began anew")):
-        said = train(*command(folder, out))
-    assert f"skipping {out / 'checkpoint-5'}, which is incomplete" in said
-    assert "resuming the unfinished run" in said
-    assert "checkpoint-4" in said
+        output = train(*command(folder, out))
+    assert f"skipping {out / 'checkpoint-5'}, which is incomplete" in output
+    assert "resuming the unfinished run" in output
+    assert "checkpoint-4" in output
     assert_same_weights(out, folder / "whole")
 
 
@@ -489,26 +567,27 @@ def test_help_shows_the_flags_that_count_and_no_others(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as left:
         main(["--objective", "llm", "--help"])
     assert left.value.code == 0
-    said = capsys.readouterr().out
-    shown = set(re.findall(r"--[a-z][a-z0-9_]+", said))
+    output = capsys.readouterr().out
+    shown = set(re.findall(r"--[a-z][a-z0-9_]+", output))
     ours = "jepa_weight pair_loss loss_dropout num_predictor_tokens reverse train_on_prompt generation_samples database"
     shared = "model_name_or_path use_peft lora_r learning_rate overwrite_output_dir train_file max_seq_length objective"
     assert {f"--{name}" for name in f"{ours} {shared}".split()} <= shown
     assert not {"--mask_ratio", "--masked_tokens", "--image_column_name", "--ema_schedule", "--stride"} & shown
-    assert "%%" not in said
+    assert "%%" not in output
 
 
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        ("--objective llm --pair_wieght 2", r"unknown flag --pair_wieght; did you mean --jepa_weight\?"),
-        ("--objective llm --mask_ratio 0.2", "unknown flag --mask_ratio"),
-        ("--jepa_weight 2", "unknown flag --jepa_weight"),
+        ("--objective llm --jepa_wieght 2", r"Unknown flag --jepa_wieght\. Did you mean --jepa_weight\?"),
+        ("--objective llm --mask_ratio 0.2", "Unknown flag --mask_ratio"),
+        ("--jepa_weight 2", "Unknown flag --jepa_weight"),
         ("--objective lmm", "objective must be one of span, images, features, llm, not 'lmm'"),
-        ("llm.yaml --mask_ratio 0.2", "unknown flag --mask_ratio"),
-        ("odd.yaml", r"config file 'odd.yaml' has the unknown key text_trun; did you mean text_turn\?"),
+        ("llm.yaml --mask-ratio 0.2", "Unknown flag --mask-ratio"),
+        ("masks.yaml", "unknown key mask_ratio"),
+        ("odd.yaml", r"Config file 'odd.yaml' has the unknown key text_trun\. Did you mean text_turn\?"),
         ("llm.yaml --generation_metrics", "generation_metrics"),
-        ("gone.yaml", "config file 'gone.yaml' does not exist"),
+        ("gone.yaml", "Config file 'gone.yaml' does not exist"),
     ],
 )
 def test_a_flag_of_another_objective_is_unknown(
@@ -518,6 +597,7 @@ def test_a_flag_of_another_objective_is_unknown(
     monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "llm.yaml", ["objective: llm", "generation_metrics: [gsm8k]"])
     write_lines(tmp_path / "odd.yaml", ["objective: llm", "text_trun: 0"])
+    write_lines(tmp_path / "masks.yaml", ["objective: llm", "mask_ratio: 0.2"])
     before = snapshot(tmp_path)
     assert main(argv.split()) == 2
     assert re.search(sentence, capsys.readouterr().err)
@@ -525,22 +605,26 @@ def test_a_flag_of_another_objective_is_unknown(
 
 
 @pytest.mark.parametrize("command", ["masks", "report"])
-def test_commands_about_encoders_say_so(
+def test_commands_about_encoders_refuse_language_models(
     command: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
     say(*{"masks": ["masks", "--objective", "llm"], "report": ["report", "whole"]}[command], code=2)
-    assert re.search("the objective llm has none|holds a run of a language model", capsys.readouterr().err)
+    assert re.search("The objective llm has no masks|holds a run of a language model", capsys.readouterr().err)
 
 
 # ---- bad input
 
 
 BAD = {
-    "no template": ("--model_name_or_path untold", "no chat template.*--chat_template_path.*two columns"),
+    "no template": ("--model_name_or_path without_template", "no chat template.*--chat_template_path.*two columns"),
     "wrong column": (
         "--train_file columns.jsonl --text_column_name ask",
         r"train_file 'columns.jsonl': row 1 has neither .* 'ask'; name the columns by --text_column_name .* text, code",
+    ),
+    "wrong column of messages": (
+        "--text_column_name ask",
+        r"train_file 'rows.jsonl': row 1 has neither .* 'ask'; name the columns .*, out of: messages",
     ),
     "empty view": ("--train_file empty_view.jsonl", "'empty_view.jsonl': row 2 has an empty message -2"),
     "nothing left of a view": (
@@ -570,7 +654,7 @@ BAD = {
         "--model_name_or_path= --model_type llama --use_peft",
         "use_peft trains adapters of a pretrained model",
     ),
-    "adapters on adapters": ("--model_name_or_path adapters", "'adapters' contains adapters.*merge_and_unload"),
+    "adapters on adapters": ("--model_name_or_path adapters", "'adapters' contains adapters.*jepa-hf export adapters"),
     "modules that are not there": ("--use_peft --lora_target_modules nose", "LoRA matches no layer of"),
     "too long": ("--max_seq_length 4096", "max_seq_length 4096 is more than the 128 positions of the model"),
     "no room for answers": (
@@ -585,10 +669,12 @@ BAD = {
     "an unknown metric": ("--generation_metrics bleu", "metric must be one of exact_match, prefix_match, gsm8k, sql"),
     "an unknown distance": ("--pair_loss cosin", "pair_loss must be one of cosine, l2, mse, infonce"),
     "an unknown place": ("--predictor_position middle", "predictor_position must be end or start, got 'middle'"),
+    "no rows left": ("--max_seq_length 12 --filter_overlong_rows", "All 24 rows are longer than 12 tokens"),
+    "nothing to learn": ("--lm_weight 0 --loss_dropout 1", "Nothing would be learned: lm_weight, jepa_weight"),
     "a teacher in half": ("--dtype bfloat16 --target_gradient ema", "needs float32 weights"),
     "an unknown type": ("--dtype int4", "dtype must be one of float32, bfloat16, float16, not 'int4'"),
     "a template that is gone": ("--chat_template_path gone", "chat_template_path 'gone' cannot be read"),
-    "a smoke test of a model": ("--smoke_test", "smoke_test has its own tiny model; omit model_name_or_path"),
+    "a smoke test of a model": ("--smoke_test", "smoke_test has its own tiny model. Omit model_name_or_path"),
     "views that see each other": ("--model_name_or_path mixing", "does not separate views by their positions"),
 }
 
@@ -631,7 +717,7 @@ def test_bad_input_gets_one_sentence_and_touches_nothing(
     good = f"{FAST} --model_name_or_path llm --train_file rows.jsonl --output_dir out"
     assert main([*good.split(), *flags.split(), *QUIET]) == 2
     out, err = capfd.readouterr()
-    assert out == ""
+    assert out in ("", "Preparing the model and the data.\n")
     assert err.startswith("run_jepa.py: error: ")
     assert err.count("\n") == 1
     assert re.search(sentence, err), err
@@ -641,17 +727,62 @@ def test_bad_input_gets_one_sentence_and_touches_nothing(
 # ---- jepa-hf generate
 
 
+def test_generate_needs_a_finished_run(
+    folder: Path, tmp_path: Path, happening: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unfinished run is named as such, with its newest checkpoint; so by export."""
+    with happening(3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        assert main([*command(folder, tmp_path / "out"), *QUIET]) == 143
+    capsys.readouterr()
+    say("generate", tmp_path / "out", "--data_file", folder / "rows.jsonl", code=2)
+    sentence = f"holds an unfinished run; repeat its command to finish it, or name {tmp_path / 'out' / 'checkpoint-3'}"
+    assert sentence in capsys.readouterr().err
+    say("export", tmp_path / "out", tmp_path / "plain", code=2)
+    assert sentence in capsys.readouterr().err
+
+
+def test_generate_keeps_earlier_results(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without --overwrite_output_dir they stay; progress is a line, not a bar, where stderr is not a terminal."""
+    asking = ("--data_file", folder / "rows.jsonl", "--max_samples", 3, "--max_new_tokens", 2, "--use_cpu")
+    say("generate", folder / "llm", *asking, "--output_dir", tmp_path / "answers")
+    said = capfd.readouterr()
+    assert "0/3" in said.err
+    assert "\r" not in said.err
+    assert "Warning" not in said.err
+    before = snapshot(tmp_path)
+    say("generate", folder / "llm", *asking, "--output_dir", tmp_path / "answers", code=2)
+    assert "holds the results of an earlier run" in capfd.readouterr().err
+    assert snapshot(tmp_path) == before
+    flags = ("--max_samples", 2, "--overwrite_output_dir")
+    say("generate", folder / "llm", *asking, *flags, "--output_dir", tmp_path / "answers")
+    assert json.loads((tmp_path / "answers" / "generation.json").read_text())["rows"] == 2
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_generate_shares_prompts_out_over_ranks(folder: Path, tmp_path: Path) -> None:
+    """Two ranks write what one does, in the order of the rows."""
+    asking = f"--data_file {folder / 'rows.jsonl'} --max_samples 5 --max_new_tokens 3 --use_cpu --output_dir".split()
+    say("generate", folder / "llm", *asking, tmp_path / "one")
+    launch = ("-m", "accelerate.commands.launch", "--config_file", REPOSITORY / "configs" / "accelerate" / "cpu2.yaml")
+    done = start_process(
+        *launch, "-m", "jepa_hf.cli", "generate", folder / "llm", *asking, tmp_path / "two", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two" / "predictions.jsonl").read_text() == (tmp_path / "one" / "predictions.jsonl").read_text()
+
+
 def test_generate_judges_sql_by_what_a_database_gives(folder: Path, tmp_path: Path) -> None:
-    """The right query is its own equal; the answers of a model without training are no queries."""
+    """The right query is its own equal; the answers of an untrained model are not queries."""
     with sqlite3.connect(tmp_path / "shop.sqlite") as connection:
         connection.execute("create table t (x)")
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "all", "code": "select x from t", "db_id": "shop"}] * 2)
     asking = ("--data_file", rows, "--metrics", "sql", "gsm8k", "--max_new_tokens", 3, "--use_cpu")
-    say("generate", folder / "llm", *asking, "--database", tmp_path, "--output_dir", tmp_path / "told")
-    found = json.loads((tmp_path / "told" / "generation.json").read_text())["results"][str(folder / "llm")]
-    assert list(found) == ["sql", "gsm8k"]
-    assert found["sql"]["share"] == 0.0
-    assert 0 < found["sql"]["high"] < 1
+    say("generate", folder / "llm", *asking, "--database", tmp_path, "--output_dir", tmp_path / "answers")
+    actual = json.loads((tmp_path / "answers" / "generation.json").read_text())["results"][str(folder / "llm")]
+    assert list(actual) == ["sql", "gsm8k"]
+    assert actual["sql"]["share"] == 0.0
+    assert 0 < actual["sql"]["high"] < 1
 
 
 @pytest.mark.parametrize(
@@ -672,7 +803,7 @@ def test_generate_judges_sql_by_what_a_database_gives(folder: Path, tmp_path: Pa
         ("generate llm nothing_here --data_file rows.jsonl", "MODEL 'nothing_here' is neither a local directory"),
         ("generate bert --data_file rows.jsonl", "no chat template"),
         ("generate bert --data_file columns.jsonl", "a bert model is not a causal language model"),
-        ("generate untold --data_file rows.jsonl", "no chat template"),
+        ("generate without_template --data_file rows.jsonl", "no chat template"),
         ("generate llm --data_file rows.jsonl --metric gsm8k", "unrecognized arguments: --metric gsm8k"),
         ("generate llm", "the following arguments are required: --data_file"),
     ],
@@ -686,7 +817,7 @@ def test_generate_refuses_in_one_sentence_and_writes_nothing(
     capfd.readouterr()
     say(*flags.split(), *(["--use_cpu"] if "--max" in flags else []), code=2)
     out, err = capfd.readouterr()
-    assert out == ""
+    assert out in ("", "Preparing the model and the data.\n")
     assert err.startswith("jepa-hf generate: error: ")
     assert err.count("\n") == 1
     assert sentence in err

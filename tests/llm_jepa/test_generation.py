@@ -65,8 +65,8 @@ def test_share_interval_is_wilson(share: float, count: int) -> None:
     """The interval equals scipy's Wilson interval."""
     right = round(share * count)
     expected = binomtest(right, count).proportion_ci(method="wilson")
-    found = wilson_interval(right / count, count)
-    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    actual = wilson_interval(right / count, count)
+    assert (actual["low"], actual["high"]) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 ROW: dict[str, Any] = {}
@@ -161,8 +161,8 @@ def test_invalid_metrics_are_refused() -> None:
 def test_shares_equal_row_results() -> None:
     """The proportions are the means of the rows' results."""
     words = tokenizer()
-    shares, found = evaluate_generation(
+    shares, actual = evaluate_generation(
         model(len(words)), PairedViewTokenizer(words, num_predictor_tokens=0), conversations(3)
     )
-    assert [row["right"] for row in found] == [row["messages"][-1]["content"] for row in conversations(3)]
-    assert shares == {metric: sum(row[metric] for row in found) / 3 for metric in ("exact_match", "prefix_match")}
+    assert [row["right"] for row in actual] == [row["messages"][-1]["content"] for row in conversations(3)]
+    assert shares == {metric: sum(row[metric] for row in actual) / 3 for metric in ("exact_match", "prefix_match")}

@@ -41,8 +41,9 @@ from transformers import (
 from helpers.llm import conversations, model, tokenizer
 from jepa_hf import UsageError
 from jepa_hf.llm_jepa import DataCollatorForPairedViews, PairedViewObjective, PairedViewTokenizer
-from jepa_hf.llm_jepa.objective import get_decoder, verify_view_isolation
-from jepa_hf.llm_jepa.view_tokenizer import predictor_tokens
+from jepa_hf.llm_jepa.decoder import get_decoder
+from jepa_hf.llm_jepa.predictor_tokens import predictor_tokens
+from jepa_hf.llm_jepa.view_isolation import verify_view_isolation
 
 COMMON = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 128}
 COMMON |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
@@ -99,11 +100,11 @@ def test_views_are_encoded_independently(family: str, attention: str) -> None:
             batch = DataCollatorForPairedViews(words(side), passes)(samples)
             objective = PairedViewObjective()
             objective.attach(made)
-            found = made(**batch)
+            actual = made(**batch)
             objective.detach(made)
-            losses.append(found.loss.item())
+            losses.append(actual.loss.item())
             for at, row in enumerate(samples):
-                for name, vectors in (("text", found.predictions), ("code", found.targets)):
+                for name, vectors in (("text", actual.predictions), ("code", actual.targets)):
                     expected = alone(made, row[f"{name}_input_ids"], row[f"{name}_end"])
                     torch.testing.assert_close(
                         vectors[at], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
@@ -121,12 +122,12 @@ def test_parts_add_up_with_their_weights() -> None:
     batch = batch_of()
     objective = PairedViewObjective(lm_weight=0.5, jepa_weight=3.0)
     objective.attach(made)
-    found = made(**batch)
+    actual = made(**batch)
     objective.detach(made)
     plain = made(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
-    cosine = torch.cosine_similarity(found.predictions, found.targets, dim=-1)
-    torch.testing.assert_close(found.lm_loss, plain)
-    torch.testing.assert_close(found.loss, 0.5 * plain + 3.0 * (1 - cosine).mean())
+    cosine = torch.cosine_similarity(actual.predictions, actual.targets, dim=-1)
+    torch.testing.assert_close(actual.lm_loss, plain)
+    torch.testing.assert_close(actual.loss, 0.5 * plain + 3.0 * (1 - cosine).mean())
 
 
 def test_misspelt_batch_key_is_refused() -> None:
@@ -190,22 +191,22 @@ def test_lm_loss_equals_the_models_own(family: str, side: str, on_prompt: bool) 
     expected = torch.autograd.grad(plain, list(made.parameters()))
     PairedViewObjective(jepa_weight=0.0).attach(made)
     loss = made(**batch).loss
-    found = torch.autograd.grad(loss, list(made.parameters()))
+    actual = torch.autograd.grad(loss, list(made.parameters()))
     torch.testing.assert_close(loss, plain)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()) + 1e-12)
 
 
 def test_first_token_is_not_predicted_from_padding() -> None:
     """With labels on prompts, either padding side gives as many labels and the same loss."""
-    made, found = model(len(words())), []
+    made, actual = model(len(words())), []
     views = PairedViewTokenizer(words(), num_predictor_tokens=2, train_on_prompt=True)
     PairedViewObjective().attach(made)
     for side in ("left", "right"):
         batch = DataCollatorForPairedViews(words(side))([views(row) for row in conversations(3)])
         output = made(**batch)
-        found.append((output.num_labels.item(), output.lm_loss.item()))
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        actual.append((output.num_labels.item(), output.lm_loss.item()))
+    assert actual[0] == pytest.approx(actual[1], rel=1e-5)
 
 
 def test_model_still_generates() -> None:
@@ -297,10 +298,10 @@ def test_models_without_position_ids(family: str) -> None:
     verify_view_isolation(made, DataCollatorForPairedViews(words(), "separate"), samples[0])
     PairedViewObjective().attach(made)
     for side in ("left", "right"):
-        found = made(**DataCollatorForPairedViews(words(side), "separate")(samples))
-        losses.append(found.loss)
+        actual = made(**DataCollatorForPairedViews(words(side), "separate")(samples))
+        losses.append(actual.loss)
         for at, row in enumerate(samples):
-            for name, vectors in (("text", found.predictions), ("code", found.targets)):
+            for name, vectors in (("text", actual.predictions), ("code", actual.targets)):
                 expected = alone(made, row[f"{name}_input_ids"], row[f"{name}_end"])
                 torch.testing.assert_close(vectors[at], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(*losses)
@@ -405,8 +406,8 @@ def test_teacher_encodes_the_second_view_only(passes: str, side: str, family: st
     decoder.register_forward_hook(lambda module, args, output: shapes.append(output.last_hidden_state.shape))
     PairedViewObjective(target_gradient="ema", teacher=decoder).attach(made)
     batch = DataCollatorForPairedViews(words(side), passes)(samples)
-    found = made(**batch).targets
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    actual = made(**batch).targets
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     longest = max(len(row["code_input_ids"]) for row in samples)
     width = longest if passes == "packed" else batch["view_input_ids"].shape[-1]
     assert shapes == [(4, width, 32)]

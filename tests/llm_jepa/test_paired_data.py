@@ -41,16 +41,11 @@ def test_held_out_rows_are_disjoint(seed: int, tmp_path: Path) -> None:
     assert load_paired_rows(args, seed=seed + 7, need_validation=True) != (train, validation)
 
 
-def test_named_columns_replace_messages(tmp_path: Path) -> None:
-    """Named columns drop `messages`; lone surrogates are replaced in all texts."""
-    source_row = {"messages": [{"role": "user", "content": "a \ud800"}], "ask": "b \ud800", "n": 1}
-    path = write(tmp_path / "rows.jsonl", [source_row])
+def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
+    """In all texts of a row; other columns stay as they are."""
+    path = write(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": "a \ud800"}], "n": 1}])
     (row,), _ = load_paired_rows(PairedDataArguments(train_file=path), seed=0, need_validation=False)
-    assert row.content == {"messages": [{"role": "user", "content": "a \ufffd"}], "ask": "b \ufffd", "n": 1}
-    named = PairedDataArguments(train_file=path, text_column_name="ask")
-    (row,), _ = load_paired_rows(named, seed=0, need_validation=False)
-    assert row.content == {"ask": "b \ufffd", "n": 1}
-    assert named.columns == {"text_column": "ask", "code_column": "code"}
+    assert row.content == {"messages": [{"role": "user", "content": "a \ufffd"}], "n": 1}
 
 
 def test_embedded_rows_have_two_texts() -> None:

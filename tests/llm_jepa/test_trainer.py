@@ -1,6 +1,7 @@
 """LLM-JEPA training is exact under accumulation and resume, and its result is a plain language model."""
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,30 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, OPTConfig, OPTForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from helpers.llm import conversations, model, tokenizer, trainer
 from helpers.runs import StopAfter, largest_difference, weights
-from jepa_hf import UsageError
+from jepa_hf import JepaTrainingArguments, UsageError
 from jepa_hf.hub.model_card import DatasetInfo
-from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments
+from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments, PairedViewTokenizer
+from jepa_hf.llm_jepa.decoder import get_decoder
 from jepa_hf.llm_jepa.losses import pair_distance
-from jepa_hf.llm_jepa.objective import _draws_of_rows, get_decoder
+from jepa_hf.llm_jepa.objective import _draws_of_rows
+from jepa_hf.llm_jepa.row_tokenization import tokenize_dataset
 from jepa_hf.llm_jepa.teacher import TEACHER_FILE
 from jepa_hf.training.metric_accumulator import MetricAccumulator
 
@@ -140,9 +156,9 @@ def test_two_trainers_of_one_model(tmp_path: Path) -> None:
     rows = {"train_dataset": first.train_dataset, "eval_dataset": first.eval_dataset}
     second = LlmJepaTrainer(first.model, args, processing_class=first.processing_class, **rows)
     for made, weight in ((first, 0.0), (second, 5.0), (first, 0.0)):
-        found = made.evaluate()
-        expected = found["eval_lm_loss"] + weight * found["eval_pair_loss"]
-        assert found["eval_loss"] == pytest.approx(expected, rel=1e-3)
+        actual = made.evaluate()
+        expected = actual["eval_lm_loss"] + weight * actual["eval_pair_loss"]
+        assert actual["eval_loss"] == pytest.approx(expected, rel=1e-3)
         made.train()
         entry = next(entry for entry in made.state.log_history if "loss" in entry)
         assert entry["loss"] == pytest.approx(entry["lm_loss"] + weight * entry["pair_loss"], rel=1e-3)
@@ -220,13 +236,13 @@ def test_evaluation_metrics(tmp_path: Path) -> None:
 @pytest.mark.parametrize("settings", [{"pair_loss": "infonce"}, {"stp_weight": 1.0}], ids=["infonce", "paths"])
 def test_evaluation_ignores_batch_size(settings: dict[str, Any], tmp_path: Path) -> None:
     """Metrics do not depend on the batches, unless the loss compares rows: then training's batch size is used."""
-    found = {}
+    actual = {}
     for size in (None, 2, 8, 20):
         metrics = trainer(tmp_path, per_device_eval_batch_size=size, **settings).evaluate()
         timing = ("runtime", "per_second", "preparation_time")
-        found[size] = {name: value for name, value in metrics.items() if not name.endswith(timing)}
-    for metrics in found.values():
-        assert metrics == pytest.approx(found[None], rel=1e-5)
+        actual[size] = {name: value for name, value in metrics.items() if not name.endswith(timing)}
+    for metrics in actual.values():
+        assert metrics == pytest.approx(actual[None], rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["triple", "patch"])
@@ -309,6 +325,146 @@ def test_streams_are_tokenized_during_iteration(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"train_dataset": datasets.DatasetDict(train=datasets.Dataset.from_list(conversations(2)))}, "['train']"),
+        ({"train_dataset": "rows.jsonl"}, "train_dataset is the name 'rows.jsonl'. Pass rows"),
+        ({"train_dataset": ["class"] * 4}, "row 1 is a str, not a dictionary of columns"),
+        ({"model": "gone/nowhere"}, "neither a local directory nor a model on the Hub"),
+        ({"model": None, "model_init": model, "peft_config": object()}, "model_init does not go with peft_config"),
+    ],
+)
+def test_unusable_arguments_are_refused(arguments: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    """Each is a usage error with its remedy."""
+    made = trainer(tmp_path)
+    usual = {"model": made.model, "args": made.args, "processing_class": made.processing_class}
+    with pytest.raises(UsageError, match=re.escape(sentence)):
+        LlmJepaTrainer(
+            **(usual | {"train_dataset": conversations(2), "view_tokenizer": made.view_tokenizer} | arguments)
+        )
+
+
+@pytest.mark.parametrize("collator", [DataCollatorWithPadding, DataCollatorForLanguageModeling, default_data_collator])
+def test_other_collators_are_refused(collator: Any, tmp_path: Path) -> None:
+    """Collators of plain rows are a usage error before the first step."""
+    made = trainer(tmp_path)
+    if collator is not default_data_collator:
+        settings = {"mlm": False} if collator is DataCollatorForLanguageModeling else {}
+        collator = collator(made.processing_class, **settings)
+    arguments = {"processing_class": made.processing_class, "train_dataset": made.train_dataset}
+    with pytest.raises(UsageError, match="Leave it out, or use DataCollatorForPairedViews"):
+        LlmJepaTrainer(made.model, made.args, collator, **arguments).train()
+
+
+class TorchRows(torch.utils.data.Dataset):
+    """A torch data set of conversations, without an end of its own."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return conversations(6)[index % 6]
+
+
+def test_data_sets_of_every_kind(tmp_path: Path) -> None:
+    """Lists, `datasets` and torch data sets give the same evaluation, a `DatasetDict` one for each split."""
+    made = trainer(tmp_path)
+    expected = made.evaluate(conversations(6))["eval_loss"]
+    stored = datasets.Dataset.from_list(conversations(6))
+    for rows in (stored, TorchRows()):
+        assert made.evaluate(rows)["eval_loss"] == expected
+        assert made.predict(rows).metrics["test_loss"] == expected
+    assert made.evaluate(datasets.DatasetDict(test=stored))["eval_test_loss"] == expected
+
+
+def test_rows_without_labels_are_refused(tmp_path: Path) -> None:
+    """A run that would learn from nothing does not start."""
+    made = trainer(tmp_path)
+    for row in made.train_dataset:
+        row["labels"] = [row["labels"][0], *[-100] * (len(row["labels"]) - 1)]
+    with pytest.raises(UsageError, match="No training row has a label"):
+        made.train()
+
+
+def test_evaluation_loss_is_a_mean_over_tokens_and_rows(tmp_path: Path) -> None:
+    """It is the sum over all tokens and pairs, recomputed here row by row, for answers of different lengths."""
+    made = trainer(tmp_path, stp_weight=0.5, per_device_eval_batch_size=4, lm_weight=0.7, jepa_weight=2.0)
+    rows = made.eval_dataset
+    sums = torch.zeros(3)
+    made.model.eval()
+    for row in rows:
+        with torch.no_grad():
+            output = made.model(**made.data_collator([row]))
+        sums += torch.stack([output.lm_loss * output.num_labels, output.pair_loss, output.stp_loss])
+    labels = sum(label != -100 for row in rows for label in row["labels"][1:])
+    expected = 0.7 * sums[0] / labels + 2.0 * sums[1] / len(rows) + 0.5 * sums[2] / len(rows)
+    assert made.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_router_loss_is_logged_apart(tmp_path: Path) -> None:
+    """A mixture of experts logs its router's loss next to the next-token loss; accumulation does not multiply it."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "num_local_experts": 4, "pad_token_id": 0}
+    runs = []
+    for size, accumulation in ((4, 1), (1, 4)):
+        words = tokenizer()
+        torch.manual_seed(0)
+        config = MixtralConfig(
+            vocab_size=len(words), output_router_logits=True, router_aux_loss_coef=10.0, eos_token_id=None, **sizes
+        )
+        args = plain_arguments(
+            tmp_path, max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation
+        )
+        rows = conversations(4)
+        made = LlmJepaTrainer(
+            MixtralForCausalLM(config), args, train_dataset=rows, eval_dataset=rows, processing_class=words
+        )
+        metrics = made.evaluate()
+        assert metrics["eval_lm_loss"] < 10 < metrics["eval_router_loss"]
+        parts = sum(metrics[f"eval_{name}"] for name in ("lm_loss", "router_loss", "pair_loss"))
+        assert metrics["eval_loss"] == pytest.approx(parts, rel=1e-5)
+        made.train()
+        runs.append(next(entry for entry in made.state.log_history if "loss" in entry))
+    for name in ("loss", "lm_loss", "router_loss"):
+        assert runs[0][name] == pytest.approx(runs[1][name], rel=0.05), name
+
+
+def test_collapsed_views_are_reported(tmp_path: Path) -> None:
+    """A finding since the step from which they stay collapsed, on the card too; it names infonce."""
+    made = trainer(tmp_path, logging_steps=1)
+    cosines = [0.995, 0.5, 0.991, 0.999]
+    made.state.log_history = [{"step": step, "view_pairwise_cosine": c} for step, c in enumerate(cosines, 1)]
+    ((step, sentence),) = made.health_findings.values()
+    assert step == 3
+    assert "mean cosine of 0.9990" in sentence
+    assert "--pair_loss infonce" in sentence
+    made.create_model_card()
+    assert "**Warning.** Step 3: the views collapsed" in (tmp_path / "README.md").read_text()
+    made.state.log_history.append({"step": 4, "eval_b_view_pairwise_cosine": 0.2})
+    assert made.health_findings == {}
+    made.state.log_history.pop()
+    made.args.loss_dropout = 1.0  # plain fine-tuning
+    assert made.health_findings == {}
+
+
+def test_training_measures_its_views(tmp_path: Path) -> None:
+    """Without an evaluation the training's own batches show a collapse."""
+    made = trained(tmp_path)
+    assert len(logged(made, "view_pairwise_cosine")) == 4
+
+
+def test_streams_leave_out_overlong_rows(tmp_path: Path) -> None:
+    """Those of which nothing would be left too."""
+    rows = conversations(6)
+    rows[1]["messages"][2]["content"] = rows[4]["messages"][1]["content"] = "name " * 80
+    made = trainer(tmp_path)
+    views = PairedViewTokenizer(made.processing_class, max_length=64, filter_overlong_rows=True)
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    expected = tokenize_dataset([row for index, row in enumerate(rows) if index not in (1, 4)], views)
+    assert [row["input_ids"] for row in tokenize_dataset(stream, views)] == [row["input_ids"] for row in expected]
+
+
 def test_unusable_rows_are_refused(tmp_path: Path) -> None:
     """Untokenized rows without a tokenizer, generation rows without one, and no rows are usage errors."""
     made = trainer(tmp_path)
@@ -341,14 +497,14 @@ def test_visible_padding_is_refused_with_zero_weight(tmp_path: Path) -> None:
 
 
 def test_view_metrics_detect_one_direction(tmp_path: Path) -> None:
-    """Views in one direction keep a high rank; the pairwise cosine and the hit rate reveal them."""
+    """Views in one direction keep a high rank; the pairwise cosine and the top-1 accuracy reveal them."""
     made = trainer(tmp_path)
     own = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(32, 16, generator=torch.Generator().manual_seed(1))
     metrics = {}
     for name, views in {"apart": (own, own), "one way": (100 + noise, 100 + own)}.items():
         assert pair_distance("cosine", *views).max() < 1e-3
-        made._embeddings, means = [views], MetricAccumulator()
+        made._view_metrics.embeddings, means = [views], MetricAccumulator()
         made.finish_evaluation(means)
         metrics[name] = means.compute_and_reset(made.accelerator)
     assert metrics["one way"]["view_rank"] > 10
@@ -393,6 +549,35 @@ def test_lora_trains_predictor_embeddings(tmp_path: Path) -> None:
     assert moved == [row]
     made.save_model()
     assert (tmp_path / "out" / "adapter_config.json").is_file()
+
+
+def plain_arguments(folder: Path, **settings: Any) -> LlmJepaTrainingArguments:
+    given = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "save_strategy": "no"}
+    given |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1}
+    return LlmJepaTrainingArguments(str(folder / "out"), **(given | settings))
+
+
+def test_peft_config_as_in_trl(tmp_path: Path) -> None:
+    """A name and a `LoraConfig` are enough: adapters and predictor embeddings are trained, saved, and loadable."""
+    from peft import LoraConfig
+
+    words = tokenizer()
+    words.save_pretrained(tmp_path / "llm")
+    model(len(words)).save_pretrained(tmp_path / "llm")
+    config = LoraConfig(r=2, target_modules="all-linear")
+    made = LlmJepaTrainer(
+        str(tmp_path / "llm"), plain_arguments(tmp_path), train_dataset=conversations(8), peft_config=config
+    )
+    made.train()
+    names = [name for name, value in made.model.named_parameters() if value.requires_grad]
+    assert sum("trainable_tokens" in name for name in names) == 1
+    assert all("lora_" in name or "trainable_tokens" in name for name in names)
+    assert config.trainable_token_indices is None  # the user's object is as it was
+    made.save_model()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == len(loaded.get_input_embeddings().weight)
+    with pytest.raises(UsageError, match="has adapters already"):
+        LlmJepaTrainer(made.model, made.args, processing_class=made.processing_class, peft_config=config)
 
 
 def test_adapters_without_predictor_token_are_refused(tmp_path: Path) -> None:
@@ -475,3 +660,59 @@ def test_torch_compile_has_no_graph_breaks(tmp_path: Path) -> None:
     trained(tmp_path, torch_compile=True, torch_compile_backend="aot_eager", stp_weight=0.1, max_steps=1)
     assert counters["stats"]["unique_graphs"] > 0
     assert not counters["graph_break"]
+
+
+# ---- forms in which users of `Trainer` pass things
+
+
+def test_a_run_from_model_init_and_plain_arguments(tmp_path: Path) -> None:
+    """Each training starts from a new model of the tokenizer's size, with the objective attached."""
+    made = tokenizer()
+    size = len(made)
+    args = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, use_cpu=True, learning_rate=1e-3
+    )
+    run = LlmJepaTrainer(
+        args=args, model_init=lambda: model(size), processing_class=made, train_dataset=conversations(8)
+    )
+    assert isinstance(run.args, LlmJepaTrainingArguments)
+    assert run.args.learning_rate == 1e-3
+    for _ in range(2):
+        run.train()
+        assert logged(run, "view_cosine") == [] or run.state.global_step == 2
+        assert run.model.get_input_embeddings().num_embeddings == len(made)
+    assert run.evaluate(conversations(4))["eval_loss"] > 0
+    assert run.predict(conversations(4)).metrics["test_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train_dataset": datasets.DatasetDict(a=datasets.Dataset.from_list(conversations(2)))}, "not a DatasetDict"),
+        ({"data_collator": default_data_collator}, "or use DataCollatorForPairedViews"),
+        ({"args": JepaTrainingArguments(use_cpu=True)}, "args must be LlmJepaTrainingArguments"),
+        ({"train_dataset": []}, "no rows to train on"),
+        ({"model_init": lambda: None}, "either model or model_init"),
+    ],
+)
+def test_what_cannot_train_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
+    made = tokenizer()
+    given = {"args": LlmJepaTrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_steps=1)}
+    given |= {"train_dataset": conversations(4), "processing_class": made}
+    with pytest.raises(UsageError, match=message):
+        LlmJepaTrainer(model(len(made)), **(given | arguments)).train()
+
+
+@pytest.mark.parametrize("settings", [{}, {"stp_weight": 0.1}])
+def test_the_metrics_that_are_checked_are_those_of_an_evaluation(settings: dict[str, float], tmp_path: Path) -> None:
+    run = trainer(tmp_path, **settings)
+    names = {name.removeprefix("eval_") for name in run.evaluate()}
+    assert (
+        names
+        - {"runtime", "samples_per_second", "steps_per_second", "epoch", "num_input_tokens_seen"}
+        - {"model_preparation_time"}
+        == run.evaluation_metrics()
+    )
+    metric = {"metric_for_best_model": "exact_match", "eval_strategy": "steps", "eval_steps": 1}
+    with pytest.raises(UsageError, match="'exact_match' is not measured"):
+        trainer(tmp_path, **metric).train()

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from helpers.llm import CHATML, conversations, tokenizer
 from jepa_hf import UsageError
 from jepa_hf.llm_jepa import PairedViewTokenizer
-from jepa_hf.llm_jepa.view_tokenizer import IGNORE_INDEX, predictor_tokens
+from jepa_hf.llm_jepa.predictor_tokens import predictor_tokens
+from jepa_hf.llm_jepa.view_tokenizer import IGNORE_INDEX
 
 # Other ways to write a conversation that models have.
 LLAMA3 = (
@@ -49,12 +50,141 @@ def test_labels_are_the_answer_and_its_stop_token(template: str) -> None:
     """Only the answer and its stop token have labels."""
     views = made(template)
     for row in conversations(5):
-        found = views(row)
+        pair = views(row)
         answer = row["messages"][-1]["content"]
-        assert text(views, found["labels"]) == answer.replace(" ", "") + "<|im_end|>"
+        assert text(views, pair["labels"]) == answer.replace(" ", "") + "<|im_end|>"
         assert all(
-            label in (IGNORE_INDEX, token) for label, token in zip(found["labels"], found["input_ids"], strict=True)
+            label in (IGNORE_INDEX, token) for label, token in zip(pair["labels"], pair["input_ids"], strict=True)
         )
+
+
+# Templates whose rendering of a message depends on other messages, or whose answers end otherwise.
+_LOOP = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+_NEXT = "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+_THOUGHTS = "{% if m['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+_SAID = "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
+UNUSUAL = {
+    "empty thoughts": _LOOP + _THOUGHTS + "{{ m['content'] }}<|im_end|>\n" + _NEXT,
+    "no earlier thoughts": _LOOP
+    + "{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}<|im_end|>\n"
+    + _NEXT,
+    "always a prompt": CHATML + "{% if not add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "no stop": _LOOP + "{{ m['content'] }}\n" + _NEXT,
+    "a stop in ordinary text": _LOOP + "{{ m['content'] }} </s>\n" + _NEXT,
+    "a stop at the end": _LOOP + "{{ m['content'] }}\n{% if loop.last %}<|im_end|>{% endif %}" + _NEXT,
+    "merged": "{% for m in messages %}{% if loop.first or loop.previtem['role'] != m['role'] %}"
+    "<|im_start|>{{ m['role'] }}\n{% endif %}{{ m['content'] }}"
+    "{% if loop.last or loop.nextitem['role'] != m['role'] %}<|im_end|>{% endif %}\n" + _NEXT,
+    "last turns only": "{% set messages = messages[-3:] %}" + CHATML,
+    "generation": _LOOP + _SAID + "\n{% else %}{{ m['content'] }}<|im_end|>\n{% endif %}" + _NEXT,
+    "generation of contents": _LOOP
+    + _SAID.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
+    + "\n{% else %}{{ m['content'] }}<|im_end|>\n{% endif %}"
+    + _NEXT,
+    "generation with header": "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}"
+    "<|im_start|>assistant\n{{ m['content'] }}<|im_end|>\n{% endgeneration %}{% else %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endif %}" + _NEXT,
+    "generation of the last answer": _LOOP
+    + "{% if loop.last and m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}"
+    + "{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n"
+    + _NEXT,
+}
+ENDS = {"no stop": "", "a stop in ordinary text": "</s>", "a stop at the end": ""}
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["", "the assistant begins"])
+@pytest.mark.parametrize("template", UNUSUAL)
+def test_labels_of_several_answers(template: str, begins: bool) -> None:
+    """Labels are on the answers that the template writes and on what ends them, whatever it does with other turns."""
+    turns = [("user", "class"), ("assistant", "module name"), ("user", "return value"), ("assistant", "object list")]
+    turns = [*([("assistant", "import")] if begins else []), *turns, ("user", "thanks")]
+    views = made(UNUSUAL[template], 0)
+    found = views({"messages": [{"role": role, "content": content} for role, content in turns]})
+    end = ENDS.get(template, "<|im_end|>")
+    expected = "".join(content.replace(" ", "") + end for role, content in turns if role == "assistant")
+    if template == "empty thoughts":
+        expected = expected.replace("object", "<think></think>object")
+    elif template == "generation of the last answer":
+        expected = "objectlist<|im_end|>"
+    elif template == "last turns only":
+        expected = "modulename<|im_end|>objectlist<|im_end|>"
+    elif template == "a stop at the end":
+        expected += "<|im_end|>"
+    assert text(views, found["labels"]) == expected
+    assert "thanks" not in text(views, found["input_ids"])
+    assert found["labels"].count(IGNORE_INDEX) > 5
+
+
+def test_labels_of_thoughts_in_a_content() -> None:
+    """A template that leaves out earlier thoughts leaves them unlabelled; the last answer's are learned."""
+    turns = [("user", "class"), ("assistant", "<think>name</think>module"), ("user", "value")]
+    turns.append(("assistant", "<think>object</think>list"))
+    views = made(UNUSUAL["no earlier thoughts"], 1)
+    found = views({"messages": [{"role": role, "content": content} for role, content in turns]})
+    assert text(views, found["labels"]) == "module<|im_end|><think>object</think>list<|im_end|>"
+    assert "<think>object</think>list" in text(views, found["code_input_ids"])
+
+
+def test_consecutive_answers_of_one_turn() -> None:
+    """Answers that a template merges have labels, and one stop token."""
+    views = made(UNUSUAL["merged"], 0)
+    turns = [("user", "class"), ("assistant", "module"), ("assistant", "name")]
+    found = views({"messages": [{"role": role, "content": content} for role, content in turns]})
+    assert text(views, found["labels"]) == "modulename<|im_end|>"
+
+
+def test_tool_calls_are_learned() -> None:
+    """A call without content is an answer, its result is not; tools reach the template."""
+    template = (
+        "{% if tools %}<|im_start|>system\n{{ tools[0]['name'] }}<|im_end|>\n{% endif %}"
+        + _LOOP
+        + "{{ m['content'] }}{% for call in m.tool_calls %}call {{ call['name'] }}{% endfor %}<|im_end|>\n"
+        + _NEXT
+    )
+    views = made(template, 1)
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "list"}]}
+    turns = [("user", "class"), ("tool", "value"), ("assistant", "name")]
+    question, result, answer = ({"role": role, "content": content, "tool_calls": None} for role, content in turns)
+    found = views({"messages": [question, call, result, answer], "tools": [{"name": "import"}]})
+    assert text(views, found["labels"]) == "calllist<|im_end|>name<|im_end|>"
+    assert text(views, found["input_ids"]).startswith("<|im_start|>systemimport<|im_end|>")
+
+
+def test_prompt_and_completion() -> None:
+    """TRL's rows: two texts, or two lists of messages, of which the completion alone is learned."""
+    views = made()
+    expected = views({"text": "class name", "code": "return value"})
+    assert views({"prompt": "class name", "completion": "return value"}) == expected
+    prompt, completion = ({"role": "user", "content": "class name"}, {"role": "assistant", "content": "return value"})
+    assert views({"prompt": [prompt], "completion": [completion]}) == expected
+    longer = views({"prompt": [prompt, completion, prompt], "completion": [completion]})
+    assert text(views, longer["labels"]) == "returnvalue<|im_end|>"
+    assert views.prompt({"prompt": [prompt], "completion": [completion]})[1] == "return value"
+
+
+def test_named_columns_replace_messages() -> None:
+    """A named column replaces messages and other pairs of columns; the error lists all columns."""
+    row = {**conversations(1)[0], "ask": "class name", "code": "return value"}
+    views = made(text_column="ask")
+    assert text(views, views(row)["labels"]) == "returnvalue<|im_end|>"
+    with pytest.raises(UsageError, match=r"'question'; name the columns .* out of: messages, ask, code"):
+        made(text_column="question")(row)
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        (CHATML.replace("m['content'].strip()", "m['content'] | upper"), "changes the content of message 1 of row 4"),
+        (CHATML.replace("m['content'].strip()", "m['content'] * 2"), "writes message 1 of row 4 several times"),
+        (CHATML + "{{ raise_exception('no') }}", "the chat template rejects row 4: no; change or remove the row"),
+        (CHATML + "{{ messages[0] + 1 }}", "the chat template rejects row 4"),
+        ("{% generation %}{% endgeneration %}" + CHATML, "marks no answer of row 4"),
+    ],
+)
+def test_templates_that_hide_the_answers_are_refused(template: str, sentence: str) -> None:
+    """The error names the row and the reason."""
+    with pytest.raises(UsageError, match=sentence):
+        made(template)({"text": "class", "code": "name"}, 3)
 
 
 @pytest.mark.parametrize("predictors", [0, 1, 3])
@@ -63,84 +193,84 @@ def test_view_ends_at_its_last_content_token(template: str, predictors: int) -> 
     """With predictor tokens, the end is the last of them; they count down to 1."""
     views = made(template, predictors)
     for row in conversations(5):
-        found = views(row)
+        pair = views(row)
         words = {m["role"]: m["content"] for m in row["messages"]}
-        token = views.tokenizer.convert_ids_to_tokens(found["text_input_ids"])[found["text_end"]]
+        token = views.tokenizer.convert_ids_to_tokens(pair["text_input_ids"])[pair["text_end"]]
         last = views.tokenizer.tokenize(words["user"])[-1]
         assert token == ("<|predictor_1|>" if predictors else last)
-        assert text(views, found["text_input_ids"]).count("<|predictor_") == predictors
-        ending = views.tokenizer.convert_ids_to_tokens(found["code_input_ids"])[found["code_end"]]
+        assert text(views, pair["text_input_ids"]).count("<|predictor_") == predictors
+        ending = views.tokenizer.convert_ids_to_tokens(pair["code_input_ids"])[pair["code_end"]]
         assert ending == views.tokenizer.tokenize(words["assistant"])[-1]
-        assert words["user"].replace(" ", "") in text(views, found["text_input_ids"])
-        assert words["assistant"].replace(" ", "") in text(views, found["code_input_ids"])
-        assert words["user"].replace(" ", "") not in text(views, found["code_input_ids"])
+        assert words["user"].replace(" ", "") in text(views, pair["text_input_ids"])
+        assert words["assistant"].replace(" ", "") in text(views, pair["code_input_ids"])
+        assert words["user"].replace(" ", "") not in text(views, pair["code_input_ids"])
 
 
 def test_view_is_rendered_as_in_its_conversation() -> None:
     """A view has no default system prompt if the conversation has its own."""
     views = made(DEFAULT_SYSTEM, 0)
-    found = views(conversations(1)[0])
-    assert "youarealist" not in text(views, found["text_input_ids"])
-    assert text(views, found["code_input_ids"]).startswith("<|im_start|>assistant")
+    pair = views(conversations(1)[0])
+    assert "youarealist" not in text(views, pair["text_input_ids"])
+    assert text(views, pair["code_input_ids"]).startswith("<|im_start|>assistant")
 
 
 def test_views_start_with_the_bos_token() -> None:
     """A template's first token starts each view."""
     views = made(LLAMA3)
-    found = views(conversations(1)[0])
+    pair = views(conversations(1)[0])
     for name in ("input_ids", "text_input_ids", "code_input_ids"):
-        assert found[name][0] == views.tokenizer.bos_token_id
-        assert found[name].count(views.tokenizer.bos_token_id) == 1
+        assert pair[name][0] == views.tokenizer.bos_token_id
+        assert pair[name].count(views.tokenizer.bos_token_id) == 1
 
 
 def test_long_conversations() -> None:
     """Every answer has labels, and any turns can be the views."""
     turns = [("user", "class"), ("assistant", "module name"), ("user", "return value"), ("assistant", "object list")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
-    found = made()(row)
-    assert text(made(), found["labels"]) == "modulename<|im_end|>objectlist<|im_end|>"
+    pair = made()(row)
+    assert text(made(), pair["labels"]) == "modulename<|im_end|>objectlist<|im_end|>"
     views = made(text_turn=1, code_turn=3)
-    found = views(row)
-    assert "modulename<|predictor_1|>" in text(views, found["text_input_ids"])
-    assert "objectlist" in text(views, found["code_input_ids"])
+    pair = views(row)
+    assert "modulename<|predictor_1|>" in text(views, pair["text_input_ids"])
+    assert "objectlist" in text(views, pair["code_input_ids"])
 
 
 def test_reverse() -> None:
     """With `reverse`, the answer predicts the question."""
     row = conversations(1)[0]
     views = made(predictors=2, reverse=True)
-    found = views(row)
+    pair = views(row)
     answer, question = (row["messages"][turn]["content"].replace(" ", "") for turn in (-1, -2))
-    assert answer + "<|predictor_2|><|predictor_1|>" in text(views, found["text_input_ids"])
-    assert question in text(views, found["code_input_ids"])
+    assert answer + "<|predictor_2|><|predictor_1|>" in text(views, pair["text_input_ids"])
+    assert question in text(views, pair["code_input_ids"])
 
 
 def test_predictor_tokens_before_the_content() -> None:
-    """`predictor_position="start"` puts them before the content."""
+    """They precede the content in the order of the official code, which puts one after the other in front."""
     row = conversations(1)[0]
     views = made(predictors=2, predictor_position="start")
-    found = views(row)
+    pair = views(row)
     question = row["messages"][-2]["content"]
-    assert "<|predictor_2|><|predictor_1|>" + question.replace(" ", "") in text(views, found["text_input_ids"])
-    last = views.tokenizer.convert_ids_to_tokens(found["text_input_ids"])[found["text_end"]]
+    assert "<|predictor_1|><|predictor_2|>" + question.replace(" ", "") in text(views, pair["text_input_ids"])
+    last = views.tokenizer.convert_ids_to_tokens(pair["text_input_ids"])[pair["text_end"]]
     assert last == views.tokenizer.tokenize(question)[-1]
 
 
 def test_official_labels() -> None:
     """`train_on_prompt` labels all tokens except stop tokens."""
     views = made(train_on_prompt=True)
-    found = views(conversations(1)[0])
+    pair = views(conversations(1)[0])
     stop = views.tokenizer.eos_token_id
-    assert found["labels"] == [IGNORE_INDEX if token == stop else token for token in found["input_ids"]]
+    assert pair["labels"] == [IGNORE_INDEX if token == stop else token for token in pair["input_ids"]]
 
 
 def test_columns_without_template() -> None:
     """Without a template a row is text, newline, code, stop token."""
     views = made(None, 1)
-    found = views({"text": "class name", "code": "return value"})
-    assert text(views, found["input_ids"]) == "[CLS]classnamereturnvalue<|im_end|>"
-    assert text(views, found["labels"]) == "returnvalue<|im_end|>"
-    assert text(views, found["text_input_ids"]) == "[CLS]classname<|predictor_1|>"
+    pair = views({"text": "class name", "code": "return value"})
+    assert text(views, pair["input_ids"]) == "[CLS]classnamereturnvalue<|im_end|>"
+    assert text(views, pair["labels"]) == "returnvalue<|im_end|>"
+    assert text(views, pair["text_input_ids"]) == "[CLS]classname<|predictor_1|>"
 
 
 def attempt(views: PairedViewTokenizer, row: dict[str, Any]) -> dict[str, Any] | str:
@@ -164,24 +294,29 @@ def test_truncation_cuts_the_content(length: int, longest: int, predictors: int)
     }
     expected = untruncated(row)
     too_long = len(expected["text_input_ids"]) > longest
-    found = attempt(views, row)
-    if isinstance(found, str):
-        assert "within" in found
+    pair = attempt(views, row)
+    if isinstance(pair, str):
+        assert "within" in pair
         assert len(expected["input_ids"]) > longest
         return
-    assert found["truncated"] == (too_long or len(expected["input_ids"]) > longest)
-    assert len(found["text_input_ids"]) == min(longest, len(expected["text_input_ids"]))
+    assert pair["truncated"] == (too_long or len(expected["input_ids"]) > longest)
+    assert len(pair["text_input_ids"]) == min(longest, len(expected["text_input_ids"]))
     if predictors:
-        names = views.tokenizer.convert_ids_to_tokens(found["text_input_ids"])
+        names = views.tokenizer.convert_ids_to_tokens(pair["text_input_ids"])
         assert [name for name in names if name.startswith("<|predictor")] == predictor_tokens(predictors)
-        assert names[found["text_end"]] == "<|predictor_1|>"
-    assert found["text_input_ids"][-1] == expected["text_input_ids"][-1]
+        assert names[pair["text_end"]] == "<|predictor_1|>"
+    assert pair["text_input_ids"][-1] == expected["text_input_ids"][-1]
 
 
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"messages": [{"role": "user", "content": "class"}]}, "row 4 has 1 messages, so turn -2 cannot be a view"),
+        ({"messages": [{"role": "assistant", "content": "class"}]}, "row 4 has 1 messages, so turn -2 cannot"),
+        ({"messages": [{"role": "user", "content": "class"}]}, "row 4 has no answer: its messages have the roles user"),
+        ({"messages": [{"role": "user", "content": None}] * 2}, "row 4 has no messages of the form"),
+        ("class", "row 4 is a str, not a dictionary of columns"),
+        ({}, "out of: none (the row has no columns)"),
+        ({"prompt": "class"}, "row 4 has neither messages nor a text in column 'completion'"),
         ({"messages": [{"role": "user"}] * 2}, "row 4 has no messages of the form"),
         ({"messages": "class"}, "row 4 has no messages of the form"),
         (
@@ -200,7 +335,7 @@ def test_truncation_cuts_the_content(length: int, longest: int, predictors: int)
 )
 def test_unusable_rows_are_named(row: dict[str, Any], sentence: str) -> None:
     """The error names the row and the problem."""
-    with pytest.raises(UsageError, match=sentence.replace("(", r"\(")):
+    with pytest.raises(UsageError, match=sentence.replace("(", r"\(").replace(")", r"\)")):
         made(max_length=128)(row, 3)
 
 
@@ -213,7 +348,7 @@ def test_messages_need_a_chat_template() -> None:
 def test_template_that_drops_content_is_refused() -> None:
     """A view's content must be in the rendered text."""
     dropping = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|im_end|>' }}{% endfor %}"
-    with pytest.raises(UsageError, match="changes the content of message"):
+    with pytest.raises(UsageError, match="leaves out message -2 of a row"):
         made(dropping)(conversations(1)[0])
 
 

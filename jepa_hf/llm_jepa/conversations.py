@@ -1,0 +1,97 @@
+"""Rows as conversations: messages, prompts with completions, or two columns of text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UsageError
+
+Message = dict[str, Any]
+# Pairs of columns that are read without being named: the project's, and TRL's.
+_COLUMN_PAIRS = (("text", "code"), ("prompt", "completion"))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The messages of a row.
+
+    Args:
+        messages: with `role` and `content`, and what else a template reads, such as `tool_calls`;
+            the last one is the assistant's.
+        name: of the row, for error messages.
+        first_answer: index from which the assistant's messages are answers to learn.
+        tools: the functions that the template describes to the model, if any.
+        has_messages: whether the row had messages, which only a chat template can render.
+    """
+
+    messages: list[Message]
+    name: str
+    first_answer: int = 0
+    tools: list[Any] | None = field(default=None)
+    has_messages: bool = True
+
+
+def read_conversation(
+    row: Any, number: int | None = None, text_column: str | None = None, code_column: str | None = None
+) -> Conversation:
+    """Return the conversation of a row, up to its last answer: nothing is learned from later messages.
+
+    A row has `messages`; or `prompt` and `completion`, as in TRL two texts or two lists of messages,
+    of which only the completion is learned; or the texts `text` and `code`. Two texts become a
+    question and its answer.
+
+    Args:
+        row: a dictionary.
+        number: 0-based number of the row, for error messages.
+        text_column: column of the question, which replaces the others.
+        code_column: column of the answer, which replaces the others.
+
+    Raises:
+        UsageError: the row has none of them, or no answer.
+    """
+    name = "a row" if number is None else f"row {number + 1}"
+    if not isinstance(row, Mapping):
+        raise UsageError(f"{name} is a {type(row).__name__}, not a dictionary of columns; give rows with messages")
+    if text_column is None and code_column is None:
+        if row.get("messages") is not None:
+            return _conversation(row, name, row["messages"])
+        columns = next(
+            (pair for pair in _COLUMN_PAIRS if any(row.get(key) is not None for key in pair)), ("text", "code")
+        )
+    else:
+        columns = (text_column or "text", code_column or "code")
+    question, answer = (row.get(column) for column in columns)
+    if isinstance(question, list) and isinstance(answer, list):
+        return _conversation(row, name, [*question, *answer], len(question))
+    for column, value in zip(columns, (question, answer), strict=True):
+        if not isinstance(value, str) or not value.strip():
+            raise UsageError(
+                f"{name} has neither messages nor a text in column {column!r}; name the columns by --text_column_name "
+                f"and --code_column_name, out of: {', '.join(map(str, row)) or 'none (the row has no columns)'}"
+            )
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Conversation(messages, name, has_messages=False)
+
+
+def _conversation(row: Mapping[str, Any], name: str, messages: Any, first_answer: int = 0) -> Conversation:
+    """Check messages, and drop those after the last answer."""
+    if not isinstance(messages, Sequence) or not messages or not all(map(_is_message, messages)):
+        raise UsageError(f"{name} has no messages of the form {{'role': ..., 'content': ...}}")
+    # Columns of a table hold None where another row's message has a value.
+    messages = [
+        {"content": "", **{key: value for key, value in message.items() if value is not None}} for message in messages
+    ]
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers or answers[-1] < first_answer:
+        roles = ", ".join(dict.fromkeys(message["role"] for message in messages[first_answer:]))
+        raise UsageError(
+            f"{name} has no answer: its messages have the roles {roles}, and none is the assistant's; remove the row"
+        )
+    return Conversation(messages[: answers[-1] + 1], name, first_answer, row.get("tools") or None)
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        return False
+    content = message.get("content")
+    return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))
