@@ -119,7 +119,7 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 encoder = AutoModel.from_pretrained("{name}")
 ```
 
-Sentence embeddings (mean pooling):
+Sentence embeddings:
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -160,7 +160,7 @@ _TAGS = {"text": ["sentence-transformers"], "images": ["i-jepa"], "features": ["
 _LIMITS = {
     "text": """\
 The encoder was trained without labels and is not tuned for any task. Its sentence embeddings are
-plain means over token representations. Inputs beyond its maximum length are truncated.""",
+pooled token representations (`1_Pooling/config.json`). Inputs beyond its maximum length are truncated.""",
     "images": """\
 The encoder was trained without labels and is not tuned for any task. It expects images at the size
 that its image processor produces.""",
@@ -403,11 +403,11 @@ def _health(warnings: list[str] | None) -> str:
         return ""
     if not warnings:
         return (
-            "The collapse watchdog evaluated a fixed batch throughout the run and detected no collapse and no\n"
+            "The collapse watchdog evaluated fixed rows throughout the run and detected no collapse and no\n"
             "divergence.\n\n"
         )
     lines = "".join(f"- {escape_markdown(warning)}\n" for warning in warnings)
-    return f"The collapse watchdog, which evaluates a fixed batch during training, reported:\n\n{lines}\n"
+    return f"The collapse watchdog, which evaluates fixed rows during training, reported:\n\n{lines}\n"
 
 
 def _settings(values: dict[str, Any]) -> str:

@@ -1,13 +1,10 @@
-"""`BaseJepaTrainer`: losses per target, logged parts of the loss, evaluation over targets."""
+"""`BaseJepaTrainer`: losses per target, data loaders, evaluation over targets."""
 
 import logging
-import re
 from abc import abstractmethod
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,35 +12,40 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
-from transformers import TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_utils import has_length
 from transformers.training_args import OptimizerNames
 
 from ..distributed import deepspeed_state
-from ..errors import RunError, UsageError
+from ..errors import UsageError
 from ..masking.base_collator import MaskingCollator
 from . import data_loading, upstream
 from .callbacks import MaskEpochCallback
-from .checkpoints import resume_hint
-from .guarded_trainer import GuardedTrainer
+from .console import ConsoleCallback
+from .inputs import check_batch
 from .metric_accumulator import MetricAccumulator
+from .run_trainer import RunTrainer
 
 logger = logging.getLogger(__name__)
 
-# The start of torch's message about a data-loader worker that was terminated from outside.
-_WORKER_DIED = re.compile(r"DataLoader worker \(pid")
 
-
-class BaseJepaTrainer(GuardedTrainer):
+class BaseJepaTrainer(RunTrainer):
     """Base of the trainers: a `Trainer` whose loss is the mean over the targets of an update.
 
     Subclasses define a target (`count_targets`) and the logged metrics (`update_metrics`).
     """
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any):
-        _check_arguments(args, kwargs)
-        super().__init__(model=model, args=args, **kwargs)
+    # Entries that a batch must have.
+    batch_keys: tuple[str, ...] = ()
+    _compares_rows = False
+
+    def __init__(self, args: TrainingArguments, **kwargs: Any):
+        super().__init__(args=args, **kwargs)
         if isinstance(self.data_collator, MaskingCollator):
             self.add_callback(MaskEpochCallback(self.data_collator, lambda: self._passes.passes))
+        self.remove_callback(PrinterCallback if args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+        self.add_callback(self.console_callback())
         # Saves DDP's copies of all gradients: 5 % of a compiled step.
         self.accelerator.ddp_handler.gradient_as_bucket_view = True
         if self.is_fsdp_enabled:
@@ -51,13 +53,13 @@ class BaseJepaTrainer(GuardedTrainer):
         if self.is_deepspeed_enabled:
             config = self.accelerator.state.deepspeed_plugin.deepspeed_config
             deepspeed_state.validate_deepspeed_config(config, OptimizerNames(args.optim).value)
+        if args.world_size > 1 and self.eval_dataset is not None and not has_length(self.eval_dataset):
+            logger.warning(
+                "the length of an evaluation stream is unknown, so rows with which its last batches are filled up on "
+                "several ranks count twice"
+            )
         # The loss needs no labels: without this, evaluation would report none.
         self.can_return_loss = True
-        self._means: dict[str, MetricAccumulator] = defaultdict(MetricAccumulator)
-        # Shared-memory flag (1 = training) that workers check when they receive a termination
-        # signal.
-        self._training = torch.zeros(1, dtype=torch.uint8).share_memory_()
-        self._tokens_seen: torch.Tensor | None = None
 
     def _check_fsdp(self, plugin: FullyShardedDataParallelPlugin) -> None:
         """Refuse settings under which nothing can be trained or resumed, and set the precision.
@@ -89,10 +91,6 @@ class BaseJepaTrainer(GuardedTrainer):
         """Count the divisors of a micro-batch's loss: its targets, or `[n]` for n terms."""
         return self.count_targets(inputs)
 
-    @abstractmethod
-    def count_tokens(self, inputs: dict[str, torch.Tensor], padding: bool = False) -> torch.Tensor:
-        """Count the tokens, patches or time steps of one micro-batch, a scalar tensor."""
-
     @staticmethod
     @abstractmethod
     def mask_rows(inputs: dict[str, torch.Tensor], own: torch.Tensor) -> None:
@@ -102,15 +100,9 @@ class BaseJepaTrainer(GuardedTrainer):
     def update_metrics(self, outputs: Any, inputs: dict[str, torch.Tensor], means: MetricAccumulator) -> None:
         """Add the logged metrics of one micro-batch to `means`."""
 
-    @property
-    def health_findings(self) -> dict[str, tuple[int, str]]:
-        """Health findings of the run: by kind the first step and a sentence."""
-        return {}
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether the run ended before its last step because of its health findings."""
-        return False
+    @abstractmethod
+    def console_callback(self) -> ConsoleCallback:
+        """Return the callback that shows the progress of the run."""
 
     # ---- data
 
@@ -119,14 +111,37 @@ class BaseJepaTrainer(GuardedTrainer):
 
         On several ranks a stream's batches have the same size.
         """
-        with data_loading.padded_stream(self, self.mask_rows):
+        with self._with_collator(MaskingCollator.for_training), data_loading.padded_stream(self, self.mask_rows):
             loader = data_loading.isolate_generator(super().get_train_dataloader(), self.args.seed)
         data_loading.keep_workers_through_signals(loader, self._training)
         return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Like `Trainer.get_eval_dataloader`, with a generator of its own."""
-        return data_loading.isolate_generator(super().get_eval_dataloader(eval_dataset), self.args.seed)
+        """Like `Trainer.get_eval_dataloader`, with masks that are the same in every evaluation.
+
+        The loader has a generator of its own. Rows may be untokenized.
+        """
+        if self._compares_rows:  # the training one may have changed: auto_find_batch_size, a trial
+            self.args.per_device_eval_batch_size = upstream.loader_batch_size(self)
+        with self._with_collator(MaskingCollator.for_evaluation):
+            loader = super().get_eval_dataloader(self.tokenize_rows(eval_dataset))
+        return data_loading.isolate_generator(loader, self.args.seed)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Like `Trainer.get_test_dataloader`, with the masks of evaluations; rows may be untokenized."""
+        with self._with_collator(MaskingCollator.for_evaluation):
+            return super().get_test_dataloader(self.tokenize_rows(test_dataset))
+
+    @contextmanager
+    def _with_collator(self, change: Callable[[MaskingCollator], MaskingCollator]) -> Iterator[None]:
+        """Give loaders that are built meanwhile a changed copy of a collator that masks."""
+        collator = self.data_collator
+        if isinstance(collator, MaskingCollator):
+            self.data_collator = change(collator)
+        try:
+            yield
+        finally:
+            self.data_collator = collator
 
     # ---- micro-batches
 
@@ -155,7 +170,9 @@ class BaseJepaTrainer(GuardedTrainer):
             size = len(next(iter(batches[-1].values())))
             rows = data_loading.own_rows(size, self._last_update_size, self.accelerator.process_index)
             data_loading.keep_first_rows(batches[-1], rows, self.mask_rows)
+        check_batch(batches[0], self.batch_keys)
         count = torch.stack([self.count_items(batch) for batch in batches]).sum(dim=0).to(device)
+        self._targets = self._targets + count.sum()
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count[None]).sum(dim=0)
         # Without any target the loss is 0, not 0 / 0.
@@ -208,12 +225,12 @@ class BaseJepaTrainer(GuardedTrainer):
 
     # ---- evaluation
 
-    @staticmethod
-    def _evaluate_in_training_batches(args: TrainingArguments) -> None:
+    def evaluate_in_training_batches(self, args: TrainingArguments) -> None:
         """Set the evaluation batch size to the training one, for losses that compare rows.
 
         Among fewer rows such a loss is lower, and not comparable with the training loss.
         """
+        self._compares_rows = True
         if args.per_device_eval_batch_size == args.per_device_train_batch_size:
             return
         if args.process_index == 0:
@@ -233,6 +250,7 @@ class BaseJepaTrainer(GuardedTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, None, None]:
         """Evaluate one batch; its tensors, of different shapes, are not gathered."""
+        check_batch(inputs, self.batch_keys)
         inputs = upstream.to_device(self, inputs)
         gradient_state, rows = self.accelerator.gradient_state, len(next(iter(inputs.values())))
         if gradient_state.end_of_dataloader:
@@ -269,109 +287,3 @@ class BaseJepaTrainer(GuardedTrainer):
 
     def finish_evaluation(self, means: MetricAccumulator) -> None:
         """Add to `means` the metrics that are computed once, at the end of an evaluation."""
-
-    # ---- logging
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the tracked means since the last log.
-
-        This synchronizes with the device, and raises if the last update was not finite.
-        """
-        self._check_last_update()
-        self._count_tokens()
-        if "loss" in logs:
-            logs = {**logs, **self.training_logs()}
-        super().log(logs, start_time)
-
-    def training_logs(self) -> dict[str, float]:
-        """Return the metrics that are logged with the training loss."""
-        return self._means["train"].compute_and_reset(self.accelerator)
-
-    # `Trainer`'s copies the number from the device in every micro-batch; no argument but "no"
-    # avoids that.
-    def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
-        counted = self.args.include_num_input_tokens_seen
-        if counted == "no":
-            return
-        tokens = self.count_tokens(inputs, padding=counted == "all")
-        self._tokens_seen = tokens if self._tokens_seen is None else self._tokens_seen + tokens
-
-    def _count_tokens(self) -> None:
-        if self._tokens_seen is not None:
-            tokens = self.accelerator.reduce(self._tokens_seen, reduction="sum")
-            self.state.num_input_tokens_seen += int(tokens.item())
-            self._tokens_seen = None
-
-    # ---- training
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Like `GuardedTrainer.train`.
-
-        Raises:
-            UsageError: As by `GuardedTrainer.train`.
-            RunError: A data-loader worker died, an update was not finite, or the disk is full.
-        """
-        self._means["train"] = MetricAccumulator()
-        self._training.fill_(1)
-        try:
-            with _dead_workers_as_run_errors(self._output_dir):
-                output = super().train(*args, **kwargs)
-            # The next training builds a new loader.
-            upstream.shut_down_workers(self.callback_handler.train_dataloader)
-            return output
-        finally:
-            self._training.fill_(0)
-
-    # As in `CheckpointTrainer`; `on_save` would come after the checkpoint.
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Like `CheckpointTrainer`'s, after the last update has been checked."""
-        self._check_last_update()
-        self._count_tokens()
-        super()._save_checkpoint(model, trial)
-
-
-def _check_arguments(args: TrainingArguments, kwargs: dict[str, Any]) -> None:
-    """Refuse arguments of `Trainer` that would be ignored or would break a loss per target.
-
-    Raises:
-        UsageError: Any of them is set.
-    """
-    if args.n_gpu > 1:
-        raise UsageError(
-            f"DataParallel is not supported, but this process sees {args.n_gpu} GPUs. Launch with "
-            "`accelerate launch run_jepa.py ...`, or set CUDA_VISIBLE_DEVICES=0."
-        )
-    if args.dataloader_persistent_workers and not args.dataloader_num_workers:
-        raise UsageError(
-            "dataloader_persistent_workers needs workers, got dataloader_num_workers 0. Set --dataloader_num_workers "
-            "above 0, or --dataloader_persistent_workers false."
-        )
-    if args.world_size > 1 and args.train_sampling_strategy == "batch_rebalance":
-        raise UsageError(
-            "train_sampling_strategy batch_rebalance gives ranks batches of different sizes, whose samples cannot "
-            "be compared across ranks. Use group_by_length."
-        )
-    if args.label_smoothing_factor:
-        raise UsageError(
-            "label_smoothing_factor is for a loss that Trainer computes, but the model computes its own. Leave it out."
-        )
-    for name in ("compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"):
-        if kwargs.get(name) is not None:
-            raise UsageError(
-                f"{name} would not be called: the model computes the loss, and no predictions are gathered. Leave it "
-                "out, and evaluate in a callback's on_evaluate."
-            )
-
-
-@contextmanager
-def _dead_workers_as_run_errors(run_dir: Path) -> Iterator[None]:
-    """Turn torch's error about a dead data-loader worker into a `RunError` with a remedy."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _WORKER_DIED.match(str(error)):
-            raise
-        raise RunError(
-            f"A data-loader worker died ({' '.join(str(error).split())}). The system ends workers that take too much "
-            f"memory. {resume_hint(run_dir, 'Lower --dataloader_num_workers if so, and')}"
-        ) from error

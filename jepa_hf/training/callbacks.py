@@ -4,7 +4,8 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -15,7 +16,7 @@ from transformers.trainer_callback import ExportableState
 from ..masking.base_collator import MaskingCollator
 from ..models.lora import is_lora_parameter
 from ..models.modeling_jepa import JepaForRepresentationPrediction
-from ..monitoring.health import diagnose, findings, is_measurement
+from ..monitoring.health import REMEDIES, diagnose, findings, is_measurement
 from .ema import default_decay_range, initial_weight_fraction, interpolate_schedule, match_parameters, update_target
 from .upstream import inner_module
 
@@ -165,6 +166,54 @@ class PassCallback(TrainerCallback, ExportableState):
             self.passes, self.updates = self.passes + 1, 0
 
 
+@dataclass
+class Totals:
+    """Sums that a resumed run continues.
+
+    Attributes:
+        targets: Targets of all updates so far, of all ranks.
+        loss_since_log: Loss summed over the steps since the last log.
+        steps_since_log: Number of these steps.
+        means_since_log: Sum and weight of the other logged means, by name.
+        counts_since_log: Logged counts, by name.
+    """
+
+    targets: int = 0
+    loss_since_log: float = 0.0
+    steps_since_log: int = 0
+    means_since_log: dict[str, tuple[float, float]] = field(default_factory=dict)
+    counts_since_log: dict[str, float] = field(default_factory=dict)
+
+
+class TotalsCallback(TrainerCallback, ExportableState):
+    """Keep `totals` in checkpoints; the trainer sets them before each checkpoint."""
+
+    def __init__(self) -> None:
+        self.totals = Totals()
+
+    def state(self) -> dict[str, Any]:
+        """Return the state that `trainer_state.json` holds."""
+        return {"args": {}, "attributes": asdict(self.totals)}
+
+    def restore(self, state: TrainerState) -> None:
+        """Set the totals of the checkpoint that a run is resumed from; a new run starts from 0."""
+        saved = cast(dict[str, Any], state.stateful_callbacks)
+        self.totals = Totals(**saved[type(self).__name__]["attributes"]) if state.global_step else Totals()
+
+
+class TrainBeginCallback(TrainerCallback):
+    """Call a function with the run's state before the first step."""
+
+    def __init__(self, function: Callable[[TrainerState], None]):
+        self.function = function
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Call the function."""
+        self.function(state)
+
+
 class MaskEpochCallback(TrainerCallback):
     """Set the collator's epoch, from which masks are drawn, before workers start.
 
@@ -209,8 +258,7 @@ class HealthCallback(TrainerCallback):
     """Measure the health of the representations on a fixed batch, and warn when they collapse.
 
     It measures before the first step, every `every` steps and after the last one. Each kind of
-    finding (`health.diagnose`) is logged once per run. Whether anything was learned is judged after
-    the last step.
+    collapse and divergence (`health.diagnose`) is logged once per run.
 
     Args:
         measure: Returns the metrics, as `JepaTrainer.measure_health` does; none if there are too
@@ -258,8 +306,9 @@ class HealthCallback(TrainerCallback):
         # decides.
         (current,) = broadcast_object_list([diagnose(self._measurements, is_last) if self._measurements else {}])
         for kind, sentence in current.items():
-            if kind not in self._reported:
-                logger.warning("step %d: %s", state.global_step, sentence)
+            # Whether anything was learned is said by the verdict at the end.
+            if kind not in self._reported and kind != "nothing_learned":
+                logger.warning("step %d: %s. To avoid it, %s", state.global_step, sentence, REMEDIES[kind])
         self._reported |= current.keys()
         if current and self.stop:
             control.should_training_stop = True

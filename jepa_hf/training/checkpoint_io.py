@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState
@@ -69,11 +70,11 @@ def resolve_checkpoint(run_dir: Path, requested: str | bool | None) -> tuple[str
 
 
 def check_states(trainer: Trainer, checkpoint: Path) -> None:
-    """Refuse a checkpoint without optimizer states: `Trainer` would start fresh ones.
+    """Refuse a checkpoint without all states: `Trainer` would go on with fresh or random ones.
 
     Raises:
-        UsageError: It was written with `save_only_model`, by DeepSpeed itself, or as a sharded
-            state dict.
+        UsageError: It holds another model, or it was written with `save_only_model`, by DeepSpeed
+            itself, or as a sharded state dict.
     """
     written_by_trainer = trainer.is_fsdp_enabled and sharded_states(trainer) is None
     if not written_by_trainer and not (checkpoint / OPTIMIZER_NAME).is_file():
@@ -81,6 +82,14 @@ def check_states(trainer: Trainer, checkpoint: Path) -> None:
             f"Checkpoint {checkpoint} holds no {OPTIMIZER_NAME} to resume from. Start from its weights with "
             "--model_name_or_path and another --output_dir."
         )
+    names: set[str] = set()
+    for path in checkpoint.glob("model*.safetensors"):  # adapters have another name
+        with safe_open(path, "pt") as weights:
+            names |= set(weights.keys())
+    if names:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        own = set(model.state_dict())
+        check_keys(model, sorted(own - names), sorted(names - own))
     metadata = next(checkpoint.rglob(".metadata"), None)
     if metadata is not None:
         raise UsageError(

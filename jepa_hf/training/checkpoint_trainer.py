@@ -126,13 +126,9 @@ class CheckpointTrainer(HubTrainer):
             return False
         keys = checkpoint_io.load_sharded_weights(self, checkpoint, super()._load_from_checkpoint)
         if keys is not None:
-            self._issue_warnings_after_load(keys)
+            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+            checkpoint_io.check_keys(model, keys.missing_keys, keys.unexpected_keys)
         return True
-
-    # `Trainer`'s only warns, and trains on with random values for missing weights.
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        checkpoint_io.check_keys(model, load_result.missing_keys, load_result.unexpected_keys)
 
     # ---- checkpoints and the final directory
 

@@ -1,18 +1,18 @@
-"""Defaults of `JepaTrainer`'s arguments: processing class, collator, tokenized rows."""
+"""Defaults of `JepaTrainer`'s arguments: processing class, collator, callbacks."""
 
 from collections.abc import Sequence
 from typing import Any, cast
 
-import datasets
-from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase, TrainerCallback
 
-from ..data.tokenization import tokenize_dataset
 from ..errors import UsageError
 from ..masking.base_collator import MaskingCollator
 from ..masking.block_collator import DataCollatorForBlockJEPA
 from ..masking.feature_collator import DataCollatorForFeatureJEPA
 from ..masking.span_collator import DataCollatorForSpanJEPA
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from .callbacks import EmaTargetCallback, WeightDecayCallback
+from .training_args import JepaTrainingArguments
 
 Processor = PreTrainedTokenizerBase | BaseImageProcessor
 
@@ -22,6 +22,15 @@ def load_processing_class(name: str, modality: str) -> Processor | None:
     if modality == "features":
         return None
     return (AutoTokenizer if modality == "text" else AutoImageProcessor).from_pretrained(name)
+
+
+def default_collator_class(modality: str) -> type[MaskingCollator]:
+    """Return the class of the collator for a modality."""
+    return {
+        "text": DataCollatorForSpanJEPA,
+        "images": DataCollatorForBlockJEPA,
+        "features": DataCollatorForFeatureJEPA,
+    }[modality]
 
 
 def default_collator(
@@ -46,45 +55,46 @@ def default_collator(
     return DataCollatorForSpanJEPA(cast(PreTrainedTokenizerBase, processing_class), masked_tokens=mode, seed=seed)
 
 
-def is_packed(dataset: Any) -> bool:
-    """Return whether rows may hold several documents; False for a stream without known columns."""
-    if isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
-        return "document_ids" in (dataset.column_names or ())
-    return isinstance(dataset, Sequence) and len(dataset) > 0 and "document_ids" in dataset[0]
-
-
-def tokenized(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, word_ids: bool) -> Any:
-    """Tokenize rows of text; pass on None, rows of token ids, and data sets of other kinds.
-
-    Args:
-        dataset: Rows, or a dictionary of data sets.
-        tokenizer: The tokenizer.
-        max_seq_length: Maximum number of tokens in a row; longer texts are truncated.
-        word_ids: Add the column of word indices, for masking of complete words.
+def default_callbacks(
+    callbacks: Sequence[type[TrainerCallback] | TrainerCallback],
+    model: JepaForRepresentationPrediction,
+    args: JepaTrainingArguments,
+) -> list[type[TrainerCallback] | TrainerCallback]:
+    """Add the callbacks for the target encoder and the weight decay to those of the user.
 
     Raises:
-        UsageError: The data set has neither a column `input_ids` nor `text`.
+        UsageError: There are two of the target encoder.
     """
-    if dataset is None:
-        return None
-    if isinstance(dataset, dict):
-        return {name: tokenized(part, tokenizer, max_seq_length, word_ids) for name, part in dataset.items()}
-    if isinstance(dataset, Sequence) and not isinstance(dataset, (datasets.Dataset, str)) and len(dataset):
-        first = dataset[0]
-        if isinstance(first, str):
-            dataset = datasets.Dataset.from_dict({"text": list(dataset)})
-        elif isinstance(first, dict) and "text" in first:
-            dataset = datasets.Dataset.from_list(list(dataset))
-    if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
-        return dataset
-    columns = dataset.column_names
-    if columns is None:
-        columns = list(next(iter(dataset)))
-    if "input_ids" in columns:
-        return dataset
-    if "text" not in columns:
-        raise UsageError(
-            f"The data set has neither a column input_ids nor text, only {', '.join(columns)}. Rename the column of "
-            "texts to text."
+    check_single_ema(callbacks)
+    added: list[type[TrainerCallback] | TrainerCallback] = []
+    if not any(map(_is_ema, callbacks)):
+        ema = EmaTargetCallback(
+            args.ema_decay,
+            args.ema_decay_end,
+            args.ema_schedule,
+            pretrained=bool(model.config.name_or_path),
+            default=model.config.ema_decay_range,
         )
-    return tokenize_dataset(dataset, tokenizer, max_seq_length=max_seq_length, word_ids=word_ids)
+        added.append(ema)
+    added += callbacks
+    if args.weight_decay_end is not None:
+        added.append(WeightDecayCallback(args.weight_decay_end))
+    return added
+
+
+def _is_ema(callback: type[TrainerCallback] | TrainerCallback) -> bool:
+    """Return whether an object or a class is an `EmaTargetCallback`: `Trainer` takes both."""
+    return issubclass(callback if isinstance(callback, type) else type(callback), EmaTargetCallback)
+
+
+def check_single_ema(callbacks: Sequence[type[TrainerCallback] | TrainerCallback]) -> None:
+    """Refuse two callbacks that move the target encoder.
+
+    Raises:
+        UsageError: There are two.
+    """
+    if sum(map(_is_ema, callbacks)) > 1:
+        raise UsageError(
+            "There is already an EmaTargetCallback; a second one would move the target encoder twice per step. Pass "
+            "your own in JepaTrainer(callbacks=[...]) instead of adding it."
+        )

@@ -9,6 +9,7 @@ from ..masking.base_collator import MaskingCollator
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..monitoring.health_sample import HealthSample
 from .ema import match_parameters, relative_parameter_distance
+from .inputs import check_batch
 from .upstream import signature_columns, to_device
 
 # Samples of the fixed batch.
@@ -29,7 +30,10 @@ def health_batches(trainer: Any) -> list[dict[str, torch.Tensor]]:
     first = _first_rows(rows, signature_columns(trainer))
     if isinstance(collator, MaskingCollator):
         collator = collator.for_evaluation()
-    return [collator(first[start : start + size]) for start in range(0, len(first), size)]
+    batches = [collator(first[start : start + size]) for start in range(0, len(first), size)]
+    for batch in batches[:1]:
+        check_batch(batch, trainer.batch_keys)
+    return batches
 
 
 def _first_rows(rows: Iterable[dict[str, Any]], columns: list[str]) -> list[dict[str, Any]]:

@@ -19,7 +19,9 @@ from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
 from ..hub.model_card import DatasetInfo, ModelCardInfo, render_card
 from ..hub.push import LAST_CHECKPOINT, HubTarget, PushError, open_repo, push_files, push_run
+from ..monitoring.assessment import Verdict
 from ..utils.atomic_files import atomic_write
+from .results import METRICS_FILE, write_metrics
 from .upstream import wait_for_pushes
 
 logger = logging.getLogger(__name__)
@@ -87,6 +89,41 @@ class HubTrainer(Trainer):
         with atomic_write(self._output_dir / "README.md") as staging:
             render_card(facts).save(staging)
 
+    @abstractmethod
+    def plot_log(self, path: Path) -> None:
+        """Draw the log to a PNG file."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Like `Trainer.save_model`; in the output directory of a run also `write_results`."""
+        is_run = output_dir is None or Path(output_dir) == self._output_dir
+        if is_run and not _internal_call and self.state.global_step:
+            self.write_results()  # before `Trainer` pushes
+        super().save_model(output_dir, _internal_call)
+
+    def write_results(self, **kwargs: Any) -> None:
+        """Write the log to `metrics.json` and `training.png`, and after training the model card.
+
+        Args:
+            **kwargs: As for `create_model_card`.
+        """
+        if not self.args.should_save:
+            return
+        self._output_dir.mkdir(parents=True, exist_ok=True)
+        write_metrics(self._output_dir / METRICS_FILE, self.state, self.health_findings, self.verdict())
+        with atomic_write(self._output_dir / "training.png") as staging:
+            self.plot_log(staging)
+        if self.state.global_step:
+            self.create_model_card(**kwargs)
+
+    @property
+    def health_findings(self) -> dict[str, tuple[int, str]]:
+        """Health findings of the run: by kind the first step and a sentence."""
+        return {}
+
+    def verdict(self) -> Verdict | None:
+        """Return the verdict on the run; None before its end, or if its kind is not judged."""
+        return None
+
     @property
     def _output_dir(self) -> Path:
         return Path(self.args.output_dir or "")
@@ -152,7 +189,7 @@ class HubTrainer(Trainer):
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
-        self.create_model_card(**kwargs)
+        self.write_results(**kwargs)
         wait_for_pushes(self)
         self._remove_staged_pushes()
         to = _override(self.hub_target(), token=token, revision=revision, private=private)

@@ -1,5 +1,7 @@
 """Weighted means and counts, accumulated on the device, reduced when logged."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -36,8 +38,8 @@ class MetricAccumulator:
         """Add the scalar `number` to a count."""
         self._counts[name] = self._counts[name] + number.detach() if name in self._counts else number.detach()
 
-    def compute_and_reset(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the means and counts over all ranks, and reset them; missing names are 0."""
+    def totals(self, accelerator: Accelerator) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+        """Return the sums over all ranks: value times weight and weight of each mean, and the counts."""
         self.accumulate()
         pairs: dict[str, torch.Tensor] = {}
         for names, totals in self._totals.items():
@@ -46,13 +48,27 @@ class MetricAccumulator:
         names_of_ranks = gather_object([(sorted(pairs), sorted(self._counts))])
         means, counts = (sorted(set().union(*names)) for names in zip(*names_of_ranks, strict=True))
         if not means and not counts:
-            return {}
+            return {}, {}
         zeros = torch.zeros(2, device=accelerator.device)
         rows = [pairs.get(name, zeros) for name in means]
         for name in counts:
             number = self._counts[name].float() if name in self._counts else zeros[0]
             rows.append(torch.stack([number, zeros[0]]))
         sums = accelerator.reduce(torch.stack(rows), reduction="sum").tolist()
+        return (
+            {name: (total, weight) for name, (total, weight) in zip(means, sums, strict=False)},
+            {name: total for name, (total, _) in zip(counts, sums[len(means) :], strict=True)},
+        )
+
+    def load_totals(
+        self, means: Mapping[str, Sequence[float]], counts: Mapping[str, float], device: torch.device
+    ) -> None:
+        """Start from the sums that `totals` returned, on one rank."""
+        self._totals = {(name,): torch.tensor(pair, device=device)[:, None] for name, pair in means.items()}
+        self._counts = {name: torch.tensor(number, device=device) for name, number in counts.items()}
+
+    def compute_and_reset(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return the means and counts over all ranks, and reset them; missing names are 0."""
+        means, counts = self.totals(accelerator)
         self._totals, self._counts = {}, {}
-        values = {name: total / max(weight, 1e-12) for name, (total, weight) in zip(means, sums, strict=False)}
-        return values | {name: total for name, (total, _) in zip(counts, sums[len(means) :], strict=True)}
+        return {name: total / max(weight, 1e-12) for name, (total, weight) in means.items()} | counts

@@ -8,10 +8,12 @@ from transformers import SchedulerType
 
 from ..hub.model_card import ModelCardInfo, describe_hardware, hub_repo_id_or_none
 from ..masking.base_collator import MaskingCollator
-from ..models.configuration_jepa import WEIGHTS, JepaConfig
-from ..monitoring.health import BASELINES, is_measurement
+from ..models.configuration_jepa import JepaConfig
+from ..models.encoder_adapters import no_pooler_argument
+from ..models.jepa_config_checks import WEIGHTS
+from ..monitoring.health import BASELINES, measurements
 from ..version import __version__
-from .defaults import is_packed
+from .inputs import is_packed
 
 # Metrics of an evaluation that a card shows.
 _ON_CARD = (
@@ -44,7 +46,7 @@ def collect_facts(trainer: Any, name: str, passes: int | None) -> ModelCardInfo:
     """
     model, state, dataset = trainer.model, trainer.state, trainer.train_dataset
     config, modality = model.config, model.encoder_adapter.modality
-    measured = any(map(is_measurement, state.log_history))
+    measured = measurements(state.log_history)
     return ModelCardInfo(
         name=name,
         modality=modality,
@@ -88,6 +90,10 @@ def _training(trainer: Any, config: JepaConfig) -> dict[str, Any]:
         "hardware": describe_hardware(args.device, args.world_size),
         "seed": args.seed,
     }
+    if no_pooler_argument(config.encoder_config):
+        facts["pooler"] = "that of the start, not trained" if config.add_pooling_layer else "random, not trained"
+    if config.sentence_transformers is not None:
+        facts["sentence embeddings"] = "maximum length, pooling and normalization of the start"
     seconds = [entry["train_runtime"] for entry in state.log_history if "train_runtime" in entry]
     if seconds:
         facts["seconds since it was resumed" if trainer.resumed else "seconds"] = round(seconds[-1], 1)

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from ..utils.atomic_files import atomic_write, is_staging_name, remove_path
 from ..version import __version__
 from .checkpoints import is_checkpoint_name, is_staging_checkpoint, latest_valid_checkpoint, validate_checkpoint
 from .hub_trainer import PUSH_STAGING_DIR
+from .training_args import MAY_CHANGE
 
 # The leading underscore excludes it from uploads by the Hub client.
 RUN_FILE = "_run.json"
@@ -29,16 +30,6 @@ _OWNED_PATTERNS = (
 # Names that a download of a pushed run adds, and that no run deletes.
 _FROM_THE_HUB = (".cache", ".gitattributes", LAST_CHECKPOINT)
 
-# Settings that do not affect the weights and may change on a resume.
-_MAY_CHANGE_ON_RESUME = (
-    "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_*", "log_*", "report_to", "run_name",
-    "project", "trackio_*", "push_to_hub*", "hub_*", "disable_tqdm", "save_*", "eval_*", "do_predict",
-    "do_train", "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_p*", "token", "cache_dir",
-    "preprocessing_num_workers", "overwrite_cache", "use_cpu", "ddp_*", "export_encoder", "smoke_test", "_n_gpu",
-    "probe_task", "health_steps", "stop_on_collapse", "generation_samples", "generation_metrics", "max_new_tokens",
-    "database",
-    "local_rank", "debug", "objective", "skip_memory_metrics", "restore_callback_states_from_checkpoint",
-)  # fmt: skip
 # The run's length may change with a warning, because schedules stretch with it.
 _LENGTH_SETTINGS = ("max_steps", "num_train_epochs")
 
@@ -52,16 +43,23 @@ class RunPlan:
         checkpoint: Checkpoint to resume from; None for a fresh start.
         note: Message for the user; may be empty.
         delete: Files and folders of an earlier run to delete before the start.
+        data: Row count and hash of the training data of the run in the directory, or of the
+            checkpoint's; None for a fresh start, or if they are not recorded.
     """
 
     finished: bool = False
     checkpoint: Path | None = None
     note: str = ""
     delete: tuple[Path, ...] = ()
+    data: dict[str, Any] | None = None
 
 
 def plan_run(
-    output_dir: str | Path, settings: dict[str, Any], overwrite: bool = False, checkpoint: str | None = None
+    output_dir: str | Path,
+    settings: dict[str, Any],
+    overwrite: bool = False,
+    checkpoint: str | None = None,
+    may_change: Collection[str] = MAY_CHANGE,
 ) -> RunPlan:
     """Decide what a run with these settings does in an output directory.
 
@@ -72,7 +70,8 @@ def plan_run(
         settings: The run's settings as JSON values.
         overwrite: Start over, deleting the files of an earlier run.
         checkpoint: Checkpoint to resume from, or "true" for the newest complete one, which must
-            exist.
+            exist. The run that wrote it must have the same settings, if they are recorded.
+        may_change: Names of the settings that need not be those of the resumed run.
 
     Raises:
         UsageError: The directory holds other files, or a run with other settings, or is not
@@ -92,6 +91,10 @@ def plan_run(
     leftovers = [entry for entry in content if _is_staging_leftover(entry.name)]
     entries = [entry for entry in content if entry not in leftovers]
     resume_named = RunPlan(checkpoint=named, note=f"resuming from {named}")
+    if named is not None and (named.absolute().parent / RUN_FILE).is_file():
+        previous = read_run(named.absolute().parent)
+        _check_settings(f"resume_from_checkpoint {str(named)!r} is of", previous["settings"], settings, may_change)
+        resume_named.data = previous["data"]
     if not entries:
         if needs_checkpoint:
             raise UsageError(
@@ -102,7 +105,7 @@ def plan_run(
     if overwrite:
         own = tuple(entry for entry in (*entries, *leftovers) if _is_owned(entry.name) or entry in leftovers)
         return RunPlan(note=f"starting over in {folder}", delete=own)
-    return resume_named if named else _plan_resume(folder, settings, needs_checkpoint)
+    return resume_named if named else _plan_resume(folder, settings, needs_checkpoint, may_change)
 
 
 def _check_owner(folder: Path, entries: list[Path], checkpoint: Path | None) -> None:
@@ -115,27 +118,61 @@ def _check_owner(folder: Path, entries: list[Path], checkpoint: Path | None) -> 
         )
 
 
-def _plan_resume(folder: Path, settings: dict[str, Any], needs_checkpoint: bool) -> RunPlan:
-    """Plan the continuation of the run in `folder` from its newest complete checkpoint."""
-    previous = read_run(folder)
-    changed = _changes(previous["settings"], settings, filter(_must_match, sorted({*settings, *previous["settings"]})))
+def _check_settings(what: str, previous: dict[str, Any], settings: dict[str, Any], may_change: Collection[str]) -> None:
+    """Refuse to resume a run with other settings; its length may change."""
+    names = sorted({*settings, *previous} - {*may_change, *_LENGTH_SETTINGS})
+    changed = _changes(previous, settings, names)
     if changed:
         raise UsageError(
-            f"output_dir {str(folder)!r} holds a run with other settings ({', '.join(changed[:3])}). Repeat those, "
-            "choose another directory, or start over with --overwrite_output_dir."
+            f"{what} a run with other settings ({', '.join(changed[:3])}). Repeat those, choose another directory, or "
+            "start over with --overwrite_output_dir."
         )
+
+
+def check_data(plan: RunPlan, data: dict[str, Any]) -> None:
+    """Refuse to resume a run on other training data: it would not be the run that was started.
+
+    Args:
+        plan: Plan of the run.
+        data: Row count and hash of its training data, see `data_fingerprint`.
+
+    Raises:
+        UsageError: The run that is resumed had other data.
+    """
+    if plan.data is None or plan.data == data:
+        return
+    rows = [f"{part['rows']:,} rows" if part.get("rows") is not None else "a stream" for part in (plan.data, data)]
+    raise UsageError(
+        f"The training data has changed since the run was started ({rows[0]} then, {rows[1]} with other content now). "
+        "Restore it, choose another output_dir, or start over with --overwrite_output_dir."
+    )
+
+
+def _plan_resume(
+    folder: Path, settings: dict[str, Any], needs_checkpoint: bool, may_change: Collection[str]
+) -> RunPlan:
+    """Plan the continuation of the run in `folder` from its newest complete checkpoint."""
+    previous = read_run(folder)
+    _check_settings(f"output_dir {str(folder)!r} holds", previous["settings"], settings, may_change)
     new_length = ", ".join(_changes(previous["settings"], settings, _LENGTH_SETTINGS))
     if previous["finished"] and not new_length:
-        return RunPlan(finished=True, note=f"the run in {folder} is finished; start over with --overwrite_output_dir")
+        note = f"The run in {folder} is finished. Start over with --overwrite_output_dir."
+        return RunPlan(finished=True, note=note, data=previous["data"])
     checkpoint, skipped = latest_valid_checkpoint(folder)
     if checkpoint is not None:
         note = f"resuming the unfinished run in {folder} from {checkpoint.name}"
+        if previous["stopped_early"]:
+            note = (
+                f"resuming the run in {folder} from {checkpoint.name}. Its watchdog stopped it (--stop_on_collapse), "
+                "and the same settings lead to the same collapse. To change them, add "
+                "--overwrite_output_dir."
+            )
         if new_length:
             note = (
                 f"resuming the run in {folder} from {checkpoint.name} with another length ({new_length}), to which the "
                 "learning rate and EMA schedules stretch: the result differs from that of a run of this length"
             )
-        return RunPlan(checkpoint=checkpoint, note="\n".join([*skipped, note]))
+        return RunPlan(checkpoint=checkpoint, note="\n".join([*skipped, note]), data=previous["data"])
     if needs_checkpoint:
         reasons = "; ".join(["holds no complete checkpoint", *skipped])
         raise UsageError(
@@ -147,7 +184,8 @@ def _plan_resume(folder: Path, settings: dict[str, Any], needs_checkpoint: bool)
             "resume from. Choose another directory, or start over with --overwrite_output_dir."
         )
     kind = "complete checkpoint" if skipped else "checkpoint"
-    note = f"{folder} holds a run that saved no {kind}: starting it from the beginning"
+    stopped = " and that its watchdog stopped (--stop_on_collapse)" if previous["stopped_early"] else ""
+    note = f"{folder} holds a run that saved no {kind}{stopped}: starting it from the beginning"
     return RunPlan(note="\n".join([*skipped, note]))
 
 
@@ -169,7 +207,9 @@ def _check_writable(folder: Path) -> None:
         )
 
 
-def start_run(output_dir: str | Path, settings: dict[str, Any], plan: RunPlan) -> None:
+def start_run(
+    output_dir: str | Path, settings: dict[str, Any], plan: RunPlan, data: dict[str, Any] | None = None
+) -> None:
     """Execute a plan: delete the files that it lists, and record this run as the directory's."""
     folder = Path(output_dir)
     if plan.delete:  # no run resumes in the directory that an interrupted deletion leaves
@@ -177,20 +217,26 @@ def start_run(output_dir: str | Path, settings: dict[str, Any], plan: RunPlan) -
     for entry in plan.delete:
         if entry.name != RUN_FILE:
             remove_path(entry)
-    _write(folder, settings, finished=False)
+    _write(folder, settings, finished=False, data=data)
 
 
-def finish_run(output_dir: str | Path, settings: dict[str, Any]) -> None:
-    """Record that the run in this directory is finished."""
-    _write(Path(output_dir), settings, finished=True)
+def finish_run(
+    output_dir: str | Path,
+    settings: dict[str, Any],
+    data: dict[str, Any] | None = None,
+    stopped_early: bool = False,
+) -> None:
+    """Record that the run in this directory is finished, or that its watchdog stopped it."""
+    _write(Path(output_dir), settings, finished=not stopped_early, data=data, stopped_early=stopped_early)
 
 
 def read_run(output_dir: str | Path) -> dict[str, Any]:
     """Read a directory's record of its run.
 
     Returns:
-        `settings`, a dictionary of JSON values; `finished`, a bool; and `versions`, the last
-        writer's versions by package name, empty for runs that did not record them.
+        `settings`, a dictionary of JSON values; `finished`, a bool; `stopped_early`, whether the
+        watchdog stopped it; `versions`, the last writer's versions by package name; and `data`, row
+        count and hash of the training data, or None.
 
     Raises:
         UsageError: The file is damaged.
@@ -201,7 +247,9 @@ def read_run(output_dir: str | Path) -> dict[str, Any]:
         return {
             "settings": dict(content["settings"]),
             "finished": bool(content["finished"]),
+            "stopped_early": bool(content.get("stopped_early", False)),
             "versions": dict(content.get("versions", {})),
+            "data": content.get("data"),
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{run_file} is damaged ({error}). Start over with --overwrite_output_dir.") from None
@@ -230,12 +278,20 @@ def _shown(value: Any) -> Any:
     return "unset" if value is None else value
 
 
-def _must_match(name: str) -> bool:
-    return name not in _LENGTH_SETTINGS and not any(fnmatch(name, pattern) for pattern in _MAY_CHANGE_ON_RESUME)
-
-
-def _write(folder: Path, settings: dict[str, Any], finished: bool) -> None:
+def _write(
+    folder: Path,
+    settings: dict[str, Any],
+    finished: bool,
+    data: dict[str, Any] | None = None,
+    stopped_early: bool = False,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"finished": finished, "settings": settings, "versions": versions()}
+    content = {
+        "finished": finished,
+        "stopped_early": stopped_early,
+        "settings": settings,
+        "data": data,
+        "versions": versions(),
+    }
     with atomic_write(folder / RUN_FILE) as staging:
         staging.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

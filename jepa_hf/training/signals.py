@@ -1,10 +1,13 @@
 """Graceful shutdown on SIGTERM and Ctrl-C: save a checkpoint after the current step, and exit."""
 
+import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -12,6 +15,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .deferred_max import DeferredMax
+
+logger = logging.getLogger(__name__)
 
 # `accelerate launch` forwards to its ranks a signal that the terminal has already sent them: a
 # second one within this many seconds is the same Ctrl-C.
@@ -52,12 +57,18 @@ class GracefulShutdownCallback(TrainerCallback):
     after the same step, the one after the current step, so that none waits for its device to learn
     of the signal.
 
+    Args:
+        raises: For training in a program of the user's, such as a notebook: `leave` raises, a second
+            Ctrl-C raises KeyboardInterrupt at once, and handlers that the program has installed
+            stay.
+
     Attributes:
         signal_received: Signal that this process or another rank received; None if there was none.
         stopped: Whether training ended because of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, raises: bool = False) -> None:
+        self.raises = raises
         self.signal_received: signal.Signals | None = None
         self.stopped = False
         self._received_at = 0.0
@@ -66,8 +77,12 @@ class GracefulShutdownCallback(TrainerCallback):
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Handle signals; Python allows this in the main thread only."""
+        """Handle signals in the main thread; Python allows it in no other."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         process = os.getpid()
+        self.signal_received, self.stopped = None, False
 
         def handler(number: int, frame: FrameType | None) -> None:
             if os.getpid() != process:  # a child that was forked meanwhile
@@ -81,14 +96,39 @@ class GracefulShutdownCallback(TrainerCallback):
                 or time.monotonic() - self._received_at > _SAME_SIGNAL_SECONDS
             ):
                 os.write(2, b"\nSIGINT again: leaving at once\n")
+                if self.raises:
+                    raise KeyboardInterrupt
                 os._exit(128 + signal.SIGINT)
 
-        previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+        handled = [
+            number
+            for number in (signal.SIGTERM, signal.SIGINT)
+            if not self.raises or signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+        ]
+        previous = {number: signal.signal(number, handler) for number in handled}
         try:
             yield
         finally:
             for number, previous_handler in previous.items():
                 signal.signal(number, previous_handler)
+
+    def leave(self, checkpoint: Path) -> None:
+        """End the program after training has stopped; without `raises` the caller does that.
+
+        Raises:
+            KeyboardInterrupt: After SIGINT; a notebook or shell goes on.
+            SystemExit: After SIGTERM.
+        """
+        if not self.stopped or not self.raises or self.signal_received is None:
+            return
+        message = (
+            f"{self.signal_received.name} ended the training. trainer.train(resume_from_checkpoint=True), or the same "
+            f"call of pretrain, continues from {checkpoint}."
+        )
+        if self.signal_received == signal.SIGINT:
+            raise KeyboardInterrupt(message)
+        logger.warning(message)
+        raise SystemExit(self.exit_code)
 
     @property
     def exit_code(self) -> int:

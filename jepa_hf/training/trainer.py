@@ -1,64 +1,71 @@
 """`JepaTrainer`: a `Trainer` for `JepaForRepresentationPrediction`."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    BaseImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.debug_utils import DebugOption
 
 from ..distributed.deepspeed_state import zero3_init_disabled
-from ..errors import UsageError
 from ..hub.export import export_run
 from ..hub.model_card import ModelCardInfo
 from ..masking.base_collator import MaskingCollator
 from ..masking.span_collator import DataCollatorForSpanJEPA
+from ..models.jepa_config_checks import WEIGHTS
 from ..models.modeling_jepa import JepaForRepresentationPrediction
-from ..models.packed_sequences import document_counts, gather_document_ids
+from ..monitoring.assessment import Verdict, judge
 from ..monitoring.health import findings
 from ..monitoring.health_sample import HealthSample
 from .base_trainer import BaseJepaTrainer
-from .callbacks import EmaTargetCallback, HealthCallback, WeightDecayCallback, unwrap_jepa
-from .defaults import default_collator, is_packed, load_processing_class, tokenized
+from .batch_metrics import add_batch_metrics, count_targets, evaluation_metrics, weighted_loss
+from .callbacks import EmaTargetCallback, HealthCallback, unwrap_jepa
+from .checks import check_batch_size, check_comparable
+from .console import ConsoleCallback
+from .defaults import (
+    check_single_ema,
+    default_callbacks,
+    default_collator,
+    default_collator_class,
+    load_processing_class,
+)
 from .flops import PREDICTOR_TABLES, ParameterCounts, count_parameters, training_flops
 from .health_measurement import health_batches, measure_health
+from .inputs import check_collator, check_vocabulary, jepa_around, resolve_arguments, tokenized
 from .metric_accumulator import MetricAccumulator
 from .model_card_info import collect_facts
-from .stream_padding import PADDING_ROW_KEY
+from .results import write_masks
+from .target_check import check_targets
 from .training_args import JepaTrainingArguments
 
 # Targets of an evaluation that its health is measured on: a bound on memory.
 _EVALUATED_TARGETS = 8192
-
-# Per-batch metrics that the model may return.
-_BATCH_METRICS = (
-    "prediction_loss",
-    "mlm_loss",
-    "variance_loss",
-    "covariance_loss",
-    "sigreg_loss",
-    "contrastive_loss",
-    "cosine",
-)
 
 
 class JepaTrainer(BaseJepaTrainer):
     """Train a JEPA: collate masked views, average the target encoder, log health.
 
     Args:
-        model: A `JepaForRepresentationPrediction`, or the directory or Hub name of an encoder or a
-            JEPA.
-        args: `JepaTrainingArguments` (default: writes to `out`).
+        model: A `JepaForRepresentationPrediction`; an encoder of transformers, which is copied; or
+            the directory or Hub name of either.
+        args: `JepaTrainingArguments` (default: writes to `out`). Of plain `TrainingArguments` the
+            values that differ from their defaults are taken.
         data_collator: Makes the views (default: the collator for the model's modality, with the
             run's seed).
         train_dataset: Rows of token ids (`input_ids`) or text (`text`, tokenized here), images
             (`image`), or feature vectors or series (`features`). Set the standardization of
             features with `model.set_standardization` first; run_jepa.py fits it on the training
             rows.
-        eval_dataset: Like `train_dataset`.
+        eval_dataset: Like `train_dataset`, or several by name.
         processing_class: The tokenizer or image processor (default: that of `model`, if that is a
             name).
         max_seq_length: Maximum number of tokens per row of text (default: 512, or less where model
@@ -67,21 +74,22 @@ class JepaTrainer(BaseJepaTrainer):
             results become metrics of the evaluation (`eval_...`), which `metric_for_best_model` may
             name.
         callbacks: Additional callbacks. An `EmaTargetCallback` among them replaces the default one.
+        model_init: Instead of `model`: returns a new one at the start of each training.
         **kwargs: As for `Trainer`.
 
     Raises:
-        UsageError: A second EMA callback, data of another modality, or a contrastive term over
-            batches of one.
+        UsageError: A second EMA callback, data of another modality or without targets, or a
+            contrastive term over batches of one.
     """
 
     args: JepaTrainingArguments
     model: JepaForRepresentationPrediction
-    _signature_columns: Any  # untyped in `Trainer`
+    batch_keys = ("target_positions", "target_valid")
 
     def __init__(
         self,
-        model: JepaForRepresentationPrediction | str,
-        args: JepaTrainingArguments | None = None,
+        model: PreTrainedModel | str | Path | None = None,
+        args: TrainingArguments | None = None,
         data_collator: MaskingCollator | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -89,73 +97,67 @@ class JepaTrainer(BaseJepaTrainer):
         max_seq_length: int | None = None,
         probe: Callable[[JepaForRepresentationPrediction], dict[str, float]] | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
         **kwargs: Any,
     ):
-        args = args if args is not None else JepaTrainingArguments()
-        if isinstance(model, (str, Path)):
-            name = str(model)
-            with zero3_init_disabled():
-                model = JepaForRepresentationPrediction.from_any_pretrained(name)
-            if processing_class is None:
-                processing_class = load_processing_class(name, model.encoder_adapter.modality)
+        args = resolve_arguments(args, JepaTrainingArguments)
+        self.args = args  # `prepare_model` needs them before `Trainer` sets them
+        jepa = self.resolve_model(model, model_init)
+        modality = jepa.encoder_adapter.modality
+        if processing_class is None and not isinstance(model, JepaForRepresentationPrediction):
+            name = model if isinstance(model, (str, Path)) else jepa.config.name_or_path
+            processing_class = load_processing_class(str(name), modality) if name else None
+        check_collator(data_collator, default_collator_class(modality).__name__)
         if data_collator is None:
-            data_collator = default_collator(model, processing_class, args.seed)
+            data_collator = default_collator(jepa, processing_class, args.seed)
+        self._tokenize: Callable[[Any], Any] | None = None
         if isinstance(data_collator, DataCollatorForSpanJEPA) and processing_class is not None:
             tokenizer = cast(PreTrainedTokenizerBase, processing_class)
-            max_length = cast(Any, model.encoder_adapter).max_length
-            max_length = min(max_length, tokenizer.model_max_length, max_seq_length or 512)
-            train_dataset = tokenized(train_dataset, tokenizer, max_length, data_collator.whole_word)
-            eval_dataset = tokenized(eval_dataset, tokenizer, max_length, data_collator.whole_word)
-
-        has_one_sample = args.train_batch_size * args.world_size < 2 and not is_packed(train_dataset)
-        if model.config.contrastive_weight > 0 and has_one_sample:
-            raise UsageError(
-                "contrastive_weight compares the samples of a batch with each other, and a batch here has one. Raise "
-                "--per_device_train_batch_size, or set --contrastive_weight 0."
+            check_vocabulary(tokenizer, jepa)
+            max_length = cast(Any, jepa.encoder_adapter).max_length
+            self._tokenize = partial(
+                tokenized,
+                tokenizer=tokenizer,
+                max_seq_length=min(max_length, tokenizer.model_max_length, max_seq_length or 512),
+                word_ids=data_collator.whole_word,
             )
-
-        self._evaluate_in_training_batches(args)
-        model.freeze()
-        if args.torch_compile:
-            model.prepare_to_compile()
+        if jepa.config.contrastive_weight > 0:
+            check_batch_size(args, train_dataset)
+        self.evaluate_in_training_batches(args)
         self.probe = probe
         super().__init__(
-            model=model,
+            model=jepa,
             args=args,
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=self._with_default_callbacks(callbacks or (), model, args),
+            callbacks=[*default_callbacks(callbacks or (), jepa, args), *self._health_callbacks(args)],
+            model_init=model_init,
             **kwargs,
         )
+        check_targets(self.train_dataset, self.data_collator, "training data")
+        check_targets(self.eval_dataset, self.data_collator, "evaluation data")
 
-    def _with_default_callbacks(
-        self, callbacks: Sequence[TrainerCallback], model: JepaForRepresentationPrediction, args: JepaTrainingArguments
-    ) -> list[TrainerCallback]:
-        """Add the callbacks for the target encoder, the weight decay and health."""
-        callbacks = list(callbacks)
-        _check_single_ema(callbacks)
-        if not any(_is_ema(callback) for callback in callbacks):
-            ema = EmaTargetCallback(
-                args.ema_decay,
-                args.ema_decay_end,
-                args.ema_schedule,
-                pretrained=bool(model.config.name_or_path),
-                default=model.config.ema_decay_range,
-            )
-            callbacks.insert(0, ema)
-        if args.weight_decay_end is not None:
-            callbacks.append(WeightDecayCallback(args.weight_decay_end))
-        if args.health_steps:
-            callbacks.append(HealthCallback(self.measure_health, self.log, args.health_steps, args.stop_on_collapse))
-        return callbacks
+    def prepare_model(self, model: PreTrainedModel | str | Path) -> JepaForRepresentationPrediction:
+        """Load a model by name, wrap an encoder in a JEPA, and freeze what is not trained."""
+        if isinstance(model, (str, Path)):
+            with zero3_init_disabled():
+                model = JepaForRepresentationPrediction.from_any_pretrained(str(model))
+        jepa = jepa_around(model)
+        jepa.freeze()
+        jepa.config.return_dict = True  # the trainer reads fields of the output
+        if self.args.torch_compile:
+            jepa.prepare_to_compile()
+        if DebugOption.UNDERFLOW_OVERFLOW in self.args.debug:
+            jepa.prepare_to_debug()
+        return jepa
 
     # ---- EMA
 
     def add_callback(self, callback: type[TrainerCallback] | TrainerCallback) -> None:
         """Like `Trainer.add_callback`, but refuse a second `EmaTargetCallback`."""
-        _check_single_ema([*self.callback_handler.callbacks, callback])
+        check_single_ema([*self.callback_handler.callbacks, callback])
         super().add_callback(callback)
 
     @property
@@ -174,36 +176,17 @@ class JepaTrainer(BaseJepaTrainer):
         is_unfinished = self.state.global_step < self.state.max_steps
         return self.args.stop_on_collapse and is_unfinished and bool(self.health_findings)
 
+    def verdict(self) -> Verdict | None:
+        """Return the verdict on the run, see `assessment.judge`; None before its end."""
+        if self.state.global_step < self.state.max_steps and not self.stopped_early:
+            return None
+        return judge(self.state.log_history, self.state.max_steps, str(self.args.output_dir))
+
     # ---- data
 
-    # `remove_unused_columns` removes all columns that the model's forward does not name; no
-    # argument adds some.
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if isinstance(self.data_collator, MaskingCollator):
-            columns = (*(self._signature_columns or ()), *self.data_collator.extra_columns, PADDING_ROW_KEY)
-            self._signature_columns = list(dict.fromkeys(columns))
-
-    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        """Like `Trainer`'s, with batches as `MaskingCollator.for_training` makes them."""
-        with self._with_collator(lambda collator: collator.for_training()):
-            return super().get_train_dataloader()
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """Like `Trainer.get_eval_dataloader`, with masks that are the same in every evaluation."""
-        with self._with_collator(lambda collator: collator.for_evaluation()):
-            return super().get_eval_dataloader(eval_dataset)
-
-    @contextmanager
-    def _with_collator(self, change: Callable[[MaskingCollator], MaskingCollator]) -> Iterator[None]:
-        """Give loaders that are built meanwhile a changed copy of the collator."""
-        collator = self.data_collator
-        if isinstance(collator, MaskingCollator):
-            self.data_collator = change(collator)
-        try:
-            yield
-        finally:
-            self.data_collator = collator
+    def tokenize_rows(self, dataset: Any) -> Any:
+        """Tokenize rows of text; return other rows unchanged."""
+        return dataset if self._tokenize is None else self._tokenize(dataset)
 
     # ---- optimizer
 
@@ -222,18 +205,27 @@ class JepaTrainer(BaseJepaTrainer):
     def _parameter_counts(self) -> ParameterCounts:
         return count_parameters(self._unwrapped)
 
+    # ---- checks
+
+    def check_training(self) -> None:
+        """Like the base's, and refuse a contrastive term over a single sample."""
+        super().check_training()
+        if self._unwrapped.config.contrastive_weight > 0:
+            check_comparable("train_dataset", self.train_dataset)
+            check_comparable("eval_dataset", self.eval_dataset)
+
+    def evaluation_metrics(self) -> set[str]:
+        """Return the names of the metrics of an evaluation; empty if those of the probe are unknown."""
+        probes: Collection[str] | None = () if self.probe is None else getattr(self.probe, "metric_names", None)
+        if probes is None:
+            return set()
+        return evaluation_metrics(self._unwrapped.config).union(probes)
+
     # ---- logged metrics
 
     def count_targets(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Count the targets of a micro-batch; with `pool_targets` masks that have any."""
-        valid = inputs["target_valid"]
-        if not self._unwrapped.config.pool_targets:
-            return valid.sum()
-        if "document_ids" not in inputs:
-            return valid.any(dim=-1).sum()
-        positions = inputs["target_positions"].flatten(0, 1)
-        documents = gather_document_ids(inputs["document_ids"], positions, valid.flatten(0, 1))
-        return (document_counts(documents, inputs["document_valid"].shape[1]) > 0).sum()
+        return count_targets(inputs, self._unwrapped.config.pool_targets)
 
     def count_tokens(self, inputs: dict[str, torch.Tensor], padding: bool = False) -> torch.Tensor:
         """Count the positions of one micro-batch, with or without padding."""
@@ -255,6 +247,13 @@ class JepaTrainer(BaseJepaTrainer):
         """Mark all targets of the rows where `own`, bool `[B]`, is False as invalid."""
         inputs["target_valid"] = inputs["target_valid"] & own[:, None, None]
 
+    def console_callback(self) -> ConsoleCallback:
+        """Return the callback that shows loss, accuracy and rank, with tokens per second for text."""
+        config = self._unwrapped.config
+        weights = {name.replace("_weight", "_loss"): getattr(config, name) for name in WEIGHTS}
+        is_text = self._unwrapped.encoder_adapter.modality == "text"
+        return ConsoleCallback(weights, config.hidden_size, is_text, self.verdict)
+
     def update_metrics(self, outputs: Any, inputs: dict[str, torch.Tensor], means: MetricAccumulator) -> None:
         """Add the parts of the loss, the masked fraction and the number of rows without targets.
 
@@ -263,38 +262,33 @@ class JepaTrainer(BaseJepaTrainer):
             inputs: The micro-batch.
             means: Of training or of an evaluation.
         """
-        valid = outputs.target_valid
-        for name in _BATCH_METRICS:
-            value = getattr(outputs, name)
-            if value is not None:
-                means.add(name, value, outputs.num_targets)
-        if (
-            self._unwrapped.encoder_adapter.grid
-        ):  # a vector that is one token is masked in part, which cannot be counted
-            positions = self.count_tokens(inputs) * valid.shape[1]
-            means.add("masked_fraction", inputs["target_valid"].sum() / positions, positions)
-        if "document_valid" in inputs:  # of packed rows, documents
-            exists = inputs["document_valid"]
-            empty = exists & (document_counts(outputs.target_samples.flatten(1), exists.shape[1]) == 0)
-        else:
-            empty = ~valid.flatten(1).any(dim=1)
-        means.count("rows_without_targets", empty.sum())
+        has_positions = bool(self._unwrapped.encoder_adapter.grid)
+        samples = add_batch_metrics(means, outputs, inputs, self.count_tokens(inputs) if has_positions else None)
+        if outputs.contrastive_loss is not None:
+            weight = outputs.num_targets * self._compares_samples(samples)
+            means.add("contrastive_loss", outputs.contrastive_loss, weight)
         if means is self._means["eval"]:
             means.add("loss", outputs.loss, outputs.num_targets)
             self._evaluated.add(outputs, inputs, self._unwrapped.config.pool_targets)
 
-    def evaluation_loop(
-        self,
-        dataloader: torch.utils.data.DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
+    def _compares_samples(self, samples: torch.Tensor) -> torch.Tensor:
+        """Return whether a batch with targets of this number of samples has a contrastive loss."""
+        if self.args.world_size == 1:
+            return samples > 1
+        state = self.accelerator.gradient_state  # other ranks have samples, too, except for a last row
+        is_last_row = not self.model.training and state.end_of_dataloader and state.remainder == 1
+        return samples > 1 if is_last_row else torch.ones_like(samples, dtype=torch.bool)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Add the probe's results to the metrics."""
         self._evaluated = HealthSample(_EVALUATED_TARGETS // self.args.world_size)
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
         del self._evaluated
+        if self._unwrapped.config.contrastive_weight:
+            # A batch of one sample has no contrastive loss, so the loss is that of the means.
+            output.metrics[f"{metric_key_prefix}_loss"] = weighted_loss(
+                self._unwrapped.config, output.metrics, metric_key_prefix
+            )
         if self.probe is not None:
             with self.compute_loss_context_manager():
                 results = self.probe(self._unwrapped)
@@ -321,6 +315,11 @@ class JepaTrainer(BaseJepaTrainer):
 
     # ---- health
 
+    def _health_callbacks(self, args: JepaTrainingArguments) -> list[TrainerCallback]:
+        if not args.health_steps:
+            return []
+        return [HealthCallback(self.measure_health, self.log, args.health_steps, args.stop_on_collapse)]
+
     @cached_property
     def _health_batches(self) -> list[dict[str, torch.Tensor]]:
         return health_batches(self)
@@ -339,6 +338,18 @@ class JepaTrainer(BaseJepaTrainer):
 
     # ---- the final directory
 
+    def write_results(self, **kwargs: Any) -> None:
+        """Like the base's; `masks.png` too, unless the command wrote it before training."""
+        super().write_results(**kwargs)
+        if self.state.global_step and not (self._output_dir / "masks.png").exists():
+            write_masks(self)
+
+    def plot_log(self, path: Path) -> None:
+        """Draw loss, health and rates to a PNG file."""
+        from ..monitoring.training_plots import plot_training
+
+        plot_training(self.state.log_history, path)
+
     def export_final_model(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write the exported encoder with its processing class, and the full JEPA below it."""
         jepa = cast(JepaForRepresentationPrediction, model)
@@ -347,16 +358,3 @@ class JepaTrainer(BaseJepaTrainer):
     def model_card_info(self, name: str) -> ModelCardInfo:
         """Return the facts for the card of the model that users will load as `name`."""
         return collect_facts(self, name, self._passes.passes if self._is_stream else None)
-
-
-def _is_ema(callback: type[TrainerCallback] | TrainerCallback) -> bool:
-    """Return whether an object or a class is an `EmaTargetCallback`: `Trainer` takes both."""
-    return issubclass(callback if isinstance(callback, type) else type(callback), EmaTargetCallback)
-
-
-def _check_single_ema(callbacks: Sequence[type[TrainerCallback] | TrainerCallback]) -> None:
-    if sum(map(_is_ema, callbacks)) > 1:
-        raise UsageError(
-            "There is already an EmaTargetCallback; a second one would move the target encoder twice per step. Pass "
-            "your own in JepaTrainer(callbacks=[...]) instead of adding it."
-        )

@@ -3,19 +3,44 @@
 from dataclasses import dataclass, field
 from typing import cast
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..errors import UsageError
+from ..utils.keywords import ChecksKeywords
+from ..utils.types import MayChange
+
+# Fields of `TrainingArguments` that do not affect the weights: a resumed run may have other values.
+# Fields of this package's classes say so in their type, `MayChange`.
+MAY_CHANGE = frozenset({
+    "output_dir", "resume_from_checkpoint", "do_train", "do_predict", "use_cpu", "local_rank", "debug",
+    "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node", "logging_nan_inf_filter",
+    "log_level", "log_level_replica", "disable_tqdm", "skip_memory_metrics",
+    "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+    "eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "eval_on_start",
+    "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps",
+    "save_only_model", "save_strategy", "save_steps", "save_on_each_node", "save_total_limit",
+    "restore_callback_states_from_checkpoint",
+    "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision",
+    "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend",
+    "ddp_timeout",
+})  # fmt: skip
 
 
 @dataclass
-class BaseJepaTrainingArguments(TrainingArguments):
+class BaseJepaTrainingArguments(TrainingArguments, ChecksKeywords):
     """Base of the trainers' arguments: `TrainingArguments` with other defaults.
 
     `per_device_eval_batch_size` defaults to `per_device_train_batch_size`, so that evaluation
     compares as many rows of a batch as training does. The default `accelerator_config` copies
-    batches from pinned memory asynchronously (`non_blocking`).
+    batches from pinned memory asynchronously (`non_blocking`). Progress is shown unless
+    `disable_tqdm` is set, at any verbosity of transformers.
+
+    Attributes:
+        adapts_logging_steps: Whether `logging_steps` is not set. A run then logs 20 times, and at
+            least every 500 steps.
     """
 
     output_dir: str = field(default="out", metadata={"help": "Output directory of the run."})
@@ -35,11 +60,29 @@ class BaseJepaTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Leave NaN and inf losses out of the log. Synchronizes with the device in every step."},
     )
+    include_num_input_tokens_seen: str = field(
+        default="non_padding", metadata={"help": "Tokens to count: all, non_padding or no."}
+    )
+    logging_steps: float | None = field(  # type: ignore[assignment]  # a float after `__post_init__`
+        default=None,
+        metadata={
+            "help": "Steps between two log entries; below 1 a fraction of the run (default: 20 entries, at least one "
+            "every 500 steps)."
+        },
+    )
     project: str = field(default="jepa_hf", metadata={"help": "Project name for trackers."})
 
     def __post_init__(self) -> None:
+        self.adapts_logging_steps = self.logging_steps is None
+        if self.logging_steps is None:
+            self.logging_steps = TrainingArguments.logging_steps  # which is also the default of `eval_steps`
+        self.disable_tqdm = bool(self.disable_tqdm)  # transformers' default depends on its verbosity
+        if not torch.accelerator.is_available():  # several processes and bfloat16 then need no flag
+            self.use_cpu = True
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.per_device_train_batch_size
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith("pairwise_cosine"):
+            self.greater_is_better = False  # 1 in a collapse
         uses_default_config = self.accelerator_config is None
         super().__post_init__()
         config = cast(AcceleratorConfig, self.accelerator_config)
@@ -92,24 +135,21 @@ class JepaTrainingArguments(BaseJepaTrainingArguments):
     decay_norms_and_biases: bool = field(
         default=False, metadata={"help": "Apply weight decay to biases, norms and tables too."}
     )
-    export_encoder: str = field(
+    export_encoder: MayChange[str] = field(
         default="context",
         metadata={"help": "Encoder to export: context, target, or both (the target encoder to target_encoder/)."},
     )
-    health_steps: float = field(
+    health_steps: MayChange[float] = field(
         default=0.05,
         metadata={"help": "Steps between two health measurements; below 1: a fraction of the run; 0: never."},
     )
-    stop_on_collapse: bool = field(
+    stop_on_collapse: MayChange[bool] = field(
         default=False, metadata={"help": "End the run when representations collapse, instead of warning."}
     )
     # Changed defaults.
     ddp_find_unused_parameters: bool | None = field(
         default=False,
         metadata={"help": "Search for unused parameters under DDP (default: off, because there are none)."},
-    )
-    include_num_input_tokens_seen: str = field(
-        default="non_padding", metadata={"help": "Tokens to count: all, non_padding or no."}
     )
 
     def __post_init__(self) -> None:

@@ -32,9 +32,14 @@ def loader_batch_size(trainer: Any) -> int:
     return trainer._train_batch_size
 
 
+def keep_columns(trainer: Any, columns: Sequence[str]) -> None:
+    """Keep columns that the model's forward does not name (`Trainer._signature_columns`)."""
+    trainer._set_signature_columns_if_needed()
+    trainer._signature_columns = list(dict.fromkeys([*trainer._signature_columns, *columns]))
+
+
 def signature_columns(trainer: Any) -> list[str]:
     """Return the columns that the model or the collator reads (`Trainer._signature_columns`)."""
-    trainer._set_signature_columns_if_needed()
     return trainer._signature_columns
 
 
@@ -56,6 +61,22 @@ def save_rng_state(trainer: Any, folder: str) -> None:
 def load_scaler(trainer: Any, checkpoint: str) -> None:
     """Read the state of the gradient scaler, if there is one (`Trainer._load_scaler`)."""
     trainer._load_scaler(checkpoint)
+
+
+def loss_since_log(trainer: Any) -> tuple[float, int]:
+    """Return the loss summed over the steps since the last log, and the number of these steps.
+
+    The mean over ranks (`Trainer._tr_loss`, `_globalstep_last_logged`).
+    """
+    loss = trainer.accelerator.reduce(trainer._tr_loss.clone(), reduction="mean")
+    return loss.item(), trainer.state.global_step - trainer._globalstep_last_logged
+
+
+def add_loss_since_log(trainer: Any, loss: float, steps: int) -> None:
+    """Add steps before a resume to the next logged loss, but not to `train_loss`."""
+    trainer._tr_loss += loss
+    trainer._total_loss_scalar -= loss
+    trainer._globalstep_last_logged -= steps
 
 
 def wait_for_pushes(trainer: Any) -> None:

@@ -31,7 +31,7 @@ def test_what_is_shipped_is_taken(path: Path, optim: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"zero_optimization": {"stage": 0}}, '"stage" must be 1, 2 or 3'),
         ({"zero_optimization": {}}, '"stage" must be 1, 2 or 3'),
@@ -58,8 +58,8 @@ def test_what_is_shipped_is_taken(path: Path, optim: str) -> None:
         ({"zero_optimization": {"stage": 3}}, '"stage3_gather_16bit_weights_on_model_save" must be true'),
     ],
 )
-def test_what_a_checkpoint_would_not_hold_is_refused(change: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=f"In DeepSpeed's configuration .*{told}"):
+def test_what_a_checkpoint_would_not_hold_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=f"In DeepSpeed's configuration .*{message}"):
         validate_deepspeed_config(shipped() | change, "adamw_torch")
 
 

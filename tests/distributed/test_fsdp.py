@@ -1,4 +1,4 @@
-"""Claims about whole runs under accelerate's FSDP2, on two CPU ranks, with the configuration that is shipped."""
+"""Claims about full runs under accelerate's FSDP2, on two CPU ranks, with the configuration that is shipped."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from helpers.runs import largest_difference
 from jepa_hf.errors import UsageError
 
-from .workers.divide_two_ranks import logged, model_of, run, start, told, trainer
+from .workers.divide_two_ranks import facts, logged, model_of, run, start, trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -29,9 +29,9 @@ def runs(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks leave: `whole`; `again`, from its checkpoint; `from_one`, from the one process's checkpoint; and
     `bf16`, which is `whole` in bfloat16."""
     folder = tmp_path_factory.mktemp("fsdp2")
-    whole, bf16 = folder / "whole", folder / "bf16"
-    resumed = {folder / "again": whole / "checkpoint-2", folder / "from_one": alone / "checkpoint-2"}
-    start("fsdp2", {whole: None, **resumed, bf16: None}, bf16={bf16})
+    undisturbed, bf16 = folder / "whole", folder / "bf16"
+    resumed = {folder / "again": undisturbed / "checkpoint-2", folder / "from_one": alone / "checkpoint-2"}
+    start("fsdp2", {undisturbed: None, **resumed, bf16: None}, bf16={bf16})
     return folder
 
 
@@ -42,7 +42,7 @@ def divided(runs: Path) -> Path:
 
 def test_it_ends_with_the_weights_of_one_process(divided: Path, alone: Path) -> None:
     """Both encoders, the predictors and the head to 1e-5; the target moved as it should, and is whole."""
-    assert [told(folder)["launch"] for folder in sorted(divided.parent.iterdir())] == ["FSDP"] * 4
+    assert [facts(folder)["launch"] for folder in sorted(divided.parent.iterdir())] == ["FSDP"] * 4
     assert largest_difference(model_of(divided), model_of(alone)) < 1e-5
     assert logged(divided, "loss") == pytest.approx(logged(alone, "loss"), abs=1e-5)
     distances = logged(divided, "health_encoder_distance")
@@ -71,7 +71,7 @@ def test_one_processs_checkpoint_goes_on_divided(alone: Path, runs: Path) -> Non
 def test_in_bfloat16_the_loss_is_float32_and_that_of_float32(runs: Path, alone: Path) -> None:
     """accelerate's own policy casts the loss, where a step is a hundredth, and leaves out autocast, without which the
     head's product of bfloat16 states and float32 embeddings fails."""
-    assert told(runs / "bf16") == {"launch": "FSDP", "loss": "torch.float32"}
+    assert facts(runs / "bf16") == {"launch": "FSDP", "loss": "torch.float32"}
     assert logged(runs / "bf16", "loss") == pytest.approx(logged(alone, "loss"), rel=2e-2)
     assert logged(runs / "bf16", "loss") != logged(alone, "loss")
 

@@ -29,7 +29,7 @@ def test_weights_are_read_from_the_models_files_alone(tmp_path: Path) -> None:
     assert torch.equal(model.bias, other.bias)
 
 
-def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
+def test_mismatched_states_are_reported(tmp_path: Path) -> None:
     """A missing name, a strange one, and one of another shape, with which nothing is loaded."""
     model, before = linear(0), linear(0)
     save_file({"weight": torch.ones(2, 3)}, tmp_path / "model.safetensors")

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.llm import conversations, model, tokenizer
+from helpers.processes import run_ranks
 from jepa_hf.cli.train import main
 
 from .workers.llm_stream_ranks import train
@@ -45,11 +46,11 @@ def run_two_ranks(
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
     command = [*launch, str(config), str(script), *given]
-    done = subprocess.run(
+    completed = subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True, timeout=200, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    assert done.stdout.count(once) == 1
+    assert completed.returncode == 0, completed.stdout + completed.stderr[-4000:]
+    assert completed.stdout.count(once) == 1
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     model(len(words)).save_pretrained(folder / "llm")
     for name, rows in (("rows", conversations(21)), ("held_out", conversations(13))):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run_two_ranks(folder, CONFIGURATIONS / "cpu2.yaml", REPOSITORY / "run_jepa.py", flags("two", batch=4))
+    printed = run_ranks(REPOSITORY / "run_jepa.py", *flags("two", batch=4), cwd=folder)
+    assert printed.count("llama language model") == 1
     with chdir(folder):
         assert main(flags("one", batch=8)) == 0
     two, one = (json.loads((folder / out / "metrics.json").read_text()) for out in ("two", "one"))
@@ -91,7 +93,7 @@ def test_a_streams_rows_are_learnt_from_once(runs: tuple[Path, dict[str, Any], d
     do the ranks wait forever where their shards of a stream end at different times."""
     folder, _, _ = runs
     script = HERE / "workers" / "llm_stream_ranks.py"
-    run_two_ranks(folder, CONFIGURATIONS / "cpu2.yaml", script, ["llm", "stream"], "a llama language model in 4 steps")
+    assert run_ranks(script, "llm", "stream", cwd=folder).count("a llama language model in 4 steps") == 1
     train(str(folder / "llm"), str(folder / "one stream"), shards=1)
     ours, theirs = (load_file(folder / name / "model.safetensors") for name in ("stream", "one stream"))
     assert max((ours[name] - theirs[name]).abs().max().item() for name in theirs) < 1e-5
@@ -100,7 +102,7 @@ def test_a_streams_rows_are_learnt_from_once(runs: tuple[Path, dict[str, Any], d
 def test_an_evaluation_with_uneven_batches_counts_every_row_and_answer_once(
     runs: tuple[Path, dict[str, Any], dict[str, Any]],
 ) -> None:
-    """Also where a rank has fewer views to tell apart than the other."""
+    """Also where a rank has fewer views to compare than the other."""
     _, two, one = runs
     for key in ("eval_lm_loss", "eval_view_cosine", "eval_pair_loss", "eval_exact_match", "eval_prefix_match"):
         assert two["eval"][key] == pytest.approx(one["eval"][key], abs=1e-4), key

@@ -13,7 +13,7 @@ SAMPLES = (2, 3)
 
 
 def part(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A rank's vectors, of which the last one is none."""
+    """A rank's vectors, of which the last one is invalid."""
     states = 1.5 * torch.randn(SIZES[rank], WIDTH, generator=torch.Generator().manual_seed(10 + rank)) + rank
     return states, torch.arange(SIZES[rank]) < SIZES[rank] - 1
 
@@ -36,14 +36,14 @@ def of_rank(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     """With parts of different sizes, generators in different states, and losses that count differently."""
-    multiprocessing.spawn(of_rank, (str(tmp_path),), nprocs=2)
-    found = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1)]
+    multiprocessing.start_processes(of_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    actual = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1)]
     states, valid = (torch.cat(both) for both in zip(*map(part, (0, 1)), strict=True))
     draws = [torch.randn(WIDTH, NUM_SLICES, generator=torch.Generator().manual_seed(rank)) for rank in (0, 1)]
     states.requires_grad_()
     value = sigreg(states, valid, torch.tensor(sum(SAMPLES)), sum(draws))
     value.backward()
     assert value > 1
-    for of_one, _ in found:
+    for of_one, _ in actual:
         torch.testing.assert_close(of_one, value.detach(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(torch.cat([gradient for _, gradient in found]), states.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(torch.cat([gradient for _, gradient in actual]), states.grad, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Claims about two ranks of which one has to stop: both do, after the same step, with a whole checkpoint of both."""
+"""Claims about two ranks of which one has to stop: both do, after the same step, with a complete checkpoint of both."""
 
 import os
 import subprocess
@@ -34,8 +34,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
     command += [str(HERE / "workers" / "stop_two_ranks.py"), str(folder)]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
+    completed = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert completed.returncode == 0, completed.stderr[-4000:]
     files = sorted(folder.glob("rank-*.pt"))
     assert len(files) == 2
     return folder, [torch.load(file, weights_only=True) for file in files]
@@ -62,6 +62,6 @@ def test_a_loss_of_one_rank_that_is_not_finite_ends_both_and_each_names_its_samp
     assert ranks[0]["read"] != ranks[1]["read"]
     for rank in ranks:
         rows = ", ".join(map(str, rank["read"]))
-        assert f"The loss is not finite in step 3 (batch 3 of epoch 1, training rows {rows} counted" in rank["told"]
-        assert f"the weights before it are in {folder / 'spoilt' / 'checkpoint-3'}" in rank["told"]
+        assert f"The loss is not finite in step 3 (batch 3 of epoch 1, training rows {rows} counted" in rank["error"]
+        assert f"the weights before it are in {folder / 'spoilt' / 'checkpoint-3'}" in rank["error"]
     assert find_corruption(folder / "spoilt" / "checkpoint-3") is None

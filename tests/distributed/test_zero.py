@@ -14,7 +14,7 @@ pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
 
 from helpers.runs import largest_difference
 
-from .workers.divide_two_ranks import logged, model_of, run, start, told
+from .workers.divide_two_ranks import facts, logged, model_of, run, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -42,7 +42,7 @@ def optimizer_of(folder: Path) -> dict[str, Any]:
 def test_it_ends_with_the_weights_of_one_process(sharded: tuple[str, Path], alone: Path) -> None:
     """Both encoders, the predictors and the head to 1e-5; the target moved as it should, and is whole."""
     _, folder = sharded
-    assert told(folder)["launch"] == "DEEPSPEED"
+    assert facts(folder)["launch"] == "DEEPSPEED"
     assert largest_difference(model_of(folder), model_of(alone)) < 1e-5
     assert logged(folder, "loss") == pytest.approx(logged(alone, "loss"), abs=1e-5)
     distances = logged(folder, "health_encoder_distance")
@@ -82,7 +82,7 @@ def test_one_processs_checkpoint_goes_on_sharded(sharded: tuple[str, Path], alon
 @pytest.mark.parametrize("sharded", ["zero3"], indirect=True)
 def test_a_checkpoint_goes_on_under_fsdp2(sharded: tuple[str, Path], alone: Path, tmp_path: Path) -> None:
     start("fsdp2", {tmp_path: sharded[1] / "checkpoint-2"})
-    assert told(tmp_path)["launch"] == "FSDP"
+    assert facts(tmp_path)["launch"] == "FSDP"
     assert largest_difference(model_of(tmp_path), model_of(alone)) < 1e-5
 
 

@@ -168,7 +168,7 @@ def test_the_target_moves_before_it_is_saved_and_evaluated(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("decay", "pretrained", "warned"), [(0.999, False, True), (0.5, False, False), (0.999, True, False)]
 )
-def test_a_target_that_would_stay_at_its_random_start_is_told(
+def test_a_target_that_would_stay_at_its_random_start_is_reported(
     decay: float, pretrained: bool, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A horizon of 1,000 updates in a run of four; from a pretrained encoder that is what one wants."""
@@ -176,9 +176,9 @@ def test_a_target_that_would_stay_at_its_random_start_is_told(
     model.config.name_or_path = "some/encoder" if pretrained else ""
     with caplog.at_level(logging.WARNING, logger="jepa_hf"):
         trainer(tmp_path, model, ema_decay=decay).train()
-    told = [record.getMessage() for record in caplog.records if "EMA" in record.getMessage()]
-    assert bool(told) == warned
-    assert not warned or "still 100 % its random start" in told[0]
+    messages = [record.getMessage() for record in caplog.records if "EMA" in record.getMessage()]
+    assert bool(messages) == warned
+    assert not warned or "still 100 % its random start" in messages[0]
 
 
 def test_unwrapped_finds_the_jepa_in_any_wrapper() -> None:

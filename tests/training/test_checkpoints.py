@@ -1,4 +1,4 @@
-"""Claims about checkpoints: whole or not there, torn ones known and told, the last whole one never deleted."""
+"""Claims about checkpoints: complete or absent, damaged ones reported, the last complete one never deleted."""
 
 import json
 import os
@@ -34,7 +34,7 @@ FILES = {"trainer_state.json": b"{}", "model.safetensors": b"0123456789" * 100, 
 
 
 def add(run_dir: Path, step: int) -> Path:
-    """A whole checkpoint of three files."""
+    """A complete checkpoint of three files."""
     checkpoint = run_dir / f"checkpoint-{step}"
     create_staging_dir(checkpoint)
     for name, content in FILES.items():
@@ -89,7 +89,7 @@ def test_what_was_left_behind_is_removed_and_nothing_else(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_a_shorter_and_a_changed_file_are_told_apart(name: str, tmp_path: Path) -> None:
+def test_missing_shorter_and_changed_files_are_distinguished(name: str, tmp_path: Path) -> None:
     """A single flipped bit too, unless only the sizes are asked for."""
     checkpoint = add(tmp_path, 1)
     path = checkpoint / name
@@ -110,7 +110,9 @@ def test_a_missing_a_shorter_and_a_changed_file_are_told_apart(name: str, tmp_pa
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.integers(0, 10_000), bit=st.integers(0, 7), truncate_file=st.booleans())
-def test_no_flipped_bit_and_no_cut_passes_for_whole(where: int, bit: int, truncate_file: bool, tmp_path: Path) -> None:
+def test_no_flipped_bit_and_no_cut_passes_verification(
+    where: int, bit: int, truncate_file: bool, tmp_path: Path
+) -> None:
     """Anywhere in any file, the manifest included; but for its white space and spelling, which say nothing."""
     shutil.rmtree(tmp_path / "checkpoint-1", ignore_errors=True)
     checkpoint = add(tmp_path, 1)
@@ -133,14 +135,14 @@ def test_no_flipped_bit_and_no_cut_passes_for_whole(where: int, bit: int, trunca
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": 3}', '{"files": {"a": {}}}', "\ud800"])
-def test_a_damaged_manifest_is_told(content: str, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_reported(content: str, tmp_path: Path) -> None:
     checkpoint = add(tmp_path, 1)
     (checkpoint / MANIFEST).write_bytes(content.encode("utf-8", "surrogatepass"))
     assert find_corruption(checkpoint) == f"its {MANIFEST} is damaged"
 
 
-def test_the_newest_whole_one_is_taken_and_those_passed_over_are_named(tmp_path: Path) -> None:
-    """By number, not by name or age; folders that are no checkpoints do not count."""
+def test_the_newest_complete_one_is_taken_and_skipped_ones_are_named(tmp_path: Path) -> None:
+    """By number, not by name or age; other folders do not count."""
     assert latest_valid_checkpoint(tmp_path) == (None, [])
     for step in (100, 9, 10, 200, 300):
         add(tmp_path, step)
@@ -156,7 +158,7 @@ def test_the_newest_whole_one_is_taken_and_those_passed_over_are_named(tmp_path:
     assert f"Give the same command again to go on from {newest}." == resume_hint(tmp_path)
 
 
-def test_a_named_one_that_is_torn_is_refused_with_the_newest_whole_one_beside_it(tmp_path: Path) -> None:
+def test_a_damaged_named_one_is_refused_and_the_newest_complete_one_named(tmp_path: Path) -> None:
     torn = add(tmp_path, 3)
     (torn / "model.safetensors").unlink()
     with pytest.raises(
@@ -221,7 +223,7 @@ def run_dir(truncate_file: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_true_resumes_from_the_newest_whole_one_and_warns(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_true_resumes_from_the_newest_complete_one_and_warns(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     (run_dir / "checkpoint-2" / "optimizer.pt").write_bytes(b"torn")
     (run_dir / "_checkpoint-7.new").mkdir()
     run = resumable(run_dir)
@@ -232,7 +234,7 @@ def test_true_resumes_from_the_newest_whole_one_and_warns(run_dir: Path, caplog:
     assert all(find_corruption(run_dir / f"checkpoint-{step}") is None for step in (1, 2, 3, 4))
 
 
-def test_a_torn_newer_one_does_not_cost_the_last_whole_one(run_dir: Path) -> None:
+def test_a_damaged_newer_one_does_not_cost_the_last_complete_one(run_dir: Path) -> None:
     """With save_total_limit 1, where transformers keeps the folder of the highest number."""
     for name in ("checkpoint-1", "checkpoint-2"):
         (run_dir / name).rename(run_dir / f"checkpoint-9{name[-1]}")
@@ -246,7 +248,7 @@ def test_a_torn_newer_one_does_not_cost_the_last_whole_one(run_dir: Path) -> Non
     assert names(run_dir) == {"checkpoint-1"}
 
 
-def test_no_whole_one_is_told_before_any_step(run_dir: Path) -> None:
+def test_no_complete_one_is_reported_before_any_step(run_dir: Path) -> None:
     for step in (1, 2):
         (run_dir / f"checkpoint-{step}" / MANIFEST).unlink()
     before = snapshot(run_dir)
@@ -301,7 +303,7 @@ class MaliciousPickle:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "description"),
     [
         ("optimizer.pt", "optimizer or scheduler"),
         ("scheduler.pt", "optimizer or scheduler"),
@@ -310,8 +312,8 @@ class MaliciousPickle:
         ("pytorch_model.bin", "weights"),
     ],
 )
-def test_a_planted_pickle_is_refused_and_not_run(name: str, told: str, run_dir: Path, tmp_path: Path) -> None:
-    """The manifest tells that the file was changed; and where the manifest was forged too, nothing is executed."""
+def test_a_planted_pickle_is_refused_and_not_run(name: str, description: str, run_dir: Path, tmp_path: Path) -> None:
+    """The manifest shows that the file was changed; with a forged manifest nothing is executed either."""
     checkpoint, made = run_dir / "checkpoint-2", tmp_path / "made"
     known = name in json.loads((checkpoint / MANIFEST).read_text())["files"]
     torch.save({"state": MaliciousPickle(made)}, checkpoint / name)
@@ -326,7 +328,9 @@ def test_a_planted_pickle_is_refused_and_not_run(name: str, told: str, run_dir: 
     run = resumable(run_dir)
     if name == "scaler.pt":
         run.accelerator.scaler = torch.amp.GradScaler("cpu")
-    with pytest.raises(UsageError, match=rf"only numbers as the {told} in .*checkpoint-2, .*mkdir.*is not loaded"):
+    with pytest.raises(
+        UsageError, match=rf"only numbers as the {description} in .*checkpoint-2, .*mkdir.*is not loaded"
+    ):
         run.train(resume_from_checkpoint=str(checkpoint))
     assert not made.exists()
     assert not run.batches
@@ -348,8 +352,10 @@ def test_an_epochs_incomplete_last_update_is_known_after_a_resume(tmp_path: Path
     trainer(tmp_path, callbacks=[StopAfter(3)], **settings).train()
     rest = trainer(tmp_path, **settings)
     seen: list[tuple[int, int]] = []
-    told = rest.accelerator.gradient_state
-    rest.add_callback(RunAtStep(on_step_end=lambda model, state: seen.append((rest._last_update_size, told.remainder))))
+    accumulation = rest.accelerator.gradient_state
+    rest.add_callback(
+        RunAtStep(on_step_end=lambda model, state: seen.append((rest._last_update_size, accumulation.remainder)))
+    )
     rest.train(resume_from_checkpoint=True)
     assert seen == [(5, -1), (5, -1)]
 
@@ -363,10 +369,10 @@ def test_a_checkpoint_without_optimizer_states_is_refused(engine: str, tmp_path:
         resumable(tmp_path).train(resume_from_checkpoint=True)
 
 
-def test_a_resume_from_whole_parts_is_still_exact(run_dir: Path, tmp_path: Path) -> None:
-    """The random state of numpy and Python, which are no tensors, passes the same gate."""
-    whole, rest = resumable(tmp_path / "whole"), resumable(run_dir)
-    whole.train()
+def test_a_resume_from_complete_parts_is_exact(run_dir: Path, tmp_path: Path) -> None:
+    """The random state of numpy and Python, which are not tensors, passes the same gate."""
+    undisturbed, rest = resumable(tmp_path / "whole"), resumable(run_dir)
+    undisturbed.train()
     rest.train(resume_from_checkpoint=True)
-    ours, theirs = weights(rest.model), weights(whole.model)
+    ours, theirs = weights(rest.model), weights(undisturbed.model)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

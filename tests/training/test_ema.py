@@ -179,7 +179,7 @@ def test_a_target_in_half_precision_is_refused(dtype: torch.dtype) -> None:
         match_parameters([("w", torch.ones(2))], [("w", torch.ones(2, dtype=accepted))])
 
 
-def test_a_whole_copy_beside_the_shards_is_refused() -> None:
+def test_a_full_copy_next_to_shards_is_refused() -> None:
     """DeepSpeed keeps small parameters whole on every rank (`ds_persist`): the sentence names one and the remedy."""
     kept = torch.ones(2)
     kept.ds_persist = True

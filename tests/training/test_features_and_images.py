@@ -88,9 +88,7 @@ def test_explicit_values_win_over_an_objective_s_defaults() -> None:
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("images", [0.996, 0.998, 1.0]), ("patches", [0.996] * 3)])
-def test_the_ema_follows_the_objective_s_authors_unless_told_otherwise(
-    kind: str, expected: list[float], tmp_path: Path
-) -> None:
+def test_the_ema_defaults_to_that_of_the_objective_s_authors(kind: str, expected: list[float], tmp_path: Path) -> None:
     run = trainer(kind, tmp_path, max_steps=3)
     run.train()
     assert [entry["ema_decay"] for entry in run.state.log_history if "ema_decay" in entry] == pytest.approx(expected)
@@ -224,14 +222,14 @@ def test_an_image_model_without_processor_is_refused(tmp_path: Path) -> None:
 def test_a_resumed_run_ends_with_the_same_weights(kind: str, tmp_path: Path) -> None:
     """Over two epochs, with a weight decay that moves."""
     settings = {"save_strategy": "steps", "save_steps": 2, "weight_decay": 0.04, "weight_decay_end": 0.4}
-    whole = trainer(kind, tmp_path / "whole", max_steps=5, **settings)
-    whole.train()
+    undisturbed = trainer(kind, tmp_path / "whole", max_steps=5, **settings)
+    undisturbed.train()
     run = trainer(kind, tmp_path / "cut", max_steps=5, **settings)
     run.add_callback(StopAfter(2))
     run.train()
     again = trainer(kind, tmp_path / "cut", max_steps=5, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "cut/checkpoint-2"))
-    assert largest_difference(weights(again.model), weights(whole.model)) == 0
+    assert largest_difference(weights(again.model), weights(undisturbed.model)) == 0
 
 
 def test_a_checkpoint_of_another_model_is_not_resumed_from(tmp_path: Path) -> None:

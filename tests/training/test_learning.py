@@ -158,7 +158,7 @@ def accuracy_on_pairs(folder: Path) -> float:
 def test_a_predictor_learns_that_a_hidden_token_is_a_function_of_its_neighbour(tmp_path: Path) -> None:
     """More than half of the hidden tokens are named: 0.74 of them, by chance 0.08.
 
-    Without rotary angles and with `pred_init="small"` it was 0.16: what a row holds, and not what stands where.
+    Without rotary angles and with `pred_init="small"` it was 0.16: the content of a row without its order.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Claims about updates that are not finite: left out, told with parameter, step and samples; the weights are kept."""
+"""Updates that are not finite are skipped and reported with parameter, step and samples; the weights are kept."""
 
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def test_a_fused_optimizer_leaves_the_update_out_and_the_host_learns_it_one_late
     assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
     for before, after in zip(moments, optimizer.state.values(), strict=True):
         assert all(torch.equal(value, before[key]) for key, value in after.items())
-    assert guard.poll() is None  # told once
+    assert guard.poll() is None  # reported once
 
 
 def test_without_fused_kernels_the_host_learns_it_before_the_step() -> None:
@@ -119,18 +119,20 @@ def test_a_guarded_step_is_bit_for_bit_an_unguarded_one() -> None:
 
 @pytest.mark.parametrize("max_norm", [0.01, 100.0, float("inf")])
 def test_clipping_by_the_guards_norms_is_bit_for_bit_torchs(max_norm: float) -> None:
-    """Gradients and the norm that is told; a parameter without a gradient is passed by."""
-    told, gradients = [], []
+    """Gradients and the logged norm; a parameter without a gradient is skipped."""
+    message, gradients = [], []
     for guarded in (True, False):
         model, optimizer = linear(fused=True)
         guard = NonFiniteGuard(optimizer, list(model.named_parameters()))
         update(model)
         model[0].bias.grad = None
         guard.inspect_gradients(1)
-        told.append(guard.clip(max_norm) if guarded else nn.utils.clip_grad_norm_(list(model.parameters()), max_norm))
+        message.append(
+            guard.clip(max_norm) if guarded else nn.utils.clip_grad_norm_(list(model.parameters()), max_norm)
+        )
         gradients.append([each.grad for each in model.parameters() if each.grad is not None])
     assert guard.has_full_gradients
-    assert torch.equal(*told)
+    assert torch.equal(*message)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
 
 
@@ -156,9 +158,9 @@ class InjectNonFinite:
 def run_until_it_fails(folder: Path, poison: InjectNonFinite, **overrides: Any) -> tuple[Any, str]:
     settings = {"max_steps": 6, "logging_steps": 100, "health_steps": 0} | overrides
     run = trainer(folder, data=ROWS, callbacks=[RunAtStep(on_step_begin=poison)], **settings)
-    with pytest.raises(RunError) as told:
+    with pytest.raises(RunError) as message:
         run.train()
-    return run, str(told.value)
+    return run, str(message.value)
 
 
 def trained(state: Weights) -> Weights:
@@ -168,19 +170,19 @@ def trained(state: Weights) -> Weights:
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch"])
 @pytest.mark.parametrize("when", ["logged", "saved", "neither", "last step"])
 def test_a_run_ends_with_the_weights_before(optim: str, when: str, tmp_path: Path) -> None:
-    """Parameter, step and samples are told; nothing that is not finite is logged or saved."""
+    """The message has parameter, step and samples; nothing that is not finite is logged or saved."""
     poison = InjectNonFinite(step=6 if when == "last step" else 3)
     overrides = {"logged": {"logging_steps": 1}, "saved": {"save_strategy": "steps", "save_steps": 3}}.get(when, {})
-    run, told = run_until_it_fails(tmp_path, poison, optim=optim, **overrides)
+    run, message = run_until_it_fails(tmp_path, poison, optim=optim, **overrides)
     step = poison.step
-    assert f"The gradient of predictor.embed.bias is not finite in step {step} (batch " in told
-    assert "The step was skipped" in told
+    assert f"The gradient of predictor.embed.bias is not finite in step {step} (batch " in message
+    assert "The step was skipped" in message
     kept = poison.before[step - 1]
     now = weights(run.model)
     assert all(torch.equal(value, kept[name]) for name, value in trained(now).items())
     assert all(value.isfinite().all() for value in now.values())
     checkpoint = tmp_path / f"checkpoint-{run.state.global_step}"
-    assert str(checkpoint) in told
+    assert str(checkpoint) in message
     assert find_corruption(checkpoint) is None
     assert {path.name for path in tmp_path.iterdir()} == {checkpoint.name}
     assert all(entry["loss"] == entry["loss"] for entry in run.state.log_history if "loss" in entry)
@@ -192,11 +194,11 @@ def test_a_run_ends_with_the_weights_before(optim: str, when: str, tmp_path: Pat
 def test_the_samples_that_are_named_are_those_that_were_read(tmp_path: Path) -> None:
     """With accumulation, in the second epoch."""
     poison = InjectNonFinite(step=4)
-    run, told = run_until_it_fails(
+    run, message = run_until_it_fails(
         tmp_path, poison, per_device_train_batch_size=4, gradient_accumulation_steps=4, max_steps=8
     )
-    assert "batches 1 to 4 of epoch 2, training rows " in told
-    named = [int(row) for row in told.split("training rows ")[1].split(" counted")[0].split(", ")]
+    assert "batches 1 to 4 of epoch 2, training rows " in message
+    named = [int(row) for row in message.split("training rows ")[1].split(" counted")[0].split(", ")]
     read = [batch["input_ids"] for batch in run.batches[10:14]]
     ids = [row[row != 0].tolist() for batch in read for row in batch]
     assert [ROWS[row]["input_ids"] for row in named] == ids

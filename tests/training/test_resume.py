@@ -12,8 +12,12 @@ import torch
 
 from helpers.batches import pack, rows, tiny_jepa
 from helpers.runs import Batch, RecordingTrainer, StopAfter, ema_of, end_workers, largest_difference, trainer, weights
+from helpers.tiny_models import CORPUS, tiny_tokenizer, write_lines
 from jepa_hf import JepaForRepresentationPrediction, UsageError
+from jepa_hf.data.arguments import DataArguments
 from jepa_hf.data.packing import pack_dataset
+from jepa_hf.data.text_datasets import load_text_datasets
+from jepa_hf.data.tokenization import tokenize_dataset
 
 ROWS = 52  # 13 batches of 4, so 7 updates an epoch, the last of a single micro-batch: step 10 is the third of epoch 2
 
@@ -73,8 +77,8 @@ def test_a_run_interrupted_at_10_of_20_is_the_uninterrupted_one(workers: int, pe
     """Context, target, predictor, optimizer, masks, log and counters, in the middle of epoch 2, with accumulation."""
     loader = {"dataloader_num_workers": workers, "dataloader_persistent_workers": persistent}
     loader |= {"eval_strategy": "steps", "eval_steps": 6}  # an evaluation leaves no trace either
-    whole = start(tmp_path / "whole", 1, **loader)
-    whole.train()
+    full_run = start(tmp_path / "whole", 1, **loader)
+    full_run.train()
 
     first = start(tmp_path / "cut", 1, **loader)
     first.add_callback(StopAfter(10))
@@ -88,16 +92,16 @@ def test_a_run_interrupted_at_10_of_20_is_the_uninterrupted_one(workers: int, pe
     assert second.state.global_step == 20
 
     assert len(first.batches) == 19  # 13 in epoch 1, 6 in epoch 2
-    assert same(first.batches + second.batches, whole.batches)
-    assert same(weights(second.model.context_encoder), weights(whole.model.context_encoder))
-    assert same(weights(second.model.target_encoder), weights(whole.model.target_encoder))
-    assert same(weights(second.model.predictor), weights(whole.model.predictor))
-    assert same(second.optimizer.state_dict(), whole.optimizer.state_dict())
-    assert same(losses(second), losses(whole))
-    assert second.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
-    assert second.state.total_flos == whole.state.total_flos
-    assert not same(weights(whole.model), weights(first.model))
-    for run in (whole, first, second):
+    assert same(first.batches + second.batches, full_run.batches)
+    assert same(weights(second.model.context_encoder), weights(full_run.model.context_encoder))
+    assert same(weights(second.model.target_encoder), weights(full_run.model.target_encoder))
+    assert same(weights(second.model.predictor), weights(full_run.model.predictor))
+    assert same(second.optimizer.state_dict(), full_run.optimizer.state_dict())
+    assert same(losses(second), losses(full_run))
+    assert second.state.num_input_tokens_seen == full_run.state.num_input_tokens_seen
+    assert second.state.total_flos == full_run.state.total_flos
+    assert not same(weights(full_run.model), weights(first.model))
+    for run in (full_run, first, second):
         end_workers(run)
 
 
@@ -117,15 +121,15 @@ def packed_stream(count: int) -> datasets.IterableDataset:
 )
 def test_masks_and_weights_go_on_where_they_stopped(stop: int, data: Callable[[], Any], tmp_path: Path) -> None:
     """Exactly at the end of an epoch, and inside a stream; with several texts in a row too."""
-    whole = start(tmp_path / "whole", 1, data(), save_steps=stop)
-    whole.train()
+    full_run = start(tmp_path / "whole", 1, data(), save_steps=stop)
+    full_run.train()
     first = start(tmp_path / "cut", 1, data(), save_steps=stop)
     first.add_callback(StopAfter(stop))
     first.train()
     second = start(tmp_path / "cut", 2, data(), save_steps=stop)
     second.train(resume_from_checkpoint=True)
-    assert same(first.batches + second.batches, whole.batches)
-    assert same(weights(second.model), weights(whole.model))
+    assert same(first.batches + second.batches, full_run.batches)
+    assert same(weights(second.model), weights(full_run.model))
 
 
 # ---- streams of several passes
@@ -167,27 +171,27 @@ def test_a_streamed_run_resumes_exactly_in_any_pass(
     step: int, undisturbed: tuple[RecordingTrainer, dict], tmp_path: Path
 ) -> None:
     """Weights, optimizer, masks, log and epochs, also at the end of a pass, and after a second resume."""
-    whole, settings = undisturbed
-    source = Path(whole.args.output_dir) / f"checkpoint-{step}"
+    full_run, settings = undisturbed
+    source = Path(full_run.args.output_dir) / f"checkpoint-{step}"
     for again in (step + 1, 12):
         run = streamed(tmp_path, 2, **settings)
         run.add_callback(StopAfter(again))
         run.train(resume_from_checkpoint=str(source))
         source = tmp_path / f"checkpoint-{again}"
         end_workers(run)
-    assert same(run.batches, whole.batches[len(whole.batches) - len(run.batches) :])
-    assert same(weights(run.model), weights(whole.model))
-    assert same(run.optimizer.state_dict(), whole.optimizer.state_dict())
-    assert same(losses(run), losses(whole))
-    assert run.state.num_input_tokens_seen == whole.state.num_input_tokens_seen
+    assert same(run.batches, full_run.batches[len(full_run.batches) - len(run.batches) :])
+    assert same(weights(run.model), weights(full_run.model))
+    assert same(run.optimizer.state_dict(), full_run.optimizer.state_dict())
+    assert same(losses(run), losses(full_run))
+    assert run.state.num_input_tokens_seen == full_run.state.num_input_tokens_seen
 
 
 def test_a_streams_epoch_is_its_passes_and_a_share_of_the_run(undisturbed: tuple[RecordingTrainer, dict]) -> None:
     """The passes that have ended, plus the updates of the current one over max_steps."""
-    whole, settings = undisturbed
+    full_run, settings = undisturbed
     # Ten batches in updates of three; two workers with three batches each; five batches.
     updates = 4 if "gradient_accumulation_steps" in settings else 6 if settings else 5
-    epochs = [entry["epoch"] for entry in losses(whole)]
+    epochs = [entry["epoch"] for entry in losses(full_run)]
     assert epochs == pytest.approx([step // updates + (step % updates + 1) / 12 for step in range(12)])
 
 
@@ -209,24 +213,70 @@ def test_a_stream_and_a_list_of_its_rows_are_one_run(accumulation: int, tmp_path
 def test_a_checkpoint_of_the_end_of_a_pass_starts_the_next_one(tmp_path: Path) -> None:
     """With save_strategy and eval_strategy "epoch": what was done at the end of the pass is not done again."""
     settings = {"save_strategy": "epoch", "eval_strategy": "epoch"}
-    whole = streamed(tmp_path / "whole", 1, **settings)
-    whole.train()
+    full_run = streamed(tmp_path / "whole", 1, **settings)
+    full_run.train()
     run = streamed(tmp_path / "resumed", 2, **settings)
     run.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
-    assert same(weights(run.model), weights(whole.model))
+    assert same(weights(run.model), weights(full_run.model))
     assert [entry["step"] for entry in run.state.log_history if "eval_loss" in entry] == [5, 10, 12]
+
+
+FILES = {
+    "txt": {},
+    "jsonl": {"concat": True},
+    "csv": {"packed": True},
+    "parquet": {"stride": 2},
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("suffix", FILES)
+def test_streamed_files_resume_exactly(suffix: str, workers: int, tmp_path: Path) -> None:
+    """In the third pass over two files of every format and every way to make rows, shuffled and with accumulation."""
+    if suffix == "txt":
+        write_lines(tmp_path / "1.txt", CORPUS[:14])
+        write_lines(tmp_path / "2.txt", ["", *CORPUS[20:31]])
+    else:
+        for number, texts in enumerate((CORPUS[:14], [None, *CORPUS[20:31]]), 1):
+            table = datasets.Dataset.from_dict({"label": range(len(texts)), "text": texts})
+            writer = {"jsonl": table.to_json, "csv": table.to_csv, "parquet": table.to_parquet}[suffix]
+            writer(str(tmp_path / f"{number}.{suffix}"))
+
+    def data() -> datasets.IterableDataset:
+        args = DataArguments(train_file=str(tmp_path / f"*.{suffix}"), streaming=True)
+        texts, _ = load_text_datasets(args, seed=0, need_validation=False)
+        tokenizer = tiny_tokenizer("bert")
+        return tokenize_dataset(texts, tokenizer, max_seq_length=24, **FILES[suffix]).shuffle(seed=3, buffer_size=7)
+
+    settings = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 16,
+        "dataloader_num_workers": workers,
+    }
+    whole = streamed(tmp_path / "whole", 1, data(), **settings)
+    whole.train()
+    passes = whole.state.stateful_callbacks["PassCallback"]["attributes"]["of_ranks"]
+    assert passes[0][0] >= 1
+    run = streamed(tmp_path / "resumed", 2, data(), **settings)
+    run.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-13"))
+    assert run.batches
+    assert same(run.batches, whole.batches[len(whole.batches) - len(run.batches) :])
+    assert same(weights(run.model), weights(whole.model))
+    for one in (whole, run):
+        end_workers(one)
 
 
 def test_ignore_data_skip_starts_the_pass_of_the_checkpoint_again(tmp_path: Path) -> None:
     """In the order and with the masks of that pass; a later resume counts from there."""
-    whole = streamed(tmp_path, 1)
-    whole.train()
+    full_run = streamed(tmp_path, 1)
+    full_run.train()
     run = streamed(tmp_path / "again", 1, ignore_data_skip=True)
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
-    assert same(run.batches, whole.batches[5:10])
+    assert same(run.batches, full_run.batches[5:10])
     exact = streamed(tmp_path / "exact", 1)
     exact.train(resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-10"))
-    assert same(exact.batches, whole.batches[8:10])
+    assert same(exact.batches, full_run.batches[8:10])
     assert same(weights(exact.model), weights(run.model))
 
 
@@ -275,3 +325,21 @@ def test_batches_are_compared_bit_for_bit() -> None:
     assert same([batch], [other])
     other["input_ids"][1, 2] = 0
     assert not same([batch], [other])
+
+
+def test_a_log_after_a_resume_covers_the_steps_since_the_last_log(tmp_path: Path) -> None:
+    """Saved after step 4 and logged every 3 steps: entry 6 has the steps 4 to 6, in every mean and count."""
+    data = [{"input_ids": [2, 60, 3]}, *rows("bert", ROWS)]
+    settings: dict[str, Any] = {"max_steps": 6, "save_steps": 4, "logging_steps": 3, "health_steps": 0}
+    settings |= {"data": data, "mask": {"on_too_short": "skip"}}
+    whole = start(tmp_path / "whole", 0, **settings)
+    whole.train()
+    resumed = start(tmp_path / "resumed", 1, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert [entry["step"] for entry in losses(resumed)] == [3, 6]
+    for ours, theirs in zip(losses(resumed), losses(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)  # means are added up in another order
+    # The mean of the whole training is that of the steps since the resume.
+    ends = [run.state.log_history[-1]["train_loss"] for run in (whole, resumed)]
+    assert ends[0] == pytest.approx(np.mean(whole.losses), rel=1e-5)
+    assert ends[1] == pytest.approx(np.mean(resumed.losses[-2:]), rel=1e-5)

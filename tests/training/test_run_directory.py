@@ -62,7 +62,7 @@ def test_a_new_or_empty_directory_is_a_fresh_start(tmp_path: Path, exists: bool)
     assert folder.exists() == exists
 
 
-def test_the_same_settings_resume_from_the_last_checkpoint_and_say_so(unfinished: Path) -> None:
+def test_the_same_settings_resume_from_the_last_checkpoint_and_log_it(unfinished: Path) -> None:
     before = snapshot(unfinished)
     plan = plan_run(unfinished, SETTINGS)
     assert plan == RunPlan(
@@ -87,7 +87,7 @@ def test_a_torn_checkpoint_is_passed_over_with_a_sentence(unfinished: Path) -> N
     assert "saved no complete checkpoint: starting it from the beginning" in plan.note
 
 
-def test_true_stands_for_the_newest_whole_checkpoint(unfinished: Path, tmp_path: Path) -> None:
+def test_true_means_the_newest_complete_checkpoint(unfinished: Path, tmp_path: Path) -> None:
     """As the same command without the flag, but there must be one."""
     assert plan_run(unfinished, SETTINGS, checkpoint="true") == plan_run(unfinished, SETTINGS)
     with pytest.raises(UsageError, match=r"holds no run to resume\. Leave out resume_from_checkpoint to start"):
@@ -118,7 +118,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(tmp_
 
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"mask_ratio": 0.5}, "mask_ratio 0.3 -> 0.5"),
         ({"do_eval": True}, "do_eval unset -> True"),  # holds out texts that were trained on
@@ -127,11 +127,11 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(tmp_
     ids=["ratio", "evaluation", "last batch"],
 )
 def test_other_settings_are_refused_by_name_with_both_values(
-    unfinished: Path, change: dict[str, Any], told: str, finished: bool
+    unfinished: Path, change: dict[str, Any], message: str, finished: bool
 ) -> None:
     if finished:
         finish_run(unfinished, SETTINGS)
-    with pytest.raises(UsageError, match=told) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         plan_run(unfinished, SETTINGS | change)
     assert "--overwrite_output_dir" in str(caught.value)
 
@@ -266,18 +266,20 @@ def test_resuming_and_starting_over_exclude_each_other(unfinished: Path) -> None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"settings": 3, "finished": true}', '{"settings": {}}'])
-def test_a_damaged_run_file_is_told_and_can_be_overwritten(unfinished: Path, content: str) -> None:
+def test_a_damaged_run_file_is_reported_and_can_be_overwritten(unfinished: Path, content: str) -> None:
     (unfinished / RUN_FILE).write_text(content)
     with pytest.raises(UsageError, match=r"_run\.json is damaged.*--overwrite_output_dir"):
         plan_run(unfinished, SETTINGS)
     assert unfinished / RUN_FILE in plan_run(unfinished, SETTINGS, overwrite=True).delete
 
 
-def test_a_run_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    start_run(tmp_path, SETTINGS, RunPlan())
-    assert read_run(tmp_path) == {"finished": False, "settings": SETTINGS, "versions": versions()}
-    finish_run(tmp_path, SETTINGS)
-    assert read_run(tmp_path) == {"finished": True, "settings": SETTINGS, "versions": versions()}
+def test_a_run_file_is_replaced_atomically(tmp_path: Path) -> None:
+    data = {"rows": 3, "fingerprint": "0123"}
+    start_run(tmp_path, SETTINGS, RunPlan(), data)
+    expected = {"finished": False, "stopped_early": False, "settings": SETTINGS, "versions": versions(), "data": data}
+    assert read_run(tmp_path) == expected
+    finish_run(tmp_path, SETTINGS, data)
+    assert read_run(tmp_path) == expected | {"finished": True}
     assert [path.name for path in tmp_path.iterdir()] == [RUN_FILE]
 
 
@@ -321,17 +323,17 @@ def test_the_same_command_after_a_kill_ends_as_if_undisturbed(
         patch.setattr(train_module, "JepaTrainer", stopped)
         train(*command, "--output_dir", killed)
     assert not (killed / "jepa").exists()
-    said = train(*command, "--output_dir", killed)
+    output = train(*command, "--output_dir", killed)
     if killed_at == 1:
-        assert "starting it from the beginning" in said
+        assert "starting it from the beginning" in output
     else:
-        assert f"resuming the unfinished run in {killed} from checkpoint-4" in said
+        assert f"resuming the unfinished run in {killed} from checkpoint-4" in output
     assert_same_weights(killed / "jepa", tmp_path / "undisturbed" / "jepa")
     assert_same_weights(killed, tmp_path / "undisturbed")
 
     before = snapshot(killed)
-    said = train(*command, "--output_dir", killed)
-    assert said == f"the run in {killed} is finished; start over with --overwrite_output_dir\n"
+    output = train(*command, "--output_dir", killed)
+    assert output == f"The run in {killed} is finished. Start over with --overwrite_output_dir.\n"
     assert snapshot(killed) == before
 
 
@@ -342,8 +344,8 @@ def test_the_life_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[s
     train(*command, "--max_steps", "2")
     (out / "notes.txt").write_text("precious")
 
-    said = train(*command, "--max_steps", "4")
-    assert "from checkpoint-2 with another length (max_steps 2 -> 4)" in said
+    output = train(*command, "--max_steps", "4")
+    assert "from checkpoint-2 with another length (max_steps 2 -> 4)" in output
     assert json.loads((out / "metrics.json").read_text())["history"][-1]["step"] == 4
 
     before = snapshot(out)
@@ -351,18 +353,18 @@ def test_the_life_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "mask_ratio unset -> 0.5" in capsys.readouterr().err
     assert snapshot(out) == before
 
-    said = train(*command, "--max_steps", "2", "--mask_ratio", "0.5", "--overwrite_output_dir")
-    assert f"starting over in {out}" in said
+    output = train(*command, "--max_steps", "2", "--mask_ratio", "0.5", "--overwrite_output_dir")
+    assert f"starting over in {out}" in output
     assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-2"}
     assert (out / "notes.txt").read_text() == "precious"
 
     elsewhere = tmp_path / "elsewhere"
     given = out / "checkpoint-2"
-    said = train(
+    output = train(
         *[elsewhere if part == out else part for part in command],
         *("--max_steps", "3", "--mask_ratio", "0.5", "--resume_from_checkpoint", given),
     )
-    assert f"resuming from {given}" in said
+    assert f"resuming from {given}" in output
     assert json.loads((elsewhere / "metrics.json").read_text())["history"][-1]["step"] == 3
 
 
@@ -377,5 +379,19 @@ def test_an_evaluation_does_not_pass_off_an_unfinished_runs_start_as_its_end(
     (out / RUN_FILE).write_text(json.dumps({**run, "finished": False}))
     before = snapshot(out)
     assert main([*command, "--do_eval", "--max_steps", "2"]) == 2
-    assert "name it as --model_name_or_path" in capsys.readouterr().err
+    assert "Name it as --model_name_or_path" in capsys.readouterr().err
     assert snapshot(out) == before
+
+
+def test_a_resume_says_that_the_watchdog_stopped_the_run(unfinished: Path) -> None:
+    """The same settings lead to the same collapse, so the message names the way out."""
+    finish_run(unfinished, SETTINGS, stopped_early=True)
+    assert read_run(unfinished) | {"versions": {}} == {
+        "settings": SETTINGS, "finished": False, "stopped_early": True, "versions": {}, "data": None,
+    }  # fmt: skip
+    plan = plan_run(unfinished, SETTINGS)
+    assert plan.checkpoint == unfinished / "checkpoint-10"
+    assert "Its watchdog stopped it (--stop_on_collapse)" in plan.note
+    assert "--overwrite_output_dir" in plan.note
+    start_run(unfinished, SETTINGS, plan)
+    assert "watchdog" not in plan_run(unfinished, SETTINGS).note

@@ -25,13 +25,13 @@ def leave_out(batch: dict[str, torch.Tensor], own: torch.Tensor) -> None:
 
 
 @given(count=st.integers(0, 9), size=st.integers(1, 5))
-def test_all_rows_come_once_and_what_fills_up_says_so(count: int, size: int) -> None:
+def test_all_rows_come_once_and_padding_is_marked(count: int, size: int) -> None:
     """The length is the next multiple; a second pass is the first again."""
     rows = PadStreamToMultiple(stream(count), size)
-    for found in (list(rows), list(rows)):
-        assert [row["row"] for row in found if PADDING_ROW_KEY not in row] == list(range(count))
-        assert len(found) == -(-count // size) * size
-        assert all(row == {"row": 0, PADDING_ROW_KEY: True} for row in found[count:])
+    for actual in (list(rows), list(rows)):
+        assert [row["row"] for row in actual if PADDING_ROW_KEY not in row] == list(range(count))
+        assert len(actual) == -(-count // size) * size
+        assert all(row == {"row": 0, PADDING_ROW_KEY: True} for row in actual[count:])
 
 
 def test_each_worker_of_a_loader_fills_up_its_own_batches() -> None:
@@ -66,9 +66,9 @@ def test_a_smaller_batch_is_filled_up_with_rows_that_are_left_out() -> None:
     def collate(features: list[dict[str, int]]) -> dict[str, torch.Tensor]:
         return {"row": torch.tensor([feature["row"] for feature in features])}
 
-    whole = FixedBatchSizeCollator(collate, 4, leave_out)
-    assert whole([{"row": 3}, {"row": 4}])["row"].tolist() == [3, 4, -1, -1]
-    assert whole([{"row": row} for row in range(4)])["row"].tolist() == [0, 1, 2, 3]
+    undisturbed = FixedBatchSizeCollator(collate, 4, leave_out)
+    assert undisturbed([{"row": 3}, {"row": 4}])["row"].tolist() == [3, 4, -1, -1]
+    assert undisturbed([{"row": row} for row in range(4)])["row"].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("setting", ["eval_strategy", "save_strategy", "logging_strategy"])

@@ -28,5 +28,5 @@ def test_tensorboard_gets_every_number_of_the_log_at_its_step(tmp_path: Path) ->
             if name in ("step", "epoch") or name in _SUMMARY or not isinstance(value, (int, float)):
                 continue
             tag = f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
-            found = {event.step: event.value for event in written.Scalars(tag)}
-            assert abs(found[entry["step"]] - value) <= 1e-6 * max(abs(value), 1.0), (tag, entry["step"])
+            actual = {event.step: event.value for event in written.Scalars(tag)}
+            assert abs(actual[entry["step"]] - value) <= 1e-6 * max(abs(value), 1.0), (tag, entry["step"])

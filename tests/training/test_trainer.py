@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
 
-from helpers.batches import pack, rows, tiny_jepa
+from helpers.batches import ONE_OF_EACH_FAMILY, pack, rows, tiny_jepa
 from helpers.fake_hub import Hub
 from helpers.runs import (
     Batch,
@@ -36,6 +36,7 @@ from jepa_hf import (
     JepaTrainingArguments,
     UsageError,
 )
+from jepa_hf.errors import RunError
 
 FROZEN_RUN = {"learning_rate": 0.0, "weight_decay": 0.0, "ema_decay": 1.0}  # a run in which no weight moves
 UNMASKABLE_ROW = {"input_ids": [2, 60, 3]}  # one token between [CLS] and [SEP]: nothing to mask
@@ -253,26 +254,28 @@ def test_eval_loss_is_the_mean_over_targets_however_batches_are_cut(
         expected = model(**collator(data)).loss.item()
         parts = [model(**collator(data[i : i + 4])).loss.item() for i in range(0, 13, 4)]
     assert run.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
-    whole = trainer(tmp_path, model, eval_data=data, per_device_train_batch_size=13)
-    assert whole.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    undisturbed = trainer(tmp_path, model, eval_data=data, per_device_train_batch_size=13)
+    assert undisturbed.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
     assert np.mean(parts) != pytest.approx(expected, rel=1e-3)
 
 
 def test_an_evaluation_does_not_depend_on_its_batch_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Terms compare the rows of a batch: it compares as many as training does, and says once that it does."""
     every_term = {"variance_weight": 0.1, "covariance_weight": 0.1, "sigreg_weight": 0.1, "contrastive_weight": 1.0}
-    model, found = tiny_jepa(**every_term), {}
+    model, actual = tiny_jepa(**every_term), {}
     for size in (None, 2, 8, 20):
         caplog.clear()
         run = trainer(tmp_path, model, eval_data=rows("bert", 20), per_device_eval_batch_size=size)
-        said = [record.message for record in caplog.records if "evaluation uses batches of 8 rows" in record.message]
-        assert len(said) == (size in (2, 20))
+        messages = [
+            record.message for record in caplog.records if "evaluation uses batches of 8 rows" in record.message
+        ]
+        assert len(messages) == (size in (2, 20))
         assert len(run.get_eval_dataloader()) == 3
         metrics = run.evaluate()
         timing = ("runtime", "per_second", "preparation_time")
-        found[size] = {name: value for name, value in metrics.items() if not name.endswith(timing)}
-    assert {"eval_loss", "eval_contrastive_loss", "eval_sigreg_loss", "eval_top1_accuracy"} <= found[None].keys()
-    assert all(metrics == found[None] for metrics in found.values())
+        actual[size] = {name: value for name, value in metrics.items() if not name.endswith(timing)}
+    assert {"eval_loss", "eval_contrastive_loss", "eval_sigreg_loss", "eval_top1_accuracy"} <= actual[None].keys()
+    assert all(metrics == actual[None] for metrics in actual.values())
 
 
 @pytest.mark.parametrize("loss", ["cosine", "l2", "l1", "smooth_l1"])
@@ -397,7 +400,7 @@ def test_several_evaluation_sets_each_have_their_metrics(tmp_path: Path) -> None
 
 
 def test_the_best_model_by_top1_accuracy_is_loaded_at_the_end(tmp_path: Path) -> None:
-    """The weights at the end are those of the checkpoint whose evaluation had the highest hit rate."""
+    """The weights at the end are those of the checkpoint whose evaluation had the highest top-1 accuracy."""
     run = trainer(
         tmp_path,
         eval_data=rows("bert", 24),
@@ -443,7 +446,7 @@ FORMS = {
 @pytest.mark.parametrize("with_tokenizer", [True, False])
 @pytest.mark.parametrize("form", FORMS)
 def test_text_in_any_form_is_tokenised(form: str, with_tokenizer: bool, encoder_directory: str, tmp_path: Path) -> None:
-    """A directory and texts are enough: the rows are what the tokenizer gives, and two steps are trained on them."""
+    """A directory and texts are enough: the rows are tokenized, and two steps are trained on them."""
     run = RecordingTrainer(
         model=encoder_directory,
         args=arguments(tmp_path, max_steps=2, train_sampling_strategy="sequential"),
@@ -579,9 +582,9 @@ def test_word_ids_reach_the_collator(source: str, encoder_directory: str, tmp_pa
     for text, positions in zip(TEXT, hidden, strict=True):
         words = tokenizer(text).word_ids()
         touched = {words[position] for position in positions}
-        whole = {position for position, word in enumerate(words) if word is not None and word in touched}
-        assert positions == whole
-        several += len(whole) > len(touched)
+        undisturbed = {position for position, word in enumerate(words) if word is not None and word in touched}
+        assert positions == undisturbed
+        several += len(undisturbed) > len(touched)
     assert several > 4
 
 
@@ -602,11 +605,28 @@ def test_a_second_ema_is_refused_and_not_kept(tmp_path: Path) -> None:
 
 
 def test_a_contrastive_term_over_batches_of_one_is_refused(tmp_path: Path) -> None:
-    """There is no other sample to tell it from; two are enough."""
+    """One sample cannot be compared with others; two are enough."""
     model = tiny_jepa("bert", contrastive_weight=1.0)
     with pytest.raises(UsageError, match=r"a batch here has one.*--per_device_train_batch_size"):
         trainer(tmp_path, model, per_device_train_batch_size=1)
     trainer(tmp_path, model, per_device_train_batch_size=2)
+
+
+def test_a_last_batch_of_one_sample_has_no_contrastive_loss(tmp_path: Path) -> None:
+    """It would pull the mean down; the loss is the weighted sum of the means."""
+    run = trainer(tmp_path, tiny_jepa("bert", contrastive_weight=2.0, prediction_weight=3.0), eval_data=rows("bert", 9))
+    full, with_one_more = run.evaluate(rows("bert", 9)[:8]), run.evaluate()
+    assert with_one_more["eval_contrastive_loss"] == pytest.approx(full["eval_contrastive_loss"], rel=1e-5)
+    for metrics in (full, with_one_more):
+        total = 3 * metrics["eval_prediction_loss"] + 2 * metrics["eval_contrastive_loss"]
+        assert metrics["eval_loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_an_evaluation_follows_a_batch_size_that_was_found(tmp_path: Path) -> None:
+    """`auto_find_batch_size` and trials change that of training after the constructor."""
+    run = trainer(tmp_path, eval_data=rows("bert", 12), auto_find_batch_size=True)
+    run._train_batch_size = 4  # as Trainer does
+    assert run.get_eval_dataloader().total_batch_size == 4
 
 
 def test_ones_own_ema_replaces_the_default(tmp_path: Path) -> None:
@@ -676,12 +696,14 @@ def test_a_batch_without_targets_has_zero_gradients(mode: str, tmp_path: Path) -
     run = trainer(
         tmp_path,
         model,
-        data=[UNMASKABLE_ROW] * 8,
+        data=[UNMASKABLE_ROW] * 16 + rows("bert", 1),
+        train_sampling_strategy="sequential",
         mask={"on_too_short": "skip"},
         callbacks=[RunAtStep(on_pre_optimizer_step=look)],
         max_steps=1,
     )
-    run.train()
+    with pytest.raises(RunError, match="None of the rows of 1 steps had a target"):
+        run.train()
     assert len(sizes) == sum(p.requires_grad for p in model.parameters())
     assert max(sizes) == 0
 
@@ -897,3 +919,18 @@ def test_a_push_in_the_middle_leaves_the_run_as_it_was(hub: Hub, tmp_path: Path)
         results.append(weights(run.model))
     assert hub.repos["me/tiny"].history() != []
     assert largest_difference(*results) == 0
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH_FAMILY, ids="-".join)
+def test_debug_underflow_overflow(case: tuple[str, str, str], tmp_path: Path) -> None:
+    """`--debug underflow_overflow` checks the activations, and the losses stay those of a plain run."""
+    losses = []
+    for debug in ("", "underflow_overflow"):
+        model = tiny_jepa(*case, strong=False)
+        data = rows(case[0], 16)
+        collator = DataCollatorForSpanJEPA(tiny_tokenizer(case[0]), masked_tokens=case[1], seed=0)
+        args = arguments(tmp_path / f"out{debug}", debug=debug, max_steps=2, health_steps=0)
+        run = JepaTrainer(model, args, data_collator=collator, train_dataset=data)
+        run.train()
+        losses.append([log["loss"] for log in step_logs(run)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

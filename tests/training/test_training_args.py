@@ -51,13 +51,16 @@ def test_the_best_model_is_not_judged_by_the_loss(metric: str | None, tmp_path: 
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_batches_from_pinned_memory_are_copied_without_waiting(pinned: bool, tmp_path: Path) -> None:
+def test_batches_from_pinned_memory_are_copied_without_waiting(
+    pinned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where the accelerator's settings are left alone; where they are given, they say."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     settings = {"use_cpu": False, "dataloader_pin_memory": pinned}  # use_cpu itself turns pinning off
     assert arguments(tmp_path, **settings).accelerator_config.non_blocking is pinned
-    for told in (True, False):
-        args = arguments(tmp_path, **settings, accelerator_config={"non_blocking": told})
-        assert args.accelerator_config.non_blocking is told
+    for value in (True, False):
+        args = arguments(tmp_path, **settings, accelerator_config={"non_blocking": value})
+        assert args.accelerator_config.non_blocking is value
 
 
 @pytest.mark.parametrize("form", ["nothing", "dictionary", "object", "json", "file"])
@@ -118,7 +121,7 @@ def test_defaults_of_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, float("nan")])
-def test_health_steps_are_whole_or_a_share(value: float, tmp_path: Path) -> None:
+def test_health_steps_are_an_integer_or_a_share(value: float, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="health_steps must be an integer number of steps or a fraction"):
         arguments(tmp_path, health_steps=value)
 
@@ -127,3 +130,10 @@ def test_stopping_needs_measurements(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="stop_on_collapse needs measurements"):
         arguments(tmp_path, health_steps=0, stop_on_collapse=True)
     assert arguments(tmp_path, health_steps=0.5, stop_on_collapse=True).health_steps == 0.5
+
+
+def test_without_an_accelerator_the_cpu_needs_no_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for bfloat16 nor for several processes, which gloo then connects."""
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    made = arguments(tmp_path, use_cpu=False, bf16=True)
+    assert (made.use_cpu, made.device.type) == (True, "cpu")

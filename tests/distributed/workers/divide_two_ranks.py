@@ -43,12 +43,12 @@ def run(folder: Path, processes: int, checkpoint: Path | None = None, **override
         odd = {"vocab_size": 257}  # of its biases the two ranks have parts of differing sizes
         model = tiny_jepa("bert", "drop", strong=False, encoder=odd, initializer_range=0.1, **weights)
     made = trainer(folder, model, data=rows("bert", 40, longest=40), **(settings | overrides))
-    found: list[torch.dtype] = []
+    actual: list[torch.dtype] = []
     given = made.compute_loss
 
     def compute_loss(*args: Any, **kwargs: Any) -> torch.Tensor:
         loss = given(*args, **kwargs)
-        found.append(loss.dtype)
+        actual.append(loss.dtype)
         return loss
 
     made.compute_loss = compute_loss
@@ -58,8 +58,8 @@ def run(folder: Path, processes: int, checkpoint: Path | None = None, **override
     made.state.best_model_checkpoint = str(folder / "checkpoint-4")
     made._load_best_model()
     made.save_model(str(folder / "best"))
-    told = {"launch": made.accelerator.distributed_type.value, "loss": str(found[0])}
-    (folder / "told.json").write_text(json.dumps(told), encoding="utf-8")
+    facts = {"launch": made.accelerator.distributed_type.value, "loss": str(actual[0])}
+    (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def precision_of(launch: str, bf16: bool) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def start(launch: str, runs: Mapping[Path, Path | None], bf16: Container[Path] =
     wanted = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
     command += [str(CONFIGURATIONS / f"{launch}.yaml"), str(HERE / "divide_two_ranks.py"), launch]
-    done = subprocess.run(
+    completed = subprocess.run(
         [
             *command,
             *(
@@ -95,7 +95,7 @@ def start(launch: str, runs: Mapping[Path, Path | None], bf16: Container[Path] =
         text=True,
         timeout=400,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert completed.returncode == 0, completed.stderr[-4000:]
 
 
 def model_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -103,9 +103,9 @@ def model_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "jepa" / "model.safetensors")
 
 
-def told(folder: Path) -> dict[str, str]:
+def facts(folder: Path) -> dict[str, str]:
     """What accelerate took the launch for, and the type of a step's loss."""
-    return json.loads((folder / "told.json").read_text(encoding="utf-8"))
+    return json.loads((folder / "facts.json").read_text(encoding="utf-8"))
 
 
 def logged(folder: Path, name: str) -> list[float]:

@@ -31,7 +31,7 @@ def start(folder: Path, **overrides: Any) -> Any:
 
 
 class NonFiniteLossTrainer(RecordingTrainer):
-    """The loss of rank 1 is no number in step 3; its gradient is zero."""
+    """The loss of rank 1 is NaN in step 3; its gradient is zero."""
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(*args, **kwargs)
@@ -44,9 +44,9 @@ if __name__ == "__main__":
     folder, rank = Path(sys.argv[1]), PartialState(cpu=True).process_index
     results: dict[str, Any] = {}
 
-    whole = start(folder / "whole")
-    whole.train()
-    results["whole"] = weights(whole.model)
+    undisturbed = start(folder / "whole")
+    undisturbed.train()
+    results["whole"] = weights(undisturbed.model)
 
     def ask(model: Any, state: Any) -> None:
         if rank == 1 and state.global_step == 2:
@@ -65,7 +65,7 @@ if __name__ == "__main__":
     try:
         spoilt.train()
     except RunError as error:
-        results["told"] = str(error)
+        results["error"] = str(error)
     read = spoilt.batches[2]["input_ids"]
     results["read"] = [DATA.index({"input_ids": row[row != 0].tolist()}) for row in read]
     torch.save(results, folder / f"rank-{rank}.pt")

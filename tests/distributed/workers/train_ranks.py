@@ -23,6 +23,9 @@ from jepa_hf.cli.main import exit_process
 
 SHORT = {"input_ids": [2, 60, 3]}  # nothing to mask
 LONG = rows("bert", 40, longest=40)
+# Each four rows in turn have one of 40 tokens, the longest.
+_BY_LENGTH = sorted(LONG, key=lambda row: -len(row["input_ids"]))
+FULL = [row for four in zip(*(_BY_LENGTH[n : n + 10] for n in (0, 10, 20, 30)), strict=True) for row in four]
 Result = dict[str, Any]
 
 
@@ -46,12 +49,14 @@ def train(
     predictor: str,
     contrastive_weight: float = 0.0,
     sigreg_weight: float = 0.0,
+    layers: int = 2,
     **overrides: Any,
 ) -> Result:
     """Five steps of AdamW over batches of 8 samples in all, from weights that only rank 0 has."""
     rank = PartialState().process_index
     weight = {"mlm_weight": 0.5, "contrastive_weight": contrastive_weight, "sigreg_weight": sigreg_weight}
-    model = tiny_jepa("bert", mode, predictor, strong=False, initializer_range=0.1, **weight)
+    encoder = {"num_hidden_layers": layers}
+    model = tiny_jepa("bert", mode, predictor, strong=False, encoder=encoder, initializer_range=0.1, **weight)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.5 * rank)
@@ -93,11 +98,13 @@ def resume(folder: Path, processes: int, shards: int) -> Result:
         made.train(resume_from_checkpoint=checkpoint)
         return made
 
-    whole = run(f"{shards} whole")
-    resumed = {step: run(f"{shards} resumed", f"{whole.args.output_dir}/checkpoint-{step}") for step in (1, 4, 7)}
+    undisturbed = run(f"{shards} whole")
+    resumed = {step: run(f"{shards} resumed", f"{undisturbed.args.output_dir}/checkpoint-{step}") for step in (1, 4, 7)}
     return {
-        "differences": [largest_difference(weights(each.model), weights(whole.model)) for each in resumed.values()],
-        "passes": whole._passes.of_ranks,
+        "differences": [
+            largest_difference(weights(each.model), weights(undisturbed.model)) for each in resumed.values()
+        ],
+        "passes": undisturbed._passes.of_ranks,
     }
 
 
@@ -112,8 +119,9 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
     "drop": lambda folder, processes: train(folder, processes, LONG, "drop", "transformer"),
     "mask_token": lambda folder, processes: train(folder, processes, LONG, "mask_token", "mlp"),
     "contrastive": lambda folder, processes: train(folder, processes, LONG, "drop", "transformer", 2.0),
+    # One shape of batches and one layer, because tracing takes most of the time.
     "compiled": lambda folder, processes: train(
-        folder, processes, LONG, "drop", "transformer", 2.0, 0.5, torch_compile=True, torch_compile_backend="eager"
+        folder, processes, FULL, "drop", "transformer", 2.0, 0.5, 1, torch_compile=True, torch_compile_backend="eager"
     ),
     # The ranks' rows hold different numbers of texts.
     "packed": lambda folder, processes: train(
@@ -185,7 +193,7 @@ def run_all(folder: Path, processes: int, names: Sequence[str]) -> dict[str, Res
 
 
 if __name__ == "__main__":
-    gc.freeze()  # what is imported, which is no garbage; `Trainer` looks for some after each run
+    gc.freeze()  # `Trainer` collects garbage after each run; skip all imported objects
     processes, output, *names = sys.argv[1:]
     output = Path(output)
     results = run_all(output, int(processes), names)
