@@ -7,13 +7,14 @@ from typing import Any
 from ..data.arguments import DataArguments
 from ..errors import UsageError
 from ..training.training_args import JepaTrainingArguments
+from ..utils.types import MayChange
 
 
 @dataclass
 class BaseModelArguments:
     """The model that a run starts from, for every objective."""
 
-    objective: str | None = field(
+    objective: MayChange[str | None] = field(
         default=None,
         metadata={
             "help": "span (text), images, features, or llm (LLM-JEPA, with its own flags: --objective llm --help); "
@@ -52,7 +53,7 @@ class BaseModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "Attention implementation: sdpa, eager, ..."}
     )
-    smoke_test: bool = field(
+    smoke_test: MayChange[bool] = field(
         default=False, metadata={"help": "Train a tiny random model on the built-in corpus for 20 steps."}
     )
     use_peft: bool = field(
@@ -82,6 +83,13 @@ class ModelArguments(BaseModelArguments):
     image_processor_name: str | None = field(default=None, metadata={"help": "Image processor (default: the model's)."})
     add_tokens: str | None = field(
         default=None, metadata={"help": "Text file of tokens to add to the tokenizer, one per line."}
+    )
+    resize_token_embeddings: bool = field(
+        default=False,
+        metadata={
+            "help": "Accept a tokenizer that is not the pretrained model's, and enlarge the embeddings to its size. "
+            "Tokens that the model does not have start from random embeddings, tokens of other numbers from wrong ones."
+        },
     )
     # From here on arguments of JepaConfig; None means its default.
     masked_tokens: str | None = field(
@@ -185,7 +193,7 @@ class MaskArguments:
         for name in ("target_scale", "target_aspect_ratio", "context_scale", "random_resized_crop"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, (list, tuple)) or len(value) != 2):
-                raise UsageError(f"{name} takes two numbers, minimum and maximum, not {value}")
+                raise UsageError(f"{name} takes two numbers, minimum and maximum, not {value}. Give both.")
 
     def given_for(self, objective: str, names: Sequence[str]) -> dict[str, Any]:
         """Return the arguments that are set.
@@ -201,17 +209,27 @@ class MaskArguments:
         values = {name: value for name, value in values.items() if value is not None and value is not False}
         for name in values:
             if name not in names:
-                raise UsageError(f"{name} is not for the objective {objective}, which takes {', '.join(names)}")
+                raise UsageError(
+                    f"{name} is not for the objective {objective}, which takes {', '.join(names)}. Omit it."
+                )
         return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 @dataclass
-class RunArguments(JepaTrainingArguments):
-    """`JepaTrainingArguments` and arguments of the command line alone."""
+class CommandArguments:
+    """Arguments of a run that a `Trainer` does not have, for every objective."""
 
-    overwrite_output_dir: bool = field(
+    overwrite_output_dir: MayChange[bool] = field(
         default=False, metadata={"help": "Start over, deleting what an earlier run wrote to output_dir."}
     )
+    do_train: MayChange[bool | None] = field(
+        default=None, metadata={"help": "Train. Default: unless --do_eval alone is given, which only evaluates."}
+    )
+
+
+@dataclass
+class RunArguments(CommandArguments, JepaTrainingArguments):  # type: ignore[misc]  # do_train may be None
+    """`JepaTrainingArguments` and `CommandArguments`."""
 
 
 Parsed = tuple[ModelArguments, DataArguments, MaskArguments, RunArguments]

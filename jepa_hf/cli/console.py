@@ -5,11 +5,12 @@ import os
 import sys
 import time
 import warnings
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
 
-import datasets
-import transformers
+from tqdm import tqdm
 
 from ..errors import RunError, UsageError
 
@@ -17,6 +18,21 @@ from ..errors import RunError, UsageError
 _MAX_MESSAGE_CHARS = 1000
 # A launcher ends all ranks as soon as one exits, so the others give rank 0 the time to print.
 _OTHER_RANKS_DELAY_S = 10
+
+
+class CommandParser(ArgumentParser):
+    """An `ArgumentParser` that raises a `UsageError` instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message without argparse's prefix."""
+        raise UsageError(f"{message.removeprefix('argument ').rstrip('.')}. See --help.")
+
+
+def existing_directory(path: str) -> str:
+    """Check a positional argument before the libraries are imported."""
+    if not Path(path).is_dir():
+        raise ArgumentTypeError(f"{path!r} is not a directory. Name the output_dir of a run")
+    return path
 
 
 def run_command(name: str, parser: ArgumentParser, run: Callable[[Namespace], int | None], argv: Sequence[str]) -> int:
@@ -31,9 +47,10 @@ def run_command(name: str, parser: ArgumentParser, run: Callable[[Namespace], in
     Returns:
         The exit code: that of `run`, or 2 after a `UsageError`.
     """
-    quiet_libraries()
     try:
-        return run(parser.parse_args(argv)) or 0
+        options = parser.parse_args(argv)
+        quiet_libraries()
+        return run(options) or 0
     except UsageError as error:
         return report_error(name, error)
 
@@ -68,15 +85,29 @@ def _sanitize(message: str) -> str:
     )
 
 
+class _Handler(logging.Handler):
+    """Prints messages on stderr, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def quiet_libraries() -> None:
     """Silence the libraries' warnings, under which the command's own messages would be lost."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("jepa_hf").setLevel(logging.INFO)
+    import datasets  # these two take seconds
+    import transformers
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_Handler()])
+    is_rank0 = os.environ.get("RANK", "0") == "0"  # all ranks would log the same
+    logging.getLogger("jepa_hf").setLevel(logging.INFO if is_rank0 else logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # for weights; training has its own bar
     datasets.logging.set_verbosity_error()
+    if not sys.stderr.isatty():  # where each update of a bar would be a line
+        datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    warnings.filterwarnings("ignore", message=".*worker processes in total.*")  # torch, about dataloader_num_workers
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")  # torch, about accelerate's argument
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*")  # torch: renamed since 2.6
     warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")  # intended here

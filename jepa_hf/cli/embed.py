@@ -1,16 +1,16 @@
 """`jepa-hf embed`: one vector per row of files."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from ..data.arguments import DataArguments
-from ..evaluation.embed_files import check_output, embed_files, open_source
+from ..errors import UsageError
+from ..evaluation.embed_files import check_output, embed_files
 from ..evaluation.embedder import POOLINGS, Embedder
-from .console import run_command
-from .parsing import CommandParser
+from ..evaluation.row_sources import open_source
+from .console import CommandParser, run_command
 
 _COLUMNS = ("text_column_name", "image_column_name", "feature_column_names", "label_column_name")
 
@@ -39,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         required=True,
         metavar="PATH",
-        help="new .parquet (the rows' columns and a column of lists, embedding) or .npy (an array [rows, width])",
+        help="new .parquet (the rows' other columns, such as labels, and a column of lists, embedding) or .npy (an "
+        "array [rows, width])",
     )
     parser.add_argument("--pooling", default="mean", choices=POOLINGS, help="default mean, as in sentence-transformers")
     parser.add_argument("--batch_size", type=int, default=64, help="rows per batch; default 64")
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="maximum tokens of a text; longer ones are cut (default: the model's maximum)",
     )
+    parser.add_argument("--max_samples", type=int, help="number of rows to embed, from the start (default: all)")
     parser.add_argument("--revision", default="main", help="branch, tag or commit of the model on the Hub")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     help_texts = {item.name: item.metadata["help"] for item in fields(DataArguments)}
@@ -59,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     """Check the output, load the encoder, embed."""
     check_output(Path(options.output))
+    if options.max_samples is not None and options.max_samples < 1:
+        raise UsageError(f"max_samples must be at least 1, not {options.max_samples}. Omit it to embed all rows.")
     embedder = Embedder.from_pretrained(
         options.model,
         batch_size=options.batch_size,
@@ -67,7 +71,8 @@ def _run(options: argparse.Namespace) -> None:
         trust_remote_code=options.trust_remote_code,
     )
     columns = {name: getattr(options, name) for name in _COLUMNS}
-    source = open_source(embedder.modality, DataArguments(train_file=",".join(options.files), **columns))
+    args = DataArguments(train_file=",".join(options.files), **columns)
+    source = open_source(embedder.modality, args, embedder.feature_column_names, options.max_samples)
     weights = sorted(Path(options.model).glob("*.safetensors"))
     settings = {
         "model": options.model,
@@ -75,5 +80,5 @@ def _run(options: argparse.Namespace) -> None:
         "max_seq_length": embedder.max_seq_length,
         "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
     }
-    width = embed_files(embedder, source, options.output, options.pooling, settings, sys.stderr.isatty())
+    width = embed_files(embedder, source, options.output, options.pooling, settings, show_progress=True)
     print(f"written to {options.output}: {source.count:,} embeddings of width {width:,}")

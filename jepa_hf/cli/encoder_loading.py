@@ -127,20 +127,27 @@ def resolve_max_seq_length(possible: float, tokenizer: PreTrainedTokenizerBase |
 def build_model(
     model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig
 ) -> JepaForRepresentationPrediction:
-    """Build the JEPA around the pretrained encoder, or around a random one with this configuration."""
+    """Build the JEPA around the pretrained encoder, or a random one.
+
+    Args:
+        model_args: the arguments of the model.
+        data_args: the arguments of the data.
+        config: configuration of the encoder; for a random start also that of the JEPA.
+    """
     attention = (
         {} if model_args.attn_implementation is None else {"attn_implementation": model_args.attn_implementation}
     )
     if model_args.model_name_or_path is None:
+        is_jepa = isinstance(config, JepaConfig)
+        jepa_config = config if is_jepa else JepaConfig.for_encoder(config, **model_args.jepa_kwargs())
         try:
-            jepa_config = JepaConfig.for_encoder(config, **model_args.jepa_kwargs())
             with zero3_init_disabled():
                 return JepaForRepresentationPrediction._from_config(jepa_config, **attention)
         except UsageError:
             raise
         except ValueError as error:
             raise UsageError(
-                f"the {config.model_type} encoder cannot be built with this configuration: {error}"
+                f"the {jepa_config.encoder_config.model_type} encoder cannot be built with this configuration: {error}"
             ) from None
     return load_or_usage_error(
         model_args.model_name_or_path,

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,12 +12,13 @@ from ..errors import UsageError
 from ..evaluation.embedder import POOLINGS, Embedder
 from ..utils.atomic_files import atomic_write
 from ..version import __version__
-from .console import run_command
-from .parsing import CommandParser, validate_output_dir
+from .console import CommandParser, run_command
+from .parsing import validate_output_dir
 
 if TYPE_CHECKING:  # needs scikit-learn
     from ..evaluation.scoring import Evaluation
 
+RESULTS_FILE = "evaluation.json"
 _LIBRARIES = ("torch", "transformers", "scikit-learn", "sentence-transformers")
 
 
@@ -48,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--pooling", nargs="+", default=["mean"], help=f"any of {', '.join(POOLINGS)}; default mean")
     parser.add_argument("--output_dir", default="evaluation", help="directory to write to; default evaluation")
+    parser.add_argument(
+        "--overwrite_output_dir", action="store_true", help="replace the results of an earlier evaluation in output_dir"
+    )
     parser.add_argument("--text_column_name", help="the column of texts, or first,second of pairs")
     parser.add_argument("--label_column_name", help="the column of labels")
     parser.add_argument("--feature_column_names", help="columns of features, with commas")
@@ -76,7 +79,8 @@ def _run(options: argparse.Namespace) -> None:
     try:
         from ..evaluation.results import card_path, read_card, to_markdown, update_card
         from ..evaluation.scoring import evaluate
-        from ..evaluation.tasks import TaskArguments, load_tasks
+        from ..evaluation.task import TaskArguments
+        from ..evaluation.tasks import load_tasks
     except ModuleNotFoundError as error:
         raise UsageError(
             f"evaluate needs {error.name}, which is not installed: pip install 'jepa_hf[evaluate]'"
@@ -85,7 +89,6 @@ def _run(options: argparse.Namespace) -> None:
     cards = {model: read_card(card_path(model)) for model in _models_with_cards(options)}
     names = ("text_column_name", "label_column_name", "feature_column_names", "max_train_samples", "max_test_samples")
     args = TaskArguments(seed=options.seed, **{name: getattr(options, name) for name in names})
-    tasks = load_tasks(options.tasks, args)
     embedders = [
         Embedder.from_pretrained(
             model,
@@ -95,7 +98,8 @@ def _run(options: argparse.Namespace) -> None:
         )
         for model in options.models
     ]
-    evaluation = evaluate(embedders, tasks, options.pooling, seed=options.seed, show_progress=sys.stderr.isatty())
+    tasks = load_tasks(options.tasks, args, _feature_column_names(embedders))
+    evaluation = evaluate(embedders, tasks, options.pooling, seed=options.seed, show_progress=True)
 
     written = _write(output_dir, evaluation, options)
     for model, card in cards.items():
@@ -105,6 +109,14 @@ def _run(options: argparse.Namespace) -> None:
     print(f"written to {output_dir}: {', '.join(written)}")
     for model in cards:
         print(f"updated {card_path(model)}")
+
+
+def _feature_column_names(embedders: Sequence[Embedder]) -> list[str] | None:
+    """Return all columns that the encoders read; None if one of them has no names."""
+    names = [embedder.feature_column_names for embedder in embedders]
+    if any(columns is None for columns in names):
+        return None
+    return list(dict.fromkeys(column for columns in names for column in columns or ()))
 
 
 def _write(output_dir: Path, evaluation: "Evaluation", options: argparse.Namespace) -> list[str]:
@@ -123,8 +135,8 @@ def _write(output_dir: Path, evaluation: "Evaluation", options: argparse.Namespa
             plot(evaluation, new)
     images = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
     _write_text(output_dir / "evaluation.md", f"# Evaluation\n\n{to_markdown(evaluation)}{images}")
-    _write_text(output_dir / "evaluation.json", json.dumps(to_json(evaluation, _settings(options)), indent=1) + "\n")
-    return ["evaluation.json", "evaluation.md", *pictures]
+    _write_text(output_dir / RESULTS_FILE, json.dumps(to_json(evaluation, _settings(options)), indent=1) + "\n")
+    return [RESULTS_FILE, "evaluation.md", *pictures]
 
 
 def _validate_options(options: argparse.Namespace) -> Path:
@@ -136,7 +148,13 @@ def _validate_options(options: argparse.Namespace) -> Path:
         raise UsageError(f"pooling contains a name twice: {' '.join(options.pooling)}")
     if options.seed < 0:
         raise UsageError(f"seed must be at least 0, not {options.seed}")
-    return validate_output_dir(options.output_dir)
+    output_dir = validate_output_dir(options.output_dir)
+    if (output_dir / RESULTS_FILE).exists() and not options.overwrite_output_dir:
+        raise UsageError(
+            f"output_dir '{output_dir}' holds the results of an earlier evaluation. Name another directory, or replace "
+            "them with --overwrite_output_dir."
+        )
+    return output_dir
 
 
 def _models_with_cards(options: argparse.Namespace) -> list[str]:

@@ -3,18 +3,19 @@
 import argparse
 import gc
 import os
-import subprocess  # nosec B404
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
+from ..errors import UsageError
 from ..version import __version__
+from .console import report_error
+from .help import short_help
+from .quick_checks import check_train_command, peek_objective
 
-# Modules of this folder, each with a `main(argv) -> int`.
+# Modules of this folder, each with a `main(argv) -> int`. They are imported when needed, because they import torch.
 _COMMANDS = ("masks", "evaluate", "generate", "export", "report", "embed", "push")
 
 _HELP = """\
@@ -40,7 +41,8 @@ def exit_process(code: int) -> NoReturn:
     Ranks on CPUs skip the interpreter's shutdown, which gloo's threads occasionally abort after the work is done
     (torch 2.13: 7 of 60 runs, with and without `destroy_process_group`).
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+    torch = sys.modules.get("torch")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (torch and torch.cuda.is_available()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -64,46 +66,58 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if command == "train":
-        return _train(rest)
+        return train(rest, "jepa-hf train")
     if command in _COMMANDS:
-        # Imported here because each command brings other libraries.
         return import_module(f".{command}", __package__).main(rest)
-    print(
-        f"jepa-hf: error: unknown command {command!r}; the commands are train, {', '.join(_COMMANDS[:-1])} and "
-        f"{_COMMANDS[-1]}",
-        file=sys.stderr,
-    )
-    return 2
+    message = f"Unknown command {command!r}. The commands are train, {', '.join(_COMMANDS[:-1])} and {_COMMANDS[-1]}."
+    return report_error("jepa-hf", UsageError(message))
 
 
-def _train(arguments: list[str]) -> int:
-    """Train in this process, or with --accelerate_config in processes that accelerate launches."""
+def train(arguments: Sequence[str], command: str) -> int:
+    """Check a training command, and run it here, or with --accelerate_config in processes of accelerate's launcher.
+
+    Args:
+        arguments: After the command.
+        command: As the user types it.
+
+    Returns:
+        The exit code, see `train.main`.
+    """
+    try:
+        config, rest = _split_accelerate_config(list(arguments))
+        help_flags = {"-h", "--help", "--help_all", "--help-all"} & set(rest)
+        check_train_command([argument for argument in rest if argument not in help_flags])
+        if help_flags <= {"-h", "--help"} and help_flags:
+            print(short_help(command, peek_objective(rest)))
+            return 0
+        if config is not None and not help_flags:
+            return _launch(config, rest)
+    except UsageError as error:
+        return report_error(command, error)
+    return import_module(".train", __package__).main(rest, command)
+
+
+def _split_accelerate_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Separate the value of --accelerate_config from the other arguments."""
     for index, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
+        name, has_value, value = argument.partition("=")
         if name in ("--accelerate_config", "--accelerate-config"):
-            value = value or (arguments[index + 1] if index + 1 < len(arguments) else "")
+            value = value if has_value else "".join(arguments[index + 1 : index + 2])
             if not Path(value).is_file():
-                print(
-                    f"jepa-hf train: error: accelerate_config {value!r} is not a file; name one like those in "
-                    "configs/accelerate",
-                    file=sys.stderr,
+                raise UsageError(
+                    f"accelerate_config {value!r} is not a file. Name one like those in configs/accelerate."
                 )
-                return 2
-            rest = arguments[:index] + arguments[index + (1 if "=" in argument else 2) :]
-            rest, tokens = _strip_hub_tokens(rest)
-            if len(tokens) > 1:
-                print(
-                    "jepa-hf train: error: token and hub_token differ; with accelerate_config give one, for both",
-                    file=sys.stderr,
-                )
-                return 2
-            launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", value]
-            command = [*launch, "-m", "jepa_hf.cli", "train", *rest]
-            # Safe: no shell, this Python, and the user's own flags.
-            return subprocess.call(command, env=os.environ | dict(zip(("HF_TOKEN",), tokens, strict=False)))  # nosec B603
-    from .train import main as train
+            return value, arguments[:index] + arguments[index + (1 if has_value else 2) :]
+    return None, arguments
 
-    return train(arguments, command="jepa-hf train")
+
+def _launch(config: str, arguments: list[str]) -> int:
+    """Train in the processes of an accelerate configuration; returns the exit code of the first that failed."""
+    arguments, tokens = _strip_hub_tokens(arguments)
+    if len(tokens) > 1:
+        raise UsageError("token and hub_token differ. With accelerate_config, give one for both.")
+    os.environ |= dict(zip(("HF_TOKEN",), tokens, strict=False))
+    return import_module("..distributed.launch", __package__).launch(config, ["-m", "jepa_hf.cli", "train", *arguments])
 
 
 def _strip_hub_tokens(arguments: list[str]) -> tuple[list[str], set[str]]:

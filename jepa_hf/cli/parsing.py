@@ -1,33 +1,30 @@
 """Parsers of command lines and YAML recipes."""
 
 import argparse
-import difflib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from ..data.arguments import DataArguments
 from ..errors import UsageError
 from .arguments import MaskArguments, ModelArguments, RunArguments
+from .console import CommandParser
+from .dictionary_flags import dictionary_flags, merge_dictionaries
+from .help import usage
+from .quick_checks import describe_unknown, read_recipe
 
+# A negative number with an exponent.
+_NEGATIVE = re.compile(r"-\d*\.?\d+[eE][+-]?\d+")
 # Dataclasses whose fields are the flags of an encoder's run.
 _CLASSES = (ModelArguments, DataArguments, MaskArguments, RunArguments)
-
-
-class CommandParser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises a `UsageError` instead of printing its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the message without argparse's prefix."""
-        raise UsageError(message.removeprefix("argument "))
 
 
 def validate_output_dir(output_dir: str) -> Path:
@@ -39,9 +36,9 @@ def validate_output_dir(output_dir: str) -> Path:
     folder = Path(output_dir)
     paths = (folder, *folder.parents)
     if any(path.exists() and not path.is_dir() for path in paths):
-        raise UsageError(f"output_dir {output_dir!r} is a file, or is under a file; name a directory")
+        raise UsageError(f"output_dir {output_dir!r} is a file, or is under a file. Name a directory.")
     if not os.access(next(path for path in paths if path.exists()), os.W_OK):
-        raise UsageError(f"output_dir {output_dir!r} is not writable; name another directory")
+        raise UsageError(f"output_dir {output_dir!r} is not writable. Name another directory.")
     return folder
 
 
@@ -59,34 +56,27 @@ class _Parser(HfArgumentParser):
         raise UsageError(re.sub(r"^argument (--\w+)(/--?[\w-]+)*", r"\1", message))
 
 
-def peek_objective(argv: Sequence[str]) -> str | None:
-    """Return the objective that a command line or its recipe names; it decides which flags exist.
+def complete_help(command: str, classes: Sequence[type] = _CLASSES) -> str:
+    """Return the help on all flags, in a group per class.
 
-    >>> peek_objective(["--objective", "llm", "--seed", "1"]), peek_objective(["--seed", "1"])
-    ('llm', None)
-
-    Raises:
-        UsageError: the recipe cannot be read.
+    Args:
+        command: as the user types it.
+        classes: dataclasses whose fields are the flags.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--objective", nargs="?")
-    objective = parser.parse_known_args(list(argv))[0].objective
-    if objective is None and argv and not argv[0].startswith("-"):
-        objective = _yaml_content(argv[0]).get("objective")
-    return objective
+    parts = [usage(command)]
+    for kind in classes:
+        parser = _Parser(kind, prog=command, add_help=False, usage=argparse.SUPPRESS, allow_abbrev=False)
+        title = kind.__name__.removesuffix("Arguments").removeprefix("Llm").lower()
+        parts.append(f"{title or 'run'}:\n" + parser.format_help().partition("\n")[2].strip("\n"))
+    return "\n\n".join(parts)
 
 
-def parse_command(
-    argv: Sequence[str],
-    classes: Sequence[type] = _CLASSES,
-    description: str = "Pretrain an encoder with JEPA.",
-) -> tuple[Any, ...]:
+def parse_command(argv: Sequence[str], classes: Sequence[type] = _CLASSES) -> tuple[Any, ...]:
     """Parse `[CONFIG.yaml] [--flag value ...]`; flags override the file.
 
     Args:
         argv: the command line without the program's name.
         classes: dataclasses whose fields are the flags; default those of an encoder's run.
-        description: first line of --help.
 
     Returns:
         An instance of each class.
@@ -94,12 +84,14 @@ def parse_command(
     Raises:
         UsageError: an unknown flag or key (the message suggests the nearest valid one), or a value of the wrong type.
     """
-    parser = _Parser(classes, prog="run_jepa.py", description=description, allow_abbrev=False)
+    parser = _Parser(classes, allow_abbrev=False)
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         # A pretrained model on the command line replaces the random start of a recipe.
         pretrained = any(flag.split("=")[0].replace("-", "_") == "__model_name_or_path" for flag in argv[1:])
         argv = _read_yaml(argv[0], parser, _RANDOM_START if pretrained else ()) + argv[1:]
+    argv = _join_negative_numbers(argv)
+    argv = _merge_repeated(argv, dictionary_flags(classes))
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
@@ -111,75 +103,123 @@ def parse_command(
     if unknown:
         flag = unknown[0].split("=")[0]
         if not flag.startswith("-"):
-            raise UsageError(f"{flag!r} follows no flag; a config file comes first, and a flag takes one value")
-        raise UsageError(f"unknown {_unknown(flag, [f'--{name}' for name in _field_names(parser)], 'flag')}")
+            raise UsageError(
+                f"{flag!r} follows no flag. Put the config file first, and one value after each flag that takes one."
+            )
+        raise UsageError(f"Unknown {describe_unknown(flag, _field_names(parser), 'flag', _objective(classes))}")
     return tuple(parsed)
 
 
-def parse_flags(flags: dict[str, Any], classes: Sequence[type] = _CLASSES) -> tuple[Any, ...]:
+def parse_flags(
+    flags: dict[str, Any], classes: Sequence[type] = _CLASSES, config: str | None = None
+) -> tuple[Any, ...]:
     """Parse arguments given from Python, as `parse_command` does those of a command line.
 
+    Args:
+        flags: values by name. Paths may be `Path` objects, several files a list, and values of
+            dictionary flags dictionaries.
+        classes: see `parse_command`.
+        config: recipe whose values they override.
+
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or a recipe that cannot be read.
     """
     parser = _Parser(classes)
     valid = _field_names(parser)
     for name in flags:
         if name not in valid:
-            raise UsageError(f"unknown {_unknown(name, valid, 'argument')}")
+            raise UsageError(f"Unknown {describe_unknown(name, valid, 'argument', _objective(classes))}")
+    flags = {name: _from_python(name, value, classes) for name, value in flags.items()}
+    if config is not None:
+        left_out = _RANDOM_START if flags.get("model_name_or_path") else ()
+        parsed = vars(parser.parse_args(_read_yaml(config, parser, left_out)))
+        recipe = {name: parsed[name] for name, value in read_recipe(config).items() if value is not None}
+        for name in dictionary_flags(classes):
+            if name in flags and name in recipe and name not in left_out:
+                flags[name] = merge_dictionaries(name, recipe[name], flags[name])
+        flags = {**{name: value for name, value in recipe.items() if name not in left_out}, **flags}
     return tuple(parser.parse_dict(flags))
+
+
+def _from_python(name: str, value: Any, classes: Sequence[type]) -> Any:
+    """Convert a value to the form in which the command line gives it."""
+    if name in ("train_file", "validation_file") and not isinstance(value, (str, os.PathLike, list, tuple, type(None))):
+        dataset = "train_dataset" if name == "train_file" else "eval_dataset"
+        raise UsageError(f"{name} takes paths, not a {type(value).__name__}. Pass a data set as {dataset}=...")
+    if isinstance(value, bool) and not _takes(name, classes, bool) and _takes(name, classes, (int, float)):
+        raise UsageError(f"{name} takes a number, not {value}. Give the number.")
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (list, tuple)) and not _takes(name, classes, list):
+        return ",".join(map(str, value))
+    if isinstance(value, dict) and name in dictionary_flags(classes):
+        return merge_dictionaries(name, None, value)
+    return value
+
+
+def _merge_repeated(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Merge the values of each dictionary flag, of the recipe and of the command line, into one."""
+    parser = CommandParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, action="append", default=[])
+    values, rest = parser.parse_known_args(list(argv))
+    for name, given in vars(values).items():
+        if given:
+            rest.append(f"--{name}={reduce(partial(merge_dictionaries, name), given)}")
+    return rest
+
+
+def _join_negative_numbers(argv: Sequence[str]) -> list[str]:
+    """Join a flag and a negative number such as -1e-3, which argparse takes for a flag."""
+    joined: list[str] = []
+    for argument in argv:
+        if _NEGATIVE.fullmatch(argument) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _objective(classes: Sequence[type]) -> str | None:
+    """Return "llm" for the classes of LLM-JEPA."""
+    return None if classes is _CLASSES else "llm"
 
 
 def _field_names(parser: HfArgumentParser) -> list[str]:
     return [item.name for kind in parser.dataclass_types for item in fields(kind) if item.init]
 
 
-def _unknown(name: str, valid: Sequence[str], what: str) -> str:
-    close = difflib.get_close_matches(name.replace("-", "_") if what != "flag" else name, valid, n=1, cutoff=0.4)
-    hint = f"; did you mean {close[0]}?" if close else "; --help lists the valid ones"
-    return f"{what} {name}{hint}"
-
-
 # Keys of a recipe that describe an encoder with random weights.
 _RANDOM_START = ("model_type", "config_name", "config_overrides")
 
 
-def _yaml_content(path: str) -> dict[Any, Any]:
-    if not Path(path).is_file():
-        raise UsageError(f"config file {path!r} does not exist")
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"config file {path!r} is not valid YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"config file {path!r} must hold lines of the form `key: value`")
-    return content
-
-
 def _read_yaml(path: str, parser: HfArgumentParser, leave_out: Sequence[str] = ()) -> list[str]:
     """Return the file as flags, so that its values are converted and checked like a command line's."""
-    content = _yaml_content(path)
+    content = read_recipe(path)
     valid = _field_names(parser)
     for key in content:
         if key not in valid:
-            raise UsageError(f"config file {path!r} has the unknown {_unknown(str(key), valid, 'key')}")
+            unknown = describe_unknown(str(key), valid, "key", content.get("objective"))
+            raise UsageError(f"Config file {path!r} has the unknown {unknown}")
     argv = []
     for key, value in content.items():
         if key in leave_out:
             continue
         if isinstance(value, list):
-            if not _takes_list(key, list(parser.dataclass_types)):
-                raise UsageError(f"config file {path!r}: {key} takes one value, not the list {value}")
+            if not _takes(key, parser.dataclass_types, list):
+                raise UsageError(f"Config file {path!r}: {key} takes one value, not the list {value}. Give one.")
             argv += [f"--{key}", *map(str, value)]
         elif isinstance(value, bool):  # YAML reads `save_strategy: no` as False
+            if _takes(key, parser.dataclass_types, (int, float)) and not _takes(key, parser.dataclass_types, bool):
+                raise UsageError(f"Config file {path!r}: {key} takes a number, not {value}. Give the number.")
             argv.append(f"--{key}={'yes' if value else 'no'}")
         elif value is not None:
             argv.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return argv
 
 
-def _takes_list(name: str, classes: Sequence[Any]) -> bool:
+def _takes(name: str, classes: Iterable[Any], kinds: type | tuple[type, ...]) -> bool:
+    """Return whether a flag's type is, or is a union with, one of some types."""
     hint = next(hints[name] for hints in map(get_type_hints, classes) if name in hints)
-    return any(part is list or get_origin(part) is list for part in (hint, *get_args(hint)))
+    wanted = kinds if isinstance(kinds, tuple) else (kinds,)
+    return any(part in wanted or get_origin(part) in wanted for part in (hint, *get_args(hint)))

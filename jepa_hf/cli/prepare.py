@@ -20,9 +20,9 @@ _OBJECTIVES = {"text": "span", "images": "images", "features": "features"}
 # Arguments of one objective only; mask arguments are checked where they are used.
 _OBJECTIVE_ARGUMENTS = {
     "span": (
-        "tokenizer_name", "tokenizer_vocab_size", "add_tokens", "text_column_name", "max_seq_length",
-        "stride", "line_by_line", "concat", "packed", "pad_to_multiple_of", "preprocessing_num_workers",
-        "overwrite_cache",
+        "tokenizer_name", "tokenizer_vocab_size", "add_tokens", "resize_token_embeddings", "text_column_name",
+        "max_seq_length", "stride", "line_by_line", "concat", "packed", "pad_to_multiple_of",
+        "preprocessing_num_workers", "overwrite_cache",
     ),
     "images": ("image_processor_name", "image_column_name"),
     "features": ("feature_column_names", "label_column_name"),

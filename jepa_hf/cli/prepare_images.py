@@ -6,10 +6,10 @@ from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfi
 
 from ..data.arguments import DataArguments
 from ..data.image_datasets import load_image_datasets
+from ..data.image_decoding import leave_out_unreadable
 from ..errors import UsageError
 from ..hub.loading import load_or_usage_error
 from ..masking.block_collator import DataCollatorForBlockJEPA
-from ..models.configuration_jepa import JepaConfig
 from ..models.encoder_adapters import VisionEncoderAdapter, encoder_adapter_for
 from .arguments import ModelArguments, Parsed
 from .encoder_loading import TrainingComponents, build_model, hub_kwargs
@@ -28,7 +28,6 @@ _MASKS = (
 def prepare_images(parsed: Parsed, config: PreTrainedConfig) -> TrainingComponents:
     """Prepare model, collator and images. Errors of model and masks are raised before the data is read."""
     model_args, data_args, mask_args, args = parsed
-    JepaConfig.for_encoder(config, **model_args.jepa_kwargs())  # raises for an impossible combination
     _check_size(config)
     processor = _image_processor(model_args, data_args, config)
     collator = DataCollatorForBlockJEPA(
@@ -41,6 +40,8 @@ def prepare_images(parsed: Parsed, config: PreTrainedConfig) -> TrainingComponen
     model = build_model(model_args, data_args, config)
     with args.main_process_first(desc="loading data"):
         train_images, eval_images = load_image_datasets(data_args, seed=args.seed, need_validation=args.do_eval)
+    train_images = leave_out_unreadable(train_images, "training")
+    eval_images = None if eval_images is None else leave_out_unreadable(eval_images, "validation")
     return TrainingComponents(model, collator, train_images, eval_images, processor)
 
 

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from ..data.arguments import DataArguments
 from ..data.text_datasets import load_text_datasets
-from ..data.tokenization import tokenize_dataset
+from ..data.tokenization import num_token_ids, tokenize_dataset
 from ..data.tokenizer_training import train_wordpiece_tokenizer
 from ..errors import UsageError
 from ..masking.span_collator import DataCollatorForSpanJEPA
@@ -43,16 +43,19 @@ def prepare_text(parsed: Parsed, config: PreTrainedConfig, plan: RunPlan) -> Tra
     if data_args.streaming and args.dataloader_num_workers:
         # The workers tokenize; threads that the tokenizer started before the fork would deadlock them.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _check_encoder(config, model_args)
+    _check_encoder(config)
+    # Raises for an impossible combination before any data is read.
+    is_pretrained = model_args.model_name_or_path is not None
+    jepa_config = None if is_pretrained else JepaConfig.for_encoder(config, **model_args.jepa_kwargs())
     tokenizer = _tokenizer(model_args, data_args, plan)
     length = _check_length(config, tokenizer, data_args)
     if tokenizer is not None:
-        model, collator = _model_and_collator(parsed, config, tokenizer, length)
+        model, collator = _model_and_collator(parsed, config, jepa_config, tokenizer, length)
     with args.main_process_first(desc="loading data"):
         train_texts, eval_texts = load_text_datasets(data_args, seed=args.seed, need_validation=args.do_eval)
     if tokenizer is None:
         tokenizer = _train_tokenizer(args, model_args, train_texts, length)
-        model, collator = _model_and_collator(parsed, config, tokenizer, length)
+        model, collator = _model_and_collator(parsed, config, jepa_config, tokenizer, length)
     with args.main_process_first(desc="tokenising"):
         train_rows, eval_rows = (
             None if texts is None else _tokenize(texts, tokenizer, data_args, length, collator.whole_word)
@@ -61,7 +64,7 @@ def prepare_text(parsed: Parsed, config: PreTrainedConfig, plan: RunPlan) -> Tra
     return TrainingComponents(model, collator, train_rows, eval_rows, tokenizer)
 
 
-def _check_encoder(config: PreTrainedConfig, model_args: ModelArguments) -> None:
+def _check_encoder(config: PreTrainedConfig) -> None:
     needed = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
     is_bidirectional = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
     if not is_bidirectional or not all(hasattr(config, name) for name in needed):
@@ -69,8 +72,6 @@ def _check_encoder(config: PreTrainedConfig, model_args: ModelArguments) -> None
             f"a {config.model_type} model is not a text encoder; use {', '.join(TEXT_MODEL_TYPES)}, or for images "
             f"{', '.join(VISION_MODEL_TYPES)}"
         )
-    # Raises for an impossible combination before any data is read.
-    JepaConfig.for_encoder(config, **model_args.jepa_kwargs())
 
 
 def _tokenizer(model_args: ModelArguments, data_args: DataArguments, plan: RunPlan) -> PreTrainedTokenizerBase | None:
@@ -104,18 +105,26 @@ def _adapter(config: PreTrainedConfig) -> TextEncoderAdapter:
 
 
 def _model_and_collator(
-    parsed: Parsed, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, length: int
+    parsed: Parsed,
+    config: PreTrainedConfig,
+    jepa_config: JepaConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
 ) -> tuple[JepaForRepresentationPrediction, DataCollatorForSpanJEPA]:
     model_args, data_args, mask_args, args = parsed
     masks = {"on_too_short": "skip", **mask_args.given_for("span", _MASKS)}
+    if jepa_config is None and not model_args.resize_token_embeddings:
+        _check_vocabulary(tokenizer, model_args, data_args, config)
     _add_tokens(tokenizer, model_args)
-    if model_args.model_name_or_path is None:
+    if jepa_config is not None:
+        config.vocab_size = num_token_ids(tokenizer)
         _sync_token_ids(config, tokenizer)
-    model = build_model(model_args, data_args, config)
+        _sync_token_ids(jepa_config, tokenizer)
+    model = build_model(model_args, data_args, jepa_config or config)
     if data_args.packed:
         _adapter(config).check_packing(model.context_encoder)
-    if len(tokenizer) > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    if num_token_ids(tokenizer) > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
+        model.resize_token_embeddings(num_token_ids(tokenizer))
     collator = DataCollatorForSpanJEPA(
         tokenizer,
         masked_tokens=model.config.masked_tokens,
@@ -127,8 +136,33 @@ def _model_and_collator(
     return model, collator
 
 
+def _check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig
+) -> None:
+    """Refuse a tokenizer with other tokens than the pretrained model's, or with more than its embeddings."""
+    name = model_args.model_name_or_path
+    remedy = "Use the model's tokenizer, or set --resize_token_embeddings to train with this one."
+    if num_token_ids(tokenizer) > config.vocab_size:
+        raise UsageError(
+            f"The tokenizer {tokenizer.name_or_path!r} has {num_token_ids(tokenizer)} tokens, but {name!r} has only "
+            f"{config.vocab_size} embeddings. {remedy}"
+        )
+    if model_args.tokenizer_name is None:
+        return
+    try:
+        own = load_tokenizer("model_name_or_path", str(name), hub_kwargs(model_args, data_args))
+    except UsageError:  # the model comes without a tokenizer, so --tokenizer_name is needed
+        return
+    own_tokens = {number: token for token, number in own.get_vocab().items()}
+    for token, number in tokenizer.get_vocab().items():
+        if own_tokens.get(number, token) != token:
+            raise UsageError(
+                f"The tokenizer {model_args.tokenizer_name!r} is not that of {name!r}: token {number} is {token!r} "
+                f"instead of {own_tokens[number]!r}. {remedy}"
+            )
+
+
 def _sync_token_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    config.vocab_size = len(tokenizer)
     for name in ("pad", "cls", "sep", "bos", "eos"):
         # Set those that the configuration has; families differ in them.
         if getattr(config, f"{name}_token_id", None) is not None:

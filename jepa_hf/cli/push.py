@@ -4,12 +4,9 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..errors import UsageError
-from ..hub.push import HubTarget, PushError, files_to_push, push_run
-from .console import report_error, run_command
-from .parsing import CommandParser
+from .console import CommandParser, existing_directory, report_error, run_command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,7 +22,9 @@ def _parser() -> argparse.ArgumentParser:
         "and report.html stay here: the last three show paths and samples of the data.",
         allow_abbrev=False,
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="output_dir of a run or of jepa-hf export")
+    parser.add_argument(
+        "run_dir", metavar="RUN_DIR", type=existing_directory, help="output_dir of a run or of jepa-hf export"
+    )
     parser.add_argument("repo", metavar="REPO", help="user/name on the Hub; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--revision", metavar="BRANCH", help="push to this branch; created if it does not exist")
@@ -39,18 +38,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     """Check the options and push; returns the exit code."""
+    from ..hub.push import HubTarget, PushError, files_to_push, push_run  # imports torch
+
     to = HubTarget(options.repo, options.private or None, options.revision, options.token)
-    if not Path(options.run_dir).is_dir():
-        raise UsageError(f"RUN_DIR {options.run_dir!r} is not a directory; give the output_dir of a run")
     if not options.commit_message.strip():
-        raise UsageError("commit_message is empty; describe the push, or omit the option")
+        raise UsageError("commit_message is empty. Describe the push, or omit the option.")
     count = len(files_to_push(options.run_dir))
     try:
         commit = push_run(options.run_dir, to, options.commit_message, options.tag, sys.stderr.isatty())
     except PushError as error:
         tag = f" --tag {shlex.quote(options.tag)}" if options.tag else ""
         repeat = f"{to.command(options.run_dir)}{tag}"
-        message = f"{error}; the local files are unchanged, and this command repeats the push: {repeat}"
+        message = f"{str(error).rstrip('.')}. The local files are unchanged. This command repeats the push: {repeat}"
         report_error("jepa-hf push", PushError(message))
         return 1
     print(f"pushed {count} files to {commit.repo_url.repo_id}: {commit.commit_url}")

@@ -4,9 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..report.run_report import EVALUATION_FILE, REPORT_FILE, write_report
-from .console import run_command
-from .parsing import CommandParser
+from .console import CommandParser, existing_directory, run_command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,8 +19,8 @@ def _parser() -> argparse.ArgumentParser:
         "each, masks, probes, spectrum, map and nearest neighbours of the run's samples, settings and versions.",
         allow_abbrev=False,
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="the output_dir of a run")
-    parser.add_argument("--output", metavar="PATH", help=f"file to write; default RUN_DIR/{REPORT_FILE}")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=existing_directory, help="the output_dir of a run")
+    parser.add_argument("--output", metavar="PATH", help="file to write; default RUN_DIR/report.html")
     parser.add_argument(
         "--max_samples",
         metavar="N",
@@ -33,11 +31,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--evaluation",
         metavar="PATH",
-        help=f"results of jepa-hf evaluate; default RUN_DIR/{EVALUATION_FILE} if it exists",
+        help="results of jepa-hf evaluate; default RUN_DIR/evaluation/evaluation.json if it exists",
     )
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
+    from ..report.run_report import REPORT_FILE, write_report  # imports torch
+
     verdict = write_report(options.run_dir, options.output, options.max_samples, options.evaluation)
-    print(f"{verdict.sentence}\nwritten to {options.output or Path(options.run_dir) / REPORT_FILE}")
+    print("\n".join([*verdict.lines, f"written to {options.output or Path(options.run_dir) / REPORT_FILE}"]))

@@ -3,23 +3,31 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants, get_token
 from torch import nn
 from transformers import TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
+from ..data.fingerprint import data_fingerprint
 from ..errors import UsageError
 from ..hub.model_card import DatasetInfo
 from ..hub.push import HubTarget, PushError, push_run
+from ..monitoring.health import is_measurement
 from ..training.base_trainer import BaseJepaTrainer
 from ..training.checkpoints import disk_errors_as_run_error
-from ..training.run_directory import RunPlan, finish_run, plan_run, start_run
+from ..training.checks import check_run_length
+from ..training.results import METRICS_FILE, read_state
+from ..training.run_directory import RunPlan, check_data, finish_run, plan_run, start_run
 from ..training.signals import GracefulShutdownCallback
-from ..utils.atomic_files import atomic_write
-from .arguments import BaseModelArguments
+from ..training.training_args import MAY_CHANGE
+from ..utils.types import may_change
+from .arguments import BaseModelArguments, CommandArguments
+from .requirements import check_packages
 
 # ---- before the run
 
@@ -34,43 +42,62 @@ def resolve_defaults(parts: Sequence[Any], args: TrainingArguments) -> None:
     for part in parts:
         for name, value in vars(part).items():
             if isinstance(value, str) and "\0" in value:
-                raise UsageError(f"{name} contains a NUL character, which no file name may have; remove it")
-    # As in run_mlm.py, --do_eval alone only evaluates; evaluations during training imply training.
-    if args.eval_strategy != "no" or args.eval_on_start:
-        args.do_train = args.do_eval = True
-    if not args.do_eval:
-        args.do_train = True
+                raise UsageError(f"{name} contains a NUL character, which no file name may have. Remove it.")
+        check_packages(vars(part))
+    args.do_eval = args.do_eval or args.eval_on_start
+    if args.do_train is None:
+        # As in run_mlm.py, --do_eval alone only evaluates; evaluations during training imply training.
+        args.do_train = args.eval_strategy != "no" or args.eval_on_start or not args.do_eval
+    if not args.do_train and not args.do_eval:
+        raise UsageError(
+            "do_train is false, and nothing is to be evaluated, so there is nothing to do. Leave it out to train, or "
+            "give --do_eval to evaluate the model."
+        )
     if args.push_to_hub and not args.do_train:
-        raise UsageError("push_to_hub needs a training run, and --do_eval alone trains nothing; use jepa-hf push")
+        raise UsageError("push_to_hub needs a training run, and --do_eval alone trains nothing. Use jepa-hf push.")
     if args.push_to_hub:
         HubTarget(args.hub_model_id or run_folder(args).absolute().name)  # raises for an impossible name
+        if constants.HF_HUB_OFFLINE:
+            raise UsageError(
+                "push_to_hub needs the Hub, but HF_HUB_OFFLINE is set. Unset it, or use jepa-hf push later."
+            )
+        if not (args.hub_token or get_token()):
+            raise UsageError("push_to_hub needs a token. Log in with hf auth login, or set HF_TOKEN.")
 
 
 def check_start(model_args: BaseModelArguments) -> None:
     """Reject contradictory arguments about the model to start from."""
     starts = [name for name in ("model_name_or_path", "model_type", "config_name") if getattr(model_args, name)]
     if len(starts) > 1:
-        raise UsageError(f"{starts[0]} and {starts[1]} exclude each other; give one of them")
+        raise UsageError(f"{starts[0]} and {starts[1]} exclude each other. Give one of them.")
     if model_args.config_overrides and model_args.model_name_or_path:
-        raise UsageError("config_overrides is for a random start; with model_name_or_path the weights fix the sizes")
+        raise UsageError(
+            "config_overrides is for a random start, and the weights of model_name_or_path fix the sizes. Omit one."
+        )
     if model_args.use_peft and not model_args.model_name_or_path:
-        raise UsageError("use_peft trains adapters of a pretrained model; name it with model_name_or_path")
+        raise UsageError("use_peft trains adapters of a pretrained model. Name it with model_name_or_path.")
 
 
 def check_run(data_args: Any, args: TrainingArguments) -> None:
     """Reject processes without a process group, two sources of data, and numbers out of range."""
     if int(os.environ.get("WORLD_SIZE", "1")) > args.world_size:
         raise UsageError(
-            "several processes were started, but each would train separately; for ranks on CPUs give --use_cpu and an "
-            "accelerate configuration like configs/accelerate/cpu2.yaml"
+            "Several processes were started, but each would train separately. For processes on CPUs, use an accelerate "
+            "configuration like configs/accelerate/cpu2.yaml and --use_cpu."
         )
     for name in ("train_file", "validation_file"):
         if getattr(data_args, name) and data_args.dataset_name:
-            raise UsageError(f"{name} and dataset_name exclude each other; give one of them")
+            raise UsageError(f"{name} and dataset_name exclude each other. Give one of them.")
+    if args.do_train:
+        check_run_length(args)
     try:
         get_reporting_integration_callbacks(args.report_to)
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UsageError(f"report_to {', '.join(args.report_to or ())}: {' '.join(str(error).split())}") from None
+        raise UsageError(
+            f"report_to {', '.join(args.report_to or ())}: {' '.join(str(error).split())} Choose another."
+        ) from None
+    if args.fp16 and args.device.type == "cpu":
+        raise UsageError("fp16 needs a GPU. Use --bf16, which a CPU supports.")
     for name, minimum in (
         ("per_device_train_batch_size", 1),
         ("per_device_eval_batch_size", 1),
@@ -84,7 +111,7 @@ def check_run(data_args: Any, args: TrainingArguments) -> None:
 def check_minimum(name: str, value: float, minimum: float) -> None:
     """Raise a `UsageError` if the value is below the minimum or not a number."""
     if not value >= minimum:
-        raise UsageError(f"{name} must be at least {minimum}, not {value}")
+        raise UsageError(f"{name} must be at least {minimum}, not {value}. Raise it.")
 
 
 def apply_smoke_test(model_args: Any, data_args: Any, args: TrainingArguments, model: dict[str, Any]) -> None:
@@ -98,11 +125,11 @@ def apply_smoke_test(model_args: Any, data_args: Any, args: TrainingArguments, m
     """
     for name in ("model_name_or_path", "config_name", "model_type", "config_overrides", "tokenizer_name"):
         if getattr(model_args, name):
-            raise UsageError(f"smoke_test has its own tiny model; omit {name}")
+            raise UsageError(f"smoke_test has its own tiny model. Omit {name}.")
     for name, value in model.items():
         setattr(model_args, name, value)
     data_args.train_file = data_args.dataset_name = None
-    if args.max_steps < 0:
+    if args.max_steps == -1:
         args.max_steps = 20
 
 
@@ -110,23 +137,36 @@ def serialize_settings(parts: Sequence[Any]) -> dict[str, Any]:
     """Return all arguments as JSON values, without secrets."""
     merged: dict[str, Any] = {}
     for part in parts:
-        merged |= part.to_dict() if isinstance(part, TrainingArguments) else vars(part)
+        merged |= (
+            part.to_dict()
+            if isinstance(part, TrainingArguments)
+            else {item.name: getattr(part, item.name) for item in fields(part)}
+        )
     secrets = ("token", "hub_token", "push_to_hub_token")
     return json.loads(json.dumps({name: value for name, value in merged.items() if name not in secrets}, default=str))
 
 
-def make_run_plan(args: Any, settings: dict[str, Any]) -> RunPlan:
-    """Plan what to do in the output directory; prints a message if the run there is finished."""
-    plan = plan_run(args.output_dir, settings, args.overwrite_output_dir, args.resume_from_checkpoint)
+def make_run_plan(parts: Sequence[Any], args: Any, settings: dict[str, Any]) -> RunPlan:
+    """Plan what to do in the output directory; prints a message if the run there is finished.
+
+    Args:
+        parts: all argument classes of the run.
+        args: the one of them that is the Trainer's.
+        settings: those of `serialize_settings`.
+    """
+    changeable = MAY_CHANGE.union(*(may_change(type(part)) for part in parts))
+    plan = plan_run(args.output_dir, settings, args.overwrite_output_dir, args.resume_from_checkpoint, changeable)
     if plan.finished:
         name = args.hub_model_id or Path(args.output_dir).absolute().name
         to = HubTarget(name, args.hub_private_repo, args.hub_revision)
-        print_rank0(args, plan.note + (f"; push it with {to.command(args.output_dir)}" if args.push_to_hub else ""))
+        print_rank0(args, plan.note + (f" Push it with {to.command(args.output_dir)}" if args.push_to_hub else ""))
     elif plan.checkpoint is not None and not args.do_train:
         raise UsageError(
-            f"--do_eval alone does not evaluate {plan.checkpoint}; name it as --model_name_or_path and choose another "
-            "output_dir"
+            f"--do_eval alone does not evaluate {plan.checkpoint}. Name it as --model_name_or_path, and choose another "
+            "output_dir."
         )
+    if not plan.finished:
+        print_rank0(args, "Preparing the model and the data.")
     return plan
 
 
@@ -139,7 +179,9 @@ def describe_data(data_args: Any, args: TrainingArguments, own: str = "") -> Dat
         own: name of the built-in data, if no other is given.
     """
     names = DatasetInfo()
-    if data_args.dataset_name and not Path(data_args.dataset_name).exists():
+    if data_args.splits is not None:
+        names.train = "a data set passed from Python"
+    elif data_args.dataset_name and not Path(data_args.dataset_name).exists():
         names.datasets = [data_args.dataset_name]
         names.train = data_args.dataset_name
     elif data_args.dataset_name or data_args.train_file:
@@ -167,6 +209,18 @@ def basenames(source: str | None) -> str:
 # ---- the run
 
 
+@contextlib.contextmanager
+def no_empty_output_dir(args: TrainingArguments) -> Iterator[None]:
+    """Remove the output directory after bad input, if `Trainer` created it and nothing was written."""
+    folder, existed = run_folder(args), run_folder(args).exists()
+    try:
+        yield
+    except UsageError:
+        if args.should_save and not existed and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
 def execute_run(
     trainer: BaseJepaTrainer,
     plan: RunPlan,
@@ -175,7 +229,7 @@ def execute_run(
     interruption: GracefulShutdownCallback | None,
     on_start: Callable[[], None],
     usage_message: str,
-    plot_fn: Callable[[list[dict[str, Any]], Path], None],
+    train_file: str | None,
 ) -> None:
     """Train, evaluate and write the results. Everything has been checked before; from here on files are written.
 
@@ -184,42 +238,64 @@ def execute_run(
         plan: what to do in the output directory, see `make_run_plan`.
         settings: the run's settings, saved in its directory.
         names: public names of the data, for the card.
-        interruption: ends the training on a termination signal; None leaves signals alone.
+        interruption: ends the training on a termination signal; None for the one of `BaseJepaTrainer.train`.
         on_start: called after the directory has been claimed and before training.
         usage_message: message after training: the files written and how to load them.
-        plot_fn: draws the log to `training.png`.
+        train_file: files of the training data, whose content is recorded.
     """
     args, folder = trainer.args, run_folder(trainer.args)
+    data = data_fingerprint(trainer.train_dataset, train_file)
+    if args.do_train:
+        trainer.check_training()
+        check_data(plan, data)
     if interruption is not None:
         trainer.add_callback(interruption)
     if plan.note:
         print_rank0(args, plan.note)
     if args.should_save:
-        start_run(folder, settings, plan)
+        start_run(folder, settings, plan, data)
     on_start()
-    metrics: dict[str, Any] = {}
     checkpoint = None if plan.checkpoint is None else str(plan.checkpoint)
     if args.do_train:
-        with contextlib.nullcontext() if interruption is None else interruption.handle_signals():
-            metrics["train"] = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        trainer.train(resume_from_checkpoint=checkpoint)
     if interruption is not None and interruption.stopped:
         print_rank0(args, _interruption_message(trainer, interruption))
         return
-    if args.do_eval:
-        metrics["eval"] = _last_evaluation(trainer) or trainer.evaluate()
+    if args.do_eval and not _has_last_evaluation(trainer):
+        trainer.evaluate()
     with disk_errors_as_run_error(folder, folder, trainer.model_nbytes):
         if args.do_train:
             trainer.save_model(_internal_call=True)  # which pushes nothing
-        _write_results(trainer, metrics, names, plot_fn)
-        if args.do_train and args.should_save and not trainer.stopped_early:
-            finish_run(folder, settings)
-    for step, sentence in trainer.health_findings.values():
-        print_rank0(args, f"\nat step {step}: {sentence}{'; the run was stopped' if trainer.stopped_early else ''}")
+        trainer.write_results(data=names)
+        if args.do_train and args.should_save:
+            finish_run(folder, settings, data, stopped_early=trainer.stopped_early)
+    verdict = trainer.verdict()
+    if args.do_train and verdict is not None and not any(map(is_measurement, trainer.state.log_history)):
+        print_rank0(args, "\n".join(verdict.lines))  # otherwise printed at the end of training
+    if trainer.stopped_early:
+        print_rank0(args, f"Stopped at step {trainer.state.global_step} by --stop_on_collapse.")
     if args.do_train:
         print_rank0(args, f"\nwritten to {args.output_dir}: {usage_message}")
     else:
-        evaluation = json.dumps(metrics.get("eval"), indent=1)
-        print_rank0(args, f"{evaluation}\nwritten to {args.output_dir}: metrics.json, training.png")
+        print_rank0(args, f"\nwritten to {args.output_dir}: metrics.json, training.png")
+
+
+def load_finished_run(trainer: BaseJepaTrainer, plan: RunPlan, model_dir: Path, train_file: str | None) -> None:
+    """Give a trainer the model and the state of the run that its output directory holds, finished.
+
+    Args:
+        trainer: built as for the run.
+        plan: the plan of the output directory.
+        model_dir: directory of the trained model.
+        train_file: see `execute_run`.
+
+    Raises:
+        UsageError: the run had other training data.
+    """
+    check_data(plan, data_fingerprint(trainer.train_dataset, train_file))
+    trained = trainer.load_weights(str(model_dir))
+    trainer.accelerator.unwrap_model(trainer.model).load_state_dict(trained.state_dict())
+    trainer.state = read_state(run_folder(trainer.args) / METRICS_FILE)
 
 
 def push(trainer: BaseJepaTrainer) -> None:
@@ -235,14 +311,16 @@ def push(trainer: BaseJepaTrainer) -> None:
     to = trainer.hub_target()
     if trainer.stopped_early:
         print_rank0(
-            args, f"\nnot pushed, because the run was stopped; to push it anyway: {to.command(run_folder(args))}"
+            args, f"\nNot pushed, because the run was stopped. To push it anyway: {to.command(run_folder(args))}"
         )
         return
     try:
         commit = push_run(run_folder(args), to, "End of training")
     except (PushError, UsageError) as error:
         repeat = to.command(run_folder(args))
-        message = f"{error}; the result is in {args.output_dir}, and this command repeats the push: {repeat}"
+        message = (
+            f"{str(error).rstrip('.')}. The result is in {args.output_dir}. This command repeats the push: {repeat}"
+        )
         raise type(error)(message) from None
     print_rank0(args, f"\npushed to {commit.repo_url.repo_id}: {commit.commit_url}")
 
@@ -270,40 +348,16 @@ def print_rank0(args: TrainingArguments, text: str) -> None:
 def _interruption_message(trainer: BaseJepaTrainer, interruption: GracefulShutdownCallback) -> str:
     args, step = trainer.args, trainer.state.global_step
     checkpoint = run_folder(args) / f"checkpoint-{step}"
-    flags = " without --overwrite_output_dir" if getattr(args, "overwrite_output_dir", False) else ""
+    overwrites = isinstance(args, CommandArguments) and args.overwrite_output_dir
+    flags = " without --overwrite_output_dir" if overwrites else ""
     flags += " with --resume_from_checkpoint true" if args.resume_from_checkpoint else ""
     signal_name = interruption.signal_received.name if interruption.signal_received else "a signal"
     return (
-        f"stopped by {signal_name} after step {step}; run the same command again{flags} to continue from {checkpoint}"
+        f"Stopped by {signal_name} after step {step}. Run the same command again{flags} to continue from {checkpoint}."
     )
 
 
-def _last_evaluation(trainer: BaseJepaTrainer) -> dict[str, float] | None:
-    """Return the metrics of an evaluation made after the last step, if there was one."""
-    for entry in reversed(trainer.state.log_history):
-        if "eval_loss" in entry and entry["step"] == trainer.state.global_step and trainer.state.global_step > 0:
-            return {name: value for name, value in entry.items() if name.startswith("eval_")}
-    return None
-
-
-def _write_results(
-    trainer: BaseJepaTrainer,
-    metrics: dict[str, Any],
-    names: DatasetInfo,
-    plot_fn: Callable[[list[dict[str, Any]], Path], None],
-) -> None:
-    """Write `metrics.json`, the picture and the card."""
-    if not trainer.args.should_save:
-        return
-    folder = run_folder(trainer.args)
-    history = trainer.state.log_history
-    findings = {
-        kind: {"step": step, "sentence": sentence} for kind, (step, sentence) in trainer.health_findings.items()
-    }
-    content = {**metrics, "health_findings": findings, "max_steps": trainer.state.max_steps, "history": history}
-    with atomic_write(folder / "metrics.json") as new:
-        new.write_text(f"{json.dumps(content, indent=1)}\n", encoding="utf-8")
-    with atomic_write(folder / "training.png") as new:
-        plot_fn(history, new)
-    if trainer.args.do_train:
-        trainer.create_model_card(data=names)
+def _has_last_evaluation(trainer: BaseJepaTrainer) -> bool:
+    """Return whether an evaluation was made after the last step."""
+    step = trainer.state.global_step
+    return step > 0 and any("eval_loss" in entry and entry["step"] == step for entry in trainer.state.log_history)

@@ -1,26 +1,32 @@
 """`run_jepa.py`, `jepa-hf train` and `jepa_hf.pretrain`: one training run, from flags to files."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from ..data.arguments import DataArguments
 from ..errors import RunError, UsageError
+from ..hub.export import JEPA_FOLDER
 from ..hub.push import PushError
 from ..llm_jepa import LlmJepaTrainer
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
+from ..training.results import write_masks
 from ..training.signals import GracefulShutdownCallback
 from ..training.trainer import JepaTrainer
-from ..utils.atomic_files import atomic_write
 from .arguments import ModelArguments, Parsed, RunArguments
 from .console import quiet_libraries, report_error
 from .encoder_loading import TrainingComponents
-from .parsing import parse_command, parse_flags, peek_objective
+from .llm_arguments import LLM_CLASSES
+from .parsing import complete_help, parse_command, parse_flags
+from .passed_datasets import set_datasets
 from .prepare import prepare
+from .quick_checks import peek_objective
 from .run import (
     apply_smoke_test,
     basenames,
@@ -30,13 +36,14 @@ from .run import (
     describe_data,
     describe_parameters,
     execute_run,
+    load_finished_run,
     make_run_plan,
+    no_empty_output_dir,
     print_rank0,
     push,
     resolve_defaults,
     serialize_settings,
 )
-from .train_llm import LLM_CLASSES, LLM_DESCRIPTION
 from .train_llm import run as run_llm
 
 _SMOKE_TEST_MODEL = {
@@ -59,16 +66,25 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
     interruption = GracefulShutdownCallback()
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
+        is_llm = peek_objective(arguments) == "llm"
+        if {"--help_all", "--help-all"} & set(arguments):
+            print(complete_help(command, LLM_CLASSES) if is_llm else complete_help(command))
+            return 0
         trainer: JepaTrainer | LlmJepaTrainer | None
-        if peek_objective(arguments) == "llm":
-            trainer = run_llm(parse_command(arguments, LLM_CLASSES, LLM_DESCRIPTION), interruption)
+        if is_llm:
+            trainer = run_llm(parse_command(arguments, LLM_CLASSES), interruption)
         else:
             trainer = run(parse_command(arguments), interruption)
     except (UsageError, RunError) as error:
         return report_error(command, error)
     except KeyboardInterrupt:  # before or after the training
-        print(f"\n{command}: interrupted; run the same command again to continue", file=sys.stderr)
+        print(f"\n{command}: Interrupted. Run the same command again to continue.", file=sys.stderr)
         return 128 + signal.SIGINT
+    except Exception as error:
+        code = _report_interrupted_step(command, error, interruption)
+        if code is None:
+            raise
+        return code
     if trainer is None:
         return 0
     code = 1 if trainer.stopped_early else 0
@@ -85,80 +101,144 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
     return interruption.exit_code if interruption.stopped else code
 
 
-def pretrain(model: str | None = None, **flags: Any) -> JepaTrainer | LlmJepaTrainer | None:
+def _report_interrupted_step(command: str, error: Exception, interruption: GracefulShutdownCallback) -> int | None:
+    """Report an error that follows from a signal, or from an earlier one during a compilation.
+
+    Returns:
+        The exit code; None for any other error.
+    """
+    if interruption.signal_received is not None:  # it also ended a compiler, or another process of the run
+        name = interruption.signal_received.name
+        message = f"Stopped by {name} in an unfinished step. Run the same command again to continue."
+        print(f"\n{command}: {message}", file=sys.stderr)
+        return interruption.exit_code
+    if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return None
+    reason = str(error).strip().partition("\n")[0]
+    message = (
+        f"torch.compile failed: {reason} An interrupted compilation may have left broken files in its cache. Set "
+        "TORCHINDUCTOR_CACHE_DIR to a new folder, or leave out --torch_compile."
+    )
+    return report_error(command, RunError(message))
+
+
+def pretrain(
+    model: str | Path | None = None,
+    *,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    config: str | Path | None = None,
+    callbacks: Sequence[TrainerCallback] | None = None,
+    **flags: Any,
+) -> JepaTrainer | LlmJepaTrainer:
     """Pretrain with JEPA in one call; the flags of `run_jepa.py` are its arguments.
+
+    Ctrl-C and SIGTERM save a checkpoint, see `BaseJepaTrainer.train`; the same call then continues.
 
     Args:
         model: directory or Hub name of the model to start from (`model_name_or_path`).
+        train_dataset: instead of `train_file` or `dataset_name`: a `Dataset`, an `IterableDataset`, a data set of
+            torch, or a list of rows.
+        eval_dataset: the same to evaluate on; it implies `do_eval`.
+        config: YAML recipe; the other arguments override its values, and add to its dictionaries.
+        callbacks: additional callbacks of the trainer.
         flags: any flag of `run_jepa.py`, such as `train_file`, `output_dir`, `max_steps`; with `objective="llm"`, those
-            of LLM-JEPA.
+            of LLM-JEPA. Files may be paths or lists of paths, and `config_overrides` a dictionary.
 
     Returns:
-        The trainer after training, or None if the output directory contains the same run, finished.
+        The trainer after training. If the output directory contains the same run, finished, nothing is trained, and
+        the trainer has the model and the state of that run.
 
     Raises:
         UsageError: bad input.
+        RunError: the run cannot continue, or has learned nothing.
         PushError: with `push_to_hub`, the push failed; the result is in the output directory.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
     ...     trainer = pretrain(smoke_test=True, max_steps=1, output_dir=folder, use_cpu=True)
+    Preparing the model and the data.
     bert encoder, 0.2 M parameters, random start; ...
     >>> trainer.state.global_step
     1
     """
     if model is not None:
+        if not isinstance(model, (str, os.PathLike)):
+            raise UsageError(
+                f"model must be a directory or Hub name, not a {type(model).__name__}; save it with save_pretrained, "
+                "or pass it to JepaTrainer(model=...)"
+            )
         flags["model_name_or_path"] = model
-    is_llm = flags.get("objective") == "llm"
-    trainer = run_llm(parse_flags(flags, LLM_CLASSES)) if is_llm else run(parse_flags(flags))
-    if trainer is not None and trainer.args.push_to_hub:
+    if eval_dataset is not None:
+        flags = {"do_eval": True, "do_train": True, **flags}
+    recipe = None if config is None else str(config)
+    objective = flags["objective"] if "objective" in flags else peek_objective([] if recipe is None else [recipe])
+    classes = {"classes": LLM_CLASSES} if objective == "llm" else {}
+    parsed = parse_flags(flags, config=recipe, **classes)
+    if train_dataset is not None:
+        set_datasets(parsed[1], train_dataset, eval_dataset)
+    elif eval_dataset is not None:
+        raise UsageError("eval_dataset needs train_dataset; name files to evaluate on with validation_file")
+    execute = run_llm if objective == "llm" else run
+    trainer = execute(parsed, callbacks=callbacks, load_finished=True)
+    assert trainer is not None  # nosec B101  # None stands for a finished run that is not loaded
+    if trainer.args.push_to_hub:
         push(trainer)
     return trainer
 
 
-def run(parsed: Parsed, interruption: GracefulShutdownCallback | None = None) -> JepaTrainer | None:
+def run(
+    parsed: Parsed,
+    interruption: GracefulShutdownCallback | None = None,
+    callbacks: Sequence[TrainerCallback] | None = None,
+    load_finished: bool = False,
+) -> JepaTrainer | None:
     """Check, prepare, train, evaluate, write. Nothing on disk changes before everything has been checked.
 
     With `push_to_hub`, checkpoints are pushed during training; the caller pushes the result.
 
     Args:
         parsed: the arguments.
-        interruption: ends the training on a termination signal; None leaves signals alone.
+        interruption: see `execute_run`.
+        callbacks: additional callbacks of the trainer.
+        load_finished: if the run is finished already, load it and return its trainer instead of None.
     """
     model_args, data_args, _, args = parsed
     finalize_arguments(model_args, data_args, args)
     settings = serialize_settings(parsed)
-    run_plan = make_run_plan(args, settings)
+    run_plan = make_run_plan(parsed, args, settings)
     if run_plan.finished:
-        return None
-    # Imported late, so that bad arguments are reported without loading matplotlib.
-    from ..monitoring.mask_plots import write_masks
-    from ..monitoring.training_plots import plot_training
-
+        if not load_finished:
+            return None
+        run_plan = replace(run_plan, checkpoint=Path(str(args.output_dir)))  # it holds the tokenizer
     set_seed(args.seed)
-    prepared = prepare(parsed, run_plan)
-    probe = None if data_args.probe_task is None else _probe(data_args.probe_task, prepared, args)
-    trainer = JepaTrainer(
-        prepared.model,
-        args,
-        data_collator=prepared.collator,
-        train_dataset=prepared.train_dataset,
-        eval_dataset=prepared.eval_dataset,
-        processing_class=prepared.processing_class,
-        probe=probe,
-    )
+    with no_empty_output_dir(args):
+        prepared = prepare(parsed, run_plan)
+        probe = None if data_args.probe_task is None else _probe(data_args.probe_task, prepared, args)
+        trainer = JepaTrainer(
+            prepared.model,
+            args,
+            data_collator=prepared.collator,
+            train_dataset=prepared.train_dataset,
+            eval_dataset=prepared.eval_dataset,
+            processing_class=prepared.processing_class,
+            probe=probe,
+            callbacks=callbacks,
+        )
+        if run_plan.finished:
+            load_finished_run(trainer, run_plan, Path(args.output_dir) / JEPA_FOLDER, data_args.train_file)
+            return trainer
 
-    def begin() -> None:
-        if args.should_save and args.do_train:  # before training, so that users can look at it
-            with atomic_write(Path(args.output_dir) / "masks.png") as picture:
-                write_masks(
-                    prepared.model, prepared.collator, prepared.train_dataset, picture, prepared.processing_class
-                )
-        _print_summary(trainer, args)
+        def begin() -> None:
+            if args.do_train:
+                write_masks(trainer)  # before training, so that users can look at it
+            _print_summary(trainer, args)
 
-    names = describe_data(data_args, args, own="Python's language reference")
-    names.probe = basenames(data_args.probe_task)
-    execute_run(trainer, run_plan, settings, names, interruption, begin, _usage_message(trainer), plot_training)
+        names = describe_data(data_args, args, own="Python's language reference")
+        names.probe = basenames(data_args.probe_task)
+        execute_run(
+            trainer, run_plan, settings, names, interruption, begin, _usage_message(trainer), data_args.train_file
+        )
     return trainer
 
 
@@ -172,24 +252,24 @@ def finalize_arguments(model_args: ModelArguments, data_args: DataArguments, arg
         apply_smoke_test(model_args, data_args, args, _SMOKE_TEST_MODEL)
         data_args.max_seq_length = data_args.max_seq_length or 64
     if model_args.objective not in (None, "span", "images", "features"):
-        raise UsageError(f"objective must be one of span, images, features, llm, not {model_args.objective!r}")
+        raise UsageError(f"objective must be one of span, images, features, llm, not {model_args.objective!r}.")
     has_start = any((model_args.model_name_or_path, model_args.model_type, model_args.config_name))
     if not has_start and (model_args.objective == "features" or _is_array_file(data_args.train_file)):
         model_args.model_type = FeatureEncoderConfig.model_type
     elif not has_start:
         raise UsageError(
-            "name the encoder to start from with --model_name_or_path, or a random start with --model_type or "
-            "--config_name; configs/quickstart.yaml needs neither a model nor data"
+            "The run has no encoder. Name a pretrained one with --model_name_or_path, or a random start with "
+            "--model_type or --config_name. configs/quickstart.yaml needs neither a model nor data."
         )
     check_start(model_args)
     if data_args.probe_task and not args.do_eval:
-        raise UsageError("probe_task is measured in evaluations; give --do_eval, or --eval_strategy steps")
+        raise UsageError("probe_task is measured in evaluations. Set --do_eval, or --eval_strategy steps.")
     if data_args.streaming and args.do_train and args.max_steps <= 0:
-        raise UsageError("streaming needs --max_steps, because the length of a stream is unknown")
+        raise UsageError("The length of a stream is unknown. With streaming, set --max_steps.")
     if model_args.dtype != "float32":
         raise UsageError(
-            f"dtype {model_args.dtype!r}: the target's moving average needs float32 weights; keep dtype float32 and "
-            "compute in bfloat16 with --bf16"
+            f"dtype {model_args.dtype!r} is too coarse for the target's moving average. Keep dtype float32, and "
+            "compute in bfloat16 with --bf16."
         )
     check_run(data_args, args)
     check_minimum("tokenizer_vocab_size", model_args.tokenizer_vocab_size, 1)
@@ -197,13 +277,13 @@ def finalize_arguments(model_args: ModelArguments, data_args: DataArguments, arg
 
 def _probe(source: str, prepared: TrainingComponents, args: RunArguments) -> Callable[..., dict[str, float]]:
     """Load the probe of `--probe_task` and try it once, so that bad data is reported before the run."""
-    try:
-        from ..evaluation.online_probe import OnlineProbe
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"probe_task needs {error.name}, which is not installed: pip install 'jepa_hf[evaluate]'"
-        ) from None
-    probe = OnlineProbe.from_source(source, prepared.processing_class, args.per_device_train_batch_size, args.seed)
+    from ..evaluation.online_probe import OnlineProbe  # needs scikit-learn
+
+    config = prepared.model.config.encoder_config
+    names = config.feature_column_names if isinstance(config, FeatureEncoderConfig) else None
+    probe = OnlineProbe.from_source(
+        source, prepared.processing_class, args.per_device_train_batch_size, args.seed, names
+    )
     probe.validate(prepared.model)
     return probe
 

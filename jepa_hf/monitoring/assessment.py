@@ -1,7 +1,7 @@
-"""Assessment of a run's curves: one sentence for each, and one for the run."""
+"""The verdict on a run, and a sentence about each of its curves."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -12,10 +12,12 @@ from .health import (
     MAX_LOSS_VS_BASELINE,
     POOLED_RANK_COLLAPSE_RATIO,
     RANK_COLLAPSE_RATIO,
+    REMEDIES,
     TOKEN_COLLAPSE_RATIO,
     best_baseline,
     findings,
     is_measurement,
+    measurements,
 )
 
 History = list[dict[str, Any]]
@@ -26,7 +28,7 @@ Curves = tuple[tuple[str, str], ...]
 
 
 class Severity(IntEnum):
-    """Severity of a reading; the highest one is the run's."""
+    """Severity of a verdict or of a reading."""
 
     NOT_ASSESSED = 0
     HEALTHY = 1
@@ -45,35 +47,47 @@ class Assessment:
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """Thresholds of this file; those of the watchdog are in `health`.
+class Verdict:
+    """The verdict on a run: the same on the console, in `metrics.json`, and in the report.
 
     Args:
-        constant_loss_collapse_ratio: Below this fraction of the start's loss of a constant predictor, all targets
-            are the same.
+        severity: Of the worst finding.
+        reasons: One sentence for each finding, the worst first; or one that says that there is none.
+        skill: Sentence about the prediction loss and its best baseline; empty if it was not measured.
+        advice: What to do next.
+    """
+
+    severity: Severity
+    reasons: tuple[str, ...]
+    skill: str
+    advice: str
+
+    @property
+    def lines(self) -> list[str]:
+        """The verdict in two lines: the worst finding and the skill, then advice."""
+        title = {Severity.HEALTHY: "Healthy", Severity.NOT_ASSESSED: "Not assessed"}.get(self.severity, "Not healthy")
+        more = f"{len(self.reasons) - 1} more in the card." if len(self.reasons) > 1 else ""
+        return [" ".join(filter(None, (f"{title}.", self.reasons[0], more, self.skill))), f"Next: {self.advice}"]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Thresholds of warnings about curves. A collapse has those of the watchdog, see `health`.
+
+    Args:
         chance: Below this multiple of chance, a top-1 accuracy counts as chance.
         skill: Below this fraction of the way from chance to 1, a top-1 accuracy among a sample's own
             targets counts as chance.
-        rank_warning_ratio: A rank below this fraction of the start's, or of random weights', is a
-            warning; below the watchdog's fraction the representation has collapsed.
-        min_rank: Below this rank the representation has collapsed, regardless of the start.
-        cosine_warning: A mean pairwise cosine above this is a warning.
-        cosine_collapse: Above this, if the start is unknown, the representation has collapsed.
-        spread_warning: A normalized standard deviation below this is a warning.
-        spread_collapse: Below this all vectors point the same way: √(1 − `cosine_collapse`).
-        few_steps: In a shorter run, predictions without skill had too little time to improve.
+        rank: A rank below this fraction of the start's, or of random weights', is a warning.
+        cosine: A mean pairwise cosine that has risen above this is a warning.
+        std: A normalized standard deviation that has fallen below this is a warning.
     """
 
-    constant_loss_collapse_ratio: float = 0.01
     chance: float = 2.0
     skill: float = 0.05
-    rank_warning_ratio: float = 0.5
-    min_rank: float = 2.0
-    cosine_warning: float = 0.9
-    cosine_collapse: float = 0.99
-    spread_warning: float = 0.3
-    spread_collapse: float = 0.1
-    few_steps: int = 100
+    rank: float = 0.5
+    cosine: float = 0.9
+    std: float = 0.3
 
 
 THRESHOLDS = Thresholds()
@@ -109,34 +123,19 @@ def assess_loss(history: History, curves: Curves, width: int | None = None) -> A
         return Assessment(f"{change}; without a measurement there is no constant predictor to compare it with.")
     if not constant:
         return Assessment(f"{change}; that of a constant predictor was not logged.")
-    if not constant[-1][1] > max(THRESHOLDS.constant_loss_collapse_ratio * constant[0][1], 0.0):
+    if not constant[-1][1] > 0:
         baseline = f"that of a constant predictor {_describe_change(constant)}"
-        return Assessment(f"{change}, but {baseline}: all targets have become the same.", Severity.COLLAPSED)
+        return Assessment(f"{change}, but {baseline}: all targets have become the same.", Severity.WARNING)
     name, baseline_loss = _best_baseline(history)
     loss = points[-1][1]
-    if baseline_loss > 0 and loss < MAX_LOSS_VS_BASELINE * baseline_loss:
+    if loss < MAX_LOSS_VS_BASELINE * baseline_loss:
         margin = (
             f"{format_percent(1 - loss / baseline_loss)} below that of {name}, the best baseline that reads no context"
         )
         return Assessment(f"{change} and ends {margin}: the predictions depend on the context.", Severity.HEALTHY)
     comparison = f"ends at {format_number(loss)}, where {name} gives {format_number(baseline_loss)} without any context"
-    return _read_loss_without_skill(history, f"{change} and {comparison}", points[-1])
-
-
-def _read_loss_without_skill(history: History, change: str, end: tuple[int, float]) -> Assessment:
-    """Assess a prediction loss that is not below its best baseline's, by the top-1 accuracy."""
-    sentence = f"{change}: nothing is learned beyond that"
-    step, loss = end
-    if loss < MAX_LOSS_VS_BASELINE * metric_series(history, "measured_constant_baseline_loss")[-1][1] or not _at_chance(
-        history
-    ):
-        return Assessment(f"{sentence}.", Severity.WARNING)
-    if step < THRESHOLDS.few_steps:
-        return Assessment(f"{sentence}; {step} steps are too few to determine the reason.", Severity.WARNING)
-    within = metric_series(history, "measured_target_within_sample")
-    if within and within[-1][1] >= TOKEN_COLLAPSE_RATIO * within[0][1]:
-        return Assessment(f"{sentence}, nor do the predictions match their targets.", Severity.WARNING)
-    return Assessment(f"{sentence}, nor do the predictions match their targets: token collapse.", Severity.COLLAPSED)
+    mismatch = ", nor do the predictions match their targets" if _at_chance(history) else ""
+    return Assessment(f"{change} and {comparison}: nothing is learned beyond that{mismatch}.", Severity.WARNING)
 
 
 def assess_top1_accuracy(history: History, curves: Curves, width: int | None = None) -> Assessment:
@@ -193,9 +192,9 @@ def assess_rank(
     def assess(label: str, points: list[tuple[int, float]]) -> Assessment:
         start, end = points[0][1], points[-1][1]
         change = f"The effective rank of the {label} {_describe_change(points)}{total} directions"
-        if end < THRESHOLDS.min_rank or end < left * start:
+        if end < left * start:
             return Assessment(f"{change}: the representation has collapsed.", Severity.COLLAPSED)
-        if end < THRESHOLDS.rank_warning_ratio * start:
+        if end < THRESHOLDS.rank * start:
             return Assessment(f"{change}: more than half of the directions are lost.", Severity.WARNING)
         outcome = "" if len(points) == 1 else ": the directions are kept"
         return Assessment(f"{change}{outcome}.", Severity.HEALTHY)
@@ -214,31 +213,26 @@ def assess_cosine(history: History, curves: Curves, width: int | None = None) ->
     def assess(label: str, points: list[tuple[int, float]]) -> Assessment:
         start, end = points[0][1], points[-1][1]
         change = f"The mean cosine between {label} {_describe_change(points, _fixed)}"
-        collapsed = (
-            end > THRESHOLDS.cosine_collapse if len(points) == 1 else 1 - end < COSINE_COLLAPSE_RATIO * (1 - start)
-        )
-        if collapsed:
+        if 1 - end < COSINE_COLLAPSE_RATIO * (1 - start):
             return Assessment(
                 f"{change}: all of them are nearly the same, the representation has collapsed.", Severity.COLLAPSED
             )
-        if end > THRESHOLDS.cosine_warning and start > THRESHOLDS.cosine_warning:
-            return Assessment(f"{change}: they are very similar, but were so at the start.", Severity.WARNING)
-        if end > THRESHOLDS.cosine_warning:
+        if end > THRESHOLDS.cosine >= start:
             return Assessment(f"{change}: they have become very similar.", Severity.WARNING)
-        return Assessment(f"{change}, where 1 is collapse: they differ.", Severity.HEALTHY)
+        outcome = "they were as similar at the start" if end > THRESHOLDS.cosine else "they differ"
+        return Assessment(f"{change}, where 1 is collapse: {outcome}.", Severity.HEALTHY)
 
     return _worst_assessment(history, curves, assess)
 
 
-def assess_spread(history: History, curves: Curves, width: int | None = None) -> Assessment:
+def assess_normalized_std(history: History, curves: Curves, width: int | None = None) -> Assessment:
     """Assess the normalized standard deviation, the worst curve."""
 
     def assess(label: str, points: list[tuple[int, float]]) -> Assessment:
         start, end = points[0][1], points[-1][1]
-        change = f"The spread of the {label} {_describe_change(points, _fixed)}, where about 1 is healthy"
-        if end < THRESHOLDS.spread_collapse <= start:
-            return Assessment(f"{change}: all point the same way.", Severity.COLLAPSED)
-        if end < THRESHOLDS.spread_warning:
+        subject = f"The normalized standard deviation of the {label}"
+        change = f"{subject} {_describe_change(points, _fixed)}, where about 1 is healthy"
+        if end < THRESHOLDS.std <= start:
             return Assessment(f"{change}: they nearly point the same way.", Severity.WARNING)
         return Assessment(f"{change}.", Severity.HEALTHY)
 
@@ -258,15 +252,6 @@ def assess_within_sample(history: History, curves: Curves, width: int | None = N
         return Assessment(f"{change}.", Severity.HEALTHY)
 
     return _worst_assessment(history, curves, assess)
-
-
-def assess_findings(history: History, max_steps: int | None = None) -> list[Assessment]:
-    """Return the watchdog's findings in a run of `max_steps` steps, see `health.findings`."""
-    levels = {"divergence": Severity.DIVERGED, "nothing_learned": Severity.NOTHING_LEARNED}
-    return [
-        Assessment(f"The watchdog at step {step}: {sentence}.", levels.get(kind, Severity.COLLAPSED))
-        for kind, (step, sentence) in findings(history, max_steps).items()
-    ]
 
 
 def assess_change(history: History, curves: Curves, width: int | None = None) -> Assessment:
@@ -289,58 +274,63 @@ def assess_samples(ranks: dict[str, float], cosines: dict[str, float], width: in
         f"target encoder {format_number(ranks['target'])}, the same network with random weights "
         f"{format_number(ranks['random'])}"
     )
-    if cosines["context"] > THRESHOLDS.cosine_collapse and 1 - cosines["context"] < COSINE_COLLAPSE_RATIO * (
-        1 - cosines["random"]
-    ):
+    if 1 - cosines["context"] < COSINE_COLLAPSE_RATIO * (1 - cosines["random"]):
         cosine = f"the mean cosine between samples is {cosines['context']:.4f}"
         return Assessment(
             f"{description}, but {cosine}: they are nearly the same, the representation has collapsed.",
             Severity.COLLAPSED,
         )
-    if ranks["context"] < THRESHOLDS.min_rank or ranks["context"] < POOLED_RANK_COLLAPSE_RATIO * ranks["random"]:
+    if ranks["context"] < POOLED_RANK_COLLAPSE_RATIO * ranks["random"]:
         return Assessment(
             f"{description}: samples are hardly distinguished, the representation has collapsed.", Severity.COLLAPSED
         )
-    if ranks["context"] < THRESHOLDS.rank_warning_ratio * ranks["random"]:
+    if ranks["context"] < THRESHOLDS.rank * ranks["random"]:
         return Assessment(f"{description}: training has cost more than half of them.", Severity.WARNING)
     return Assessment(f"{description}.", Severity.HEALTHY)
 
 
-def verdict(readings: Iterable[Assessment], measured: bool) -> Assessment:
-    """Return one sentence for the run, of its worst level.
+def judge(
+    history: History, max_steps: int | None = None, output_dir: str = "out", samples: Assessment | None = None
+) -> Verdict:
+    """Judge a run by the findings of the watchdog.
 
     Args:
-        readings: Of the curves.
-        measured: Whether health was measured on a fixed batch or in evaluations.
+        history: `trainer.state.log_history`, or `history` in `metrics.json`.
+        max_steps: The run's length in steps; None if it is unknown, and so whether the run finished.
+        output_dir: Of the run, for the advice.
+        samples: Assessment of the representations of samples, if there is one.
     """
-    judged = [reading for reading in readings if reading.severity > Severity.NOT_ASSESSED]
-    if not judged:
-        return Assessment("Nothing was logged that shows whether this run is healthy.")
-    worst = max(reading.severity for reading in judged)
-    if worst == Severity.HEALTHY and not measured:
-        return Assessment("Not judged: health was not measured. Training alone shows no sign of collapse.")
-    basis = "" if measured else ", as far as training shows, because health was not measured"
-    count = sum(reading.severity == worst for reading in judged)
-    plural = "" if count > 1 else "s"
-    match worst:
-        case Severity.HEALTHY:
-            summary = "Healthy: none of the judged curves shows a sign of collapse"
-        case Severity.WARNING:
-            summary = f"Warning: {count} of {len(judged)} readings need{plural} a closer look"
-        case Severity.NOTHING_LEARNED:
-            summary = "Nothing learned about single targets: the predictions are not better than without any context"
-        case Severity.COLLAPSED:
-            summary = f"Collapsed: {count} of {len(judged)} readings show{plural} it"
-        case _:
-            summary = f"Diverged: {count} of {len(judged)} readings show{plural} it"
-    return Assessment(f"{summary}{basis}.", worst)
+    found = findings(history, max_steps)
+    kinds = sorted(found, key=_severity_of, reverse=True)
+    reasons = [f"Step {found[kind][0]}: {found[kind][1]}." for kind in kinds]
+    severity = _severity_of(kinds[0]) if kinds else Severity.HEALTHY
+    advice = REMEDIES[kinds[0] if kinds else "total"]
+    if samples is not None and samples.severity == Severity.COLLAPSED:
+        severity, reasons = max(severity, Severity.COLLAPSED), [*reasons, samples.sentence]
+    if not reasons and not measurements(history):
+        advice = "set --health_steps above 0, or --do_eval."
+        return Verdict(Severity.NOT_ASSESSED, ("Health was not measured.",), "", advice)
+    if not reasons:
+        reasons = ["No collapse and no divergence."]
+        advice = f"jepa-hf evaluate {output_dir} --tasks FILE, or jepa-hf report {output_dir} for all curves."
+    skill = "" if "nothing_learned" in found else _describe_skill(history)  # the finding says it
+    return Verdict(severity, tuple(reasons), skill, advice)
 
 
-def explain_verdict(readings: Iterable[Assessment]) -> list[str]:
-    """Return the sentences behind a verdict: those of its level, and warnings."""
-    judged = sorted((reading for reading in readings if reading.severity), key=lambda reading: -reading.severity)
-    least = Severity.WARNING if judged and judged[0].severity > Severity.HEALTHY else Severity.HEALTHY
-    return [reading.sentence for reading in judged if reading.severity >= least]
+def _severity_of(kind: str) -> Severity:
+    return {"divergence": Severity.DIVERGED, "nothing_learned": Severity.NOTHING_LEARNED}.get(kind, Severity.COLLAPSED)
+
+
+def _describe_skill(history: History) -> str:
+    """Describe how much more than the best baseline the predictor explains."""
+    loss = metric_series(history, f"{MEASURED_PREFIX}prediction_loss")
+    name, baseline_loss = _best_baseline(history)
+    if not loss or not metric_series(history, f"{MEASURED_PREFIX}top1_accuracy") or not baseline_loss > 0:
+        return ""
+    share = 1 - loss[-1][1] / baseline_loss
+    if not 0 < share < 1:
+        return ""
+    return f"The prediction loss is {format_percent(share)} below that of {name}, the best guess without context."
 
 
 def _worst_assessment(

@@ -22,7 +22,14 @@ from .metrics import (
 # Maximum number of vectors for a rank, and of candidate targets for a top-1 accuracy.
 MAX_RANK_VECTORS, MAX_TOP1_CANDIDATES = 2048, 512
 
-_REPRESENTATION = ("rank", "pairwise_cosine", "spread", "pooled_rank", "pooled_pairwise_cosine", "within_sample")
+REPRESENTATION_METRICS = (
+    "rank",
+    "pairwise_cosine",
+    "normalized_std",
+    "pooled_rank",
+    "pooled_pairwise_cosine",
+    "within_sample",
+)
 
 # A collapse leaves less than these fractions of the start's value: of the distance between
 # directions (1 - cosine), of the rank (pooled vectors lose more of it during training), and of the
@@ -38,6 +45,15 @@ SKILL_DROP_RATIO, MIN_GOOD_SKILL = 0.2, 0.1
 # A prediction loss above this fraction of its best baseline's has learned nothing beyond the
 # baseline.
 MAX_LOSS_VS_BASELINE = 0.98
+# What helps against each kind of finding.
+REMEDIES = {
+    "divergence": "lower --learning_rate, or raise --warmup_steps.",
+    "total": "lower --learning_rate, leave out --ema_decay, or set --target_norm instance.",
+    "dimensional": "lower --learning_rate, or set --variance_weight 1 --covariance_weight 0.04.",
+    "token": "leave out --pool_targets, or set --target_norm instance.",
+    "position": "lower --learning_rate, or start from a pretrained encoder or one with rotary positions.",
+    "nothing_learned": "train longer, or raise --learning_rate or --prediction_weight.",
+}
 # Baselines that read no context, with their descriptions.
 BASELINES = {
     "constant_baseline_loss": "the best constant",
@@ -54,13 +70,13 @@ def representation_health(vectors: torch.Tensor, samples: torch.Tensor) -> dict[
         samples: Sample of each vector, long `[N]`.
 
     Returns:
-        `rank`, `pairwise_cosine` and `spread` (see `metrics`) of at most `MAX_RANK_VECTORS` positions,
+        `rank`, `pairwise_cosine` and `normalized_std` (see `metrics`) of at most `MAX_RANK_VECTORS` positions,
         evenly distributed over the batch; `pooled_rank` and `pooled_pairwise_cosine` of the
         samples' means; `within_sample`, the share of variance within samples. All NaN if a vector
         is not finite.
     """
     if not vectors.isfinite().all():
-        return dict.fromkeys(_REPRESENTATION, math.nan)
+        return dict.fromkeys(REPRESENTATION_METRICS, math.nan)
     vectors = vectors.float()
     pooled = mean_pool_by_sample(vectors, samples)
     subset = vectors[:: -(-len(vectors) // MAX_RANK_VECTORS)]
@@ -72,7 +88,7 @@ def representation_health(vectors: torch.Tensor, samples: torch.Tensor) -> dict[
         mean_pairwise_cosine(pooled),
         within_sample_variance_ratio(vectors, samples),
     )
-    return {name: value.item() for name, value in zip(_REPRESENTATION, values, strict=True)}
+    return {name: value.item() for name, value in zip(REPRESENTATION_METRICS, values, strict=True)}
 
 
 def prediction_health(
@@ -109,11 +125,11 @@ def prediction_health(
         `top1_accuracy_in_sample_chance`.
     """
     distinct = torch.arange(len(targets), device=targets.device)
-    views, groups = None, {}
+    mask_of_sample, groups = None, {}
     if positions is not None and samples is not None and masks is not None:
         distinct = _first_of_each(_pairs(samples, positions))
         groups = {"position": positions[distinct], "sample": samples[distinct]}
-        views = _pairs(samples, masks)
+        mask_of_sample = _pairs(samples, masks)
     candidates = targets[distinct]
     values = {"constant_baseline_loss": constant_baseline_loss(candidates, loss, smooth_l1_beta)}
     for name, group in groups.items():
@@ -124,8 +140,8 @@ def prediction_health(
         values["prediction_loss"] = prediction_loss(loss, predictions, targets, smooth_l1_beta).mean()
         values["top1_accuracy"] = top1_accuracy(predictions[chosen], targets[chosen])
         values["top1_accuracy_chance"] = targets.new_tensor(1 / len(chosen), dtype=torch.float32)
-        if views is not None and len(views.unique()) < len(views):
-            accuracy, chance = top1_accuracy_in_sample(predictions, targets, views)
+        if mask_of_sample is not None and len(mask_of_sample.unique()) < len(mask_of_sample):
+            accuracy, chance = top1_accuracy_in_sample(predictions, targets, mask_of_sample)
             values |= {"top1_accuracy_in_sample": accuracy, "top1_accuracy_in_sample_chance": chance}
     return {name: value.item() for name, value in values.items()}
 
@@ -185,7 +201,7 @@ def diagnose(measured: Sequence[Mapping[str, float]], finished: bool = False) ->
         kinds |= _position_collapse(start, now)
     kinds |= _divergence(measured)
     if finished and "health_prediction_loss" in now:
-        kinds |= _nothing_learned(now, is_only_finding=not kinds)
+        kinds |= _nothing_learned(now)
     return kinds
 
 
@@ -196,21 +212,21 @@ def _encoder_collapses(encoder: str, start: Mapping[str, float], now: Mapping[st
         ("pooled_", "pooled representations", POOLED_RANK_COLLAPSE_RATIO),
     ):
         name = f"health_{encoder}_{pooled}pairwise_cosine"
-        if name in now and 1 - now[name] < COSINE_COLLAPSE_RATIO * (1 - start[name]):
+        if name in now and name in start and 1 - now[name] < COSINE_COLLAPSE_RATIO * (1 - start[name]):
             yield (
                 "total",
                 f"total collapse: the {encoder} encoder's {vectors} all point the same way (mean cosine "
                 f"{now[name]:.4f}, {start[name]:.4f} at the start)",
             )
         name = f"health_{encoder}_{pooled}rank"
-        if name in now and now[name] < left * start[name]:
+        if name in now and name in start and now[name] < left * start[name]:
             yield (
                 "dimensional",
                 f"dimensional collapse: the {encoder} encoder's {vectors} use {now[name]:.3g} directions, "
                 f"{start[name]:.3g} at the start",
             )
     name = f"health_{encoder}_within_sample"
-    if name in now and now[name] < TOKEN_COLLAPSE_RATIO * start[name]:
+    if name in now and name in start and now[name] < TOKEN_COLLAPSE_RATIO * start[name]:
         yield (
             "token",
             f"token collapse: the {encoder} encoder gives all positions of a sample nearly the same vector "
@@ -220,7 +236,7 @@ def _encoder_collapses(encoder: str, start: Mapping[str, float], now: Mapping[st
 
 def _position_collapse(start: Mapping[str, float], now: Mapping[str, float]) -> dict[str, str]:
     position, constant = "health_position_baseline_loss", "health_constant_baseline_loss"
-    if position not in now:
+    if not all(name in entry for name in (position, constant) for entry in (start, now)):
         return {}
     if not now[position] * start[constant] < POSITION_COLLAPSE_RATIO * start[position] * now[constant]:  # also for NaN
         return {}
@@ -236,38 +252,41 @@ def _position_collapse(start: Mapping[str, float], now: Mapping[str, float]) -> 
 def _divergence(measured: Sequence[Mapping[str, float]]) -> dict[str, str]:
     now = measured[-1]
     if not all(map(math.isfinite, now.values())):
-        return {"divergence": "divergence: representations are not finite any more; lower the learning rate"}
+        return {"divergence": "divergence: representations are not finite any more"}
     name = next((name for name in ("health_top1_accuracy_in_sample", "health_top1_accuracy") if name in now), None)
-    if name is None:
+    rated = [entry for entry in measured if name in entry and entry.get(f"{name}_chance", 1.0) < 1]
+    if name is None or not rated or rated[-1] is not now:
         return {}
-    best = max(measured, key=lambda entry: _skill(entry, name))
+    best = max(rated, key=lambda entry: _skill(entry, name))
     if not (_skill(best, name) > MIN_GOOD_SKILL and _skill(now, name) < SKILL_DROP_RATIO * _skill(best, name)):
         return {}
     return {
         "divergence": (
             f"divergence: the predictor finds {100 * now[name]:.2g} % of its targets and found "
-            f"{100 * best[name]:.2g} % before; lower the learning rate"
+            f"{100 * best[name]:.2g} % before"
         )
     }
 
 
-def _nothing_learned(now: Mapping[str, float], is_only_finding: bool) -> dict[str, str]:
-    loss = now["health_prediction_loss"]
-    name, baseline = best_baseline({key: now[f"health_{key}"] for key in BASELINES if f"health_{key}" in now})
+def _nothing_learned(now: Mapping[str, float]) -> dict[str, str]:
+    baselines = {key: now[f"health_{key}"] for key in BASELINES if f"health_{key}" in now}
+    if not baselines:
+        return {}
+    loss, (name, baseline) = now["health_prediction_loss"], best_baseline(baselines)
     if not loss > MAX_LOSS_VS_BASELINE * baseline:
         return {}
-    # A collapse or a divergence has its own remedy.
-    remedy = "; try more steps, or a larger prediction_weight" if is_only_finding else ""
-    return {
-        "nothing_learned": (
-            f"nothing learned about single targets: the prediction loss ends at {loss:.4g}, where {name} gives "
-            f"{baseline:.4g}{remedy}"
-        )
-    }
+    sentence = (
+        f"nothing learned about single targets: the prediction loss ends at {loss:.4g}, where {name} gives "
+        f"{baseline:.4g}"
+    )
+    if now.get("health_sample_top1_accuracy", 0.0) > 2 * now.get("health_sample_top1_accuracy_chance", 1.0):
+        found, chance = (100 * now[f"health_sample_top1_accuracy{suffix}"] for suffix in ("", "_chance"))
+        sentence += f"; but the context identifies {found:.2g} % of the samples (chance {chance:.2g} %)"
+    return {"nothing_learned": sentence}
 
 
 def _ratio(part: float, total: float) -> str:
-    return f"{100 * part / total:.2g} %"
+    return f"{100 * part / total if total else 0:.2g} %"
 
 
 def _skill(entry: Mapping[str, float], name: str) -> float:
@@ -281,6 +300,30 @@ def is_measurement(entry: Mapping[str, Any]) -> bool:
     return any(name.startswith("health_") for name in entry)
 
 
+def measurements(history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Return the measurements of `HealthCallback` in a log; without any, those of evaluations under the same names."""
+    entries = [entry for entry in history if "step" in entry]
+    watched = [entry for entry in entries if is_measurement(entry)]
+    if watched:
+        return [{name: value for name, value in entry.items() if _is_number(value)} for entry in watched]
+    found = []
+    for entry in entries:
+        values = {
+            f"health_{name.removeprefix('eval_')}": value
+            for name, value in entry.items()
+            if name.startswith("eval_") and _is_number(value)
+        }
+        if "health_top1_accuracy" not in values:  # of a predictor that is not trained
+            values.pop("health_prediction_loss", None)
+        if values:
+            found.append({"step": entry["step"], **values})
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def findings(history: Iterable[Mapping[str, Any]], max_steps: int | None = None) -> dict[str, tuple[int, str]]:
     """Return the first step and the sentence of each kind of finding in a run's log.
 
@@ -289,10 +332,10 @@ def findings(history: Iterable[Mapping[str, Any]], max_steps: int | None = None)
         max_steps: The run's length in steps, at which it is judged whether anything was learned;
             None for no such judgment.
     """
-    measured = list(filter(is_measurement, history))
+    measured = measurements(history)
     first: dict[str, tuple[int, str]] = {}
     for count, entry in enumerate(measured, start=1):
         finished = max_steps is not None and entry["step"] >= max_steps
         for kind, sentence in diagnose(measured[:count], finished).items():
-            first.setdefault(kind, (entry["step"], sentence))
+            first.setdefault(kind, (int(entry["step"]), sentence))
     return first

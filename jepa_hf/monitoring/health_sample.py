@@ -9,8 +9,19 @@ from accelerate.utils import gather_object
 
 from ..models.configuration_jepa import JepaConfig
 from ..models.packed_sequences import document_counts, document_position_ids
-from .health import prediction_health, representation_health
+from .health import BASELINES, REPRESENTATION_METRICS, prediction_health, representation_health
 from .metrics import sample_top1_accuracy
+
+
+def metric_names(config: JepaConfig) -> set[str]:
+    """Return the names of all metrics that `HealthSample.measure` may return."""
+    names = {f"{encoder}_{name}" for encoder in ("target", "context") for name in REPRESENTATION_METRICS} | {*BASELINES}
+    if config.prediction_weight > 0:
+        names |= {"prediction_loss"}
+        names |= {f"top1_accuracy{suffix}" for suffix in ("", "_chance", "_in_sample", "_in_sample_chance")}
+    if config.contrastive_weight > 0:
+        names |= {"sample_top1_accuracy", "sample_top1_accuracy_chance"}
+    return names
 
 
 class HealthSample:
@@ -39,16 +50,16 @@ class HealthSample:
         if not rows:
             return
         valid = output.target_valid[:rows]
-        views = len(output.context_valid) // len(output.target_valid)
+        num_masks = len(output.context_valid) // len(output.target_valid)
         # A row is one sample, or up to this number of documents.
         max_samples = batch["document_valid"].shape[1] if "document_valid" in batch else 1
         samples = torch.arange(rows, device=valid.device) * max_samples
         # As in the contrastive term, samples without targets are not candidates.
         has_targets = document_counts(output.target_samples[:rows].flatten(1), max_samples) > 0
-        context_valid = output.context_valid[: rows * views]
-        context_samples = samples.repeat_interleave(views)[:, None] + output.context_samples[: rows * views]
+        context_valid = output.context_valid[: rows * num_masks]
+        context_samples = samples.repeat_interleave(num_masks)[:, None] + output.context_samples[: rows * num_masks]
         vectors = {
-            "context": output.context_state[: rows * views][context_valid].float(),
+            "context": output.context_state[: rows * num_masks][context_valid].float(),
             "context samples": context_samples[context_valid],
             "predictions": output.predictions[:rows][valid].float(),
             "targets": output.targets[:rows][valid].float(),
@@ -65,7 +76,7 @@ class HealthSample:
         if output.sample_targets is not None:
             count = has_targets.numel()
             vectors["sample targets"] = output.sample_targets[:count]
-            vectors["sample predictions"] = output.sample_predictions.unflatten(0, (-1, views))[:count]
+            vectors["sample predictions"] = output.sample_predictions.unflatten(0, (-1, num_masks))[:count]
         self._batches.append(vectors)
 
     def gather(self, accelerator: Accelerator) -> None:

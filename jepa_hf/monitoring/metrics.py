@@ -36,7 +36,7 @@ def effective_rank(vectors: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
     finite = vectors.isfinite().all()
     vectors = torch.where(finite, vectors, torch.zeros_like(vectors)).double()  # eigvalsh fails on NaN
     singular = singular_values(vectors)
-    # A spread no larger than the rounding of its vectors has no directions.
+    # A deviation no larger than the rounding of its vectors has no directions.
     has_variance = singular.norm() > 1e-6 * vectors.norm()
     # A singular value below float32's resolution is rounding, not a direction.
     singular = torch.where(singular > 1e-6 * singular.max(), singular, torch.zeros_like(singular))
@@ -135,12 +135,12 @@ def top1_accuracy_in_sample(
 
 
 def sample_top1_accuracy(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Compute the top-1 accuracy by cosine of each view among the targets of all samples.
+    """Compute the top-1 accuracy by cosine of each masked sample among the targets of all samples.
 
     Chance is 1/N. Targets are standardized over the samples first, as in the contrastive term.
 
     Args:
-        predictions: `[N * views, D]`, the views of a sample adjacent.
+        predictions: `[N * masks, D]`, those of a sample's masks adjacent.
         targets: `[N, D]`.
     """
     similarity = F.normalize(predictions.float(), dim=-1) @ F.normalize(standardize_features(targets.float()), dim=-1).T
@@ -166,16 +166,24 @@ def constant_baseline_loss(targets: torch.Tensor, loss_type: str, smooth_l1_beta
     it comes from `_SMOOTH_L1_STEPS` steps of reweighted least squares from the mean (Huber 1964),
     none of which raises the loss. It is fitted to the targets that it is evaluated on, so its loss
     is too low by a fraction of about 1/N.
+
+    Raises:
+        ValueError: The best constant of this loss is unknown.
     """
     targets = targets.float()
     if loss_type == "l1":
         constant = targets.contiguous().median(dim=0).values  # torch's median of an expanded tensor is wrong
-    else:
-        constant = (F.normalize(targets, dim=-1) if loss_type == "cosine" else targets).mean(dim=0)
-    if loss_type == "smooth_l1":
+    elif loss_type == "l2":
+        constant = targets.mean(dim=0)
+    elif loss_type == "cosine":
+        constant = F.normalize(targets, dim=-1).mean(dim=0)
+    elif loss_type == "smooth_l1":
+        constant = targets.mean(dim=0)
         for _ in range(_SMOOTH_L1_STEPS):
             weight = (targets - constant).abs_().clamp_min_(smooth_l1_beta).reciprocal_()
             constant = (weight * targets).sum(dim=0) / weight.sum(dim=0)
+    else:
+        raise ValueError(f"The best constant for the loss {loss_type!r} is unknown. Add it to constant_baseline_loss.")
     return prediction_loss(loss_type, constant.expand_as(targets), targets, smooth_l1_beta).mean()
 
 

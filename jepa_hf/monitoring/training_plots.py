@@ -16,10 +16,10 @@ from .assessment import (
     assess_change,
     assess_cosine,
     assess_loss,
+    assess_normalized_std,
     assess_pooled_rank,
     assess_rank,
     assess_sample_top1_accuracy,
-    assess_spread,
     assess_top1_accuracy,
     assess_within_sample,
     metric_series,
@@ -52,7 +52,7 @@ def _target_and_context_curves(metric: str) -> Curves:
     return tuple((f"{MEASURED_PREFIX}{encoder}_{metric}", f"{pooled}{label}") for encoder, label in _ENCODERS)
 
 
-# The first four panels are drawn to `training.png`.
+# The first four panels that have curves are drawn to `training.png`.
 PANELS: tuple[Panel, ...] = (
     Panel(
         "Prediction loss",
@@ -80,7 +80,12 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "Mean pairwise cosine (1: collapsed)", _target_and_context_curves("pairwise_cosine"), assess_cosine, (0.0, 1.0)
     ),
-    Panel("Spread of directions (0: collapsed)", _target_and_context_curves("spread"), assess_spread, (0.0, 1.0)),
+    Panel(
+        "Normalized standard deviation (0: collapsed)",
+        _target_and_context_curves("normalized_std"),
+        assess_normalized_std,
+        (0.0, 1.0),
+    ),
     Panel("Effective rank of pooled samples", _target_and_context_curves("pooled_rank"), assess_pooled_rank, (0.0,)),
     Panel(
         "Mean cosine between pooled samples (1: collapsed)",
@@ -194,22 +199,22 @@ def draw_panel(axis: Axes, panel: Panel, log_history: list[dict[str, Any]]) -> N
 
 
 def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
-    """Draw the first four panels of a run's log to a PNG.
+    """Draw the first four of `PANELS` that the log has curves for to a PNG.
 
     Args:
         log_history: `trainer.state.log_history`.
         path: File to write.
     """
-    _plot(PANELS[:4], log_history, path)
+    _plot(PANELS, log_history, path)
 
 
 def plot_language_model(log_history: list[dict[str, Any]], path: str | Path) -> None:
-    """Draw the first four panels of `LLM_PANELS` that the log has curves for to a PNG."""
-    available = [panel for panel in LLM_PANELS if any(metric_series(log_history, name) for name, _ in panel.curves)]
-    _plot(available[:4], log_history, path)
+    """Draw the first four of `LLM_PANELS` that the log has curves for to a PNG."""
+    _plot(LLM_PANELS, log_history, path)
 
 
 def _plot(panels: Sequence[Panel], log_history: list[dict[str, Any]], path: str | Path) -> None:
+    panels = [panel for panel in panels if any(metric_series(log_history, name) for name, _ in panel.curves)][:4]
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(2, 2).flat)

@@ -29,16 +29,14 @@ from ..models.configuration_jepa import JepaConfig
 from ..models.encoder_adapters import encoder_adapter_for
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..monitoring.assessment import (
-    MEASURED_PREFIX,
     Assessment,
     History,
     Severity,
-    assess_findings,
+    Verdict,
     assess_samples,
-    explain_verdict,
     format_percent,
+    judge,
     metric_series,
-    verdict,
 )
 from ..monitoring.metrics import effective_rank, mean_pairwise_cosine, singular_values
 from ..monitoring.training_plots import PANELS
@@ -119,7 +117,7 @@ def write_report(
     output: str | Path | None = None,
     max_samples: int = 1000,
     evaluation: str | Path | None = None,
-) -> Assessment:
+) -> Verdict:
     """Write the page about a run.
 
     Args:
@@ -178,7 +176,9 @@ def load_run(run_dir: str | Path) -> Run:
     if not folder.is_dir():
         raise UsageError(f"The run directory {str(run_dir)!r} does not exist. Name the output_dir of a run.")
     has_record = (folder / RUN_FILE).is_file()
-    record: dict[str, Any] = read_run(folder) if has_record else {"settings": {}, "finished": True, "versions": {}}
+    record: dict[str, Any] = (
+        read_run(folder) if has_record else {"settings": {}, "finished": True, "stopped_early": False, "versions": {}}
+    )
     if record["settings"].get("objective") == "llm":
         raise UsageError(
             f"{str(run_dir)!r} holds a run of a language model, but reports are about encoders. See its README.md, "
@@ -190,8 +190,11 @@ def load_run(run_dir: str | Path) -> Run:
             f"{str(run_dir)!r} holds no run: no {RUN_FILE}, metrics.json or checkpoint. Name the output_dir of a run."
         )
     max_steps: int | None = None
-    if metrics.is_file() and (record["finished"] or checkpoint is None):
+    ended = record["finished"] or record["stopped_early"]
+    if metrics.is_file() and (ended or checkpoint is None):
         (history, max_steps), status = _history(metrics, "history"), "The run finished"
+        if record["stopped_early"]:
+            status = "The watchdog stopped the run (--stop_on_collapse)"
     elif checkpoint is not None:
         history, max_steps = _history(checkpoint / STATE_FILE, "log_history")
         status = f"The run is not finished; this page shows {checkpoint.name},"
@@ -202,7 +205,7 @@ def load_run(run_dir: str | Path) -> Run:
         status = "This run only evaluated a model"
     elif history:
         status += f" after {steps:,} steps"
-    models = [folder / JEPA_FOLDER] if record["finished"] else []
+    models = [folder / JEPA_FOLDER] if ended else []
     if checkpoint is not None:
         models.append(checkpoint)
     model = next((path for path in models if (path / "config.json").is_file()), None)
@@ -261,7 +264,7 @@ def compute_representations(run: Run, max_samples: int) -> Representations:
     if not run.settings:
         raise UsageError(f"The run directory has no {RUN_FILE}, which names the run's data.")
     context = Embedder.from_pretrained(run.model, max_seq_length=run.settings.get("max_seq_length"))
-    samples = load_run_samples(run.settings, context.modality, max_samples)
+    samples = load_run_samples(run.settings, context.modality, max_samples, context.feature_column_names)
     if len(samples.samples) < 2:
         raise UsageError("The run's data has a single sample, which has no neighbours.")
     model = JepaForRepresentationPrediction.from_pretrained(run.model)
@@ -291,7 +294,7 @@ def _random_init_encoder(model: JepaForRepresentationPrediction, settings: dict[
 # ---- the page
 
 
-def render(run: Run, represented: Representations | str, evaluation: Any = None) -> tuple[str, Assessment]:
+def render(run: Run, represented: Representations | str, evaluation: Any = None) -> tuple[str, Verdict]:
     """Render the page.
 
     Args:
@@ -304,16 +307,18 @@ def render(run: Run, represented: Representations | str, evaluation: Any = None)
     """
     config = _config(run.model)
     curves, readings = _curves(run.history, None if config is None else config.hidden_size)
-    samples = _no_samples(represented) if isinstance(represented, str) else _samples(represented, readings)
-    readings += assess_findings(run.history, run.max_steps)
-    run_verdict = verdict(
-        readings, measured=bool(metric_series(run.history, f"{MEASURED_PREFIX}constant_baseline_loss"))
-    )
+    of_samples, samples = None, ""
+    if isinstance(represented, str):
+        samples = _no_samples(represented)
+    else:
+        of_samples, samples = _samples(represented)
+        readings.append(of_samples)
+    run_verdict = judge(run.history, run.max_steps, str(run.folder), of_samples)
     modality = "any" if config is None else encoder_adapter_for(config.encoder_config).modality
     body = [
         f"<h1>{escape(run.folder.resolve().name)}</h1>",
         f'<p class="soft">{escape(run.status)} {escape(str(run.folder))}</p>',
-        _verdict(run_verdict, explain_verdict(readings)),
+        _verdict(run_verdict, [reading.sentence for reading in readings if reading.severity >= Severity.WARNING]),
         _section("Loss and health", curves),
         _section("What was masked", _masks(run.folder, modality)),
         _section("Probes", _evaluation(evaluation, run.folder)),
@@ -326,12 +331,11 @@ def render(run: Run, represented: Representations | str, evaluation: Any = None)
     return template.substitute(title=title, body="\n".join(body)), run_verdict
 
 
-def _verdict(run_verdict: Assessment, sentences: Sequence[str]) -> str:
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return (
-        f'<div class="verdict {run_verdict.severity.name.lower()}"><strong>{escape(run_verdict.sentence)}</strong>'
-        f"<ul>{items}</ul></div>"
-    )
+def _verdict(run_verdict: Verdict, readings: Sequence[str]) -> str:
+    first, advice = run_verdict.lines
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in (*run_verdict.reasons[1:], *readings, advice))
+    kind = run_verdict.severity.name.lower()
+    return f'<div class="verdict {kind}"><strong>{escape(first)}</strong><ul>{items}</ul></div>'
 
 
 def _curves(history: History, width: int | None) -> tuple[str, list[Assessment]]:
@@ -403,14 +407,13 @@ def _no_samples(reason: str) -> str:
     )
 
 
-def _samples(represented: Representations, readings: list[Assessment]) -> str:
-    """Render spectrum, map and neighbours; append the reading of the spectrum to `readings`."""
+def _samples(represented: Representations) -> tuple[Assessment, str]:
+    """Render spectrum, map and neighbours; the assessment is that of the spectrum."""
     samples, vectors = represented.samples, represented.vectors
     tensors = {name: torch.from_numpy(values) for name, values in vectors.items()}
     ranks = {name: effective_rank(tensor).item() for name, tensor in tensors.items()}
     cosines = {name: mean_pairwise_cosine(tensor).item() for name, tensor in tensors.items()}
     reading = assess_samples(ranks, cosines, vectors["context"].shape[1])
-    readings.append(reading)
     spectrum = spectrum_svg(
         {_ENCODERS[name]: relative_singular_values(values) for name, values in vectors.items()},
         {_ENCODERS[name]: rank for name, rank in ranks.items()},
@@ -427,7 +430,7 @@ def _samples(represented: Representations, readings: list[Assessment]) -> str:
         "of a sample is the mean over its positions.</p>"
     )
     neighbours = _section("Nearest neighbours", _neighbours(represented))
-    return _section("Representations", intro + _panels(figures)) + neighbours
+    return reading, _section("Representations", intro + _panels(figures)) + neighbours
 
 
 def _map_figure(represented: Representations) -> str:

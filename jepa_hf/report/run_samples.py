@@ -1,7 +1,7 @@
 """Samples of a run's data with their labels, read again from the sources in the run's settings."""
 
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset
 
-from ..data.arguments import DataArguments
+from ..data.arguments import PASSED_DATASET, DataArguments
+from ..data.feature_columns import label_columns
 from ..data.feature_datasets import load_feature_datasets
 from ..data.file_readers import file_errors_as_usage_error, file_format, find_files, read_rows
-from ..data.image_datasets import IMAGE_SUFFIXES, load_image_datasets
+from ..data.image_datasets import load_image_datasets
 from ..data.image_decoding import decode_image
+from ..data.image_files import is_image_file
 from ..data.splits import limit_samples, load_hub_dataset, train_validation_split
 from ..data.text_datasets import load_text_datasets, text_column
 from ..errors import UsageError
-from ..evaluation.names import LABEL_COLUMNS
 
 _LOADERS = {
     "text": ("text", load_text_datasets),
@@ -47,7 +48,9 @@ class RunSamples:
     damaged: int = 0
 
 
-def load_run_samples(settings: dict[str, Any], modality: str, max_samples: int) -> RunSamples:
+def load_run_samples(
+    settings: dict[str, Any], modality: str, max_samples: int, feature_column_names: Sequence[str] | None = None
+) -> RunSamples:
     """Read a run's data again and draw samples from it, always the same ones.
 
     Held-out samples come first, then training samples up to `max_samples`. Labels are a column of
@@ -58,6 +61,7 @@ def load_run_samples(settings: dict[str, Any], modality: str, max_samples: int) 
         settings: settings of the run, from `read_run`.
         modality: "text", "images" or "features".
         max_samples: maximum number of samples.
+        feature_column_names: columns of features that the run's encoder reads.
 
     Returns:
         The samples with their rows and labels.
@@ -65,10 +69,13 @@ def load_run_samples(settings: dict[str, Any], modality: str, max_samples: int) 
     Raises:
         UsageError: the data is missing or cannot be read.
     """
+    if settings.get("dataset_name") == PASSED_DATASET:
+        raise UsageError("The run's data was passed to pretrain from Python, so it cannot be read again.")
     args = DataArguments(**{item.name: settings[item.name] for item in fields(DataArguments) if item.name in settings})
     seed, need_validation = int(settings.get("seed", 42)), bool(settings.get("do_eval"))
     column, loader = _LOADERS[modality]
-    train, validation = loader(args, seed=seed, need_validation=need_validation)
+    columns = {"column_names": feature_column_names} if modality == "features" else {}
+    train, validation = loader(args, seed=seed, need_validation=need_validation, **columns)
     parts = {"validation": validation, "training": train} if validation is not None else {"training": train}
     split_labels = _labels(args, modality, seed, parts)
 
@@ -125,9 +132,13 @@ def _labels(args: DataArguments, modality: str, seed: int, parts: dict[str, Any]
     else:
         splits = load_hub_dataset(args)
         held_out = args.dataset_validation_split or "validation"
-        own_validation = "validation" in parts and held_out in splits
-        names = [args.dataset_train_split, held_out] if own_validation else [args.dataset_train_split]
+        own_validation = "validation" in parts and (args.validation_file is not None or held_out in splits)
+        names = [args.dataset_train_split]
+        if args.validation_file is None and own_validation:
+            names.append(held_out)
         sources = [_split_labels(splits[name], args, modality) for name in names]
+        if args.validation_file is not None and "validation" in parts:
+            sources.append(_file_labels(args.validation_file, args, modality))
     if None in sources:
         return None
     train, validation = (Dataset.from_dict({"label": source}) for source in (*sources[:2], [])[:2])
@@ -145,7 +156,7 @@ def _file_labels(files: str, args: DataArguments, modality: str) -> list[str] | 
         return None
     labels: list[str] = []
     for path in find_files("train_file", files):
-        if path.lower().endswith((*_ARRAYS, *IMAGE_SUFFIXES)):
+        if path.lower().endswith(_ARRAYS) or is_image_file(path):
             return None
         kind = file_format(path)
         text = text_column(path, kind, args.text_column_name) if modality == "text" else None
@@ -177,8 +188,9 @@ def _split_labels(split: Dataset, args: DataArguments, modality: str) -> list[st
     return [str(label) for label, row in zip(names, split[text], strict=True) if row is not None and row.strip()]
 
 
-def _label_column(columns: Container[str | None], args: DataArguments) -> str | None:
-    return next((name for name in (args.label_column_name, *LABEL_COLUMNS) if name in columns), None)
+def _label_column(columns: Iterable[str], args: DataArguments) -> str | None:
+    named = label_columns(columns, args.label_column_name) if args.label_column_name else []
+    return next(iter(named or label_columns(columns)), None)
 
 
 def _folder_labels(samples: list[dict[str, Any]]) -> list[str] | None:

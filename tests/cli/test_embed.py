@@ -35,8 +35,8 @@ def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_command_embeds_all_files(capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
     assert main(["embed", "model", "data.txt", "more.txt", "--output", "two.npy", "--pooling", "cls"]) == 0
-    said, err = capfd.readouterr()
-    assert said == "written to two.npy: 203 embeddings of width 32\n"
+    output, err = capfd.readouterr()
+    assert output == "written to two.npy: 203 embeddings of width 32\n"
     assert err == ""
     expected = Embedder.from_pretrained("model", device="cpu").embed([*CORPUS, *CORPUS[:3]], ("cls",))["cls"]
     np.testing.assert_allclose(np.load("two.npy"), expected, atol=1e-5)
@@ -58,8 +58,12 @@ def test_a_killed_command_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) 
     assert not Path("killed.parquet").exists()
     assert main([*command, "alone.parquet"]) == 0
     embedded = []
-    embed = Embedder.embed
-    monkeypatch.setattr(Embedder, "embed", lambda self, *args: embedded.append(len(args[0])) or embed(self, *args))
+    embed = Embedder.embed_list
+    monkeypatch.setattr(
+        Embedder,
+        "embed_list",
+        lambda self, *args, **names: embedded.append(len(args[0])) or embed(self, *args, **names),
+    )
     assert main([*command, "killed.parquet"]) == 0
     assert 0 < sum(embedded) <= 12_000 - 2048
     killed, alone = (pq.read_table(f"{name}.parquet") for name in ("killed", "alone"))
@@ -91,6 +95,7 @@ def test_a_killed_command_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) 
             "The folder for parts, 'busy.npy.parts', holds other files",
         ),
         (["model", "data.txt", "--pooling", "max"], "--pooling: invalid choice: 'max'"),
+        (["model", "data.txt", "--max_samples", "0"], "max_samples must be at least 1, not 0"),
         (["model", "data.txt", "--batch_size", "0"], "Expected batch_size to be at least 1, got 0"),
         (["model", "data.txt", "--max_seq_length", "999"], "Expected max_seq_length from 1 to 128"),
         (["model"], "the following arguments are required: FILES"),
@@ -113,8 +118,8 @@ def test_refusals_are_one_sentence_and_write_nothing(
         arguments = [*arguments, "--output", "new.npy"]
     capfd.readouterr()
     assert main(["embed", *arguments]) == 2
-    said, err = capfd.readouterr()
-    assert said == ""
+    output, err = capfd.readouterr()
+    assert output == ""
     assert err.startswith("jepa-hf embed: error: ")
     assert err.count("\n") == 1
     assert sentence in err

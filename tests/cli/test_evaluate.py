@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
 from helpers.cli import snapshot, start_process
 from helpers.tiny_models import CORPUS, save_tiny_encoder
+from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel
 from jepa_hf.cli.main import main
 
 FILES = {"evaluation.json", "evaluation.md", "scores.png", "spectrum.png"}
@@ -49,48 +52,69 @@ def test_two_models_and_three_tasks_from_end_to_end(
     before = {model: snapshot(work / model) for model in models}
     arguments = ["evaluate", *models, "--tasks", "topics", "pairs.jsonl", "answers.jsonl", "--output_dir", str(out)]
     assert main([*arguments, "--pooling", "mean", "cls", "layers"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert {path.name for path in out.iterdir()} == FILES | {"map.png"}
     assert {model: snapshot(work / model) for model in models} == before
 
-    found = json.loads((out / "evaluation.json").read_text())
-    assert found["models"] == models
-    assert [(task["name"], task["kind"], task["n_test"]) for task in found["tasks"]] == [
+    actual = json.loads((out / "evaluation.json").read_text())
+    assert actual["models"] == models
+    assert [(task["name"], task["kind"], task["n_test"]) for task in actual["tasks"]] == [
         ("topics", "labels", 40),
         ("pairs", "similarity", 40),
         ("answers", "retrieval", 40),
     ]
-    assert len(found["scores"]) == 2 * 3 * (2 + 1 + 4)
-    assert found["settings"]["seed"] == 42
-    assert set(found["settings"]["versions"]) >= {"jepa_hf", "torch", "transformers", "scikit-learn"}
-    length = next(s for s in found["scores"] if (s["metric"], s["pooling"]) == ("linear_probe", "mean"))
+    assert len(actual["scores"]) == 2 * 3 * (2 + 1 + 4)
+    assert actual["settings"]["seed"] == 42
+    assert set(actual["settings"]["versions"]) >= {"jepa_hf", "torch", "transformers", "scikit-learn"}
+    length = next(s for s in actual["scores"] if (s["metric"], s["pooling"]) == ("linear_probe", "mean"))
     assert length["value"] > 0.7  # it says of a text how long it is
 
     page = (out / "evaluation.md").read_text()
-    assert "| one | mean |" in said
-    assert said.split("\nwritten to")[0].strip() in page
+    assert "| one | mean |" in output
+    assert output.split("\nwritten to")[0].strip() in page
     for name in ("scores.png", "spectrum.png", "map.png"):
         assert f"({name})" in page
         with Image.open(out / name) as picture:
             assert np.ptp(np.asarray(picture)) > 0
 
     numbers = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert main([*arguments, "--pooling", "mean", "cls", "layers"]) == 0
-    assert {path.name: path.read_bytes() for path in out.iterdir() if path.suffix == ".md"} == {
-        "evaluation.md": numbers["evaluation.md"]
-    }
-    assert main(["evaluate", "models/one", "--tasks", "pairs.jsonl", "--output_dir", str(out)]) == 0
+    again = ["evaluate", "models/one", "--tasks", "pairs.jsonl", "--output_dir", str(out)]
+    assert main(again) == 2
+    assert "holds the results of an earlier evaluation. Name another directory" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == numbers
+    assert main([*arguments, "--pooling", "mean", "cls", "layers", "--overwrite_output_dir"]) == 0
+    assert (out / "evaluation.md").read_bytes() == numbers["evaluation.md"]
+    assert main([*again, "--overwrite_output_dir"]) == 0
     assert {path.name for path in out.iterdir()} == FILES
 
 
-def test_a_card_is_updated_and_nothing_beside_it(
+def test_columns_of_features_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train and test in different orders, with row numbers and another column: the scores of tables in order."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config = FeatureEncoderConfig(
+        3, patch_size=1, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, feature_column_names=list("abc")
+    )
+    FeatureEncoderModel(config).save_pretrained("encoder")
+    values = np.random.default_rng(0).normal(size=(120, 3)) * [1, 10, 100]
+    frame = pd.DataFrame(values, columns=list("abc")).assign(label=(values[:, 0] > 0).astype(int))
+    for name, columns in (("in_order", "abc"), ("mixed", "cab")):
+        Path(name).mkdir()
+        frame[:80].to_csv(f"{name}/train.csv", index=name == "mixed")
+        frame[80:].assign(d=1.0)[[*columns, "label", "d"]].to_csv(f"{name}/test.csv", index=False)
+        assert main(["evaluate", "encoder", "--tasks", name, "--output_dir", f"{name}_out"]) == 0
+    scores = [json.loads(Path(f"{name}_out/evaluation.json").read_text())["scores"] for name in ("in_order", "mixed")]
+    assert [score["value"] for score in scores[0]] == [score["value"] for score in scores[1]]
+
+
+def test_a_card_is_updated_and_nothing_else(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(work)
     before = snapshot(work / "models")
-    arguments = ["evaluate", "models/one", "models/two", "--tasks", "pairs.jsonl", "--output_dir", str(tmp_path)]
+    arguments = ["evaluate", "models/one", "models/two", "--tasks", "pairs.jsonl", "--overwrite_output_dir"]
     for _ in range(2):
-        assert main([*arguments, "--update_card", "models/two"]) == 0
+        assert main([*arguments, "--output_dir", str(tmp_path), "--update_card", "models/two"]) == 0
         assert "updated models/two/README.md\n" in capsys.readouterr().out
         after = snapshot(work / "models")
         assert before.keys() == after.keys()
@@ -141,15 +165,15 @@ def test_refusals_are_one_sentence_and_write_nothing(
     before = snapshot(work)
     capfd.readouterr()
     assert main(["evaluate", *arguments.split()]) == 2
-    said, err = capfd.readouterr()
-    assert said == ""
+    output, err = capfd.readouterr()
+    assert output == ""
     assert err.startswith("jepa-hf evaluate: error: ")
     assert err.count("\n") == 1
     assert sentence in err
     assert snapshot(work) == before
 
 
-def test_a_damaged_card_is_found_before_the_work(
+def test_a_damaged_card_is_refused_before_the_work(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     save_tiny_encoder("bert", tmp_path / "model")
@@ -167,6 +191,7 @@ def test_a_missing_library_is_named_with_what_installs_it_and_help_needs_none(wo
 import sys
 from contextlib import suppress
 sys.modules["sklearn"] = sys.modules["sentence_transformers"] = None  # importing them is an error
+from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel
 from jepa_hf.cli.main import main
 with suppress(SystemExit):
     main(["evaluate", "--help"])

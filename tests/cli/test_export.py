@@ -31,6 +31,11 @@ def headless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def encoder_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The exported weights without the pooler, which this run does not have."""
+    return {name: value for name, value in weights(folder).items() if not name.startswith("pooler.")}
+
+
 def part(model: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in model.items() if name.startswith(prefix)}
 
@@ -48,14 +53,14 @@ def test_every_source_gives_its_own_encoder(
     before = snapshot(out)
     capfd.readouterr()
     assert main(["export", str(out / source), str(target), "--encoder", encoder]) == 0
-    said, err = capfd.readouterr()
-    assert said == f"written to {target}\n"
+    output, err = capfd.readouterr()
+    assert output == f"written to {target}\n"
     assert err == ""
     assert snapshot(out) == before
     full = weights(out / (source or "jepa"))
-    assert same(weights(target), part(full, f"{encoder}_encoder."))
+    assert same(encoder_weights(target), part(full, f"{encoder}_encoder."))
     other = {"context": "target", "target": "context"}[encoder]
-    assert not same(weights(target), part(full, f"{other}_encoder."))
+    assert not same(encoder_weights(target), part(full, f"{other}_encoder."))
     assert AutoModel.from_pretrained(target).config.model_type == "bert"
     assert AutoTokenizer.from_pretrained(target).get_vocab() == AutoTokenizer.from_pretrained(out).get_vocab()
     assert (target / "modules.json").is_file()
@@ -105,7 +110,7 @@ print(type(model).__name__, sum(p.double().sum().item() for p in model.parameter
         (["../bert", "new"], "contains no full JEPA model"),
         (["../data.txt", "new"], "contains no full JEPA model"),
         (["jepa", "checkpoint-2"], "output_dir 'checkpoint-2' is not empty; name a new directory"),
-        (["jepa", "README.md"], "output_dir 'README.md' is a file, or is under a file; name a directory"),
+        (["jepa", "README.md"], "output_dir 'README.md' is a file, or is under a file. Name a directory"),
         (["jepa", "README.md/new"], "'README.md/new'"),
         (["jepa"], "the following arguments are required: output_dir"),
         (["jepa", "new", "--encoder", "both"], "--encoder: invalid choice: 'both'"),
@@ -121,8 +126,8 @@ def test_refusals_are_one_sentence_and_write_nothing(
     before = snapshot(out)
     capfd.readouterr()
     assert main(["export", *arguments]) == 2
-    said, err = capfd.readouterr()
-    assert said == ""
+    output, err = capfd.readouterr()
+    assert output == ""
     assert err.startswith("jepa-hf export: error: ")
     assert err.count("\n") == 1
     assert expected in err

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -89,8 +90,8 @@ def valid_checkpoints(out: Path) -> set[str]:
 
 def assert_goes_on(folder: Path, out: Path, *flags: str) -> None:
     """The same command ends as the undisturbed run, and leaves nothing half-written."""
-    said = train(*command(folder, out, *flags))
-    assert "resuming the unfinished run" in said
+    output = train(*command(folder, out, *flags))
+    assert "resuming the unfinished run" in output
     assert_same_weights(out / "jepa", folder / "whole" / "jepa")
     assert_same_weights(out, folder / "whole")
     assert not [path.name for path in out.iterdir() if ".new" in path.name or path.name.endswith(".old")]
@@ -103,10 +104,10 @@ def assert_goes_on(folder: Path, out: Path, *flags: str) -> None:
 def mounted(place: Path, options: str) -> Iterator[None]:
     """A disk of its own, in memory; where mounting is not allowed, the test is left out."""
     place.mkdir(exist_ok=True)
-    done = subprocess.run(
+    completed = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, check=False
     )
-    if done.returncode:
+    if completed.returncode:
         pytest.skip("mounting is not allowed here")
     try:
         yield
@@ -115,22 +116,22 @@ def mounted(place: Path, options: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.85], ids="{} of a checkpoint fits".format)
-def test_a_full_disk_costs_no_whole_checkpoint(
+def test_a_full_disk_costs_no_complete_checkpoint(
     share: float, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The second save does not fit: what is needed and what is free is told, what was half-written is gone."""
+    """The second save does not fit: the message has needed and free bytes, the incomplete checkpoint is deleted."""
     one = sum(path.stat().st_size for path in (folder / "whole" / "checkpoint-2").iterdir())
-    beside = sum((folder / "whole" / name).stat().st_size for name in ("_run.json", "masks.png"))
+    other_files = sum((folder / "whole" / name).stat().st_size for name in ("_run.json", "masks.png"))
     disk = tmp_path / "disk"
-    with mounted(disk, f"size={int(one * (1 + share) + beside + 16 * 4096)}"):
+    with mounted(disk, f"size={int(one * (1 + share) + other_files + 16 * 4096)}"):
         out = disk / "out"
         flags = ("--save_total_limit", "1")
-        code, said = outcome(capsys, *command(folder, out, *flags))
+        code, output = outcome(capsys, *command(folder, out, *flags))
         assert code == 1
-        assert len(said) == 1
-        assert f"{out}/checkpoint-4 could not be written (" in said[0]
-        assert "It takes about 0." in said[0]
-        assert f"Make room, and give the same command again to go on from {out}/checkpoint-2." in said[0]
+        assert len(output) == 1
+        assert f"{out}/checkpoint-4 could not be written (" in output[0]
+        assert "It takes about 0." in output[0]
+        assert f"Make room, and give the same command again to go on from {out}/checkpoint-2." in output[0]
         assert {path.name for path in out.iterdir()} == {"_run.json", "masks.png", "checkpoint-2"}
         assert valid_checkpoints(out) == {"checkpoint-2"}
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
@@ -138,7 +139,7 @@ def test_a_full_disk_costs_no_whole_checkpoint(
 
 
 @pytest.mark.parametrize("size", [20_000, 300_000])
-def test_a_limit_on_files_is_told_like_a_full_disk(
+def test_a_limit_on_files_is_reported_like_a_full_disk(
     size: int, folder: Path, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Which makes safetensors fail or torch.save, each in its own words."""
@@ -146,11 +147,11 @@ def test_a_limit_on_files_is_told_like_a_full_disk(
     out = tmp_path / "out"
     try:
         with fault(3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))):
-            code, said = outcome(capsys, *command(folder, out))
+            code, output = outcome(capsys, *command(folder, out))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert code == 1
-    assert f"{out}/checkpoint-4 could not be written (" in said[0]
+    assert f"{out}/checkpoint-4 could not be written (" in output[0]
     assert valid_checkpoints(out) == {"checkpoint-2"}
     assert not list(out.glob("_checkpoint*"))
     assert_goes_on(folder, out)
@@ -167,38 +168,38 @@ def test_results_that_find_no_room_are_written_by_the_same_command(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with fault(9, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))):
-            code, said = outcome(capsys, *longer)
+            code, output = outcome(capsys, *longer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert code == 1
-    assert f"{out} could not be written (" in said[0]
+    assert f"{out} could not be written (" in output[0]
     assert snapshot(out / "jepa") == earlier
     assert not (out / "_final.new").exists()
     train(*longer)
     assert snapshot(out / "jepa") != earlier
 
 
-def test_a_read_only_directory_is_told_before_anything_is_done(
+def test_a_read_only_directory_is_refused_first(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "place"
     place.mkdir()
-    if os.geteuid() == 0:  # who may write everywhere but on a read-only disk
+    if os.geteuid() == 0:  # root can write everywhere except on a read-only disk
         with mounted(place, "ro"):
-            told = [outcome(capsys, *command(folder, place / name)) for name in ("", "a/b")]
+            outcomes = [outcome(capsys, *command(folder, place / name)) for name in ("", "a/b")]
     else:
         place.chmod(0o555)
-        told = [outcome(capsys, *command(folder, place / name)) for name in ("", "a/b")]
-    for code, said in told:
+        outcomes = [outcome(capsys, *command(folder, place / name)) for name in ("", "a/b")]
+    for code, output in outcomes:
         assert code == 2
-        assert "cannot be written to" in said[0]
-        assert f"({place} is read-only). Choose another directory" in said[0]
+        assert "cannot be written to" in output[0]
+        assert f"({place} is read-only). Choose another directory" in output[0]
 
 
 # ---- the data
 
 
-def test_data_that_is_gone_at_the_resume_is_told_and_nothing_is_lost(
+def test_missing_data_at_a_resume_is_reported_and_nothing_is_lost(
     folder: Path, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, data = tmp_path / "out", tmp_path / "data.txt"
@@ -208,8 +209,8 @@ def test_data_that_is_gone_at_the_resume_is_told_and_nothing_is_lost(
         assert outcome(capsys, *command(folder, out, *flags))[0] == 143
     data.unlink()
     before = snapshot(out)
-    code, said = outcome(capsys, *command(folder, out, *flags))
-    assert (code, said) == (2, [f"run_jepa.py: error: train_file '{data}' does not exist. Check the path."])
+    code, output = outcome(capsys, *command(folder, out, *flags))
+    assert (code, output) == (2, [f"run_jepa.py: error: train_file '{data}' does not exist. Check the path."])
     assert snapshot(out) == before
     shutil.copy(folder / "data.txt", data)
     assert_goes_on(folder, out, *flags)
@@ -223,9 +224,9 @@ def test_a_streamed_file_that_vanishes_while_it_is_trained_on_is_named(
     out, data = tmp_path / "out", write_lines(tmp_path / "data.txt", CORPUS[:12])
     flags = ("--train_file", str(data), "--streaming", "--dataloader_num_workers", workers, "--max_steps", "30")
     with fault(2, data.unlink):
-        code, said = outcome(capsys, *command(folder, out, *flags))
+        code, output = outcome(capsys, *command(folder, out, *flags))
     assert code == 2
-    assert said == [
+    assert output == [
         f"run_jepa.py: error: '{data}' cannot be read: No such file or directory. Restore it, or name another file."
     ]
     assert "checkpoint-2" in valid_checkpoints(out)
@@ -243,13 +244,13 @@ def test_an_image_that_vanishes_while_it_is_trained_on_is_named(
     flags = f"--model_type ijepa --config_overrides {sizes} --train_file {images} --output_dir {tmp_path / 'out'} "
     flags += "--max_steps 12 --save_steps 2 --per_device_train_batch_size 4"
     with fault(2, (images / "3.png").unlink):
-        code, said = outcome(capsys, *flags.split())
+        code, output = outcome(capsys, *flags.split())
     assert code == 2
-    assert f"'{images}/3.png' cannot be read: No such file or directory. Restore it or leave it out." in said[0]
+    assert f"'{images}/3.png' cannot be read: No such file or directory. Restore it or leave it out." in output[0]
     assert "checkpoint-2" in valid_checkpoints(tmp_path / "out")
 
 
-def test_a_loaders_worker_that_is_killed_is_told(
+def test_a_killed_loader_worker_is_reported(
     folder: Path, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others = {*multiprocessing.active_children()}
@@ -262,11 +263,11 @@ def test_a_loaders_worker_that_is_killed_is_told(
     out = tmp_path / "out"
     flags = ("--dataloader_num_workers", "1")
     with fault(3, kill):
-        code, said = outcome(capsys, *command(folder, out, *flags))
+        code, output = outcome(capsys, *command(folder, out, *flags))
     assert code == 1
-    assert "A data-loader worker died (" in said[0]
-    assert "killed by signal: Killed" in said[0] or "exited unexpectedly" in said[0]
-    assert "Lower --dataloader_num_workers if so, and give the same command again to go on from" in said[0]
+    assert "A data-loader worker died (" in output[0]
+    assert "killed by signal: Killed" in output[0] or "exited unexpectedly" in output[0]
+    assert "Lower --dataloader_num_workers if so, and give the same command again to go on from" in output[0]
     assert_goes_on(folder, out, *flags)
 
 
@@ -288,10 +289,12 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_exit_code_1(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "JepaTrainer", Poisoned)
-        code, said = outcome(capsys, *command(folder, out))
+        code, output = outcome(capsys, *command(folder, out))
     assert code == 1
-    assert len(said) == 1
-    assert "The gradient of predictor.embed.bias is not finite in step 5 (batch 5 of epoch 1, training rows " in said[0]
+    assert len(output) == 1
+    assert (
+        "The gradient of predictor.embed.bias is not finite in step 5 (batch 5 of epoch 1, training rows " in output[0]
+    )
     assert valid_checkpoints(out) == {"checkpoint-2", "checkpoint-4", "checkpoint-5"}
     again = command(folder, tmp_path / "again", "--model_name_or_path", str(out / "checkpoint-5"), "--max_steps", "1")
     train(*again)
@@ -312,9 +315,9 @@ def test_a_signal_saves_after_the_step_and_leaves(
     flags = ("--save_strategy", strategy)
     with fault(3, lambda: os.kill(os.getpid(), number)):
         assert main([*command(folder, out, *flags), *QUIET]) == code
-    said = capsys.readouterr().out.splitlines()[-1]
-    told = f"after step 3; run the same command again to continue from {out / 'checkpoint-3'}"
-    assert said == f"stopped by {signal.Signals(number).name} {told}"
+    output = capsys.readouterr().out.splitlines()[-1]
+    outcomes = f"after step 3. Run the same command again to continue from {out / 'checkpoint-3'}."
+    assert output == f"Stopped by {signal.Signals(number).name} {outcomes}"
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert "checkpoint-3" in valid_checkpoints(out)
     assert not (out / "jepa").exists()
@@ -349,30 +352,53 @@ def test_the_command_itself_saves_on_sigterm_and_goes_on(folder: Path, tmp_path:
     out, log = tmp_path / "out", tmp_path / "log"
     flags = command(folder, out, "--dataloader_num_workers", "2", "--max_steps", "2000", "--save_steps", "1000")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with log.open("w") as said:
+    with log.open("w") as output:
         run = subprocess.Popen(
             [sys.executable, "-u", str(REPOSITORY / "run_jepa.py"), *flags, *QUIET],
-            stdout=said, stderr=said, env=environment, start_new_session=True,
+            stdout=output, stderr=output, env=environment, start_new_session=True,
         )  # fmt: skip
-        while "'loss'" not in log.read_text() and run.poll() is None:
+        while "· loss" not in log.read_text() and run.poll() is None:
             time.sleep(0.05)
         os.killpg(run.pid, signal.SIGTERM)
         code = run.wait(timeout=60)
     text = log.read_text()
     assert code == 143, text
     (saved,) = valid_checkpoints(out)
-    assert f"run the same command again to continue from {out / saved}" in text
+    assert f"Run the same command again to continue from {out / saved}" in text
     assert "Traceback" not in text
-    done = start_process(REPOSITORY / "run_jepa.py", *flags, "--max_steps", "1", *QUIET, cwd=tmp_path)
-    assert f"from {saved} with another length" in done.stdout, done.stderr
+    completed = start_process(REPOSITORY / "run_jepa.py", *flags, "--max_steps", "1", *QUIET, cwd=tmp_path)
+    assert f"from {saved} with another length" in completed.stdout, completed.stderr
 
 
-def leaves_with(names: str, said: Path) -> int:
+def broken_compiler(name: str = "") -> None:
+    """What torch raises when a signal ends its compiler, or has left half a library in its cache."""
+    if name:
+        os.kill(os.getpid(), getattr(signal, name))
+    error = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
+    raise error("CppCompileError: C++ compile error\n" + "a line of the compiler\n" * 1000)
+
+
+@pytest.mark.parametrize(("name", "code", "words"), [
+    ("SIGTERM", 143, "Stopped by SIGTERM in an unfinished step. Run the same command again to continue."),
+    ("", 1, r"CppCompileError: C\+\+ compile error An interrupted .* Set TORCHINDUCTOR_CACHE_DIR to a new folder"),
+])  # fmt: skip
+def test_an_interrupted_compilation_is_one_sentence(
+    name: str, code: int, words: str, folder: Path, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its compiler gets the same signal as the run, and fails with a thousand lines."""
+    with fault(3, lambda: broken_compiler(name)):
+        assert main([*command(folder, tmp_path / "out"), *QUIET]) == code
+    error = capsys.readouterr().err
+    assert re.search(words, error)
+    assert error.count("a line of the compiler") == 0
+
+
+def leaves_with(names: str, output: Path) -> int:
     """The exit code of a process that gets these signals one after the other while it listens; 7 where it goes on."""
     child = os.fork()
     if not child:
         try:
-            os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 2)
+            os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY), 2)
             with GracefulShutdownCallback().handle_signals():
                 for name in names.split():
                     os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
@@ -387,9 +413,9 @@ def leaves_with(names: str, said: Path) -> int:
 def test_a_second_ctrl_c_leaves_at_once(signals: str, code: int, tmp_path: Path) -> None:
     """While a second SIGTERM waits for the save."""
     assert leaves_with(signals, tmp_path / "said") == code
-    said = (tmp_path / "said").read_text()
-    assert "saving a checkpoint after this step" in said
-    assert ("leaving at once" in said) == (code == 130)
+    output = (tmp_path / "said").read_text()
+    assert "saving a checkpoint after this step" in output
+    assert ("leaving at once" in output) == (code == 130)
 
 
 # ---- scripts of one's own
@@ -423,8 +449,8 @@ for process in multiprocessing.active_children():
 def test_a_script_ends_though_workers_are_still_there(how: str, folder: Path) -> None:
     """Python asks workers once to go, and then waits for them for as long as it takes."""
     (folder / "script.py").write_text(SCRIPT)
-    done = start_process(folder / "script.py", how, cwd=folder)
-    assert done.returncode == (1 if how == "fails" else 0), done.stderr
-    assert ("still there" in done.stdout) == (how != "fails")  # an evaluation's, which a next one would ask again
-    last = done.stderr.strip().splitlines()[-1:]
-    assert (last == ["ArithmeticError: a fault of one's own"]) == (how == "fails"), done.stderr
+    completed = start_process(folder / "script.py", how, cwd=folder)
+    assert completed.returncode == (1 if how == "fails" else 0), completed.stderr
+    assert ("still there" in completed.stdout) == (how != "fails")  # an evaluation's, which a next one would ask again
+    last = completed.stderr.strip().splitlines()[-1:]
+    assert (last == ["ArithmeticError: a fault of one's own"]) == (how == "fails"), completed.stderr

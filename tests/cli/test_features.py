@@ -1,6 +1,7 @@
 """Claims about `run_jepa.py` on features: tables, series and lists become runs, exports and one-sentence complaints."""
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from matplotlib.image import imread
 from torch import nn
-from transformers import AutoModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import AutoConfig, AutoModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import jepa_hf
 from helpers.cli import QUIET, REPOSITORY, WITHOUT_JEPA_HF, SimulatedKill, assert_same_weights, snapshot, train, weights
@@ -144,6 +146,7 @@ def test_the_models_standardise_by_the_training_rows_only(name: str, runs: Path,
 COMPUTE = """
 import sys
 import numpy as np
+import pandas as pd
 import torch
 from transformers import AutoModel
 
@@ -191,7 +194,7 @@ def load(folder):
 def test_the_export_computes_the_same_in_a_process_of_its_own(
     where: str, runs: Path, folder: Path, tmp_path: Path
 ) -> None:
-    """With `import jepa_hf` as a class of the package; where it is not installed from the code beside the weights."""
+    """With `import jepa_hf` as a class of the package; without it, from the code next to the weights."""
     names, expected = ("data.csv", "series.npy"), []
     for name in names:
         rows = np.stack(raw_rows(folder, name)).astype(np.float32)
@@ -275,6 +278,55 @@ def test_a_run_goes_on_from_an_earlier_one_and_keeps_its_standardisation(
     assert any(not value.equal(after[name]) for name, value in before.items())
 
 
+def reorder(source: Path, target: Path, *left_out: str) -> Path:
+    """Write a CSV file's columns in the reverse order, without some, with row numbers as pandas writes them."""
+    frame = pd.read_csv(source)
+    frame[[name for name in reversed(frame.columns) if name not in left_out]].to_csv(target)
+    return target
+
+
+def test_an_encoder_keeps_its_columns_and_finds_them_by_name(folder: Path, runs: Path, tmp_path: Path) -> None:
+    """In its export and full model; training on from another order of columns gives the same weights."""
+    names = [f"column{number}" for number in range(WIDTH)]
+    for place in (runs / "data.csv", runs / "data.csv" / "jepa"):
+        config = AutoConfig.from_pretrained(place)
+        assert getattr(config, "encoder_config", config).feature_column_names == names
+    assert AutoConfig.from_pretrained(runs / "series.npy").feature_column_names is None
+    assert AutoConfig.from_pretrained(runs / "series.parquet").feature_column_names == ["features"]
+    other = reorder(folder / "data.csv", tmp_path / "other.csv")
+    start = ["--model_name_or_path", runs / "data.csv", *FAST]
+    for name, file in (("one", folder / "data.csv"), ("two", other)):
+        train(*start, "--train_file", file, "--output_dir", tmp_path / name)
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_missing_column_of_the_pretrained_encoder_is_named(
+    folder: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = reorder(folder / "data.csv", tmp_path / "fewer.csv", "column3")
+    flags = ["--model_name_or_path", runs / "data.csv", "--train_file", file, *FAST, *QUIET]
+    assert main([*map(str, flags), "--output_dir", str(tmp_path / "out")]) == 2
+    assert "No column 'column3' in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_series_of_one_step_are_counted_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some are left out and counted; if all are, there is nothing to learn from, which is known before the start."""
+    series = np.random.default_rng(0).normal(size=(8, 4, 3))
+    for name, lengths in (("some.npz", [4, 1, 3, 1, 4, 4, 4, 4]), ("all.npz", [1] * 8)):
+        np.savez(tmp_path / name, features=series, lengths=lengths)
+    flags = [*MODEL, *FAST, *QUIET, "--output_dir", str(tmp_path / "out"), "--train_file"]
+    assert main([*map(str, flags), str(tmp_path / "all.npz")]) == 2
+    assert "All training series have one step" in capsys.readouterr().err
+    assert main([*map(str, flags), str(tmp_path / "some.npz"), "--on_too_short", "error"]) == 2
+    assert "Row 2 of the training series has one step" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    train(*flags, tmp_path / "some.npz")
+    assert "left out 2 of 8 training series: 2 with fewer than two steps" in caplog.messages
+
+
 def test_the_recipe_reads_vectors_and_series(folder: Path, tmp_path: Path) -> None:
     """`configs/features.yaml` with `--train_file` and a shorter run."""
     recipe = REPOSITORY / "configs" / "features.yaml"
@@ -305,13 +357,15 @@ def test_a_resumed_run_has_the_weights_of_the_undisturbed_one(
     cut = command(folder, name, tmp_path / "cut", *flags)
     build = JepaTrainer.__init__
     with monkeypatch.context() as patch:
-        patch.setattr(JepaTrainer, "__init__", lambda *args, **kwargs: build(*args, callbacks=[_Crash()], **kwargs))
+        crash = {"callbacks": [_Crash()]}
+        changed = functools.wraps(build)(lambda *args, **kwargs: build(*args, **kwargs | crash))
+        patch.setattr(JepaTrainer, "__init__", changed)
         with pytest.raises(SimulatedKill), contextlib.redirect_stdout(None):
             main([*cut, *QUIET])
     assert {path.name for path in (tmp_path / "cut").glob("checkpoint-*")} == {"checkpoint-2"}
     before = weights(tmp_path / "cut" / "checkpoint-2")
-    said = train(*cut)
-    assert "checkpoint-2" in said
+    printed = train(*cut)
+    assert "checkpoint-2" in printed
     assert_same_weights(tmp_path / "cut" / "jepa", tmp_path / "whole" / "jepa")
     assert_same_weights(tmp_path / "cut", tmp_path / "whole")
     after = weights(tmp_path / "whole" / "jepa")

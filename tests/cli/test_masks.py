@@ -119,15 +119,15 @@ def test_a_config_file_and_a_place_for_the_picture(folder: Path, capfd: pytest.C
     ("flags", "sentence"),
     [
         (["--picture"], "--picture: expected one argument"),
-        (["--picture", "masks.pdf"], "picture 'masks.pdf' does not end in .png; name a PNG"),
+        (["--picture", "masks.pdf"], "picture 'masks.pdf' does not end in .png. Name a PNG"),
         (
             ["--picture", "no/masks.png"],
-            "picture 'no/masks.png' is a folder, or its folder does not exist; name a file",
+            "picture 'no/masks.png' is a folder, or its folder does not exist. Name a file",
         ),
-        (["--smoke_test", "--bogus", "1"], "unknown flag --bogus"),
-        (["--max_steps", "3"], "name the encoder to start from with --model_name_or_path"),
+        (["--smoke_test", "--bogus", "1"], "Unknown flag --bogus"),
+        (["--max_steps", "3"], "The run has no encoder. Name a pretrained one with --model_name_or_path"),
         (["--smoke_test", "--mask_ratio", "2"], "mask_ratio must lie strictly between 0 and 1, not 2.0"),
-        (["missing.yaml"], "config file 'missing.yaml' does not exist"),
+        (["missing.yaml"], "Config file 'missing.yaml' does not exist"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -135,25 +135,25 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 ) -> None:
     before = set(folder.rglob("*"))
     assert main(["masks", *flags]) == 2
-    said, complaint = capfd.readouterr()
-    assert said == ""
+    output, complaint = capfd.readouterr()
+    assert output == ""
     assert complaint.startswith(f"jepa-hf masks: error: {sentence}")
     assert complaint.count("\n") == 1
     assert set(folder.rglob("*")) == before
 
 
-def test_a_folder_that_cannot_be_written_to_is_found_out_first(
+def test_a_read_only_folder_is_refused_first(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("os.access", lambda *args: False)
     assert main(["masks", "--smoke_test", *QUIET]) == 2
-    assert "is in a folder that is not writable; name another path" in capfd.readouterr().err
+    assert "is in a folder that is not writable. Name another path" in capfd.readouterr().err
 
 
 def test_help_says_how_to_call_it(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["masks", "--help"]) == 0
-    said = capfd.readouterr().out
-    assert "--picture" in said
-    assert "jepa-hf train --help" in said
+    output = capfd.readouterr().out
+    assert "--picture" in output
+    assert "jepa-hf train --help" in output
     assert main(["--help"]) == 0
     assert "jepa-hf masks" in capfd.readouterr().out

@@ -98,7 +98,7 @@ def test_the_token_is_written_nowhere(place: Place, here: Hub) -> None:
     assert {Path("out/report.html"), Path("out/_run.json"), Path("out/metrics.json")} <= set(written)
     assert [path for path, content in written.items() if token in content] == []
     assert [name for name, content in here.repos["me/out"].files().items() if token in content] == []
-    assert not any(here.token in said for said in place.said)
+    assert not any(here.token in output for output in place.said)
 
 
 @pytest.mark.slow
@@ -222,16 +222,16 @@ def test_a_hub_that_fails_in_the_middle_stops_no_run(
     here.faults = [Fault(COMMIT)]
     capfd.readouterr()
     assert run_jepa([*RUN, *QUIET, "--output_dir", "lost", "--push_to_hub", "--hub_always_push", "true"]) == 1
-    said = capfd.readouterr().err
+    output = capfd.readouterr().err
     assert_same_weights(Path("lost"), Path("out"))
     assert json.loads(Path("lost/_run.json").read_text(encoding="utf-8"))["finished"]
     sentence = "pushing to me/lost failed: the Hub answered 500, the Hub is unwell; the run goes on"
     assert [step for step in (2, 4, 6) if f"step {step}: {sentence}" not in caplog.text] == []
-    assert said.splitlines()[-1] == (
-        "run_jepa.py: error: pushing to me/lost failed: the Hub answered 500, the Hub is unwell; the result is in "
-        "lost, and this command repeats the push: jepa-hf push lost me/lost"
+    assert output.splitlines()[-1] == (
+        "run_jepa.py: error: pushing to me/lost failed: the Hub answered 500, the Hub is unwell. The result is in "
+        "lost. This command repeats the push: jepa-hf push lost me/lost"
     )
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     here.faults = []
     assert main(["push", "lost", "me/lost"]) == 0
     assert here.repos["me/lost"].files()["model.safetensors"] == Path("lost/model.safetensors").read_bytes()
@@ -244,30 +244,30 @@ def test_a_hub_that_is_down_at_the_start_does_not_prevent_a_run(here: Hub, caplo
     assert here.repos["me/late"].history() == ["End of training"]
 
 
-def test_who_may_not_push_is_told_before_the_run(here: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+def test_missing_permission_to_push_is_reported_before_the_run(here: Hub, capfd: pytest.CaptureFixture[str]) -> None:
     for name, sentence in (
         ("you/x", "the Hub answered 403, You don't have the rights"),
         ("a/b/c", "is not a valid name of a Hub repository"),
     ):
         capfd.readouterr()
         assert run_jepa([*RUN, *QUIET, "--output_dir", "never", "--push_to_hub", "--hub_model_id", name]) == 2
-        said = capfd.readouterr().err
-        assert said.count("run_jepa.py: error: ") == 1
-        assert said.splitlines()[-1].startswith("run_jepa.py: error: ")
-        assert sentence in said.splitlines()[-1]
-        assert "Traceback" not in said
+        output = capfd.readouterr().err
+        assert output.count("run_jepa.py: error: ") == 1
+        assert output.splitlines()[-1].startswith("run_jepa.py: error: ")
+        assert sentence in output.splitlines()[-1]
+        assert "Traceback" not in output
     assert not Path("never").exists()
 
 
 def test_the_same_command_on_a_finished_run_names_the_push(here: Hub) -> None:
-    said = train(*RUN, "--output_dir", "out", "--push_to_hub", "--hub_private_repo")
-    assert said.strip().endswith("; push it with jepa-hf push out out --private")
+    output = train(*RUN, "--output_dir", "out", "--push_to_hub", "--hub_private_repo")
+    assert output.strip().endswith("--overwrite_output_dir. Push it with jepa-hf push out out --private")
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        (["nothing", "me/x"], 2, "RUN_DIR 'nothing' is not a directory; give the output_dir of a run"),
+        (["nothing", "me/x"], 2, "'nothing' is not a directory. Name the output_dir of a run"),
         (["out/1_Pooling", "me/x"], 2, "'out/1_Pooling' holds no trained encoder (config.json and"),
         (["out/checkpoint-6", "me/x"], 2, "'out/checkpoint-6' is a checkpoint or a full model"),
         (["out", "a/b/c"], 2, "'a/b/c' is not a valid name of a Hub repository; give user/name"),
@@ -277,7 +277,7 @@ def test_the_same_command_on_a_finished_run_names_the_push(here: Hub) -> None:
         (
             ["out", "you/x"],
             1,
-            "the local files are unchanged, and this command repeats the push: jepa-hf push out you/x",
+            "The local files are unchanged. This command repeats the push: jepa-hf push out you/x",
         ),
         (["out", "me/x", "--token", "hf_wrongToken"], 1, "the Hub answered 401, Invalid credentials"),
     ],
@@ -288,17 +288,17 @@ def test_refusals_of_push_are_one_sentence(
 ) -> None:
     capfd.readouterr()
     assert main(["push", *arguments]) == code
-    said = capfd.readouterr().err
-    assert said.startswith("jepa-hf push: error: ")
-    assert said.count("\n") == 1
-    assert sentence in said
-    assert "hf_wrongToken" not in said
+    output = capfd.readouterr().err
+    assert output.startswith("jepa-hf push: error: ")
+    assert output.count("\n") == 1
+    assert sentence in output
+    assert "hf_wrongToken" not in output
     assert "me/x" not in here.repos
 
 
 @pytest.mark.slow
 def test_a_token_given_to_accelerate_s_launcher_is_in_no_command_line(place: Place) -> None:
-    """Every process of this command tells its own: only the first, which a person typed, holds the token."""
+    """Every process of this command reports its own token: only the first process holds it."""
     (place.folder / "spy").mkdir()
     spy = "import sys; print(open('/proc/self/cmdline').read().split(chr(0)), file=sys.stderr)"
     (place.folder / "spy/sitecustomize.py").write_text(spy, encoding="utf-8")
@@ -306,9 +306,9 @@ def test_a_token_given_to_accelerate_s_launcher_is_in_no_command_line(place: Pla
     flags = ["--smoke_test", "--max_steps", "1", "--output_dir", "two", "--push_to_hub", "--hub_strategy", "end"]
     command = ["-m", "jepa_hf.cli", "train", "--accelerate_config", config, *flags, *QUIET, "--hub_token", token]
     path = os.pathsep.join((str(place.folder / "spy"), str(REPOSITORY)))
-    said = place.run(*command, "--token", token, HF_TOKEN="", PYTHONPATH=path).stderr
-    processes = [line for line in said.splitlines() if line.startswith("[") and "--push_to_hub" in line]
-    assert len(processes) >= 4  # this command, the launcher and two ranks
+    output = place.run(*command, "--token", token, HF_TOKEN="", PYTHONPATH=path).stderr
+    processes = [line for line in output.splitlines() if line.startswith("[") and "--push_to_hub" in line]
+    assert len(processes) >= 3  # this command, which is the launcher, and two ranks
     assert [token in line for line in processes] == [True] + [False] * (len(processes) - 1)
     assert place.hub.repos["me/two"].history() == ["End of training"]
 
@@ -316,6 +316,6 @@ def test_a_token_given_to_accelerate_s_launcher_is_in_no_command_line(place: Pla
 def test_two_tokens_do_not_fit_into_one_variable(capfd: pytest.CaptureFixture[str]) -> None:
     config = str(REPOSITORY / "configs/accelerate/cpu2.yaml")
     assert main(["train", "--accelerate_config", config, "--token", "hf_a", "--hub_token=hf_b"]) == 2
-    said = capfd.readouterr().err
-    assert "token and hub_token differ; with accelerate_config give one, for both" in said
-    assert said.count("\n") == 1
+    output = capfd.readouterr().err
+    assert "token and hub_token differ. With accelerate_config, give one for both." in output
+    assert output.count("\n") == 1

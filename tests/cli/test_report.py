@@ -18,7 +18,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return text_run(tmp_path_factory.mktemp("runs"))
 
 
-def test_it_writes_one_file_and_says_so(finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_writes_one_file_and_prints_its_name(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     before = snapshot(run)
     assert main(["report", str(run), "--max_samples", "10"]) == 0
@@ -46,7 +48,7 @@ def test_starting_over_deletes_the_report(tmp_path: Path) -> None:
     ("flags", "named"),
     [
         ([], "RUN_DIR"),
-        (["missing"], "The run directory 'missing' does not exist"),
+        (["missing"], "'missing' is not a directory. Name the output_dir of a run"),
         (["empty"], "holds no run"),
         (["run", "--evaluation", "missing.json"], "The evaluation 'missing.json' is not a file"),
         (["run", "--output", "empty"], "Output 'empty' is not a file in an existing folder"),
@@ -71,11 +73,11 @@ def test_refusals(
     before = snapshot(tmp_path)
     capfd.readouterr()
     assert main(["report", *flags]) == 2
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("jepa-hf report: error: ")
-    assert named in said.err
-    assert said.err.count("\n") == 1
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("jepa-hf report: error: ")
+    assert named in output.err
+    assert output.err.count("\n") == 1
     assert snapshot(tmp_path) == before
 
 
@@ -83,6 +85,6 @@ def test_its_help_is_on_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["report", "--help"])
     assert left.value.code == 0
-    said = capfd.readouterr()
-    assert said.err == ""
-    assert {"--output", "--max_samples", "--evaluation"} <= set(said.out.split())
+    output = capfd.readouterr()
+    assert output.err == ""
+    assert {"--output", "--max_samples", "--evaluation"} <= set(output.out.split())

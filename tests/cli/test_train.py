@@ -18,6 +18,7 @@ from helpers.tiny_models import CORPUS, FAMILIES, save_tiny_encoder, write_lines
 from jepa_hf import JepaForRepresentationPrediction
 from jepa_hf.cli.main import main as jepa_hf_main
 from jepa_hf.cli.train import main
+from jepa_hf.data.tokenizer_training import train_wordpiece_tokenizer
 
 FAST = ["--max_steps", "2", "--learning_rate", "1e-3", "--save_strategy", "no", "--per_device_train_batch_size", "4"]
 # Sizes for a random start, in the words of each family's configuration.
@@ -42,17 +43,17 @@ def start(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> tuple[Path, str]:
+def undisturbed(folder: Path) -> tuple[Path, str]:
     """A run with evaluation and a checkpoint, started where its files are, and what it said."""
     flags = "--train_file data.txt --output_dir whole --max_steps 4 --save_steps 2 --do_eval --eval_on_start"
     here = Path.cwd()
     os.chdir(folder)
     try:
         flags += " --logging_steps 1 --learning_rate 1e-3"
-        said = train("--model_name_or_path", "bert", *flags.split(), pictures=True)
+        output = train("--model_name_or_path", "bert", *flags.split(), pictures=True)
     finally:
         os.chdir(here)
-    return folder / "whole", said
+    return folder / "whole", output
 
 
 def metrics(out: Path) -> dict[str, Any]:
@@ -72,8 +73,8 @@ def moved(out: Path) -> bool:
 # ---- what a run leaves on disk
 
 
-def test_a_run_leaves_the_layout_of_the_architecture_page(whole: tuple[Path, str]) -> None:
-    out, _ = whole
+def test_a_run_leaves_the_layout_of_the_architecture_page(undisturbed: tuple[Path, str]) -> None:
+    out, _ = undisturbed
     files = {path.name for path in out.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "modules.json", "1_Pooling"} <= files
     assert {"README.md", "metrics.json", "training.png", "jepa", "checkpoint-2", "checkpoint-4", "_run.json"} <= files
@@ -88,10 +89,10 @@ def test_a_run_leaves_the_layout_of_the_architecture_page(whole: tuple[Path, str
     assert moved(out)
 
 
-def test_the_encoder_loads_in_four_ways(whole: tuple[Path, str]) -> None:
-    out, _ = whole
+def test_the_encoder_loads_in_four_ways(undisturbed: tuple[Path, str]) -> None:
+    out, _ = undisturbed
     tokens = AutoTokenizer.from_pretrained(out)(CORPUS[3], return_tensors="pt")
-    encoder, info = AutoModel.from_pretrained(out, add_pooling_layer=False, output_loading_info=True)
+    encoder, info = AutoModel.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     with torch.no_grad():
@@ -106,25 +107,25 @@ def test_the_encoder_loads_in_four_ways(whole: tuple[Path, str]) -> None:
     torch.testing.assert_close(embedding, states.mean(dim=0), rtol=1e-4, atol=1e-5)
 
 
-def test_the_full_model_lies_beside_it(whole: tuple[Path, str]) -> None:
-    out, _ = whole
+def test_the_full_model_is_saved_too(undisturbed: tuple[Path, str]) -> None:
+    out, _ = undisturbed
     model = AutoModel.from_pretrained(out / "jepa")
     assert isinstance(model, JepaForRepresentationPrediction)
-    exported = dict(AutoModel.from_pretrained(out, add_pooling_layer=False).named_parameters())
+    exported = dict(AutoModel.from_pretrained(out).named_parameters())
     assert all(value.equal(exported[name]) for name, value in model.get_encoder("context").named_parameters())
 
 
 def test_a_run_ends_by_saying_where_all_is_and_how_to_load_it(
-    whole: tuple[Path, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: tuple[Path, str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, said = whole
-    assert re.search(r"bert encoder, \d\.\d M parameters, pretrained start; transformer predictor", said)
+    _, output = undisturbed
+    assert re.search(r"bert encoder, \d\.\d M parameters, pretrained start; transformer predictor", output)
     for name in ("README.md", "metrics.json", "training.png", "whole/jepa"):
-        assert name in said
+        assert name in output
     # The last two lines are Python that works as it stands.
     monkeypatch.chdir(folder)
     scope: dict[str, Any] = {}
-    exec("\n".join(said.strip().splitlines()[-2:]), scope)
+    exec("\n".join(output.strip().splitlines()[-2:]), scope)
     assert scope["encoder"].config.model_type == "bert"
     assert scope["tokenizer"].mask_token == "[MASK]"
 
@@ -178,11 +179,11 @@ def test_the_script_and_the_console_command_give_the_same_run(start: list[str], 
     assert_same_weights(tmp_path / "script" / "jepa", tmp_path / "command" / "jepa")
 
 
-def test_python_gets_none_for_a_finished_run_and_an_error_for_bad_input(start: list[str], tmp_path: Path) -> None:
+def test_python_gets_the_command_s_finished_run_and_an_error_for_bad_input(start: list[str], tmp_path: Path) -> None:
     train(*start, "--output_dir", tmp_path)
     flags = {"train_file": start[3], "max_steps": 2, "learning_rate": 1e-3, "save_strategy": "no"}
     flags |= {"per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
-    assert jepa_hf.pretrain(start[1], output_dir=str(tmp_path), **flags) is None
+    assert jepa_hf.pretrain(start[1], output_dir=str(tmp_path), **flags).state.global_step == 2
     with pytest.raises(jepa_hf.UsageError, match="mask_ratio"):
         jepa_hf.pretrain(start[1], output_dir=str(tmp_path / "new"), mask_ratio=2.0, **flags)
     assert not (tmp_path / "new").exists()
@@ -201,14 +202,14 @@ def test_an_accelerate_config_starts_two_ranks_which_complain_once(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     command = ["train", "--accelerate_config", str(ACCELERATE), *start, *QUIET, "--output_dir", str(tmp_path / "out")]
     capfd.readouterr()
-    code, said = jepa_hf_main(command), capfd.readouterr()
-    assert code == 0, said.err
+    code, output = jepa_hf_main(command), capfd.readouterr()
+    assert code == 0, output.err
     # Four samples on each of two ranks.
     assert "| samples per step | 8 |" in (tmp_path / "out" / "README.md").read_text()
-    assert said.out.count("bert encoder") == 1
-    code, said = jepa_hf_main([*command, "--mask_ratio", "2", "--overwrite_output_dir"]), capfd.readouterr()
+    assert output.out.count("bert encoder") == 1
+    code, output = jepa_hf_main([*command, "--mask_ratio", "2", "--overwrite_output_dir"]), capfd.readouterr()
     assert code != 0
-    assert (said.out + said.err).count("mask_ratio must lie strictly between 0 and 1") == 1
+    assert (output.out + output.err).count("mask_ratio must lie strictly between 0 and 1") == 1
 
 
 # ---- starts
@@ -219,14 +220,14 @@ def test_an_accelerate_config_starts_two_ranks_which_complain_once(
 def test_every_family_starts_at_random_with_a_tokenizer_trained_on_the_spot(
     family: str, folder: Path, tmp_path: Path
 ) -> None:
-    said = train(
+    output = train(
         *("--model_type", family, "--config_overrides", SIZES[family], "--tokenizer_vocab_size", "400"),
         *("--train_file", folder / "data.txt", "--output_dir", tmp_path, "--max_seq_length", "32"),
         *("--mlm_weight", "0.1", *FAST),
     )
-    assert f"{family} encoder" in said
-    assert "random start" in said
-    assert f"masked positions {'replaced' if family == 'deberta-v2' else 'dropped'}" in said
+    assert f"{family} encoder" in output
+    assert "random start" in output
+    assert f"masked positions {'replaced' if family == 'deberta-v2' else 'dropped'}" in output
     encoder, tokenizer = AutoModel.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     assert encoder.config.vocab_size == len(tokenizer) <= 400
     assert (encoder.config.hidden_size, encoder.config.num_hidden_layers) == (32, 2)
@@ -250,11 +251,13 @@ def test_overrides_change_the_random_start(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("begin", ["", "jepa", "checkpoint-2"])
-def test_what_a_run_leaves_is_a_start(begin: str, whole: tuple[Path, str], start: list[str], tmp_path: Path) -> None:
-    source = whole[0] / begin
+def test_what_a_run_leaves_is_a_start(
+    begin: str, undisturbed: tuple[Path, str], start: list[str], tmp_path: Path
+) -> None:
+    source = undisturbed[0] / begin
     flags = ["--model_name_or_path", source, *start[2:], "--learning_rate", "0", "--ema_decay", "1"]
-    said = train(*flags, "--output_dir", tmp_path)
-    assert "pretrained start" in said
+    output = train(*flags, "--output_dir", tmp_path)
+    assert "pretrained start" in output
     # At a learning rate of 0 the weights at the end are those of the start.
     full, before = weights(tmp_path / "jepa"), weights(source)
     if begin:
@@ -266,9 +269,9 @@ def test_what_a_run_leaves_is_a_start(begin: str, whole: tuple[Path, str], start
 
 
 def test_another_size_than_the_jepas_own_is_refused(
-    whole: tuple[Path, str], start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    undisturbed: tuple[Path, str], start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--model_name_or_path", str(whole[0] / "jepa"), *start[2:], "--pred_hidden_size", "8", *QUIET]
+    flags = ["--model_name_or_path", str(undisturbed[0] / "jepa"), *start[2:], "--pred_hidden_size", "8", *QUIET]
     assert jepa_hf_main(["train", *flags, "--output_dir", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "cannot be loaded: its weights do not have the shapes that the flags request" in err
@@ -296,13 +299,37 @@ def test_a_larger_tokenizer_grows_the_embeddings_and_a_smaller_one_leaves_them(
     own = len(larger)
     larger.add_tokens(["zyxgloss", "amberfalcon"])
     larger.save_pretrained(tmp_path / "larger")
-    train(*start, "--tokenizer_name", tmp_path / "larger", "--output_dir", tmp_path / "grown")
+    larger_tokenizer = ("--tokenizer_name", tmp_path / "larger", "--resize_token_embeddings")
+    train(*start, *larger_tokenizer, "--output_dir", tmp_path / "grown")
     assert AutoModel.from_pretrained(tmp_path / "grown").config.vocab_size == own + 2
     train(
         *start, "--model_name_or_path", tmp_path / "grown", "--tokenizer_name", start[1], "--output_dir", tmp_path / "o"
     )
     assert AutoModel.from_pretrained(tmp_path / "o").config.vocab_size == own + 2
     assert len(AutoTokenizer.from_pretrained(tmp_path / "o")) == own
+
+
+@pytest.mark.parametrize("kind", ["more tokens", "other tokens", "own tokenizer"])
+def test_another_tokenizer_is_refused(
+    folder: Path, start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    """With a pretrained model, a tokenizer of other or more tokens needs --resize_token_embeddings."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "bert")
+    flags = ["--tokenizer_name", str(tmp_path / "tokenizer")]
+    if kind == "other tokens":
+        tokenizer = train_wordpiece_tokenizer(["some other texts"], len(tokenizer))
+        message = r"is not that of '.*bert': token \d+ is '.*' instead of '.*'\. Use the model's tokenizer, or set"
+    else:
+        tokenizer.add_tokens(["zyxgloss"])
+        message = r"has \d+ tokens, but '.*' has only \d+ embeddings\. .* --resize_token_embeddings"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    if kind == "own tokenizer":
+        shutil.copytree(folder / "bert", tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        flags = ["--model_name_or_path", str(tmp_path / "model")]
+    assert jepa_hf_main(["train", *map(str, start), *flags, *QUIET, "--output_dir", str(tmp_path / "out")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 # ---- flags that change how rows are made
@@ -344,20 +371,47 @@ def test_sample_limits_count_texts(folder: Path, start: list[str], tmp_path: Pat
     flags = ["--max_train_samples", "6", "--max_eval_samples", "3", "--validation_file", folder / "data.txt"]
     one_epoch = ["--num_train_epochs", "1", "--max_steps", "-1", "--per_device_train_batch_size", "2"]
     train(*start, *flags, *one_epoch, "--output_dir", tmp_path, "--do_train", "--do_eval")
-    found = metrics(tmp_path)
-    assert found["history"][-1]["step"] == 3
-    seconds = found["eval"]["eval_runtime"]
-    assert round(found["eval"]["eval_samples_per_second"] * seconds, 1) == pytest.approx(3, abs=0.1)
+    actual = metrics(tmp_path)
+    assert actual["history"][-1]["step"] == 3
+    seconds = actual["eval"]["eval_runtime"]
+    assert round(actual["eval"]["eval_samples_per_second"] * seconds, 1) == pytest.approx(3, abs=0.1)
 
 
 # ---- evaluation
 
 
-def test_evaluation_alone_trains_nothing_and_says_what_it_found(folder: Path, start: list[str], tmp_path: Path) -> None:
-    said = train(*start, "--do_eval", "--output_dir", tmp_path)
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--max_steps 0", "max_steps must be at least 1, not 0"),
+        ("--max_steps=-5", "max_steps must be at least 1, not -5"),
+        ("--max_steps=-1 --num_train_epochs 0", "num_train_epochs must be above 0"),
+        ("--do_train false", "nothing is to be evaluated"),
+        ("--dataloader_drop_last --max_train_samples 3", "The 3 training rows are fewer than a batch of 4"),
+        ("--eval_strategy steps --eval_steps 1 --metric_for_best_model probe_linear", "needs --probe_task"),
+        ("--max_train_samples 1", "train_dataset has one"),
+    ],
+)
+def test_a_run_that_cannot_learn_is_refused_before_it_starts(
+    flags: str, message: str, start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*start, *flags.split(), *QUIET, "--output_dir", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_do_train_false_only_evaluates(start: list[str], tmp_path: Path) -> None:
+    """Also where the strategy of evaluations implies training."""
+    train(*start, "--output_dir", tmp_path, "--do_train", "false", "--eval_strategy", "epoch")
+    assert metrics(tmp_path).keys() >= {"eval"}
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_evaluation_alone_trains_nothing_and_prints_its_metrics(folder: Path, start: list[str], tmp_path: Path) -> None:
+    output = train(*start, "--do_eval", "--output_dir", tmp_path)
     assert "train" not in metrics(tmp_path)
-    assert '"eval_loss"' in said
-    assert "AutoModel" not in said  # there is nothing to load
+    assert "evaluation at step 0 · loss " in output
+    assert "AutoModel" not in output  # there is nothing to load
     assert {path.name for path in tmp_path.iterdir()} == {"_run.json", "metrics.json", "training.png"}
     # The context encoder is still the target encoder's equal: a start evaluates as the first step of training does.
     train(*start, "--eval_on_start", "--output_dir", tmp_path / "trained")
@@ -382,11 +436,11 @@ def test_evaluations_are_made_when_asked_for_and_once_at_the_end(
 ) -> None:
     apart = ["--validation_file", folder / "data.txt", "--max_eval_samples", "20"]
     train(*start, *apart, *flags.split(), "--output_dir", tmp_path)
-    found = metrics(tmp_path)
-    assert [entry["step"] for entry in found["history"] if "eval_loss" in entry] == steps
-    assert ("eval" in found) == bool(steps)
+    actual = metrics(tmp_path)
+    assert [entry["step"] for entry in actual["history"] if "eval_loss" in entry] == steps
+    assert ("eval" in actual) == bool(steps)
     if steps:
-        assert found["eval"]["eval_loss"] == found["history"][-1].get("eval_loss", found["eval"]["eval_loss"])
+        assert actual["eval"]["eval_loss"] == actual["history"][-1].get("eval_loss", actual["eval"]["eval_loss"])
 
 
 def test_the_best_model_by_a_metric_that_a_collapse_does_not_flatter(start: list[str], tmp_path: Path) -> None:
@@ -415,25 +469,28 @@ def test_the_best_model_by_a_metric_that_a_collapse_does_not_flatter(start: list
 
 def test_secrets_are_written_nowhere(start: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     secrets = ["hf_SecretOfTheData", "hf_SecretOfTheHub"]
-    said = train(
+    output = train(
         *start, "--token", secrets[0], "--hub_token", secrets[1], "--output_dir", tmp_path, "--save_strategy", "steps"
     )
     captured = capfd.readouterr()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert "_run.json" in {path.name for path in files}
     assert [path for path in files if any(secret.encode() in path.read_bytes() for secret in secrets)] == []
-    assert not any(secret in text for secret in secrets for text in (said, captured.out, captured.err))
+    assert not any(secret in text for secret in secrets for text in (output, captured.out, captured.err))
 
 
-def test_a_collapse_ends_the_run_on_request_and_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A target that follows at once, without normalisation: exit code 1, the sentence last, the metrics tell."""
+def test_a_collapse_ends_the_run_on_request_with_a_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A target that follows at once, without normalisation: exit code 1, the sentence last, the metrics show it."""
     out = tmp_path / "out"
     flags = "--smoke_test --loss cosine --target_norm none --ema_decay 0 --learning_rate 5e-3 --health_steps 15"
     flags += " --max_steps 60 --stop_on_collapse --use_cpu --report_to none --disable_tqdm --save_strategy no"
     flags += " --contrastive_weight 0"
     assert main([*flags.split(), "--output_dir", str(out)]) == 1
-    step = int(re.search(r"at step (\d+): total collapse: .*; the run was stopped", capfd.readouterr().out)[1])
+    said = capfd.readouterr().out
+    step = int(re.search(r"^Not healthy\. Step (\d+): total collapse: ", said, re.MULTILINE)[1])
+    assert f"Stopped at step {step} by --stop_on_collapse." in said
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["health_findings"]["total"]["step"] == step < 60
     assert max(entry["step"] for entry in metrics["history"]) == step
-    assert not json.loads((out / "_run.json").read_text())["finished"]
+    record = json.loads((out / "_run.json").read_text())
+    assert (record["finished"], record["stopped_early"]) == (False, True)

@@ -8,15 +8,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jepa_hf.monitoring.assessment import (
-    THRESHOLDS,
     Assessment,
     History,
     Severity,
-    assess_findings,
+    Verdict,
     assess_samples,
-    explain_verdict,
+    judge,
     metric_series,
-    verdict,
 )
 from jepa_hf.monitoring.training_plots import PANELS
 
@@ -34,8 +32,8 @@ def evaluated(steps: int = 300, **last: float) -> History:
         "context_rank": 285.0,
         "target_pairwise_cosine": 0.1,
         "context_pairwise_cosine": 0.3,
-        "target_spread": 0.99,
-        "context_spread": 0.9,
+        "target_normalized_std": 0.99,
+        "context_normalized_std": 0.9,
     }
     end = start | {"prediction_loss": 0.25, "top1_accuracy": 0.6, "target_rank": 250.0, "context_rank": 240.0} | last
     halfway = {name: (start[name] + end[name]) / 2 for name in start}
@@ -54,45 +52,54 @@ def readings(history: History, width: int | None = 384) -> dict[str, Assessment]
     }
 
 
-def verdict_of(history: History) -> Assessment:
-    return verdict(readings(history).values(), measured=bool(metric_series(history, "measured_prediction_loss")))
+def verdict_of(history: History) -> Verdict:
+    """Of a finished run."""
+    return judge(history, max_steps=max((entry.get("step", 0) for entry in history), default=0))
 
 
 def test_a_healthy_run() -> None:
-    found = readings(evaluated())
-    assert {reading.severity for reading in found.values()} == {Severity.HEALTHY}
-    assert found["Prediction"].sentence == (
+    assessed = readings(evaluated())
+    assert {reading.severity for reading in assessed.values()} == {Severity.HEALTHY}
+    assert assessed["Prediction"].sentence == (
         "The prediction loss fell from 0.41 to 0.25 and ends 36 % below that of the position alone, the best baseline "
         "that reads no context: the predictions depend on the context."
     )
-    assert "fell from 290 to 250 of 384 directions" in found["Effective"].sentence
-    assert "rose from 0.01 to 0.6, 60 times chance" in found["Top-1"].sentence
+    assert "fell from 290 to 250 of 384 directions" in assessed["Effective"].sentence
+    assert "rose from 0.01 to 0.6, 60 times chance" in assessed["Top-1"].sentence
     assert verdict_of(evaluated()).severity == Severity.HEALTHY
-    assert len(explain_verdict(found.values())) == len(found)
+    assert verdict_of(evaluated()).lines == [
+        "Healthy. No collapse and no divergence. The prediction loss is 36 % below that of the position alone, the "
+        "best guess without context.",
+        "Next: jepa-hf evaluate out --tasks FILE, or jepa-hf report out for all curves.",
+    ]
 
 
 def test_total_collapse_with_a_rank_that_does_not_show_it() -> None:
-    """All vectors alike: cosine, spread and the constant predictor tell, whatever the rank of the rest is."""
+    """All vectors alike: the cosine shows it, whatever the rank of the rest is, and curves and verdict agree."""
     history = evaluated(
         target_pairwise_cosine=0.9999,
         context_pairwise_cosine=0.9999,
-        target_spread=0.001,
-        context_spread=0.001,
+        target_normalized_std=0.001,
+        context_normalized_std=0.001,
         prediction_loss=3e-6,
         constant_baseline_loss=-0.0,
     )
-    found = readings(history)
-    assert [found[name].severity for name in ("Prediction", "Mean", "Spread")] == [Severity.COLLAPSED] * 3
-    assert found["Effective"].severity == Severity.HEALTHY
+    assessed = readings(history)
+    assert assessed["Mean"].severity == Severity.COLLAPSED
+    assert [assessed[name].severity for name in ("Prediction", "Normalized")] == [Severity.WARNING] * 2
+    assert assessed["Effective"].severity == Severity.HEALTHY
     assert verdict_of(history).severity == Severity.COLLAPSED
-    assert verdict_of(history).sentence.startswith("Collapsed: 3 of 4 readings")
+    assert verdict_of(history).lines[0].startswith("Not healthy. Step 300: total collapse: the target encoder's")
+    assert verdict_of(history).lines[1] == (
+        "Next: lower --learning_rate, leave out --ema_decay, or set --target_norm instance."
+    )
 
 
 def test_guesses_that_know_the_position_alone() -> None:
-    """Far below a constant predictor, and the hit rate is high: still a warning."""
-    found = readings(evaluated(position_baseline_loss=0.24))["Prediction"]
-    assert found.severity == Severity.WARNING
-    assert found.sentence.endswith(
+    """Far below a constant predictor, and the top-1 accuracy is high: still a warning."""
+    assessed = readings(evaluated(position_baseline_loss=0.24))["Prediction"]
+    assert assessed.severity == Severity.WARNING
+    assert assessed.sentence.endswith(
         "ends at 0.25, where the position alone gives 0.24 without any context: nothing is learned beyond that."
     )
     assert readings(evaluated(position_baseline_loss=0.0))["Prediction"].severity == Severity.WARNING
@@ -109,10 +116,10 @@ def test_hits_in_the_batch_are_not_taken_for_hits_in_the_sample() -> None:
     history = evaluated(top1_accuracy=0.26)
     for entry in history:
         entry |= {"eval_top1_accuracy_in_sample": 0.06, "eval_top1_accuracy_in_sample_chance": 0.05}
-    found = readings(history)["Top-1"]
-    assert found.severity == Severity.WARNING
-    assert "among a sample's targets stayed at 0.06, where chance gives 0.05" in found.sentence
-    assert "the 0.26 among the batch's targets comes from distinguishing samples" in found.sentence
+    assessed = readings(history)["Top-1"]
+    assert assessed.severity == Severity.WARNING
+    assert "among a sample's targets stayed at 0.06, where chance gives 0.05" in assessed.sentence
+    assert "the 0.26 among the batch's targets comes from distinguishing samples" in assessed.sentence
     history[-1]["eval_top1_accuracy_in_sample"] = 0.3
     assert readings(history)["Top-1"].severity == Severity.HEALTHY
 
@@ -124,46 +131,37 @@ def test_dimensional_collapse_of_either_encoder(whose: str) -> None:
     assert "to 4 of 384 directions: the representation has collapsed." in sentence
     assert whose in sentence
     assert verdict_of(history).severity == Severity.COLLAPSED
-    assert verdict_of(evaluated(**{f"{whose}_rank": 120.0})).severity == Severity.WARNING
+    milder = evaluated(**{f"{whose}_rank": 120.0})
+    assert readings(milder)["Effective"].severity == Severity.WARNING
+    assert verdict_of(milder).severity == Severity.HEALTHY
 
 
-def test_token_collapse() -> None:
-    """No better than a constant guess, and the right target is found by chance."""
+def test_predictions_without_skill_are_nothing_learned_and_no_collapse() -> None:
+    """No better than a constant, and at chance: a collapse only if the positions of a sample become alike."""
     history = evaluated(prediction_loss=0.4, top1_accuracy=0.011)
-    found = readings(history)
-    assert found["Prediction"].severity == Severity.COLLAPSED
-    assert "token collapse" in found["Prediction"].sentence
-    assert found["Top-1"].severity == Severity.WARNING
-    assert "not nearer than any other" in found["Top-1"].sentence
-    assert verdict_of(history).severity == Severity.COLLAPSED
-
-
-def test_guesses_without_skill_are_no_collapse_where_positions_still_differ() -> None:
-    """A run that learns of whole samples alone: the targets of a sample are as different as at the start."""
-    history = evaluated(prediction_loss=0.4, top1_accuracy=0.011)
+    assessed = readings(history)
+    assert assessed["Prediction"].severity == assessed["Top-1"].severity == Severity.WARNING
+    assert assessed["Prediction"].sentence.endswith("beyond that, nor do the predictions match their targets.")
+    assert "not nearer than any other" in assessed["Top-1"].sentence
+    assert verdict_of(history).severity == Severity.NOTHING_LEARNED
     for entry in history:
         entry["eval_target_within_sample"] = 0.9
-    found = readings(history)["Prediction"]
-    assert found.severity == Severity.WARNING
-    assert found.sentence.endswith("nothing is learned beyond that, nor do the predictions match their targets.")
     history[-1]["eval_target_within_sample"] = 0.01
-    assert readings(history)["Prediction"].severity == Severity.COLLAPSED
+    assert verdict_of(history).severity == Severity.COLLAPSED
+    assert "token collapse" in verdict_of(history).lines[0]
 
 
-def test_a_short_run_is_not_called_collapsed_for_having_learnt_nothing() -> None:
-    history = evaluated(steps=THRESHOLDS.few_steps - 1, prediction_loss=0.4, top1_accuracy=0.011)
-    assert verdict_of(history).severity == Severity.WARNING
-
-
-def test_a_loss_above_the_constant_predictor_s_is_a_warning_where_targets_are_found() -> None:
+def test_a_loss_above_the_constant_predictor_s_is_a_warning_despite_hits() -> None:
     assert readings(evaluated(prediction_loss=0.5))["Prediction"].severity == Severity.WARNING
 
 
-def test_what_was_alike_at_the_start_has_not_collapsed_in_training() -> None:
-    """Some pretrained encoders are like that."""
-    history = evaluated(context_pairwise_cosine=0.995)
-    history[0]["eval_context_pairwise_cosine"] = 0.995
-    assert readings(history)["Mean"].severity == Severity.WARNING
+@pytest.mark.parametrize(("start", "severity"), [(0.995, Severity.HEALTHY), (0.3, Severity.WARNING)])
+def test_only_a_cosine_that_rose_is_a_warning(start: float, severity: Severity) -> None:
+    """Some encoders have a high cosine before any training."""
+    history = evaluated(context_pairwise_cosine=0.96)
+    history[0]["eval_context_pairwise_cosine"] = start
+    assert readings(history)["Mean"].severity == severity
+    assert verdict_of(history).severity == Severity.HEALTHY
 
 
 def test_the_fixed_batch_speaks_before_evaluations() -> None:
@@ -180,10 +178,9 @@ def test_the_fixed_batch_speaks_before_evaluations() -> None:
 
 def test_a_run_whose_health_was_not_measured_is_not_called_healthy() -> None:
     """Training's own curves say nothing about the representations."""
-    steady = [Assessment("The gradient norm is steady.", Severity.HEALTHY)]
-    assert verdict(steady, measured=True).severity == Severity.HEALTHY
-    assert verdict(steady, measured=False).severity == Severity.NOT_ASSESSED
-    assert verdict(steady, measured=False).sentence.startswith("Not judged: health was not measured")
+    verdict = verdict_of([{"step": 10, "loss": 0.5, "prediction_loss": 0.5}])
+    assert verdict.severity == Severity.NOT_ASSESSED
+    assert verdict.lines[0] == "Not assessed. Health was not measured."
 
 
 def test_hits_that_the_position_alone_can_give_are_not_praised() -> None:
@@ -196,44 +193,54 @@ def test_hits_that_the_position_alone_can_give_are_not_praised() -> None:
 
 def test_a_run_without_measurements_is_not_judged() -> None:
     history = [{"step": 10, "prediction_loss": 0.5}, {"step": 300, "prediction_loss": 0.3}]
-    found = readings(history)
-    assert found["Prediction"].severity == Severity.NOT_ASSESSED
-    assert "fell from 0.5 to 0.3; without a measurement" in found["Prediction"].sentence
+    assessed = readings(history)
+    assert assessed["Prediction"].severity == Severity.NOT_ASSESSED
+    assert "fell from 0.5 to 0.3; without a measurement" in assessed["Prediction"].sentence
     assert verdict_of(history).severity == Severity.NOT_ASSESSED
 
 
 @pytest.mark.parametrize("source", ["health_", "eval_"])
 def test_a_prediction_loss_of_weight_0_is_not_judged(source: str) -> None:
     """Evaluations log it all the same, but no hits: of a predictor that is not trained."""
-    rivals = {f"{source}{rival}_baseline_loss": 0.4 for rival in ("constant", "position", "sample")}
-    history = [{"step": step, "prediction_loss": 0.9, "eval_prediction_loss": 0.9} | rivals for step in (10, 300)]
-    found = readings(history)["Prediction"]
-    assert found.severity == Severity.NOT_ASSESSED
-    assert found.sentence.endswith("its weight is 0, so it is not compared with its baselines.")
+    baselines = {f"{source}{baseline}_baseline_loss": 0.4 for baseline in ("constant", "position", "sample")}
+    history = [{"step": step, "prediction_loss": 0.9, "eval_prediction_loss": 0.9} | baselines for step in (10, 300)]
+    assessed = readings(history)["Prediction"]
+    assert assessed.severity == Severity.NOT_ASSESSED
+    assert assessed.sentence.endswith("its weight is 0, so it is not compared with its baselines.")
 
 
-def test_the_watchdogs_findings_are_readings() -> None:
+def test_the_worst_finding_is_the_verdict_and_all_are_its_reasons() -> None:
     start = {"health_target_within_sample": 0.5, "health_top1_accuracy": 0.5, "health_top1_accuracy_chance": 0.002}
     end = {"health_target_within_sample": 0.01, "health_top1_accuracy": 0.001, "health_top1_accuracy_chance": 0.002}
-    found = assess_findings([{"step": 0, **start}, {"step": 40, **end}])
-    assert [reading.severity for reading in found] == [Severity.COLLAPSED, Severity.DIVERGED]
-    assert found[0].sentence.startswith("The watchdog at step 40: token collapse: ")
-    assert verdict(found, measured=True).sentence == "Diverged: 1 of 2 readings shows it."
+    verdict = judge([{"step": 0, **start}, {"step": 40, **end}])
+    assert verdict.severity == Severity.DIVERGED
+    assert [reason.split(":")[:2] for reason in verdict.reasons] == [
+        ["Step 40", " divergence"],
+        ["Step 40", " token collapse"],
+    ]
+    assert verdict.lines[0] == f"Not healthy. {verdict.reasons[0]} 1 more in the card."
+    assert verdict.lines[1].startswith("Next: lower --learning_rate")
 
 
-def test_a_finished_run_that_learned_nothing_is_worse_than_a_warning() -> None:
-    """The watchdog's finding at the last step is the verdict; in a run that goes on there is none."""
-    start = {f"health_{rival}_baseline_loss": 0.4 for rival in ("constant", "position")}
-    history = [{"step": step, "health_prediction_loss": 0.399} | start for step in (0, 300)]
-    (found,) = assess_findings(history, 300)
-    assert found.severity == Severity.NOTHING_LEARNED
-    assert found.sentence.startswith("The watchdog at step 300: nothing learned")
-    warning = Assessment("A warning.", Severity.WARNING)
-    assert verdict([warning, found], measured=True).sentence == (
-        "Nothing learned about single targets: the predictions are not better than without any context."
+def test_nothing_learned_is_the_verdict_on_a_finished_run_alone() -> None:
+    """It also says whether samples are recognized, which a run may learn all the same."""
+    start = {f"health_{baseline}_baseline_loss": 0.4 for baseline in ("constant", "position")}
+    start |= {"health_sample_top1_accuracy": 0.76, "health_sample_top1_accuracy_chance": 1 / 128}
+    history = [{"step": step, "health_prediction_loss": 0.399, **start} for step in (0, 300)]
+    assert judge(history, 300).severity == Severity.NOTHING_LEARNED
+    assert judge(history, 300).lines[0] == (
+        "Not healthy. Step 300: nothing learned about single targets: the prediction loss ends at 0.399, where the "
+        "best constant gives 0.4; but the context identifies 76 % of the samples (chance 0.78 %)."
     )
-    assert explain_verdict([warning, found]) == [found.sentence, warning.sentence]
-    assert assess_findings(history, 600) == []
+    assert judge(history, 600).severity == Severity.HEALTHY
+
+
+def test_samples_that_are_the_same_are_a_collapse() -> None:
+    sentence = "Over pooled samples the context encoder has collapsed."
+    verdict = judge(evaluated(), 300, samples=Assessment(sentence, Severity.COLLAPSED))
+    assert verdict.severity == Severity.COLLAPSED
+    assert verdict.reasons == (sentence,)
+    assert judge(evaluated(), 300, samples=Assessment(sentence, Severity.WARNING)).severity == Severity.HEALTHY
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -248,7 +255,6 @@ def test_a_loss_that_is_no_number_is_divergence(value: float, at: int) -> None:
 @pytest.mark.parametrize("history", [[], [{"train_runtime": 3.0, "step": 5}], [{"step": 1, "loss": "?"}]])
 def test_nothing_logged_is_not_judged(history: History) -> None:
     assert verdict_of(history).severity == Severity.NOT_ASSESSED
-    assert "Nothing was logged" in verdict_of(history).sentence
 
 
 def test_whole_samples_are_compared_with_random_weights() -> None:
@@ -281,8 +287,8 @@ VALUES = st.one_of(st.floats(width=32), st.integers(-5, 5), st.none(), st.just("
 @example([{"health_sample_top1_accuracy": 0.0, "health_sample_top1_accuracy_chance": 0.0}])
 def test_whatever_was_logged_every_curve_gets_one_sentence(entries: list[dict[str, Any]]) -> None:
     history = [{"step": step} | entry for step, entry in enumerate(entries)]
-    found = readings(history)
-    for reading in found.values():
+    assessed = readings(history)
+    for reading in assessed.values():
         assert reading.sentence.endswith(".")
         assert reading.sentence[0].isupper()
-    assert verdict(found.values(), measured=True).sentence.endswith(".")
+    assert all(line.endswith(".") for line in verdict_of(history).lines)

@@ -1,4 +1,4 @@
-"""Claims about health: each kind of collapse is told apart, in numbers and in a run; a healthy run is left alone."""
+"""Claims about health: each kind of collapse is recognized, in numbers and in a run; a healthy run has no findings."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ from jepa_hf.monitoring.metrics import (
 )
 from jepa_hf.report.run_report import write_report
 
-RIVALS_OF = ("constant", "position", "sample")
+BASELINE_KINDS = ("constant", "position", "sample")
 
 
 def cloud(samples: int = 40, positions: int = 20, width: int = 32, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,8 +120,8 @@ def test_the_top1_accuracy_keeps_its_scale() -> None:
         assert health["top1_accuracy_in_sample_chance"] == 1 / 16
         assert health["top1_accuracy"] == health["top1_accuracy_in_sample"] == 1
         assert health["prediction_loss"] == 0
-        for rival in ("constant", "position", "sample"):
-            assert health[f"{rival}_baseline_loss"] == pytest.approx(1, abs=0.1)
+        for baseline in ("constant", "position", "sample"):
+            assert health[f"{baseline}_baseline_loss"] == pytest.approx(1, abs=0.1)
 
 
 def test_the_top1_accuracy_chooses_among_the_candidates_alone() -> None:
@@ -132,7 +132,7 @@ def test_the_top1_accuracy_chooses_among_the_candidates_alone() -> None:
     assert prediction_health(targets, targets, "l2")["top1_accuracy"] == 1
 
 
-def test_without_two_targets_of_a_kind_a_rival_says_nothing() -> None:
+def test_without_two_targets_of_a_kind_a_baseline_says_nothing() -> None:
     """No number rather than NaN, which the watchdog would call a divergence."""
     targets = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     apart, together = torch.arange(5), torch.tensor([0, 1, 2, 3, 0])
@@ -143,18 +143,18 @@ def test_without_two_targets_of_a_kind_a_rival_says_nothing() -> None:
         (apart, together, {"position_baseline_loss"}),
         (together, apart, in_sample),
     ):
-        found = prediction_health(targets, targets, "l2", 1.0, samples, apart * 0, positions)
-        assert set(found) == expected | more
-        assert all(map(math.isfinite, found.values()))
+        actual = prediction_health(targets, targets, "l2", 1.0, samples, apart * 0, positions)
+        assert set(actual) == expected | more
+        assert all(map(math.isfinite, actual.values()))
 
 
-def test_a_predictor_that_is_not_trained_leaves_the_rivals() -> None:
+def test_a_predictor_that_is_not_trained_leaves_the_baselines() -> None:
     targets = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
-    assert set(guesses_health(None, targets, 8)) == {f"{which}_baseline_loss" for which in RIVALS_OF}
+    assert set(guesses_health(None, targets, 8)) == {f"{which}_baseline_loss" for which in BASELINE_KINDS}
 
 
 def test_a_position_that_two_masks_hide_counts_once() -> None:
-    """Each target twice, in two masks: no hit is lost by the copy, and no rival knows a target from its copy."""
+    """Each target twice, in two masks: no hit is lost by the copy, and no baseline knows a target from its copy."""
     targets = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
     index = torch.arange(400)
     once = guesses_health(targets, targets, 10)
@@ -166,7 +166,7 @@ def test_a_position_that_two_masks_hide_counts_once() -> None:
 
 def test_guesses_that_know_the_document_alone_are_at_chance_in_it() -> None:
     """A document part of 0.2 of the variance: far above chance in the batch, chance in the sample, no better than the
-    rival that knows the sample."""
+    baseline that knows the sample."""
     generator = torch.Generator().manual_seed(0)
     documents = 0.2**0.5 * torch.randn(128, 1, 64, generator=generator).expand(128, 30, 64)
     targets = (documents + 0.8**0.5 * torch.randn(128, 30, 64, generator=generator)).flatten(0, 1)
@@ -178,8 +178,8 @@ def test_guesses_that_know_the_document_alone_are_at_chance_in_it() -> None:
     assert "nothing_learned" in diagnose([{f"health_{name}": value for name, value in health.items()}], finished=True)
 
 
-def test_guesses_that_know_the_position_alone_are_no_better_than_their_rival() -> None:
-    """Half token, half place: they hit in the sample and in the batch, and the position's rival has their loss."""
+def test_guesses_that_know_the_position_alone_are_no_better_than_their_baseline() -> None:
+    """Half token, half place: they hit in the sample and in the batch, and the position's baseline has their loss."""
     generator = torch.Generator().manual_seed(0)
     places = torch.randn(1, 30, 64, generator=generator).expand(128, 30, 64)
     targets = (places + torch.randn(128, 30, 64, generator=generator)).flatten(0, 1)
@@ -207,16 +207,16 @@ def half_places(token: float) -> dict[str, float]:
 
 
 def test_representations_that_become_their_position_are_a_collapse() -> None:
-    """From half token, half place to 0.04 % token: no other number sees it. A third less token is none."""
+    """From half token, half place to 0.04 % token: no other number sees it. A third less token is not a finding."""
     start = half_places(1.0)
-    found = diagnose([start, half_places(0.02)])
-    assert list(found) == ["position"]
-    assert "the position alone leaves 0.04 % of the best constant's loss, 50 % at the start" in found["position"]
+    actual = diagnose([start, half_places(0.02)])
+    assert list(actual) == ["position"]
+    assert "the position alone leaves 0.04 % of the best constant's loss, 50 % at the start" in actual["position"]
     assert diagnose([start, half_places(0.67)]) == {}
     assert diagnose([half_places(0.02), half_places(0.02)]) == {}
 
 
-def test_each_kind_of_collapse_is_told_apart() -> None:
+def test_each_kind_of_collapse_is_recognized() -> None:
     """The same cloud after each of the three: one finding each, of the right name, in words with numbers."""
     vectors, samples = cloud()
     start = as_entry(vectors, samples)
@@ -228,10 +228,10 @@ def test_each_kind_of_collapse_is_told_apart() -> None:
         ("dimensional", few * vectors, "directions"),
         ("token", mean_pool_by_sample(vectors, samples)[samples] + 1e-3 * vectors, "all positions of a sample"),
     ):
-        found = diagnose([start, as_entry(changed, samples)])
-        assert list(found) == [kind]
-        assert found[kind].startswith(f"{kind} collapse: the target encoder")
-        assert words in found[kind]
+        actual = diagnose([start, as_entry(changed, samples)])
+        assert list(actual) == [kind]
+        assert actual[kind].startswith(f"{kind} collapse: the target encoder")
+        assert words in actual[kind]
 
 
 @settings(max_examples=30, deadline=None)
@@ -246,7 +246,7 @@ def rates(name: str, values: tuple[float, ...], chance: float) -> list[dict[str,
 
 
 def test_guesses_that_were_good_and_are_no_longer_are_a_divergence() -> None:
-    """The rates of a run on images whose learning rate was too high; a rate that never rose is none."""
+    """The rates of a run on images whose learning rate was too high; a rate that never rose is not a finding."""
     lost = rates("top1_accuracy", (0.002, 0.31, 0.42, 0.018), 1 / 512)
     assert list(diagnose(lost)) == ["divergence"]
     assert "finds 1.8 % of its targets and found 42 % before" in diagnose(lost)["divergence"]
@@ -289,7 +289,7 @@ def test_findings_are_the_first_of_each_kind() -> None:
 
 def test_whether_anything_was_learned_is_asked_at_the_end_of_a_run_alone() -> None:
     """Not before its last step, not where its length is not known, and not where the predictor is not trained."""
-    losses = {f"health_{rival}_baseline_loss": 0.4 for rival in RIVALS_OF}
+    losses = {f"health_{baseline}_baseline_loss": 0.4 for baseline in BASELINE_KINDS}
     history = [{"step": step, "health_prediction_loss": 0.395} | losses for step in (0, 50, 100)]
     assert findings(history) == findings(history, max_steps=200) == {}
     assert {kind: step for kind, (step, _) in findings(history, max_steps=100).items()} == {"nothing_learned": 100}
@@ -361,7 +361,7 @@ def test_what_is_measured_is_what_the_model_gives(tmp_path: Path) -> None:
     assert health["health_context_pooled_rank"] == pytest.approx(effective_rank(pooled).item(), rel=1e-3)
 
 
-def test_a_run_with_the_contrastive_term_tells_how_many_samples_are_found(tmp_path: Path) -> None:
+def test_a_run_with_the_contrastive_term_logs_sample_accuracy(tmp_path: Path) -> None:
     """Among all samples of the fixed batch, however many are in one of its parts; without the term, no number."""
     model = tiny_jepa("bert", contrastive_weight=1.0)
     run = watched(tmp_path, model=model, eval_data=rows("bert", 12), per_device_train_batch_size=5)
@@ -375,22 +375,22 @@ def test_a_run_with_the_contrastive_term_tells_how_many_samples_are_found(tmp_pa
 
 
 def test_samples_without_targets_are_no_candidates(tmp_path: Path) -> None:
-    """Twelve rows, and the same beside four that are too short to be masked: the same rate, and the same chance."""
+    """Twelve rows, and the same with four more that are too short to be masked: the same rate, and the same chance."""
     model = tiny_jepa("bert", contrastive_weight=1.0)
     short = [{"input_ids": [2, 60, 3]}] * 4
-    found = []
+    actual = []
     for data in (rows("bert", 12), [*rows("bert", 12)[:5], *short, *rows("bert", 12)[5:]]):
         health = watched(tmp_path, model=model, eval_data=data, mask={"on_too_short": "skip"}).measure_health()
-        found.append({name: value for name, value in health.items() if "sample_top1_accuracy" in name})
-    assert found[0]["health_sample_top1_accuracy_chance"] == 1 / 12
-    assert found[1] == pytest.approx(found[0])
+        actual.append({name: value for name, value in health.items() if "sample_top1_accuracy" in name})
+    assert actual[0]["health_sample_top1_accuracy_chance"] == 1 / 12
+    assert actual[1] == pytest.approx(actual[0])
 
 
 @pytest.mark.parametrize(("family", "least", "most"), [("bert", 0.0, 0.8), ("modernbert", 0.95, 1.2)])
-def test_of_absolute_positions_a_random_target_is_in_part_its_place(
+def test_with_absolute_positions_a_random_target_is_in_part_its_position(
     family: str, least: float, most: float, tmp_path: Path
 ) -> None:
-    """Of random words the position alone tells much where there is a position table, nothing where it is rotary."""
+    """Of random words the position alone predicts much with a position table, nothing with rotary positions."""
     model = tiny_jepa(family, strong=False, target_norm="instance")
     words = torch.randint(10, 60, (60, 12), generator=torch.Generator().manual_seed(0))
     data = [{"input_ids": [2, *row, 3]} for row in words.tolist()]
@@ -400,7 +400,7 @@ def test_of_absolute_positions_a_random_target_is_in_part_its_place(
 
 
 def test_any_callable_may_collate(tmp_path: Path) -> None:
-    """One that is no collator of ours has no masks to hold still: it is used as it is."""
+    """A foreign collator has no masks to fix: it is used unchanged."""
     run = watched(tmp_path)
     ours = run.data_collator.for_evaluation()
     run.data_collator = lambda rows: ours(rows)
@@ -445,10 +445,10 @@ def test_a_collapse_in_a_run_is_noticed_at_once_and_once(
     run = watched(tmp_path, model=model, max_steps=6, learning_rate=1e-5, callbacks=[break_from(2, kind)])
     with caplog.at_level(logging.WARNING, logger="jepa_hf"):
         run.train()
-    said = [record.getMessage() for record in caplog.records if "collapse" in record.getMessage()]
-    assert len(said) == 1
-    assert said[0].startswith(f"step 3: {kind} collapse: ")
-    assert {found: step for found, (step, _) in findings(run.state.log_history).items()} == {kind: 3}
+    messages = [record.getMessage() for record in caplog.records if "collapse" in record.getMessage()]
+    assert len(messages) == 1
+    assert messages[0].startswith(f"step 3: {kind} collapse: ")
+    assert {actual: step for actual, (step, _) in findings(run.state.log_history).items()} == {kind: 3}
     assert run.state.global_step == 6
 
 
@@ -471,7 +471,7 @@ ONE_WORD = [{"input_ids": [2, *[5 + number % 50] * 16, 3]} for number in range(2
 
 
 def learning(folder: Path, frozen: bool) -> JepaTrainer:
-    """A run on texts of one word each. Word and place say all of a target, a context says which word, and no rival
+    """A run on texts of one word each. Word and place say all of a target, a context says which word, and no baseline
     knows both."""
     model = tiny_jepa(strong=False, masked_tokens="mask_token", predictor_type="mlp", target_norm="layer")
     model.predictor.requires_grad_(not frozen)
@@ -481,21 +481,20 @@ def learning(folder: Path, frozen: bool) -> JepaTrainer:
     return run
 
 
-def test_a_predictor_that_learns_nothing_is_a_verdict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Frozen at its random start: in one warning at the end of the console, in the report's verdict, in the card."""
-    with caplog.at_level(logging.WARNING, logger="jepa_hf"):
-        run = learning(tmp_path, frozen=True)
-    said = [record.getMessage() for record in caplog.records if "nothing learned" in record.getMessage()]
-    assert len(said) == 1
-    assert said[0].startswith("step 80: nothing learned about single targets: the prediction loss ends at ")
+def test_a_predictor_that_learns_nothing_is_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Frozen at its random start: the same sentence once at the end of the console, in the report, in the card."""
+    run = learning(tmp_path, frozen=True)
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "nothing learned" in text]
+    assert line.startswith("Not healthy. Step 80: nothing learned about single targets: the prediction loss ends at ")
+    assert run.verdict().lines[0] == line
+    finding = line.removeprefix("Not healthy. Step ").removesuffix(".")
     assert {kind: step for kind, (step, _) in run.health_findings.items()} == {"nothing_learned": 80}
     assert not run.stopped_early
-    assert f"- {said[0]}\n" in str(render_card(run.model_card_info("out"))).replace("\\", "")
+    assert f"- step {finding}\n" in str(render_card(run.model_card_info("out"))).replace("\\", "")
     assert write_report(tmp_path).severity == Severity.NOTHING_LEARNED
     page = (tmp_path / "report.html").read_text()
     top = page[: page.index("Loss and health")]
-    assert "<strong>Nothing learned about single targets: " in top
-    assert f"The watchdog at {said[0]}." in top
+    assert f"<strong>{line}</strong>" in top
 
 
 def test_a_predictor_that_learns_is_no_finding(tmp_path: Path) -> None:
@@ -515,7 +514,7 @@ def test_without_a_prediction_loss_predictions_are_not_measured(tmp_path: Path) 
     run.train()
     assert run.health_findings == {}
     last = measured(run)[-1]
-    assert {f"health_{rival}_baseline_loss" for rival in RIVALS_OF} <= set(last)
+    assert {f"health_{baseline}_baseline_loss" for baseline in BASELINE_KINDS} <= set(last)
     assert {"health_prediction_loss", "health_top1_accuracy", "health_top1_accuracy_in_sample"}.isdisjoint(last)
     assert "eval_top1_accuracy" not in run.evaluate()
     facts = run.model_card_info("out")
@@ -530,22 +529,19 @@ def test_a_run_of_one_sample_warns_that_its_health_is_not_measured(
     """Nothing could be found of it, which is not the same as healthy."""
     with caplog.at_level(logging.WARNING, logger="jepa_hf"):
         watched(tmp_path, data=rows("bert", 1), max_steps=2).train()
-    said = [record.getMessage() for record in caplog.records if "health is not measured" in record.getMessage()]
-    assert len(said) == 1
+    messages = [record.getMessage() for record in caplog.records if "health is not measured" in record.getMessage()]
+    assert len(messages) == 1
 
 
-def test_the_remedy_of_a_collapse_is_not_contradicted() -> None:
-    """With a collapse the verdict names no remedy of its own."""
-    start = {"health_target_rank": 200.0, "health_prediction_loss": 0.5, "health_constant_baseline_loss": 0.4}
-    learned_nothing = diagnose([start, start | {"health_prediction_loss": 0.4}], finished=True)
-    collapsed = diagnose([start, start | {"health_target_rank": 10.0}], finished=True)
-    assert learned_nothing["nothing_learned"].endswith("; try more steps, or a larger prediction_weight")
-    assert collapsed.keys() == {"dimensional", "nothing_learned"}
-    assert collapsed["nothing_learned"].endswith("where the best constant gives 0.4")
+def test_evaluations_are_judged_where_the_watchdog_was_off(tmp_path: Path) -> None:
+    """With the same thresholds, and names that the watchdog uses."""
+    history = [{"step": step, "eval_loss": 1.0, "eval_target_rank": rank} for step, rank in ((0, 200.0), (50, 10.0))]
+    assert {kind: step for kind, (step, _) in findings(history).items()} == {"dimensional": 50}
+    assert findings([{"step": 0, "health_target_rank": 200.0}, *history]) == {}
 
 
-def test_pool_targets_are_judged_beside_a_constant(tmp_path: Path) -> None:
-    """A target that stands for all of a mask has no place, and no others beside it in its sample."""
+def test_pool_targets_are_compared_with_a_constant(tmp_path: Path) -> None:
+    """A target for all of a mask has no position and is the only one of its sample."""
     health = watched(tmp_path, model=tiny_jepa(pool_targets=True), eval_data=rows("bert", 20)).measure_health()
     assert {"health_prediction_loss", "health_constant_baseline_loss", "health_top1_accuracy"} <= set(health)
     unjudged = {"position_baseline_loss", "sample_baseline_loss", "top1_accuracy_in_sample"}

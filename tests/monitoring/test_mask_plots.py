@@ -135,15 +135,15 @@ def test_a_target_is_framed_exactly(tmp_path: Path, drawn: list[Figure]) -> None
         np.testing.assert_array_equal(inside, np.kron(block.reshape(GRID), np.ones((PIXELS, PIXELS))).astype(bool))
 
 
-def test_an_image_that_cannot_be_decoded_says_so_in_its_row(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_an_undecodable_image_has_a_note_in_its_row(tmp_path: Path, drawn: list[Figure]) -> None:
     collator = image_collator()
     file = io.BytesIO()
     Image.fromarray(pixels(1)).save(file, "PNG")
     cells = [pixels(0), {"bytes": b"nonsense", "path": None}, {"bytes": file.getvalue(), "path": None}]
     plot_masks(MODEL, collator([{"image": cell} for cell in cells]), tmp_path / "m.png", collator.image_processor)
     rows = np.array(drawn[0].axes).reshape(3, 6)
-    said = [[text for axis in row for text in names(axis)] for row in rows]
-    assert said == [[], ["cannot be\ndecoded,\nskipped"], []]
+    output = [[text for axis in row for text in names(axis)] for row in rows]
+    assert output == [[], ["cannot be\ndecoded,\nskipped"], []]
     assert all((axis.images[0].get_array() == _GREY).all() for axis in rows[1])
     assert [len(axis.patches) for axis in rows[1]] == [0] * 6
 
@@ -167,7 +167,7 @@ def text_batch(texts: list[str], family: str = "bert", masked_tokens: str = "dro
 
 
 def lines(axis: Axes) -> list[tuple[str, str]]:
-    """The lines of a picture of texts, from top to bottom: what they say, and what of it is marked, token by token."""
+    """The lines of a picture of texts, from top to bottom: their text and its marked part, token by token."""
     words: dict[float, list[tuple[float, str, bool]]] = {}
     corners = {(round(patch.get_x(), 3), round(patch.get_y(), 3)) for patch in axis.patches}
     assert len(corners) == len(axis.patches)
@@ -185,39 +185,39 @@ def body(axis: Axes) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_text_is_shown_whole_with_its_targets_marked(family: str, tmp_path: Path, drawn: list[Figure]) -> None:
+def test_a_text_is_shown_in_full_with_its_targets_marked(family: str, tmp_path: Path, drawn: list[Figure]) -> None:
     """What the lines say is the decoded text; what is marked are the target tokens."""
     batch = text_batch([CORPUS[20]], family, "drop" if family != "deberta-v2" else "mask_token")
     tokenizer = tiny_tokenizer(family)
     plot_masks(tiny_jepa(family), batch, tmp_path / "masks.png", tokenizer)
-    said = body(drawn[0].axes[0])
+    output = body(drawn[0].axes[0])
     if family == "deberta-v2":
-        said = said[: len(said) // 2]
-    assert "".join(" ".join(line for line, _ in said).split()) == "".join(
+        output = output[: len(output) // 2]
+    assert "".join(" ".join(line for line, _ in output).split()) == "".join(
         tokenizer.decode(batch["input_ids"][0], clean_up_tokenization_spaces=False).split()
     )
     targets = batch["input_ids"][0][batch["target_positions"][0, 0][batch["target_valid"][0, 0]]]
     marked = [token.replace("##", "").strip() for token in map(tokenizer.decode, targets[:, None])]
     assert len(marked) > 2
-    assert [word.strip() for _, marks in said if marks for word in marks.split("|")] == marked
+    assert [word.strip() for _, marks in output if marks for word in marks.split("|")] == marked
 
 
 def test_where_masked_tokens_are_kept_each_mask_shows_its_view(tmp_path: Path, drawn: list[Figure]) -> None:
     batch = text_batch([CORPUS[5]], masked_tokens="mask_token", num_masks=2)
     tokenizer = tiny_tokenizer("bert")
     plot_masks(tiny_jepa("bert", "mask_token"), batch, tmp_path / "masks.png", tokenizer)
-    said = [line for line, _ in lines(drawn[0].axes[0])]
-    assert [line for line in said if line.startswith("text 1")] == [
+    output = [line for line, _ in lines(drawn[0].axes[0])]
+    assert [line for line in output if line.startswith("text 1")] == [
         f"text 1, mask {number} of 2, {int(count)} of {batch['input_ids'].shape[1]} tokens hidden"
         for number, count in enumerate(batch["target_valid"][0].sum(dim=1), 1)
     ]
-    views = " ".join(said).split("what the context encoder reads ")[1:]
+    views = " ".join(output).split("what the context encoder reads ")[1:]
     assert len(views) == 2
     for view, ids in zip(views, batch["context_input_ids"][0], strict=True):
         read = re.sub(r"text 1.*", "", view)
         assert read.split() == tokenizer.decode(ids, clean_up_tokenization_spaces=False).split()
         assert "[MASK]" in read
-    assert "[MASK]" not in "".join(said).split("what the context")[0]
+    assert "[MASK]" not in "".join(output).split("what the context")[0]
 
 
 def test_dollar_signs_are_no_formulas(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -252,7 +252,7 @@ def test_a_long_text_ends_with_an_ellipsis_inside_the_picture(tmp_path: Path, dr
 
 
 def test_of_packed_rows_each_text_is_drawn_by_itself(tmp_path: Path, drawn: list[Figure]) -> None:
-    """As in a row of its own; the first so many texts of them all."""
+    """As in a row of its own; the first N of all texts."""
     collator, texts = DataCollatorForSpanJEPA(tiny_tokenizer("bert")), rows("bert", 9)
     packed = pack(texts, 60)[0]
     for batch in (packed, texts):
@@ -267,7 +267,7 @@ def test_of_packed_rows_each_text_is_drawn_by_itself(tmp_path: Path, drawn: list
     ]
 
 
-def test_a_text_too_short_to_be_masked_says_so(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_a_text_too_short_to_be_masked_has_a_note(tmp_path: Path, drawn: list[Figure]) -> None:
     plot_masks(tiny_jepa(), text_batch([CORPUS[3], "a"]), tmp_path / "masks.png", tiny_tokenizer("bert"))
     assert ("text 2, too short to be masked, skipped", "") in lines(drawn[0].axes[0])
     assert body(drawn[0].axes[0])[-1] == ("[CLS] a [SEP]", "")
@@ -342,14 +342,14 @@ def feature_batch(model: JepaForRepresentationPrediction, masks: int, lengths: l
 
 def shaded(axis: Axes, sample: int | None, width: int) -> np.ndarray:
     """bool `[width]`: the columns that are shaded, in one row of cells or (None) from top to bottom."""
-    found = np.zeros(width, dtype=bool)
+    actual = np.zeros(width, dtype=bool)
     for patch in axis.patches:
         assert isinstance(patch, Rectangle)
         assert patch.get_hatch()
         if sample is None or patch.get_y() == sample - 0.5:
             start = patch.get_x() + 0.5
-            found[round(start) : round(start + patch.get_width())] = True
-    return found
+            actual[round(start) : round(start + patch.get_width())] = True
+    return actual
 
 
 @pytest.mark.parametrize(

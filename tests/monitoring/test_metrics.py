@@ -62,7 +62,7 @@ def test_rank_of_vectors_that_differ_by_rounding_is_zero() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_rank_of_vectors_with_a_value_that_is_not_finite_is_nan(value: float) -> None:
-    """A diverged run is told as one, where the eigenvalues themselves would end it with a traceback."""
+    """A diverged run gives NaN; the eigenvalues alone would raise."""
     vectors = gaussian(40, 8)
     vectors[3, 3] = value
     assert effective_rank(vectors).isnan()
@@ -110,7 +110,7 @@ def test_pairwise_cosine_of_known_clouds() -> None:
     assert mean_pairwise_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_spread_of_healthy_and_collapsed_clouds() -> None:
+def test_normalized_std_of_healthy_and_collapsed_clouds() -> None:
     """About 1 for Gaussian vectors of any scale, 0 for one direction, in between when a shared direction dominates."""
     cloud = gaussian(5000, 64)
     assert normalized_std(cloud).item() == pytest.approx(1.0, abs=0.02)
@@ -134,14 +134,14 @@ def test_hits_of_random_predictions_are_chance() -> None:
     assert sum(rates) / len(rates) == pytest.approx(1 / 50, abs=0.006)
 
 
-def test_hits_of_what_is_not_a_number_are_none_that_could_be_told() -> None:
+def test_top1_accuracy_of_nan_is_nan() -> None:
     vectors = gaussian(8, 4)
     vectors[2, 1] = float("nan")
     assert top1_accuracy(vectors, gaussian(8, 4)).isnan()
 
 
 def test_hits_of_a_collapsed_batch_are_none() -> None:
-    """Equal targets tie, which is no hit; equal predictions can be right once at most."""
+    """Equal targets tie, which is not a hit; equal predictions can be right once at most."""
     cloud, point = gaussian(50, 32), gaussian(1, 32, 1).expand(50, 32)
     assert top1_accuracy(cloud, point).item() == 0.0
     assert top1_accuracy(point, point).item() == 0.0
@@ -179,7 +179,7 @@ def test_constant_predictor_equals_a_loop(n: int, d: int, seed: int) -> None:
 @pytest.mark.parametrize("beta", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("kind", ["cosine", "l2", "l1", "smooth_l1"])
 def test_constant_predictor_is_the_best_constant(kind: str, beta: float, skewed: bool) -> None:
-    """Gradient descent finds no constant whose loss is lower by 0.3 %: the rival is a hard one."""
+    """Gradient descent finds no constant whose loss is lower by 0.3 %: the baseline is a hard one."""
     targets = gaussian(200, 8) + 0.5
     if skewed:
         targets = targets.exp()
@@ -212,7 +212,7 @@ def test_metrics_accept_bfloat16(metric) -> None:
 
 @pytest.mark.parametrize("kind", ["l2", "l1", "smooth_l1", "cosine"])
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 50])
-def test_the_rival_of_a_group_has_the_loss_of_the_true_mean(n: int, kind: str) -> None:
+def test_the_baseline_of_a_group_has_the_loss_of_the_true_mean(n: int, kind: str) -> None:
     """Of n targets a group, for n from 2 to 50, within 2 % of the loss of the group's true mean (cosine: direction).
 
     Fitted to the targets it would be too low by 1/n, and without each target itself too high by 1/(n - 1).
@@ -227,16 +227,16 @@ def test_the_rival_of_a_group_has_the_loss_of_the_true_mean(n: int, kind: str) -
 
 @few
 @given(st.integers(2, 8), st.floats(0.1, 10), SEEDS)
-def test_the_rival_of_a_group_is_exact_for_l2(n: int, scale: float, seed: int) -> None:
+def test_the_baseline_of_a_group_is_exact_for_l2(n: int, scale: float, seed: int) -> None:
     """It is the unbiased variance, which numpy has as ddof=1, averaged over groups of one size."""
     targets = scale * gaussian(5 * n, 6, seed)
-    found = group_baseline_loss(targets, torch.arange(5).repeat_interleave(n), "l2")
-    assert found.item() == pytest.approx(targets.numpy().reshape(5, n, 6).var(axis=1, ddof=1).mean(), rel=1e-4)
+    actual = group_baseline_loss(targets, torch.arange(5).repeat_interleave(n), "l2")
+    assert actual.item() == pytest.approx(targets.numpy().reshape(5, n, 6).var(axis=1, ddof=1).mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["l2", "l1", "smooth_l1", "cosine"])
 def test_groups_that_say_everything_and_groups_that_say_nothing(kind: str) -> None:
-    """Nothing is left of the first; of the second what a constant leaves, also where most targets are alone."""
+    """Nothing is left of the first; of the second the residual of a constant, also where most targets are alone."""
     groups = torch.arange(8).repeat(50)
     assert group_baseline_loss(gaussian(8, 16)[groups], groups, kind).item() == pytest.approx(0, abs=1e-3)
     anything = gaussian(400, 64, seed=1)
@@ -254,7 +254,7 @@ def documents(share: float, samples: int = 128, size: int = 30, width: int = 64)
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 1.0])
 def test_predictions_that_know_the_document_alone_hit_by_chance_in_it(noise: float) -> None:
-    """Also where they differ within it, but not as its targets do; that the batch's hit rate is far above chance."""
+    """Also where they differ within it, but not as its targets do; the batch's accuracy is far above chance."""
     targets, means, owner = documents(0.2)
     predictions = means + noise * 0.1 * gaussian(*targets.shape, 2)
     rate, chance = top1_accuracy_in_sample(predictions, targets, owner)
@@ -304,7 +304,7 @@ def test_equal_targets_of_a_sample_are_no_hits() -> None:
 def test_the_sample_top1_accuracy_is_1_for_the_targets_and_0_for_their_neighbours(
     n: int, views: int, seed: int
 ) -> None:
-    """Whatever all samples share; a tie, as where all predictions and targets are the same, is no hit."""
+    """Whatever all samples share; a tie, as where all predictions and targets are the same, is not a hit."""
     targets = 5 * F.one_hot(torch.arange(n), 16).float() + gaussian(1, 16, seed)
     own = targets - targets.mean(dim=0)
     assert sample_top1_accuracy(own.repeat_interleave(views, dim=0), targets) == 1
@@ -317,3 +317,9 @@ def test_one_of_three_views_that_finds_its_sample() -> None:
     own = targets - targets.mean(dim=0)
     predictions = torch.stack([own, own.roll(1, dims=0), own.roll(2, dims=0)], dim=1).flatten(0, 1)
     assert sample_top1_accuracy(predictions, targets).item() == pytest.approx(1 / 3)
+
+
+def test_the_best_constant_of_an_unknown_loss_is_refused() -> None:
+    """The mean would be wrong without a word."""
+    with pytest.raises(ValueError, match=r"loss 'huber' is unknown\. Add it to constant_baseline_loss"):
+        constant_baseline_loss(torch.ones(4, 2), "huber")

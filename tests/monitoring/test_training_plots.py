@@ -1,4 +1,4 @@
-"""Claims about the picture: it is a PNG, it shows what the log holds, and it copes with logs that hold little."""
+"""Claims about the picture: it is a PNG, it shows the log's content, and it works with short logs."""
 
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,12 @@ def test_a_run_gives_a_png_with_something_on_it(tmp_path: Path) -> None:
 
 def test_every_curve_shows_the_logged_points(tmp_path: Path, drawn: list[Figure]) -> None:
     plot_training(LOG, tmp_path / "training.png")
-    found = curves(drawn[0])
-    loss = {label: points for (title, label), points in found.items() if title == "Prediction loss"}
+    actual = curves(drawn[0])
+    loss = {label: points for (title, label), points in actual.items() if title == "Prediction loss"}
     assert loss["training"] == [(step, 1.0 / step) for step in range(1, 6)]
     assert loss["fixed samples"] == [(0, 1.2), (5, 0.4)]
     assert "constant predictor" not in loss  # the log has none: no empty entry in the legend
-    rank = {label: points for (title, label), points in found.items() if title == "Effective rank"}
+    rank = {label: points for (title, label), points in actual.items() if title == "Effective rank"}
     assert rank["targets"] == [(0, 20.0), (5, 19.0)]
 
 
@@ -78,9 +78,9 @@ def test_a_long_curve_is_thinned_and_reaches_its_last_point(tmp_path: Path, draw
 def test_curves_have_axes_a_legend_and_colours_of_their_own(tmp_path: Path, drawn: list[Figure]) -> None:
     plot_training(LOG, tmp_path / "training.png")
     for axis in drawn[0].axes:
-        assert axis.get_title()
         lines = axis.get_lines()
         if lines:
+            assert axis.get_title()
             assert axis.get_xlabel() == "step"
             assert [text.get_text() for text in axis.get_legend().get_texts()] == [line.get_label() for line in lines]
             assert len({line.get_color() for line in lines}) == len(lines)
@@ -115,3 +115,17 @@ def test_small_changes_look_small(tmp_path: Path, drawn: list[Figure]) -> None:
     bottom, top = axes["Effective rank"].get_ylim()
     assert bottom <= 0
     assert 20 < top < 30
+
+
+def test_panels_without_curves_are_left_out(tmp_path: Path, drawn: list[Figure]) -> None:
+    """A run whose prediction has no weight measures no hits: the next panel takes the place."""
+    health = {
+        "constant_baseline_loss": 0.4,
+        "target_rank": 9.0,
+        "target_pairwise_cosine": 0.1,
+        "target_normalized_std": 1.0,
+    }
+    entry = {f"health_{name}": value for name, value in health.items()}
+    plot_training([{"step": step, **entry} for step in (0, 9)], tmp_path / "training.png")
+    assert [bool(axis.get_lines()) for axis in drawn[0].axes] == [True] * 4
+    assert not any("Top-1" in axis.get_title() for axis in drawn[0].axes)

@@ -63,7 +63,7 @@ def test_every_picture_renders_and_nothing_is_logged(
 
 
 @pytest.mark.parametrize(
-    ("body", "found"),
+    ("body", "actual"),
     [
         ('<img src="data:image/png;base64,AAAA" alt="broken">', "pictures"),
         ("<script>console.error('wrong')</script>", "errors"),
@@ -71,14 +71,14 @@ def test_every_picture_renders_and_nothing_is_logged(
         ('<img src="http://localhost:9/picture.png" alt="elsewhere">', "requests"),
     ],
 )
-def test_the_browser_would_tell(body: str, found: str, page: Page, tmp_path: Path) -> None:
+def test_the_browser_reports_faults(body: str, actual: str, page: Page, tmp_path: Path) -> None:
     """What the test above says of a page that is broken."""
     path = tmp_path / "page.html"
     path.write_text(f"<!DOCTYPE html><title>a</title>{body}", encoding="utf-8")
     page.open(path)
-    said = {
+    output = {
         "pictures": [description for description, rendered in page.evaluate(PICTURES) if not rendered],
         "errors": page.errors,
         "requests": [address for address in page.requests if not address.startswith(("data:image/", "file:"))],
     }
-    assert said[found] != []
+    assert output[actual] != []

@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def pages(finished: dict[str, Path]) -> dict[str, Page]:
-    """Their pages, written beside the runs."""
+    """Their pages, written into the runs."""
     for folder in finished.values():
         write_report(folder, folder.with_suffix(".html"), max_samples=20)
     return {modality: Page(folder.with_suffix(".html")) for modality, folder in finished.items()}
@@ -130,9 +130,15 @@ def test_the_verdict_and_its_reasons_come_first(run: Path) -> None:
     assert verdict.severity == Severity.COLLAPSED
     text = Page(run / "report.html").text
     top = text[: text.index("Loss and health")]
-    assert int(re.search(r"Collapsed: (\d) of", top)[1]) >= 5  # three curves, and two kinds by the watchdog
-    assert "The watchdog at step 4: total collapse" in top
+    assert "Step 4: total collapse" in top
     assert "1.2 of 16 directions: the representation has collapsed." in top
+
+
+def test_a_run_that_its_watchdog_stopped_is_not_called_unfinished(run: Path) -> None:
+    record = json.loads((run / "_run.json").read_text())
+    (run / "_run.json").write_text(json.dumps(record | {"finished": False, "stopped_early": True}))
+    write_report(run, max_samples=10)
+    assert "The watchdog stopped the run (--stop_on_collapse) after" in Page(run / "report.html").text
 
 
 def test_a_collapse_is_detected_from_the_samples(run: Path) -> None:

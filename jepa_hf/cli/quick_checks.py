@@ -1,0 +1,191 @@
+"""Checks of a training command that need no library: its recipe, its flags, its files.
+
+Importing torch and transformers takes seconds, in which a mistyped flag should not wait for its message. The names of
+flags are therefore read from the sources of the argument classes.
+"""
+
+import argparse
+import ast
+import difflib
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UsageError
+from .requirements import check_packages
+
+_PACKAGE = Path(__file__).parents[1]
+# Files and classes whose fields are the flags, by objective; transformers' are added.
+_SHARED_CLASSES = {
+    "training/training_args.py": ("BaseJepaTrainingArguments",),
+    "data/arguments.py": ("BaseDataArguments",),
+    "cli/arguments.py": ("BaseModelArguments", "CommandArguments"),
+}
+_ENCODER_CLASSES = {
+    "training/training_args.py": ("JepaTrainingArguments",),
+    "data/arguments.py": ("DataArguments",),
+    "cli/arguments.py": ("ModelArguments", "MaskArguments"),
+}
+_LLM_CLASSES = {
+    "cli/llm_arguments.py": ("LlmModelArguments", "ViewArguments", "GenerationArguments"),
+    "llm_jepa/paired_data.py": ("PairedDataArguments",),
+    "llm_jepa/training_args.py": ("LlmJepaTrainingArguments",),
+}
+
+# Names in other libraries, and the flag here.
+_FLAG_OF = {
+    "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "max_length": "max_seq_length",
+    "model": "model_name_or_path",
+    "context_mode": "masked_tokens",
+    "target_layers": "average_top_k_layers",
+}
+
+
+def check_train_command(argv: Sequence[str]) -> None:
+    """Check `[CONFIG.yaml] [--flag value ...]`.
+
+    Raises:
+        UsageError: The recipe or a data file does not exist, the recipe cannot be read, a key or flag is unknown, or a
+            flag's package is not installed.
+    """
+    objective = peek_objective(argv)
+    valid = flag_names(objective)
+    is_recipe = bool(argv) and not argv[0].startswith("-")
+    values = dict(read_recipe(argv[0])) if is_recipe else {}
+    for key in values:
+        if key not in valid:
+            raise UsageError(
+                f"Config file {argv[0]!r} has the unknown {describe_unknown(str(key), valid, 'key', objective)}"
+            )
+    flag = ""
+    for argument in argv[is_recipe:]:
+        if not argument.startswith("--"):
+            values.setdefault(flag, []).append(argument)
+            continue
+        name, has_value, value = argument.partition("=")
+        flag = name.removeprefix("--").replace("-", "_")
+        if flag not in valid and flag.removeprefix("no_") not in valid:
+            raise UsageError(f"Unknown {describe_unknown(name, valid, 'flag', objective)}")
+        values[flag] = [value] if has_value else []
+    check_packages({name: _single(value) for name, value in values.items()})
+    for name in ("train_file", "validation_file"):
+        files = _single(values.get(name))
+        if isinstance(files, str):
+            _check_files(name, files)
+
+
+def _single(value: Any) -> Any:
+    """Return the value of a flag: True without one, a list for several."""
+    if not isinstance(value, list) or len(value) > 1:
+        return value
+    return value[0] if value else True
+
+
+def _check_files(argument: str, files: str) -> None:
+    """Raise for a path that does not exist; globs are left to the readers."""
+    for path in [files] if Path(files).exists() else map(str.strip, files.split(",")):
+        if path and not any(magic in path for magic in "*?[") and "://" not in path and not Path(path).exists():
+            raise UsageError(f"{argument} {path!r} does not exist. Check the path.")
+
+
+def peek_objective(argv: Sequence[str]) -> str | None:
+    """Return the objective that a command line or its recipe names; it decides which flags exist.
+
+    >>> peek_objective(["--objective", "llm", "--seed", "1"]), peek_objective(["--seed", "1"])
+    ('llm', None)
+
+    Raises:
+        UsageError: the recipe cannot be read.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--objective", nargs="?")
+    objective = parser.parse_known_args(list(argv))[0].objective
+    if objective is None and argv and not argv[0].startswith("-"):
+        objective = read_recipe(argv[0]).get("objective")
+    return objective
+
+
+def read_recipe(path: str) -> dict[Any, Any]:
+    """Read the keys and values of a YAML file.
+
+    Raises:
+        UsageError: It does not exist or does not hold `key: value` lines.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"Config file {path!r} does not exist. Check the path.")
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"Config file {path!r} is not valid YAML: {' '.join(str(error).split())}. Correct this line."
+        ) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UsageError(f"Config file {path!r} must hold lines of the form `key: value`. Write one setting per line.")
+    return content
+
+
+def flag_names(objective: str | None) -> set[str]:
+    """Return the names of the flags of an objective.
+
+    >>> "jepa_weight" in flag_names("llm"), "jepa_weight" in flag_names("span"), "seed" in flag_names("span")
+    (True, False, True)
+    """
+    names = _class_fields(_transformers_arguments(), ("TrainingArguments",))
+    for classes in (_SHARED_CLASSES, _LLM_CLASSES if objective == "llm" else _ENCODER_CLASSES):
+        for path, wanted in classes.items():
+            names |= _class_fields(_PACKAGE / path, wanted)
+    return names
+
+
+def _transformers_arguments() -> Path:
+    spec = find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise UsageError("transformers is not installed. Install it with: pip install transformers")
+    return Path(spec.origin).with_name("training_args.py")
+
+
+def _class_fields(path: Path, classes: Sequence[str]) -> set[str]:
+    """Return the annotated names in the bodies of classes."""
+    return {
+        statement.target.id
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name in classes
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        if "ClassVar" not in ast.unparse(statement.annotation)
+    }
+
+
+def describe_unknown(name: str, valid: Iterable[str], kind: str, objective: str | None = None) -> str:
+    """Describe an unknown name, and the valid one that was probably meant.
+
+    Args:
+        name: As given.
+        valid: Valid names, without hyphens.
+        kind: "flag", "key" or "argument".
+        objective: Of the run, whose flags `valid` are.
+
+    >>> describe_unknown("--lerning_rate", ["learning_rate"], "flag")
+    'flag --lerning_rate. Did you mean --learning_rate?'
+    """
+    key, dashes = name.lstrip("-").replace("-", "_"), "--" if kind == "flag" else ""
+    close = difflib.get_close_matches(key, sorted(valid), n=1, cutoff=0.75)
+    if key in flag_names(None if objective == "llm" else "llm"):
+        others, this = ("span, images and features", "llm") if objective == "llm" else ("llm", objective or "span")
+        hint = f"It is for the objective {others}, and this run's is {this}. Omit it."
+    elif key in _FLAG_OF or close:
+        hint = f"Did you mean {dashes}{_FLAG_OF.get(key) or close[0]}?"
+    else:
+        hint = "See --help_all for all flags."
+    return f"{kind} {name}. {hint}"
