@@ -6,24 +6,24 @@ from pathlib import Path
 
 from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
 
-from jepa_hf.monitoring.health import findings
+from jepa_hf.monitoring.assessment import Severity, judge
 
 folder = Path(sys.argv[1])
 history = json.loads((folder / "metrics.json").read_text())["history"]
 evaluations = [entry for entry in history if "eval_loss" in entry]
 first, last = evaluations[0], evaluations[-1]
 health = [entry for entry in history if "health_sample_top1_accuracy" in entry][-1]
-rivals = [last[f"eval_{rival}_baseline_loss"] for rival in ("constant", "position", "sample")]
+baselines = [last[f"eval_{baseline}_baseline_loss"] for baseline in ("constant", "position", "sample")]
 checks = {
-    "evaluation loss / best rival's (at most 0.9)": (
-        last["eval_prediction_loss"] / min(rivals),
+    "evaluation loss / best baseline's (at most 0.9)": (
+        last["eval_prediction_loss"] / min(baselines),
         lambda ratio: ratio <= 0.9,
     ),
-    "targets found in their sample / chance (at least 2)": (
+    "top-1 accuracy in a sample / chance (at least 2)": (
         last["eval_top1_accuracy_in_sample"] / last["eval_top1_accuracy_in_sample_chance"],
         lambda ratio: ratio >= 2,
     ),
-    "texts found by their context / chance (at least 20)": (
+    "texts recognized by their context / chance (at least 20)": (
         health["health_sample_top1_accuracy"] / health["health_sample_top1_accuracy_chance"],
         lambda ratio: ratio >= 20,
     ),
@@ -40,8 +40,9 @@ for name, (value, holds) in checks.items():
     print(f"{name}: {value:.3f}")
     assert holds(value), name
 
-verdicts = findings(history, max_steps=last["step"])
-assert not verdicts, verdicts
+verdict = judge(history, max_steps=last["step"])
+print("\n".join(verdict.lines))
+assert verdict.severity == Severity.HEALTHY
 
 assert AutoModel.from_pretrained(folder).config.model_type == "modernbert"
 assert AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2).num_labels == 2

@@ -41,9 +41,9 @@ def run(
     """
     count = max(torch.cuda.device_count(), 1)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-    places: queue.Queue[str] = queue.Queue()
+    gpus: queue.Queue[str] = queue.Queue()
     for gpu in visible:
-        places.put(gpu)
+        gpus.put(gpu)
     lock, judges, threads = threading.Lock(), threading.Semaphore(max((os.cpu_count() or 4) // 3, 1)), []
 
     def work(variant: Row, seed: int, folder: Path, gpu: str) -> None:
@@ -51,22 +51,22 @@ def run(
         with open(folder / "train.log", "w", encoding="utf-8") as log:
             command = train(variant, seed, folder)
             failed = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
-        places.put(gpu)
+        gpus.put(gpu)
         row = {**variant, "seed": seed}
         if failed:
             row["failed"] = _last_line((folder / "train.log").read_text())
         else:
             with judges:
                 environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-                done = subprocess.run(judge(variant, seed, folder), env=environment, capture_output=True, text=True)
-            row = json.loads(done.stdout) if done.returncode == 0 else {**row, "failed": _last_line(done.stderr)}
+                judged = subprocess.run(judge(variant, seed, folder), env=environment, capture_output=True, text=True)
+            row = json.loads(judged.stdout) if judged.returncode == 0 else {**row, "failed": _last_line(judged.stderr)}
         row["whole_s"] = round(time.perf_counter() - begin)
         with lock, open(output, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             print(f"{row['name']} seed {seed}: FAILED {row['failed']}" if "failed" in row else summary(row), flush=True)
 
     for number, (variant, seed) in enumerate(_variants(variants, follow)):
-        gpu = places.get()
+        gpu = gpus.get()
         folder = work_dir / f"{number:03}"
         folder.mkdir(parents=True, exist_ok=True)
         threads.append(threading.Thread(target=work, args=(variant, seed, folder, gpu)))
@@ -93,15 +93,15 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _variants(path: Path, follow: bool) -> Iterator[tuple[Row, int]]:
-    done = 0
+    judged = 0
     while True:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        for line in lines[done:]:
+        for line in lines[judged:]:
             if line.strip() == '"end"':
                 return
             variant = json.loads(line)
             yield from ((variant, seed) for seed in variant.get("seeds", [0]))
-        done = len(lines)
+        judged = len(lines)
         if not follow:
             return
         time.sleep(1)

@@ -190,9 +190,7 @@ def draw_ema() -> Figure:
         age = torch.arange(0, 601)
         ages.plot(age, decay**age, color=color, label=f"decay {decay}: horizon {1 / (1 - decay):.0f} steps")
     ages.axhline(0.37, color=GREY, linewidth=1, linestyle=":")
-    ages.set(
-        title="How much an encoder of so many steps ago counts", xlabel="age in steps", ylabel="weight, the newest is 1"
-    )
+    ages.set(title="Weight of the encoder of N steps ago", xlabel="age in steps", ylabel="weight, the newest is 1")
     ages.legend(fontsize=9)
     ages.grid(alpha=0.3)
 
@@ -243,9 +241,9 @@ def draw_collapse() -> Figure:
         axis.set(xlim=(-1.8, 1.8), ylim=(-1.8, 1.8), xticks=[], yticks=[], aspect="equal")
         axis.set_title(kind, fontsize=11, weight="bold")
         measured = representation_health(vectors, samples)
-        told = f"pairwise cosine {measured['pairwise_cosine']:.2f}\nrank {measured['rank']:.2f} of 2\n"
-        told += f"within samples {measured['within_sample']:.2f}"
-        axis.set_xlabel(told.replace("-0.00", "0.00"), fontsize=10)
+        measures = f"pairwise cosine {measured['pairwise_cosine']:.2f}\nrank {measured['rank']:.2f} of 2\n"
+        measures += f"within samples {measured['within_sample']:.2f}"
+        axis.set_xlabel(measures.replace("-0.00", "0.00"), fontsize=10)
     return figure
 
 

@@ -17,8 +17,8 @@ from transformers import TrainingArguments
 
 from jepa_hf import JepaTrainingArguments
 from jepa_hf.cli.arguments import MaskArguments, ModelArguments, RunArguments
+from jepa_hf.cli.llm_arguments import GenerationArguments, LlmModelArguments, LlmRunArguments, ViewArguments
 from jepa_hf.cli.main import main
-from jepa_hf.cli.train_llm import GenerationArguments, LlmModelArguments, LlmRunArguments, ViewArguments
 from jepa_hf.data.arguments import DataArguments
 from jepa_hf.llm_jepa.paired_data import PairedDataArguments
 

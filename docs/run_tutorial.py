@@ -1,4 +1,4 @@
-"""Run the tutorial from top to bottom in an empty directory, and compare what it prints with what the page shows.
+"""Run the tutorial from top to bottom in an empty directory, and compare its outputs with those on the page.
 
     python docs/run_tutorial.py            # compare
     python docs/run_tutorial.py --write    # put this run's outputs into the page

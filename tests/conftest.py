@@ -1,4 +1,4 @@
-"""What every test finds, and leaves as it found it."""
+"""Settings of all tests, restored after each."""
 
 import gc
 import logging

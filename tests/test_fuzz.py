@@ -2,7 +2,7 @@
 
 One test per door: the collators, the configuration, the recipe, the readers of texts, features, images and tasks. Each
 draws its cases from the strategies below; `JEPA_HF_FUZZ_CASES=5000 pytest tests/test_fuzz.py --hypothesis-seed=1` draws
-more, and `benchmarks/reliability/fuzz.py` counts them. What was found and mended stands as an explicit example.
+more, and `benchmarks/reliability/fuzz.py` counts them. Each fixed failure stays as an explicit example.
 
 Covered is our own code and what it calls on the way: pyarrow, numpy, csv, json, yaml, argparse, PIL, and `datasets`
 where it holds rows in memory or streams them (texts that it caches: one case in ten, in a folder of its own).
@@ -88,10 +88,10 @@ def call_or_usage_error(call: Callable[[], Result]) -> Result | None:
 
 def assert_one_line_error(error: UsageError) -> None:
     """The command line says it in one printable line of bearable length."""
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr):
         assert report_error("jepa-hf", error) == 2
-    line = told.getvalue().removesuffix("\n")
+    line = stderr.getvalue().removesuffix("\n")
     assert line.isprintable()
     assert "Traceback" not in line
     assert len("jepa-hf: error: ") < len(line) < 12_000
@@ -345,9 +345,12 @@ def test_masks_of_tokens(
     ids, attention = batch["input_ids"].numpy(), batch["attention_mask"].numpy().astype(bool)
     maskable = attention & ~np.isin(ids, tokenizer.all_special_ids)
     for number, row in enumerate(rows):
-        assert ids[number][attention[number]].tolist() == list(row["input_ids"])
+        # Padding at the ends of a row is removed.
+        tokens = np.flatnonzero(np.array(row["input_ids"], dtype=int) != tokenizer.pad_token_id)
+        own = slice(tokens[0], tokens[-1] + 1) if tokens.size else slice(0)
+        assert ids[number][attention[number]].tolist() == list(row["input_ids"])[own]
         units = np.flatnonzero(maskable[number])
-        words = np.array(row["word_ids"])[maskable[number][attention[number]]] if whole_word else units
+        words = np.array(row["word_ids"])[own][maskable[number][attention[number]]] if whole_word else units
         possible = len(units) >= 2 and (not whole_word or len(np.unique(words)) >= 2)
         for targets, valid in zip(batch["target_positions"][number], batch["target_valid"][number], strict=True):
             hidden = targets[valid].numpy()
@@ -635,8 +638,8 @@ def test_a_file_of_texts(file: tuple[str, bytes], column: str | None, streaming:
             train, _ = load_text_datasets(args, seed=0, need_validation=False)
             return [row["text"] for row in train]
 
-        found = call_or_usage_error(texts)
-    assert found is None or all(text.strip() and text.encode() for text in found)
+        actual = call_or_usage_error(texts)
+    assert actual is None or all(text.strip() and text.encode() for text in actual)
 
 
 @fuzz
@@ -662,13 +665,16 @@ def test_texts_come_back_as_they_were_written(
     expected = re.split("\r\n|\r|\n", content.decode("utf-8-sig")) if kind == "txt" else texts
     with on_disk((f"data.{kind}{'.gz' if packed else ''}", gzip.compress(content) if packed else content)) as path:
         args = DataArguments(train_file=str(path), text_column_name="text", streaming=True)
-        found = call_or_usage_error(
+        actual = call_or_usage_error(
             lambda: [row["text"] for row in load_text_datasets(args, seed=0, need_validation=False)[0]]
         )
     expected = [text for text in expected if text.strip()]
+    tabs = {text.strip().count("\t") for text in expected}
+    if kind == "txt" and len(expected) > 1 and len(tabs) == 1 and tabs != {0}:
+        expected = []  # a table
     if kind in ("csv", "tsv") and all(_is_number(text) for text in texts if text):
         expected = []  # no column of texts
-    assert (found or []) == expected
+    assert (actual or []) == expected
 
 
 # The header of an array of 10^17 numbers, of which none follows.
@@ -714,10 +720,10 @@ def test_features_come_back_as_they_were_written(vectors: list[list[float]], kin
         content = buffer.getvalue()
     with on_disk((f"data.{kind}", content)) as path:
         args = DataArguments(train_file=str(path))
-        found = call_or_usage_error(
+        actual = call_or_usage_error(
             lambda: load_feature_datasets(args, seed=0, need_validation=False)[0].with_format("numpy")
         )
-        values = None if found is None else np.array(found["features"])
+        values = None if actual is None else np.array(actual["features"])
     expected = np.array(vectors, dtype=np.float32)
     assert (values is not None) == bool(np.isfinite(expected).all())
     assert values is None or np.array_equal(values, expected)
@@ -743,8 +749,8 @@ def test_a_file_of_images(file: tuple[str, bytes], column: str | None) -> None:
             rows, _ = load_image_datasets(args, seed=0, need_validation=False)
             return DataCollatorForBlockJEPA(PROCESSOR, (4, 4))(list(rows))
 
-        found = call_or_usage_error(batch)
-    assert found is None or found["pixel_values"].isfinite().all()
+        actual = call_or_usage_error(batch)
+    assert actual is None or actual["pixel_values"].isfinite().all()
 
 
 @fuzz

@@ -121,9 +121,9 @@ def test_code_that_a_model_brings_is_not_run_unasked(
     capfd.readouterr()
     before = snapshot(marker.parent)
     assert main(command.split()) == 2
-    said = capfd.readouterr().err
-    assert "custom code" in said
-    assert "--trust_remote_code" in said
+    output = capfd.readouterr().err
+    assert "custom code" in output
+    assert "--trust_remote_code" in output
     assert snapshot(marker.parent) == before
     main([*command.split(), "--trust_remote_code"])
     assert marker.exists()

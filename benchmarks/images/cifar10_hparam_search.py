@@ -24,6 +24,7 @@ from PIL import Image
 from transformers import IJepaConfig
 
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction
+from jepa_hf.evaluation.scoring import knn_predict, linear_probe
 from jepa_hf.masking.base_collator import pad_true_indices
 from jepa_hf.masking.block_sampling import default_num_context, largest_target, sample_block_masks
 from jepa_hf.masking.counter_rng import sample_keys
@@ -42,7 +43,7 @@ BASE = {
     },
 }  # fmt: skip
 LIMIT = int(os.environ.get("LIMIT", "60000"))  # images that are read, for a trial
-HELD_OUT = min(5000, LIMIT // 10)
+FITTED, HELD_OUT = 20_000, min(5000, LIMIT // 10)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -119,33 +120,14 @@ def features(encoder: torch.nn.Module, pixels: torch.Tensor, layers: int) -> dic
     return {"last": torch.cat(last), "several": torch.cat(several)}
 
 
-def linear_probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, answers: torch.Tensor) -> float:
-    """Multinomial logistic regression on standardised features; the best of three weights on the L2 penalty."""
-    mean, std = train.mean(0), train.std(0) + 1e-6
-    train, test = (train - mean) / std, (test - mean) / std
-    return max(_fit(train, labels, test, answers, penalty) for penalty in (1e-4, 1e-3, 1e-2))
-
-
-def _fit(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, answers: torch.Tensor, penalty: float) -> float:
-    weight = torch.zeros(train.shape[1], 10, device=train.device, requires_grad=True)
-    bias = torch.zeros(10, device=train.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=80, history_size=10, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(train @ weight + bias, labels) + penalty * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return ((test @ weight + bias).argmax(1) == answers).float().mean().item()
-
-
-def knn(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, answers: torch.Tensor, k: int = 20) -> float:
-    train, test = F.normalize(train - train.mean(0), dim=1), F.normalize(test - train.mean(0), dim=1)
-    weight, index = (test @ train.T).topk(k, dim=1)
-    votes = torch.zeros(len(test), 10, device=test.device).scatter_add(1, labels[index], (weight / 0.07).exp())
-    return (votes.argmax(1) == answers).float().mean().item()
+def accuracies(vectors: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """Linear probe and kNN on the held-out images in per cent, fitted on the first 20,000 others."""
+    found, classes = vectors.cpu().numpy(), labels.cpu().numpy()
+    fitted = min(FITTED, len(found) - HELD_OUT)
+    train, test, answers = (found[:fitted], classes[:fitted]), found[-HELD_OUT:], classes[-HELD_OUT:]
+    guesses = (linear_probe(*train, test)[0], knn_predict(*train, test))
+    linear, nearest = (round(100 * float((guess == answers).mean()), 1) for guess in guesses)
+    return linear, nearest
 
 
 def run(pixels: np.ndarray, labels: np.ndarray, variant: dict) -> dict:
@@ -153,7 +135,7 @@ def run(pixels: np.ndarray, labels: np.ndarray, variant: dict) -> dict:
     torch.manual_seed(settings["seed"])
     pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(DEVICE)
     labels = torch.from_numpy(labels).to(DEVICE)
-    train, train_labels = pixels[:-HELD_OUT], labels[:-HELD_OUT]
+    train = pixels[:-HELD_OUT]
     side = pixels.shape[-1]
     encoder = IJepaConfig(
         hidden_size=settings["hidden_size"], num_hidden_layers=settings["layers"],
@@ -228,13 +210,13 @@ def run(pixels: np.ndarray, labels: np.ndarray, variant: dict) -> dict:
         return output.prediction_loss
 
     def set_schedules(step: int) -> None:
-        done = step / steps
+        progress = step / steps
         now = settings["learning_rate"] * min((step + 1) / (settings["warmup"] * steps), 1.0)
-        if done > settings["warmup"]:
-            now *= 0.5 * (1 + np.cos(np.pi * (done - settings["warmup"]) / (1 - settings["warmup"])))
+        if progress > settings["warmup"]:
+            now *= 0.5 * (1 + np.cos(np.pi * (progress - settings["warmup"]) / (1 - settings["warmup"])))
         low, high = settings["weight_decay"], settings["weight_decay_end"]
         rate.fill_(now)
-        shrink.fill_(1 - now * (high + (low - high) * 0.5 * (1 + np.cos(np.pi * done))))
+        shrink.fill_(1 - now * (high + (low - high) * 0.5 * (1 + np.cos(np.pi * progress))))
         decay.fill_(interpolate_schedule(step + 1, steps, *settings["ema"], "linear"))
 
     graph = None
@@ -280,13 +262,13 @@ def run(pixels: np.ndarray, labels: np.ndarray, variant: dict) -> dict:
         "loss": last_loss,
     }
     for which in ("context", "target"):
-        found = features(model.get_encoder(which), pixels, settings["layers"] // 2)
-        for name, vectors in found.items():
-            parts = vectors[:-HELD_OUT], train_labels, vectors[-HELD_OUT:], labels[-HELD_OUT:]
-            result[f"{which}_{name}_linear"] = round(100 * linear_probe(*parts), 1)
-        last = found["last"]
-        parts = last[:-HELD_OUT], train_labels, last[-HELD_OUT:], labels[-HELD_OUT:]
-        result[f"{which}_knn"] = round(100 * knn(*parts), 1)
+        vectors_by_layer = features(model.get_encoder(which), pixels, settings["layers"] // 2)
+        for name, vectors in vectors_by_layer.items():
+            linear, knn_accuracy = accuracies(vectors, labels)
+            result[f"{which}_{name}_linear"] = linear
+            if name == "last":
+                result[f"{which}_knn"] = knn_accuracy
+        last = vectors_by_layer["last"]
         result[f"{which}_rank"] = round(effective_rank(last[:4000]).item(), 1)
         result[f"{which}_cosine"] = round(mean_pairwise_cosine(last[:4000]).item(), 3)
     return result

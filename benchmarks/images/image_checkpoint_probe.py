@@ -23,9 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import (
     AutoImageProcessor,
@@ -41,9 +38,11 @@ from transformers import (
 )
 
 from jepa_hf import DataCollatorForBlockJEPA, JepaForRepresentationPrediction
+from jepa_hf.evaluation.scoring import knn_predict, linear_classifier
 
 FITTED, HELD_OUT = 20_000, 5000
 INVERSE_REGULARIZATION = (0.001, 0.01, 0.1)
+PROBE_STEPS = 1000
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -78,19 +77,14 @@ def features(encoder: PreTrainedModel, images: torch.Tensor) -> dict[str, np.nda
     """Mean-pooled: the output `[N, D]`, and the upper half of the layers, each normalised, `[N, D * layers / 2]`."""
     encoder = encoder.to(DEVICE).eval()
     upper = -(-encoder.config.num_hidden_layers // 2)
-    found: dict[str, list[torch.Tensor]] = {"output": [], "upper half": []}
+    results: dict[str, list[torch.Tensor]] = {"output": [], "upper half": []}
     for part in images.split(1000):
         with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
             output = encoder(pixel_values=part.to(DEVICE), output_hidden_states=True)
-        found["output"].append(output.last_hidden_state.float().mean(1))
+        results["output"].append(output.last_hidden_state.float().mean(1))
         states = [F.layer_norm(state.float(), state.shape[-1:]).mean(1) for state in output.hidden_states[-upper:]]
-        found["upper half"].append(torch.cat(states, 1))
-    return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
-
-
-def linear(train: np.ndarray, labels: np.ndarray, penalty: float) -> Any:
-    """Multinomial logistic regression on standardised features."""
-    return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)).fit(train, labels)
+        results["upper half"].append(torch.cat(states, 1))
+    return {name: torch.cat(parts).cpu().numpy() for name, parts in results.items()}
 
 
 def score(model: JepaForRepresentationPrediction, train: Any, test: Any) -> dict[str, Any]:
@@ -102,21 +96,22 @@ def score(model: JepaForRepresentationPrediction, train: Any, test: Any) -> dict
     for which in ("context", "target"):
         for kind, vectors in features(model.get_encoder(which), train_pixels).items():
             for penalty in INVERSE_REGULARIZATION:
-                probe = linear(vectors[known], train_labels[known], penalty)
+                probe = linear_classifier(penalty, PROBE_STEPS).fit(vectors[known], train_labels[known])
                 accuracy = probe.score(vectors[asked], train_labels[asked])
                 if accuracy > best[0]:
                     best = accuracy, (which, kind, penalty, vectors)
     validation, (which, kind, penalty, vectors) = best
     test_vectors = features(model.get_encoder(which), test_pixels)[kind]
     scaler = StandardScaler().fit(vectors)
-    near = KNeighborsClassifier(20, metric="cosine", weights="distance").fit(scaler.transform(vectors), train_labels)
+    nearest = knn_predict(scaler.transform(vectors), train_labels, scaler.transform(test_vectors), 20)
+    linear = linear_classifier(penalty, PROBE_STEPS).fit(vectors, train_labels)
     return {
         "encoder": which,
         "features": kind,
         "C": penalty,
         "linear, held out": round(100 * validation, 1),
-        "linear, test": round(100 * linear(vectors, train_labels, penalty).score(test_vectors, test_labels), 1),
-        "kNN (20), test": round(100 * near.score(scaler.transform(test_vectors), test_labels), 1),
+        "linear, test": round(100 * linear.score(test_vectors, test_labels), 1),
+        "kNN (20), test": round(100 * (nearest == test_labels).mean(), 1),
     }
 
 
@@ -140,8 +135,8 @@ def probe(options: argparse.Namespace) -> None:
     print(f"| step | {' | '.join(names)} |\n|{' --- |' * (len(names) + 1)}")
     for step, place in stages.items():
         model = place if step == 0 else JepaForRepresentationPrediction.from_pretrained(place)
-        found = score(model, train, test)
-        print(f"| {step} | " + " | ".join(str(found[name]) for name in names) + " |", flush=True)
+        results = score(model, train, test)
+        print(f"| {step} | " + " | ".join(str(results[name]) for name in names) + " |", flush=True)
 
 
 def supervised(options: argparse.Namespace) -> None:
@@ -198,7 +193,9 @@ def supervised(options: argparse.Namespace) -> None:
         train_dataset=train,
         eval_dataset=test,
         callbacks=[EpochCallback(views)],
-        compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())},
+        compute_metrics=lambda results: {
+            "accuracy": float((results.predictions.argmax(-1) == results.label_ids).mean())
+        },
     )
     begin = time.time()
     trainer.train()
@@ -216,7 +213,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", help="probe these checkpoints only; 0 is the random start")
     parser.add_argument("--num_train_epochs", type=float, default=50)
     parser.add_argument("--learning_rate", type=float, default=5e-4)
-    parser.add_argument("--limit", type=int, help="read the first so many images only")
+    parser.add_argument("--limit", type=int, help="use only the first N images")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

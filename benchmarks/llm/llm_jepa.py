@@ -95,8 +95,8 @@ def train(options: argparse.Namespace) -> None:
     if torch.cuda.is_available():
         row["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         row["device"] = torch.cuda.get_device_name()
-    found = trainer.evaluate()
-    row |= {name: round(found[f"eval_{name}"], 4) for name in MEASURED}
+    results = trainer.evaluate()
+    row |= {name: round(results[f"eval_{name}"], 4) for name in MEASURED}
     shares, answers = evaluate_generation(
         model,
         view_tokenizer,
@@ -132,7 +132,9 @@ def run(options: argparse.Namespace) -> None:
 
 def summary(row: dict[str, Any], metrics: list[str]) -> str:
     figures = ", ".join(f"{metric} {row[metric]:.2f}" for metric in metrics)
-    return f"{row['name']} seed {row['seed']}: {figures}; hit rate {row['view_top1_accuracy']}; {row['train_s']} s"
+    return (
+        f"{row['name']} seed {row['seed']}: {figures}; top-1 accuracy {row['view_top1_accuracy']}; {row['train_s']} s"
+    )
 
 
 def tables(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
@@ -145,7 +147,7 @@ def tables(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     base = {row["seed"]: row for row in variants.get(options.against, [])}
     lines = [
         f"| variant | seeds | {' | '.join(options.metrics)} | difference to {options.against} | p | next-token loss | "
-        "pair loss | view rank | cosine of rows | hit rate | s | GiB |",
+        "pair loss | view rank | cosine of rows | top-1 accuracy | s | GiB |",
         "|" + " --- |" * (len(options.metrics) + 11),
     ]
     for name, mine in sorted(variants.items(), key=lambda item: -mean(row[first] for row in item[1])):

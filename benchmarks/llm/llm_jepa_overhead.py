@@ -1,4 +1,4 @@
-"""What LLM-JEPA costs beside plain fine-tuning: seconds of a step, tokens per second and memory, variants in turns.
+"""Cost of LLM-JEPA compared with plain fine-tuning: seconds of a step, tokens per second and memory, variants in turns.
 
     python benchmarks/llm/llm_jepa_overhead.py --train_file synth_train.jsonl.gz --tokenizer DIRECTORY  # small Llama
     python benchmarks/llm/llm_jepa_overhead.py --train_file synth_train.jsonl.gz --model DIRECTORY --batch_size 16
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
-        "--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS), help=f"beside {PLAIN}"
+        "--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS), help=f"in addition to {PLAIN}"
     )
     parser.add_argument("--cpu", action=argparse.BooleanOptionalAction, default=not torch.cuda.is_available())
     options = parser.parse_args()
@@ -140,13 +140,13 @@ def main() -> None:
     given = list(read_rows(options.train_file, file_format(options.train_file)))
     rows = [views(row) for row in given[: options.batch_size * (options.warmup + options.steps)]]
     variants = [variant for variant in VARIANTS if variant == PLAIN or variant in options.variants]
-    found: dict[str, list[tuple[float, float, float]]] = {variant: [] for variant in variants}
+    results: dict[str, list[tuple[float, float, float]]] = {variant: [] for variant in variants}
     for repeat in range(options.repeats):
         for variant in variants if repeat % 2 == 0 else reversed(variants):
-            found[variant].append(measure(VARIANTS[variant], model, views, rows, options))
+            results[variant].append(measure(VARIANTS[variant], model, views, rows, options))
     print("| | ms a step | tokens/s | times plain's step, median [least, most] | GiB |\n" + "|" + " --- |" * 5)
-    for variant, measured in found.items():
-        ratios = [one[0] / plain[0] for one, plain in zip(measured, found[PLAIN], strict=True)]
+    for variant, measured in results.items():
+        ratios = [one[0] / plain[0] for one, plain in zip(measured, results[PLAIN], strict=True)]
         step = statistics.median(seconds for seconds, _, _ in measured)
         memory = "" if options.cpu else f"{max(gib for _, _, gib in measured):.2f}"
         print(

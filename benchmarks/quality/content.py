@@ -148,13 +148,13 @@ def text(family: str, seed: int, steps: int) -> Task:
 def docstrings() -> list[str]:
     """The different docstrings of the standard library, of eight words and more."""
     library = Path(sysconfig.get_path("stdlib"))
-    found: dict[str, None] = {}
+    results: dict[str, None] = {}
     for path in sorted(library.rglob("*.py")):
         if {"test", "tests", "idle_test", "site-packages", "lib2to3"}.isdisjoint(path.relative_to(library).parts):
             for node in ast.walk(ast.parse(path.read_bytes())):
                 if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                    found[" ".join((ast.get_docstring(node) or "").split())] = None
-    return [docstring for docstring in found if len(docstring.split()) >= 8]
+                    results[" ".join((ast.get_docstring(node) or "").split())] = None
+    return [docstring for docstring in results if len(docstring.split()) >= 8]
 
 
 def series(family: str, seed: int, steps: int) -> Task:
@@ -240,9 +240,9 @@ def measure(model: JepaForRepresentationPrediction, task: Task) -> Row:
     """Measure a trained model on the held-out rows."""
     collator = task.collator(model.config.masked_tokens)
     seen = read(model, collator, task.held_out)
-    found: Row = {}
+    results: Row = {}
     if "logits" in seen:
-        found["cross-entropy"] = F.cross_entropy(seen["logits"], seen["tokens"]).item()
+        results["cross-entropy"] = F.cross_entropy(seen["logits"], seen["tokens"]).item()
     else:
         targets, rows = seen["targets"], seen["rows"]
         masks = torch.zeros_like(rows)  # one of each row
@@ -250,19 +250,19 @@ def measure(model: JepaForRepresentationPrediction, task: Task) -> Row:
             seen["guesses"], targets, model.config.loss, samples=rows, masks=masks, positions=seen["positions"]
         )
         names = {"": "prediction", "constant_": "constant_baseline", "position_": "position_baseline"}
-        found |= {name: health[f"{key}_loss"] for name, key in names.items()}
-        found = {f"{name}loss": value for name, value in found.items()}
+        results |= {name: health[f"{key}_loss"] for name, key in names.items()}
+        results = {f"{name}loss": value for name, value in results.items()}
         error = targets - seen["guesses"]
-        found["R² in row"] = explained(error, targets, rows)
-        places = seen["positions"].unique(return_inverse=True)[1]
-        without_places = (x - mean_pool_by_sample(x, places)[places] for x in (error, targets))
-        found["R² of content"] = explained(*without_places, rows)
+        results["R² in row"] = explained(error, targets, rows)
+        positions = seen["positions"].unique(return_inverse=True)[1]
+        without_positions = (x - mean_pool_by_sample(x, positions)[positions] for x in (error, targets))
+        results["R² of content"] = explained(*without_positions, rows)
         each = [top1_accuracy(seen["guesses"][rows == row], targets[rows == row]) for row in rows.unique()]
-        found["own target"] = torch.stack(each).mean().item()
-        found["chance"] = len(each) / len(rows)
+        results["own target"] = torch.stack(each).mean().item()
+        results["chance"] = len(each) / len(rows)
     if "tokens" in seen:
-        found["accuracy"] = accuracy(seen, read(model, collator, task.train[:2048]))
-    return found
+        results["accuracy"] = accuracy(seen, read(model, collator, task.train[:2048]))
+    return results
 
 
 class AccuracyCallback(TrainerCallback):
@@ -313,20 +313,20 @@ def train(variant: str, task: Task, seed: int, steps: int, settings: Row) -> Row
             disable_tqdm=True,
         )
         JepaTrainer(model, args, collator, train_dataset=task.train, callbacks=callbacks).train()
-    found = measure(model, task)
+    results = measure(model, task)
     for callback in callbacks:
-        found["half at"] = callback.reached
-    return found | {"CPU seconds": time.process_time() - begin}
+        results["half at"] = callback.reached
+    return results | {"CPU seconds": time.process_time() - begin}
 
 
 # ---- the table
 
 
-def table(task: str, found: dict[str, list[Row]]) -> str:
+def table(task: str, results: dict[str, list[Row]]) -> str:
     """Format the means over the seeds as Markdown; the shares, which are the claim, of each seed too."""
-    columns = list(dict.fromkeys(name for rows in found.values() for row in rows for name in row))
+    columns = list(dict.fromkeys(name for rows in results.values() for row in rows for name in row))
     lines = [f"| {task} | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
-    for variant, rows in found.items():
+    for variant, rows in results.items():
         lines.append(f"| {variant} | {' | '.join(cell(name, [row.get(name) for row in rows]) for name in columns)} |")
     return "\n".join(lines)
 
@@ -361,14 +361,14 @@ def main() -> None:
     make = {"pairs": pairs, "text": text, "series": series}[options.task]
     steps = options.steps or {"pairs": 1500, "text": 1000, "series": 1200}[options.task]
     variants = options.variants or [variant for variant in VARIANTS if variant != "mlm" or options.task != "series"]
-    found: dict[str, list[Row]] = {variant: [] for variant in variants}
+    results: dict[str, list[Row]] = {variant: [] for variant in variants}
     for seed in options.seeds:
         task = make(options.encoder, seed, steps)
         for variant in variants:
             with without_rotary_angles() if variant == "before" else nullcontext():
-                found[variant].append(train(variant, task, seed, steps, json.loads(options.settings)))
-            print(json.dumps({"variant": variant, "seed": seed, **found[variant][-1]}), file=sys.stderr, flush=True)
-    print(table(options.task, found), flush=True)
+                results[variant].append(train(variant, task, seed, steps, json.loads(options.settings)))
+            print(json.dumps({"variant": variant, "seed": seed, **results[variant][-1]}), file=sys.stderr, flush=True)
+    print(table(options.task, results), flush=True)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,7 @@ import torch.nn.functional as F
 import transformers
 from datasets import Dataset
 from sklearn.datasets import load_breast_cancer
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, train_test_split
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from transformers import set_seed
 
 from jepa_hf import (
@@ -40,6 +37,7 @@ from jepa_hf import (
     JepaTrainingArguments,
 )
 from jepa_hf.data.feature_datasets import feature_shape, feature_statistics
+from jepa_hf.evaluation.scoring import INVERSE_REGULARIZATION, linear_classifier
 
 # Chosen with --validation; see RESULTS 7 for what else was tried.
 ENCODER = {"embed_dim": 64, "encoder_depth": 3, "num_heads": 4, "dropout": 0.0}
@@ -55,8 +53,6 @@ TRAINING = {
     "ema_decay": 0.99,
     "ema_decay_end": 1.0,
 }
-INVERSE_REGULARIZATION = [1e-3, 1e-2, 1e-1, 1, 10]
-PROBE = "logisticregression"
 
 
 @dataclass
@@ -97,10 +93,10 @@ def japanese_vowels(wheel: str | None) -> Split:
             with zipfile.ZipFile(wheel) as archive:
                 text = archive.read(path).decode()
         else:
-            found = importlib.util.find_spec("aeon")
-            if found is None or found.origin is None:
+            results = importlib.util.find_spec("aeon")
+            if results is None or results.origin is None:
                 raise SystemExit("JapaneseVowels comes with aeon: pip install aeon, or give its wheel as --wheel")
-            text = (Path(found.origin).parents[1] / path).read_text()
+            text = (Path(results.origin).parents[1] / path).read_text()
         parts += parse_ts(text)
     return Split(*parts)
 
@@ -141,7 +137,7 @@ def encoder_of(rows: Sequence[np.ndarray], mode: str, seed: int, steps: int) -> 
 
 
 def padded(rows: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-    """All rows as one batch: what the encoder takes."""
+    """All rows as one batch of encoder inputs."""
     if rows[0].ndim == 1:
         return {"features": torch.from_numpy(np.stack(rows))}
     lengths = torch.tensor([len(row) for row in rows])
@@ -203,9 +199,9 @@ def poolings(split: Split, mode: str) -> dict[str, Callable[[Sequence[np.ndarray
 
 
 def probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, answers: np.ndarray) -> float:
-    """Accuracy of logistic regression on standardised features, its penalty cross-validated on the training rows."""
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    search = GridSearchCV(classifier, {f"{PROBE}__C": INVERSE_REGULARIZATION}, cv=5)
+    """Accuracy of the linear classifier, its penalty cross-validated on the training rows."""
+    grid = {"logisticregression__C": INVERSE_REGULARIZATION}
+    search = GridSearchCV(linear_classifier(max_iter=2000), grid, cv=5)
     return search.fit(train, labels).score(test, answers)
 
 
@@ -219,20 +215,20 @@ def scores(split: Split, mode: str, seed: int, epochs: int, transductive: bool) 
     if transductive:
         everything = [*split.rows, *split.test_rows]
         encoders["JEPA, test inputs too"] = encoder_of(everything, mode, seed, steps).get_encoder("context")
-    found = {}
+    results = {}
     for column, pool in poolings(split, mode).items():
         for name, encoder in encoders.items():
             train, test = pool(states(encoder, split.rows)), pool(states(encoder, split.test_rows))
-            found[name, column] = probe(train, split.labels, test, split.test_labels)
+            results[name, column] = probe(train, split.labels, test, split.test_labels)
         if mode == "time":
             train, test = pool(split.rows), pool(split.test_rows)
-            found["raw features", column] = probe(train, split.labels, test, split.test_labels)
+            results["raw features", column] = probe(train, split.labels, test, split.test_labels)
     if mode != "time":
         train, test = np.stack(split.rows), np.stack(split.test_rows)
-        found["raw features", "all"] = probe(train, split.labels, test, split.test_labels)
+        results["raw features", "all"] = probe(train, split.labels, test, split.test_labels)
     if epochs:
-        found["supervised from scratch", "mean"] = supervised(split, mode, seed, epochs)
-    return found
+        results["supervised from scratch", "mean"] = supervised(split, mode, seed, epochs)
+    return results
 
 
 # ---- the tables
@@ -272,14 +268,14 @@ def main() -> None:
 
     modes = ["time"] if options.task == "series" else [options.mode] if options.mode else ["patches", "flat"]
     for mode in modes:
-        found = []
+        results = []
         for seed in range(options.seeds):
             split = japanese_vowels(options.wheel) if mode == "time" else breast_cancer(seed)
             if options.validation:
                 split = split.validation(seed)
-            found.append(scores(split, mode, seed, options.supervised_epochs, options.transductive))
-            print(f"{mode}, seed {seed}: {found[-1]}", file=sys.stderr, flush=True)
-        print(f"\n{table(mode, found)}", flush=True)
+            results.append(scores(split, mode, seed, options.supervised_epochs, options.transductive))
+            print(f"{mode}, seed {seed}: {results[-1]}", file=sys.stderr, flush=True)
+        print(f"\n{table(mode, results)}", flush=True)
 
 
 if __name__ == "__main__":

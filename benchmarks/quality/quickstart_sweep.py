@@ -48,9 +48,9 @@ def run(variant: dict[str, Any]) -> dict[str, Any]:
         command = [sys.executable, str(ROOT / "run_jepa.py"), str(ROOT / "configs/quickstart.yaml")]
         command += [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
         begin = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{variant}: {done.stderr[-2000:]}")
+        completed = subprocess.run(command, capture_output=True, text=True)
+        if completed.returncode:
+            raise RuntimeError(f"{variant}: {completed.stderr[-2000:]}")
         seconds = time.perf_counter() - begin
         history = json.loads((Path(folder) / "metrics.json").read_text())["history"]
     first, *_, last = [entry for entry in history if "eval_loss" in entry]

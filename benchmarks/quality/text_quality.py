@@ -7,11 +7,11 @@
 A line of `variants.jsonl` is one variant: `name`; `objective`, "jepa" (default; what run_jepa.py runs) or "mlm"
 (transformers' Trainer, its collator and its masked-language model around the same encoder, on the same rows); `flags`
 of run_jepa.py; `seconds`, which its own steps per second, measured before, turn into `max_steps`; `seeds`, default [0];
-`mlm_probability` of "mlm"; `targets`, see `TargetExperiment`; `"rotary": false`, see `content.without_rotary_angles`.
+`mlm_probability` of "mlm"; `targets`, see `replace_targets`; `"rotary": false`, see `content.without_rotary_angles`.
 What follows `--` holds for all variants. Each GPU of the machine takes one variant at a time.
 
 TASK is as `jepa-hf evaluate` takes it: a file is divided, so that settings can be chosen on training files and the
-test files be read once, at the end. Probes are fitted beside the next variant's training, on the CPU.
+test files be read once, at the end. Probes are fitted on the CPU during the next variant's training.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from transformers import (
     set_seed,
 )
 
-from jepa_hf import JepaForRepresentationPrediction, JepaTrainer
+from jepa_hf import JepaConfig, JepaForRepresentationPrediction, JepaTrainer
 from jepa_hf.cli.arguments import Parsed
 from jepa_hf.cli.console import quiet_libraries
 from jepa_hf.cli.encoder_loading import TrainingComponents
@@ -52,9 +52,9 @@ from jepa_hf.cli.train import finalize_arguments
 from jepa_hf.evaluation.embedder import Embedder
 from jepa_hf.evaluation.scoring import linear_probe, spearman
 from jepa_hf.evaluation.tasks import TaskArguments, load_tasks
-from jepa_hf.models import modeling_jepa
+from jepa_hf.models import modeling_jepa, objective, targets
+from jepa_hf.models.batch import JepaBatch
 from jepa_hf.models.losses import layer_norm_no_affine, standardize_features
-from jepa_hf.models.packed_sequences import mean_pool_by_document
 from jepa_hf.models.positions import gather_positions
 from jepa_hf.monitoring.health import is_measurement
 from jepa_hf.training.run_directory import RunPlan
@@ -69,69 +69,68 @@ QUIET += ("--disable_tqdm=yes", "--health_steps=500", "--include_num_input_token
 UNTIMED, TIMED = 20, 40
 
 
-class TargetExperiment(JepaForRepresentationPrediction):
-    """An experiment: other targets than the averaged hidden states, before they are normalised and averaged.
+def replace_targets(kind: str, model: JepaForRepresentationPrediction) -> None:
+    """An experiment: other targets than the averaged hidden states.
 
     - "feed_forward": what each layer's feed-forward part adds to the residual stream (data2vec, table 5).
-    - "increments": what each layer adds, attention and feed-forward part.
+    - "increments": the sum of each layer's attention and feed-forward part.
     - "minus_embedding": the residual stream without the input embedding.
     - "with_embedding": the input embedding is one of the averaged layers; "embedding": it is the only one.
     - "batch": in place of `target_norm`, each feature has mean 0 and variance 1 over all tokens of the batch.
     - "centred_by_token", "centred_by_position": the targets less their mean over the batch's tokens of the same id, or
-      at the same place, normalised once more; "centred_by_token_and_plain": their mean with the targets themselves.
+      at the same place, normalized once more; "centred_by_token_and_plain": their mean with the targets themselves.
     - "whitened": the targets with the identity for a covariance over all tokens of the batch.
     """
-
-    def choose(self, kind: str) -> None:
-        self.kind = kind
-        self.fed: list[torch.Tensor] = []
-        if kind == "feed_forward":
-            for layer in self.target_encoder.layers:
-                layer.mlp.register_forward_hook(lambda _module, _inputs, output: self.fed.append(output))
+    feed_forward: list[torch.Tensor] = []
+    if kind == "feed_forward":
+        for layer in model.target_encoder.layers:
+            layer.mlp.register_forward_hook(lambda _module, _inputs, output: feed_forward.append(output))
 
     @torch.no_grad()
-    def _targets(self, clean: Any, samples: Any, most: int, positions: Any, masks: int, hidden_states: bool) -> Any:
-        self.fed = []
-        count = self.config.average_top_k_layers
-        states = self.encoder_adapter.encode(self.target_encoder, clean, hidden_states=True).hidden_states
-        if self.kind == "feed_forward":
-            layers = self.fed[-count:]
-        elif self.kind == "increments":
-            layers = [after - before for before, after in pairwise(states[-count - 1 :])]
-        elif self.kind == "minus_embedding":
-            layers = [state - states[0] for state in states[-count:]]
-        elif self.kind == "embedding":
-            layers = [states[0]]
-        else:
-            layers = [*states[-count:], *(states[:1] if self.kind == "with_embedding" else ())]
-        total = sum(self._normalize(layer.float(), samples, most) for layer in layers)
-        total = self._normalize(total / len(layers), samples, most)
-        if self.kind == "centred_by_token":
-            ids = clean["input_ids"].flatten()
-            total = layer_norm_no_affine(
-                _centred(total.flatten(0, 1), ids, self.config.encoder_config.vocab_size).view_as(total)
-            )
-        elif self.kind == "centred_by_token_and_plain":
-            ids = clean["input_ids"].flatten()
-            centred = _centred(total.flatten(0, 1), ids, self.config.encoder_config.vocab_size).view_as(total)
-            total = (layer_norm_no_affine(centred) + total) / 2
-        elif self.kind == "centred_by_position":
-            total = layer_norm_no_affine(total - total.mean(dim=0, keepdim=True))
-        elif self.kind == "whitened":
-            total = _whitened(total.flatten(0, 1)).view_as(total)
-        gathered = gather_positions(total, positions.reshape(len(samples), -1)).reshape(*positions.shape, -1)
-        means = None
-        if self.config.contrastive_weight > 0:
-            pooled = [
-                layer_norm_no_affine(mean_pool_by_document(state.float(), samples, most)) for state in states[-count:]
-            ]
-            means = (sum(pooled) / count).flatten(0, 1)
-        return gathered, means, states if hidden_states else None
+    def encode(config: JepaConfig, adapter: Any, encoder: Any, batch: JepaBatch, **flags: bool) -> targets.Targets:
+        feed_forward.clear()
+        encoded = targets.encode_targets(config, adapter, encoder, batch, **flags | {"output_hidden_states": True})
+        layers = _layers(kind, encoded.encoded.hidden_states, config.average_top_k_layers, feed_forward)
+        average = sum(_normalize(kind, config, layer.float(), batch) for layer in layers) / len(layers)
+        vectors = _change(kind, config, _normalize(kind, config, average, batch), batch)
+        vectors = gather_positions(vectors, batch.positions.reshape(len(batch.samples), -1))
+        return encoded._replace(vectors=vectors.reshape(*batch.positions.shape, -1))
 
-    def _normalize(self, states: torch.Tensor, samples: torch.Tensor, most: int) -> torch.Tensor:
-        if self.kind != "batch":
-            return super()._normalize(states, samples, most)
+    modeling_jepa.encode_targets = encode
+
+
+def _layers(
+    kind: str, states: tuple[torch.Tensor, ...], count: int, feed_forward: list[torch.Tensor]
+) -> Sequence[torch.Tensor]:
+    """The tensors `[B, L, D]` that are averaged, of the hidden states of all layers."""
+    if kind == "feed_forward":
+        return feed_forward[-count:]
+    if kind == "increments":
+        return [after - before for before, after in pairwise(states[-count - 1 :])]
+    if kind == "minus_embedding":
+        return [state - states[0] for state in states[-count:]]
+    if kind == "embedding":
+        return states[:1]
+    return (*states[-count:], states[0]) if kind == "with_embedding" else states[-count:]
+
+
+def _normalize(kind: str, config: JepaConfig, states: torch.Tensor, batch: JepaBatch) -> torch.Tensor:
+    if kind == "batch":
         return standardize_features(states.flatten(0, 1)).view_as(states)
+    return targets._normalize(config.target_norm, states, batch)
+
+
+def _change(kind: str, config: JepaConfig, vectors: torch.Tensor, batch: JepaBatch) -> torch.Tensor:
+    """Center or whiten the averaged targets `[B, L, D]`."""
+    if kind == "whitened":
+        return _whitened(vectors.flatten(0, 1)).view_as(vectors)
+    if kind == "centred_by_position":
+        return layer_norm_no_affine(vectors - vectors.mean(dim=0, keepdim=True))
+    if not kind.startswith("centred_by_token"):
+        return vectors
+    ids, vocabulary = batch.clean["input_ids"].flatten(), config.encoder_config.vocab_size
+    centred = layer_norm_no_affine(_centred(vectors.flatten(0, 1), ids, vocabulary).view_as(vectors))
+    return centred if kind == "centred_by_token" else (centred + vectors) / 2
 
 
 def _centred(vectors: torch.Tensor, groups: torch.Tensor, count: int) -> torch.Tensor:
@@ -169,7 +168,7 @@ def contrast_within_rows() -> None:
         logits = prediction @ target.transpose(1, 2) / 0.1
         return logits.logsumexp(dim=-1) - logits.diagonal(dim1=1, dim2=2)
 
-    modeling_jepa.prediction_loss = loss
+    objective.prediction_loss = loss
 
 
 # ---- one variant
@@ -213,8 +212,7 @@ def build(
     if variant.get("row_infonce"):
         contrast_within_rows()
     if "targets" in variant:
-        model.__class__ = TargetExperiment
-        model.choose(variant["targets"])
+        replace_targets(variant["targets"], model)
     rows, tokenizer = prepared.train_dataset, prepared.processing_class
     trainer = JepaTrainer(model, args, prepared.collator, train_dataset=rows, processing_class=tokenizer)
     return trainer, prepared
@@ -261,7 +259,7 @@ def steps_per_second(make: Callable[[int | None], tuple[Trainer, TrainingCompone
 
 
 def run_variant(options: argparse.Namespace, common: list[str]) -> None:
-    """Train one variant and write its encoder's vectors of all tasks beside its row."""
+    """Train one variant and write its encoder's vectors of all tasks next to its row."""
     variant, folder = json.loads(options.variant), Path(options.folder)
     common = [*common, f"--output_dir={folder / 'out'}"]
 
@@ -303,17 +301,17 @@ def embed(encoder: PreTrainedModel, prepared: TrainingComponents, options: argpa
     embedder = Embedder(
         encoder, prepared.processing_class, name="variant", batch_size=256, max_seq_length=options.max_seq_length
     )
-    found = {}
+    results = {}
     for task in load_tasks(options.tasks, limits):
         for name in ("train", "test"):
             split = getattr(task, name)
             if split is None:
                 continue
-            found[f"{task.name}|{task.kind}|{name}|targets"] = split.targets
+            results[f"{task.name}|{task.kind}|{name}|targets"] = split.targets
             for side, samples in enumerate(split.samples):
                 for pooling, vectors in embedder.embed(samples, POOLING).items():
-                    found[f"{task.name}|{task.kind}|{name}|{side}|{pooling}"] = vectors
-    return found
+                    results[f"{task.name}|{task.kind}|{name}|{side}|{pooling}"] = vectors
+    return results
 
 
 def judge(options: argparse.Namespace) -> None:
@@ -416,9 +414,9 @@ def tables(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
             for pooling in POOLING
         ]
         steps, seconds = mean(row["steps"] for row in mine), mean(row["train_s"] for row in mine)
-        found = sorted({f"{kind} at {step}" for row in mine for kind, step in row.get("found", {}).items()})
+        results = sorted({f"{kind} at {step}" for row in mine for kind, step in row.get("found", {}).items()})
         lines.append(
-            f"| {name} | {len(mine)} | {steps:.0f} | {seconds:.0f} | {' | '.join(cells)} | {', '.join(found)} |"
+            f"| {name} | {len(mine)} | {steps:.0f} | {seconds:.0f} | {' | '.join(cells)} | {', '.join(results)} |"
         )
     lines += [
         f"| {name} | failed | | | | | | | | | {variants[name][0]['failed'][:120]} |" for name in variants.keys() - best

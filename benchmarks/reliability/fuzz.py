@@ -1,7 +1,7 @@
 """The properties of tests/test_fuzz.py on many more cases: `python benchmarks/reliability/fuzz.py 100000 --seed 0`.
 
 The cases are divided evenly among the properties. A case that fails is counted and the run goes on; each kind of
-failure is told once, with the case that showed it. Prints the table of RESULTS 13.
+failure is printed once, with the case that showed it. Prints the table of RESULTS 13.
 """
 
 import argparse
@@ -66,9 +66,9 @@ def run(test: Callable[..., None], cases: int, first_seed: int) -> tuple[int, Co
 
     def noting(call: Callable[[], Any]) -> Any:
         nonlocal refused
-        found = attempt(call)
-        refused += found is None
-        return found
+        results = attempt(call)
+        refused += results is None
+        return results
 
     def counting(*drawn: Any, **named: Any) -> None:
         nonlocal tried
@@ -93,11 +93,11 @@ def run(test: Callable[..., None], cases: int, first_seed: int) -> tuple[int, Co
 
 
 def place(error: Exception) -> str:
-    """What an error is, and the last line of ours that it passed."""
+    """The type of an error, and the last line of this package in its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "jepa_hf" in frame.filename or frame.filename.endswith("test_fuzz.py")]
-    said = re.sub("[0-9]+", "#", str(error))
-    return f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno}: {said:.60}"
+    output = re.sub("[0-9]+", "#", str(error))
+    return f"{type(error).__name__} at {Path(ours[-1].filename).name}:{ours[-1].lineno}: {output:.60}"
 
 
 if __name__ == "__main__":

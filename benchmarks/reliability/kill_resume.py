@@ -30,7 +30,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "run_jepa.py"
 SAVE_STEPS, LIMIT = 5, 2
 # Files of a checkpoint.
 _PARTS = 9
-STEP_LINE = re.compile(r"^\{.*'loss'", re.MULTILINE)
+STEP_LINE = re.compile(r"^step \d+", re.MULTILINE)
 RESUMED = re.compile(r"^resuming the unfinished run in .* from checkpoint-(\d+)$", re.MULTILINE)
 
 
@@ -233,7 +233,7 @@ def killed_run(
             for kill in [kill for kill in kills if kill.resumed_at is None]:
                 if known:
                     kill.resumed_at = process.resumed_at
-                elif f"the run in {out} is finished" in said:
+                elif f"The run in {out} is finished" in said:
                     kill.resumed_at = kill.step
         if until is not None:
             step = max([process.step, *(kill.step for kill in kills if kill.resumed_at is None)])

@@ -13,8 +13,7 @@ process does is the measure: the losses of all steps, the weights at the end. Th
   with the run that nothing disturbed;
 - is loaded by `AutoModel.from_pretrained` in this process, and compared with the encoder in its full model.
 
-How far the target moved from the middle to the end, as a share of how far the context encoder did, is told too: that of
-a target that stands still is 0.
+It also prints the target encoder's movement from the middle to the end as a share of the context encoder's movement.
 
 With --bf16 one process, DDP and FSDP2 get the flag, and DeepSpeed the configuration as it is shipped, which asks for
 bfloat16 itself; without it DeepSpeed gets a copy that does not. Flags that are not listed here go to run_jepa.py.
@@ -24,7 +23,7 @@ bfloat16 itself; without it DeepSpeed gets a copy that does not. Flags that are 
 
 On a CPU accelerate knows DDP only: another launch becomes DDP without a word, and its row says so.
 
-A line a launch goes to OUTPUT/ranks.jsonl, the logs lie beside it, and a table is printed in the end.
+A line a launch goes to OUTPUT/ranks.jsonl, the logs are next to it, and a table is printed in the end.
 """
 
 import argparse
@@ -76,7 +75,7 @@ def loss_gap(ours: dict[int, float], theirs: dict[int, float], bound: float = BO
     (0.25, 2)
     """
     if not ours or ours.keys() != theirs.keys():
-        raise ValueError(f"losses of steps {sorted(ours)} beside those of {sorted(theirs)}")
+        raise ValueError(f"losses of steps {sorted(ours)}, but those of {sorted(theirs)}")
     gaps = {step: abs(ours[step] - theirs[step]) for step in sorted(ours)}
     # A NaN is above every bound, and max would pass it over.
     above = [step for step, gap in gaps.items() if not gap <= bound]
@@ -91,7 +90,7 @@ def weight_gap(ours: Weights, theirs: Weights) -> float:
         ValueError: they do not have the same names and shapes.
     """
     if {name: each.shape for name, each in ours.items()} != {name: each.shape for name, each in theirs.items()}:
-        raise ValueError(f"{len(ours)} weights beside {len(theirs)} of other names or shapes")
+        raise ValueError(f"{len(ours)} weights, but {len(theirs)} of other names or shapes")
     return torch.stack([(ours[name] - theirs[name]).abs().max() for name in ours]).max().item()
 
 
@@ -293,12 +292,12 @@ def measure_big(launch: str, options: argparse.Namespace, row: Row) -> None:
     Raises:
         Failed: the command did not end well.
     """
-    told = options.output.resolve() / f"{launch}.json"
+    results = options.output.resolve() / f"{launch}.json"
     flags = {
         "config_overrides": f"{options.config_overrides},{NO_DROPOUT}",
         "steps": options.steps,
         "batch_size": options.batch_size // options.processes,
-        "output": told,
+        "output": results,
         "seed": options.seed,
     }
     command = [
@@ -310,7 +309,7 @@ def measure_big(launch: str, options: argparse.Namespace, row: Row) -> None:
     if options.device == "cpu":
         command.append("--use_cpu")
     row["seconds"] = start(launch, launch, command, options)
-    row |= json.loads(told.read_text(encoding="utf-8"))
+    row |= json.loads(results.read_text(encoding="utf-8"))
 
 
 # ---- what is said
@@ -325,7 +324,7 @@ def number(value: float | None) -> str:
 
 
 def loss_cell(row: Row, other: str) -> str:
-    """How far a launch's losses are from another's, and since when too far; empty where there is no other."""
+    """How far a launch's losses are from another's, and since when too far; empty without another."""
     above = row.get(f"above_{other}")
     return number(row.get(f"loss_{other}")) + ("" if above is None else f", above {BOUND:g} from step {above}")
 

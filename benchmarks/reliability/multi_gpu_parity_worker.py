@@ -51,7 +51,7 @@ def peak(device: torch.device) -> float:
 
 
 def main() -> None:
-    """Build, train, tell."""
+    """Build, train, print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config_overrides", required=True)
     parser.add_argument("--steps", type=int, required=True)
@@ -101,7 +101,7 @@ def main() -> None:
         trainer.train()
     peaks = gather_object([peak(args.device)])
     if trainer.is_world_process_zero():
-        told = {
+        results = {
             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
             "ran_as": trainer.accelerator.distributed_type.value,
             "peak_gib": peaks,
@@ -109,8 +109,8 @@ def main() -> None:
             "states_gib": states / 2**30,
             "step_s": (ends.ends[-1] - ends.ends[0]) / (len(ends.ends) - 1),
         }
-        options.output.write_text(json.dumps(told), encoding="utf-8")
-        print(json.dumps(told))
+        options.output.write_text(json.dumps(results), encoding="utf-8")
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -80,9 +80,11 @@ def run(folder: Path, command: str, out: str, stop_after: int = 0) -> None:
     process = [sys.executable, __file__, "child", str(stop_after), *command.split(), "--output_dir", out]
     paths = os.pathsep.join(filter(None, [str(SCRIPT.parent), os.environ.get("PYTHONPATH")]))
     environment = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "0"}
-    done = subprocess.run(process, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
-    if done.returncode != (128 + signal.SIGTERM if stop_after else 0):
-        raise RuntimeError(f"{' '.join(process)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    completed = subprocess.run(process, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
+    if completed.returncode != (128 + signal.SIGTERM if stop_after else 0):
+        raise RuntimeError(
+            f"{' '.join(process)} ended with {completed.returncode}:\n{completed.stdout}{completed.stderr}"
+        )
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -120,11 +122,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
         folder = Path(name)
         write_data(folder)
-        found = dict(zip(SYSTEMS, pool.map(lambda system: measure(folder, system), SYSTEMS), strict=True))
-    for system, ways in found.items():
+        results = dict(zip(SYSTEMS, pool.map(lambda system: measure(folder, system), SYSTEMS), strict=True))
+    for system, ways in results.items():
         print(system, "resumed = straight:", ways["straight"] == ways["resumed"])
     if options.mode == "record":
-        options.file.write_text(json.dumps(found, indent=1) + "\n")
+        options.file.write_text(json.dumps(results, indent=1) + "\n")
         return 0
     before = json.loads(options.file.read_text())
     differing = [
@@ -132,7 +134,7 @@ def main() -> int:
         for system, ways in before.items()
         for way, kinds in ways.items()
         for kind, value in kinds.items()
-        if found[system][way][kind] != value
+        if results[system][way][kind] != value
     ]
     print("\n".join(f"differs: {line}" for line in differing) or "all hashes are equal")
     return int(bool(differing))

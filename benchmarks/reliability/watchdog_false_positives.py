@@ -4,8 +4,8 @@
 
 Runs a recipe once per seed and prints, per seed, the least that is left of what each threshold of
 `jepa_hf.monitoring.health` looks at, as a share of its value at the start, over both encoders and all measurements. Of
-the last measurement it prints the hit rate in a sample and the prediction loss over its best rival's; and what the
-watchdog found.
+the last measurement it prints the top-1 accuracy in a sample and the prediction loss over its best baseline's. It also
+prints the findings of the watchdog.
 """
 
 import argparse
@@ -47,18 +47,18 @@ def lowest(history: list[dict[str, float]]) -> list[str]:
 
 
 def position_share(entry: dict[str, float]) -> float:
-    """The position alone's loss over the best constant's; 1 where there is no position."""
+    """The position alone's loss over the best constant's; 1 without positions."""
     constant = entry["health_constant_baseline_loss"]
     return entry.get("health_position_baseline_loss", constant) / constant
 
 
 def at_the_end(entry: dict[str, float]) -> list[str]:
-    """Hit rate in a sample next to chance, and the prediction loss over its best rival's."""
+    """Top-1 accuracy in a sample next to chance, and the prediction loss over its best baseline's."""
     hits = "-"
     if "health_top1_accuracy_in_sample" in entry:
         hits = f"{entry['health_top1_accuracy_in_sample']:.3f} ({entry['health_top1_accuracy_in_sample_chance']:.3f})"
-    rival, least = best_baseline({name: entry[f"health_{name}"] for name in BASELINES if f"health_{name}" in entry})
-    return [hits, f"{entry['health_prediction_loss'] / least:.3f} ({rival})"]
+    baseline, least = best_baseline({name: entry[f"health_{name}"] for name in BASELINES if f"health_{name}" in entry})
+    return [hits, f"{entry['health_prediction_loss'] / least:.3f} ({baseline})"]
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
     quiet_libraries()
     columns = [f"{label} (alarm {threshold})" for label, _, threshold, _ in _LEFT]
     columns += [f"position / constant, start, least of it (alarm {POSITION_COLLAPSE_RATIO})"]
-    columns += ["hit rate in sample (chance)", "loss / best rival"]
+    columns += ["top-1 accuracy in sample (chance)", "loss / best baseline"]
     print(f"| recipe | seed | {' | '.join(columns)} | found |")
     print("|" + " --- |" * (len(columns) + 3))
     for seed in range(options.seeds):
@@ -77,11 +77,13 @@ def main() -> None:
             own = ["--output_dir", f"{folder}/out", "--seed", str(seed), "--report_to", "none", "--disable_tqdm"]
             trainer = run(parse_command([options.recipe, *own, *flags]))
         history = [entry for entry in trainer.state.log_history if is_measurement(entry)]
-        found = ", ".join(f"{kind.replace('_', ' ')} at {step}" for kind, (step, _) in trainer.health_findings.items())
+        results = ", ".join(
+            f"{kind.replace('_', ' ')} at {step}" for kind, (step, _) in trainer.health_findings.items()
+        )
         start = position_share(history[0])
         least = min(position_share(entry) / start for entry in history)
         cells = [*lowest(history), f"{start:.2f}, {least:.2f}", *at_the_end(history[-1])]
-        print(f"| {Path(options.recipe).stem} | {seed} | {' | '.join(cells)} | {found or 'nothing'} |", flush=True)
+        print(f"| {Path(options.recipe).stem} | {seed} | {' | '.join(cells)} | {results or 'nothing'} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Memory over the number of rows: `python benchmarks/speed/memory.py --rows 10000 1000000`.
 
-Makes text files of so many lines, trains a tiny encoder on each by run_jepa.py for --steps steps, from the file that
-datasets maps into memory and with `--streaming`, each with a fresh cache and without and with a loader's worker, and
-watches the process and its children. Prints the table of RESULTS 11: the peak of their anonymous memory
+Writes text files with the given numbers of lines. Trains a tiny encoder on each by run_jepa.py for --steps steps, from
+the file that datasets maps into memory and with `--streaming`, each with a fresh cache, without and with a loader's
+worker, and watches the process and its children. Prints the table of RESULTS 11: the peak of their anonymous memory
 (what they hold: it must not grow with the rows) and of their whole resident memory, to which the mapped pages of files
 count (the system takes those back when it needs them).
 """
@@ -77,8 +77,8 @@ def watch(flags: list[str]) -> tuple[int, int, float]:
             f"{folder}/out",
         ]
         start = time.perf_counter()
-        with (Path(folder) / "said").open("w+") as said:
-            process = subprocess.Popen(command, env=environment, stdout=said, stderr=subprocess.STDOUT)
+        with (Path(folder) / "said").open("w+") as output:
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
             anonymous = resident = 0
             while process.poll() is None:
                 statuses = [status_of(child) for child in family(process.pid)]
@@ -86,8 +86,8 @@ def watch(flags: list[str]) -> tuple[int, int, float]:
                 resident = max(resident, sum(status["VmRSS"] for status in statuses))
                 time.sleep(EVERY)
             if process.returncode:
-                said.seek(0)
-                raise SystemExit(f"{' '.join(command)} failed:\n{said.read()}")
+                output.seek(0)
+                raise SystemExit(f"{' '.join(command)} failed:\n{output.read()}")
         return anonymous, resident, time.perf_counter() - start
 
 
@@ -105,8 +105,8 @@ def status_of(number: int) -> dict[str, int]:
         text = Path(f"/proc/{number}/status").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         text = ""
-    found = {name: 1024 * int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", text, flags=re.MULTILINE)}
-    return {name: found.get(name, 0) for name in ("RssAnon", "VmRSS")}
+    results = {name: 1024 * int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB$", text, flags=re.MULTILINE)}
+    return {name: results.get(name, 0) for name in ("RssAnon", "VmRSS")}
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def texts(count: int, mean: float, longest: int, vocab_size: int) -> list[dict[s
 def measure(
     variant: str, rows: Dataset, tokenizer: Any, options: argparse.Namespace, max_steps: int = -1
 ) -> tuple[float, float]:
-    """Real tokens per second over an epoch, or so many steps, and the share of positions that is padding."""
+    """Real tokens per second over an epoch, or N steps, and the share of positions that is padding."""
     packed = variant == "packed"
     mean = sum(map(len, rows["input_ids"])) / len(rows)
     set_seed(0)
@@ -125,15 +125,15 @@ def main() -> None:
     rows = Dataset.from_list(texts(options.texts, options.mean, options.max_seq_length, len(tokenizer)))
     for variant in VARIANTS:
         measure(variant, rows, tokenizer, options, max_steps=2)  # the first steps are slower
-    found: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
+    results: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
     for _ in range(options.repeats):
         for variant in VARIANTS:
-            found[variant].append(measure(variant, rows, tokenizer, options))
+            results[variant].append(measure(variant, rows, tokenizer, options))
     print(
         "| | padding | real tokens/s, median (least to most) | times padded to the longest |\n| --- | --- | --- | --- |"
     )
-    middle = {variant: statistics.median(rate for rate, _ in measured) for variant, measured in found.items()}
-    for variant, measured in found.items():
+    middle = {variant: statistics.median(rate for rate, _ in measured) for variant, measured in results.items()}
+    for variant, measured in results.items():
         rates = [rate for rate, _ in measured]
         print(
             f"| {variant} | {100 * measured[0][1]:.0f} % | {middle[variant]:,.0f} "

@@ -1,4 +1,4 @@
-"""How fast is training, beside others and beside the floor? Cells side by side, in turns, on one machine.
+"""Training speed compared with other loops and with the floor. Cells side by side, in turns, on one machine.
 
     python benchmarks/speed/throughput.py run --loops jepa-dropped jepa-kept article mlm --sizes 6x384 --lengths 128 512
     python benchmarks/speed/throughput.py table rows.jsonl
@@ -107,7 +107,7 @@ def flops(cell: Cell) -> float:
 
 
 def moved_bytes(cell: Cell, trained: int, averaged: int) -> float:
-    """What even a perfect program moves beside its matrix products: AdamW reads weight, gradient and both moments and
+    """Memory traffic of a perfect program without matrix products: AdamW reads weight, gradient and both moments and
     writes all but the gradient (7 float32), and the EMA reads two weights and writes one."""
     return 4 * (7 * trained + (0 if cell.loop == "mlm" else 3 * averaged))
 
@@ -160,24 +160,24 @@ def seconds_of(work: Callable[[], Any], device: torch.device, at_least: float) -
 def intervals(events: Sequence[Any], device: torch.device) -> list[tuple[float, float, str]]:
     """Begin, end (microseconds) and name of what occupied the device; of a CPU, of the outermost operators."""
     if device.type == "cuda":
-        found = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+        selected = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     else:
-        found = [event for event in events if event.cpu_parent is None and "::" in event.name]
-    return sorted((event.time_range.start, event.time_range.end, event.name) for event in found)
+        selected = [event for event in events if event.cpu_parent is None and "::" in event.name]
+    return sorted((event.time_range.start, event.time_range.end, event.name) for event in selected)
 
 
 def gaps(busy: list[tuple[float, float, str]]) -> list[tuple[float, str]]:
     """Between what occupied the device: each gap's length and what ended it."""
-    found, end = [], busy[0][1]
+    selected, end = [], busy[0][1]
     for begin, until, name in busy:
         if begin > end:
-            found.append((begin - end, name))
+            selected.append((begin - end, name))
         end = max(end, until)
-    return found
+    return selected
 
 
 def communication(busy: list[tuple[float, float, str]]) -> Row:
-    """Seconds in which the device spoke to others, and those of them in which it did nothing else."""
+    """Seconds of communication, and those of them without computation."""
     others = [each for each in busy if "nccl" not in each[2].lower()]
     speaking = busy_seconds([each for each in busy if "nccl" in each[2].lower()])
     return {"communication_s": speaking, "exposed_s": busy_seconds(busy) - busy_seconds(others)}
@@ -252,7 +252,7 @@ def show_cell(cell: Cell, options: argparse.Namespace) -> None:
 
 def serve(cell: Cell | None, options: argparse.Namespace) -> None:
     """Do what standard input says, a JSON line each, and answer on what was standard output. Of several ranks the
-    first one reads, tells the others, and answers."""
+    first one reads, sends the answer to the others, and returns it."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the libraries print
     device = torch.device(options.device)
@@ -262,19 +262,19 @@ def serve(cell: Cell | None, options: argparse.Namespace) -> None:
         # Not through NCCL: who waits there keeps its GPU busy, which other cells' windows would feel.
         group = None if alone else torch.distributed.new_group(backend="gloo")
         while True:
-            told = [sys.stdin.readline() if first else ""]
+            commands = [sys.stdin.readline() if first else ""]
             if not alone:
-                torch.distributed.broadcast_object_list(told, group=group, device=torch.device("cpu"))
-            if not told[0]:
+                torch.distributed.broadcast_object_list(commands, group=group, device=torch.device("cpu"))
+            if not commands[0]:
                 return
-            yield tuple(json.loads(told[0]))
+            yield tuple(json.loads(commands[0]))
 
     def answer(row: Row) -> None:
         if "profile" in row:
             done, steps = row.pop("profile")
             busy = intervals(done.events(), device)
-            found = {"busy_s": busy_seconds(busy), **({} if alone else communication(busy))}
-            row |= {name: seconds / steps for name, seconds in found.items()}
+            selected = {"busy_s": busy_seconds(busy), **({} if alone else communication(busy))}
+            row |= {name: seconds / steps for name, seconds in selected.items()}
         if first:
             answers.write(json.dumps(row) + "\n")
             answers.flush()
@@ -339,7 +339,7 @@ class Process:
         return self.read()
 
     def last_words(self) -> str:
-        """The last line that tells of an error; what started the ranks has more to say after it."""
+        """The last line about an error; the launcher prints more after it."""
         self.log.seek(0)
         lines = self.log.read().strip().splitlines() or ["without a word"]
         return next((line for line in reversed(lines) if "Error" in line), lines[-1])
@@ -529,10 +529,10 @@ def table(rows: Sequence[Row]) -> str:
         speeds = [tokens / row["step_s"] for row in windows.values()]
         used, floor = [], []
         for number, row in windows.items():
-            found = floors[(*cell.place, number)]
-            rate = found[f"{cell.precision}_flops"]
+            selected = floors[(*cell.place, number)]
+            rate = selected[f"{cell.precision}_flops"]
             used.append(100 * entry["started"]["flops"] / row["step_s"] / rate)
-            least = entry["started"]["flops"] / rate + entry["started"]["bytes"] / found["copy_bytes"]
+            least = entry["started"]["flops"] / rate + entry["started"]["bytes"] / selected["copy_bytes"]
             floor.append(100 * least / row["step_s"])
         step = statistics.median(row["step_s"] for row in windows.values())
         outside = "" if "profile" not in entry else f"{100 * max(0, 1 - entry['profile']['busy_s'] / step):.1f} %"
@@ -585,16 +585,16 @@ def _beside(cells: dict[str, dict[str, Any]], entry: dict[str, Any], loop: str, 
 
 
 def _rates_lines(floors: dict[tuple[Any, ...], Row]) -> list[str]:
-    found = defaultdict(list)
+    selected = defaultdict(list)
     for row in floors.values():
         for name in row:
             if name.endswith(("_flops", "_bytes")):
-                found[name].append(row[name])
+                selected[name].append(row[name])
     named = {"copy_bytes": "copying, GB/s"}
     return [
         f"- {named.get(name, name.replace('_flops', ' matrix product, GFLOP/s'))}: "
         f"{spread([value / 1e9 for value in values], ',.0f')}"
-        for name, values in found.items()
+        for name, values in selected.items()
     ]
 
 
@@ -603,7 +603,7 @@ def _rates_lines(floors: dict[tuple[Any, ...], Row]) -> list[str]:
 
 def cells_of(options: argparse.Namespace) -> list[Cell]:
     """The product of the flags, and those given one by one."""
-    found = [
+    selected = [
         Cell(loop, size, length, batch_size, precision, compiled == "yes", ratio)
         for size, length, batch_size, ratio, loop, precision, compiled in product(
             options.sizes,
@@ -616,8 +616,10 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
         )
     ]
     # The article's loop is in float32 and not compiled, whatever the others are.
-    found = [replace(cell, precision="fp32", compiled=False) if cell.loop == "article" else cell for cell in found]
-    return list({json.dumps(asdict(cell)): cell for cell in [*found, *map(cell_from, options.cell)]}.values())
+    selected = [
+        replace(cell, precision="fp32", compiled=False) if cell.loop == "article" else cell for cell in selected
+    ]
+    return list({json.dumps(asdict(cell)): cell for cell in [*selected, *map(cell_from, options.cell)]}.values())
 
 
 def cell_from(text: str) -> Cell:

@@ -69,8 +69,8 @@ class Cell:
         args: further training arguments of a `Trainer`'s cell.
         model: further arguments of `JepaConfig`.
         num_masks: masks of a text, which share its pass of the target encoder; `batch_size` counts masked views.
-        launch: what of configs/accelerate starts the processes; with one process, nothing.
-        processes: so many, each with `batch_size` rows.
+        launch: file of configs/accelerate that starts the processes; empty for one process.
+        processes: their number, each with `batch_size` rows.
     """
 
     loop: str
@@ -133,7 +133,7 @@ class RandomTokens(torch.utils.data.Dataset):
 
 
 def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
-    """As many tokens as BERT's, which mean nothing, and BERT's special ones in their places."""
+    """A vocabulary of BERT's size without meaning, with BERT's special tokens at their ids."""
     names = {SPECIAL.get(number, f"t{number}"): number for number in range(vocabulary)}
     named = {f"{name[1:-1].lower()}_token": name for name in SPECIAL.values()}
     return PreTrainedTokenizerFast(
@@ -166,7 +166,7 @@ def settings(cell: Cell, folder: str, device: torch.device, workers: int, seed: 
 
 
 class Stopwatch:
-    """Seconds between marks in the stream of work: of the device's clock where there is one."""
+    """Seconds between marks in the stream of work: of the device's clock if it has one."""
 
     def __init__(self, device: torch.device):
         self.cuda, self._begun, self._pairs = device.type == "cuda", None, []
@@ -203,12 +203,12 @@ class TimedEma(EmaTargetCallback):
 
 
 class Windows:
-    """Runs windows of steps at somebody's word: told of every step, it waits between two windows.
+    """Runs windows of steps on request: it counts the steps and waits between two windows.
 
     Args:
         commands: each is ("window", steps) or ("profile", steps); at their end training is to end.
         done: takes what was measured, a row each; the first one says that the loop is warm.
-        host: whether a profile tells of the host too.
+        host: whether a profile includes the host.
     """
 
     def __init__(
@@ -348,7 +348,7 @@ def train(cell: Cell, device: torch.device, windows: Windows, workers: int, seed
 
 
 def train_article(cell: Cell, device: torch.device, windows: Windows, rows: RandomTokens) -> None:
-    """The article's loop, told again: what it computes, and how it goes about it."""
+    """Reimplementation of the article's loop, with its operations in its order."""
     context = BertModel(cell.encoder)
     target = copy.deepcopy(context).requires_grad_(False)
     width = cell.encoder.hidden_size

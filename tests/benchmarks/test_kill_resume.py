@@ -19,8 +19,8 @@ def test_a_run_killed_at_five_moments_is_the_undisturbed_one(tmp_path: Path) -> 
     runs = tmp_path / "runs"
     benchmark = REPOSITORY / "benchmarks" / "reliability" / "kill_resume.py"
     flags = ["--points", "5", "--per_run", "5", "--commands", "1", "--steps", "18", "--seed", "1"]
-    done = start_process(benchmark, *flags, "--folder", runs, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    completed = start_process(benchmark, *flags, "--folder", runs, cwd=tmp_path)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
     assert_same_weights(runs / "killed-0", runs / "undisturbed")
     assert_same_weights(runs / "killed-0" / "jepa", runs / "undisturbed" / "jepa")
     kills = json.loads((runs / "kills.json").read_text())

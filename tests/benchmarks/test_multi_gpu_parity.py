@@ -96,7 +96,7 @@ def test_the_table_says_what_agrees_and_what_does_not(ranks: ModuleType) -> None
     assert "failed: no / module" in lost
 
 
-def test_the_table_tells_a_resume_that_was_not_tried_from_one_that_failed(ranks: ModuleType) -> None:
+def test_the_table_distinguishes_a_failed_resume_from_none(ranks: ModuleType) -> None:
     row = {name: value for name, value in ROW.items() if not name.startswith("resume")}
     assert "| not tried |" in ranks.table([row])
     assert "| failed: no room |" in ranks.table([row | {"resume_failed": "no room"}])
@@ -107,7 +107,7 @@ def test_the_table_says_on_how_many_ranks_a_launch_ran(ranks: ModuleType) -> Non
     assert "| fsdp2, which ran on 1 | 2 |" in ranks.table([ROW | {"launch": "fsdp2", "ran_on": 1}])
 
 
-def test_a_checkpoint_tells_of_how_many_ranks_it_is(ranks: ModuleType, tmp_path: Path) -> None:
+def test_a_checkpoint_has_its_number_of_ranks(ranks: ModuleType, tmp_path: Path) -> None:
     for number, states in ((1, ["rng_state.pth"]), (2, ["rng_state_0.pth", "rng_state_1.pth"])):
         checkpoint = tmp_path / str(number)
         checkpoint.mkdir()
@@ -118,7 +118,7 @@ def test_a_checkpoint_tells_of_how_many_ranks_it_is(ranks: ModuleType, tmp_path:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_accelerate_takes_what_is_shipped_for_deepspeed(stage: int) -> None:
-    """`accelerate launch` refuses a file of DeepSpeed's beside a precision of its own, of whatever value."""
+    """`accelerate launch` refuses a DeepSpeed file together with its own precision, of whatever value."""
     shipped = yaml.safe_load((REPOSITORY / "configs" / "accelerate" / f"zero{stage}.yaml").read_text())
     assert "mixed_precision" not in shipped
     assert (REPOSITORY / shipped["deepspeed_config"]["deepspeed_config_file"]).is_file()

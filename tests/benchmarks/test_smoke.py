@@ -21,7 +21,9 @@ from transformers import AutoTokenizer
 
 from helpers.cli import REPOSITORY, train
 from helpers.llm import conversations, tokenizer
+from helpers.processes import forked_scripts
 from helpers.tiny_models import CORPUS, write_lines
+from jepa_hf.models import modeling_jepa, objective
 
 BENCHMARKS = REPOSITORY / "benchmarks"
 TINY = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"
@@ -31,25 +33,29 @@ Benchmark = Callable[..., str]
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Benchmark:
-    """Run a script of benchmarks/ as `python benchmarks/...` in this process; return its standard output."""
+    """Run a script of benchmarks/ in this process and its children in forked ones; return its standard output."""
 
     def run(script: str, *argv: str | Path) -> str:
         path = BENCHMARKS / script
         monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
         monkeypatch.setattr(sys, "argv", [str(path), *map(str, argv)])
         capsys.readouterr()
-        runpy.run_path(str(path), run_name="__main__")
+        with forked_scripts(monkeypatch):
+            runpy.run_path(str(path), run_name="__main__")
         return capsys.readouterr().out
 
     threads = torch.get_num_threads()
     monkeypatch.chdir(tmp_path)
+    # Experiments replace these for their process.
+    monkeypatch.setattr(modeling_jepa, "encode_targets", modeling_jepa.encode_targets)
+    monkeypatch.setattr(objective, "prediction_loss", objective.prediction_loss)
     yield run
     torch.set_num_threads(threads)
 
 
-def rows_of(said: str) -> list[list[str]]:
+def rows_of(output: str) -> list[list[str]]:
     """The cells of a Markdown table's rows, without its two head lines."""
-    lines = [line for line in said.splitlines() if line.startswith("|")]
+    lines = [line for line in output.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
@@ -87,9 +93,9 @@ def test_text_rows(benchmark: Benchmark, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["pairs", "series"])
 def test_content(task: str, benchmark: Benchmark) -> None:
-    said = benchmark("quality/content.py", task, "--steps", "1", "--seeds", "0")
+    output = benchmark("quality/content.py", task, "--steps", "1", "--seeds", "0")
     names = ["before", "after", "kept", "mlm"]
-    assert [row[0] for row in rows_of(said)] == (names if task == "pairs" else names[:-1])
+    assert [row[0] for row in rows_of(output)] == (names if task == "pairs" else names[:-1])
 
 
 @pytest.mark.parametrize("targets", ["increments", "batch", "centred_by_token", "whitened"])
@@ -118,20 +124,20 @@ def test_text_quality_makes_a_table(benchmark: Benchmark, tmp_path: Path) -> Non
     recipe = ["--model_type", "modernbert", "--config_overrides", TINY, "--train_file", texts, "--use_cpu"]
     recipe += ["--max_seq_length", "32", "--per_device_train_batch_size", "4", "--max_steps", "1"]
     flags = ["variants.jsonl", "--tasks", tmp_path / "topics.csv", "--in_domain", "topics", "--max_seq_length", "32"]
-    said = benchmark("quality/text_quality.py", "run", *flags, "--", *recipe)
-    assert "FAILED" not in said
-    table = rows_of(said)
+    output = benchmark("quality/text_quality.py", "run", *flags, "--", *recipe)
+    assert "FAILED" not in output
+    table = rows_of(output)
     assert {row[0] for row in table[:2]} == {"jepa", "mlm"}
     assert [row[2] for row in table[:2]] == ["1", "1"]
 
 
 def test_features_of_vectors(benchmark: Benchmark) -> None:
     settings = '{"training": {"max_steps": 1}}'
-    said = benchmark(
+    output = benchmark(
         "quality/features.py", "vectors", "--mode", "flat", "--seeds", "1", "--supervised_epochs", "1",
         "--settings", settings,
     )  # fmt: skip
-    assert [row[0] for row in rows_of(said)] == ["raw features", "random encoder", "JEPA", "supervised from scratch"]
+    assert [row[0] for row in rows_of(output)] == ["raw features", "random encoder", "JEPA", "supervised from scratch"]
 
 
 def test_features_of_series(benchmark: Benchmark, tmp_path: Path) -> None:
@@ -145,8 +151,8 @@ def test_features_of_series(benchmark: Benchmark, tmp_path: Path) -> None:
             name = f"aeon/datasets/data/JapaneseVowels/JapaneseVowels_{part}.ts"
             wheel.writestr(name, "@data\n" + "\n".join(lines) + "\n")
     flags = ["--wheel", tmp_path / "aeon.whl", "--seeds", "1", "--supervised_epochs", "0", "--transductive"]
-    said = benchmark("quality/features.py", "series", *flags, "--settings", '{"training": {"max_steps": 1}}')
-    assert [len(row) for row in rows_of(said)] == [4] * 4
+    output = benchmark("quality/features.py", "series", *flags, "--settings", '{"training": {"max_steps": 1}}')
+    assert [len(row) for row in rows_of(output)] == [4] * 4
 
 
 @pytest.mark.slow
@@ -157,7 +163,8 @@ def test_quickstart_sweep(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch)
 
     small = {"max_steps": 2, "warmup_steps": 1, "eval_steps": 1, "use_cpu": True, "max_train_samples": 40}
     monkeypatch.setattr(quickstart_sweep, "COMMON", {**quickstart_sweep.COMMON, **small})
-    row = quickstart_sweep.run({"variance_weight": 1})
+    with forked_scripts(monkeypatch):
+        row = quickstart_sweep.run({"variance_weight": 1})
     assert row["variant"] == {"variance_weight": 1}
     assert row["prediction_loss"] > 0
 
@@ -173,10 +180,10 @@ def test_cifar10_hparam_search(
     small["jepa"] = {"pred_num_hidden_layers": 1}
     (tmp_path / "variants.json").write_text(json.dumps([small | variant]))
     file = write_images(tmp_path / "train.parquet", 40)
-    said = benchmark(
+    output = benchmark(
         "images/cifar10_hparam_search.py", "--train_file", file, "--variants", tmp_path / "variants.json"
     )  # fmt: skip
-    row = json.loads(said)
+    row = json.loads(output)
     assert "error" not in row
     assert row["loss"] > 0
     assert 0 <= row["context_last_linear"] <= 100
@@ -192,10 +199,10 @@ def test_image_checkpoint_probe(benchmark: Benchmark, tmp_path: Path) -> None:
         "--output_dir", run, "--max_steps", "1", "--save_steps", "1", "--per_device_train_batch_size", "4",
     )  # fmt: skip
     flags = [run, "--train_file", files[0], "--test_file", files[1], "--workers", "0"]
-    said = benchmark("images/image_checkpoint_probe.py", "probe", *flags)
-    assert [row[0] for row in rows_of(said)] == ["0", "1"]
-    said = benchmark("images/image_checkpoint_probe.py", "supervised", *flags, "--num_train_epochs", "1")
-    assert "% of the test images" in said
+    output = benchmark("images/image_checkpoint_probe.py", "probe", *flags)
+    assert [row[0] for row in rows_of(output)] == ["0", "1"]
+    output = benchmark("images/image_checkpoint_probe.py", "supervised", *flags, "--num_train_epochs", "1")
+    assert "% of the test images" in output
 
 
 @pytest.mark.slow
@@ -210,40 +217,40 @@ def test_llm_jepa(benchmark: Benchmark, conversation_files: list[str | Path], tm
     ]
     write_lines(tmp_path / "variants.jsonl", map(json.dumps, variants))
     flags = ["--judge_on", "test", "--test_file", tmp_path / "test.jsonl", "--max_new_tokens", "2"]
-    said = benchmark("llm/llm_jepa.py", "run", tmp_path / "variants.jsonl", *conversation_files, *flags)
-    assert "FAILED" not in said
-    assert {row[0] for row in rows_of(said)} == {"plain", "jepa"}
+    output = benchmark("llm/llm_jepa.py", "run", tmp_path / "variants.jsonl", *conversation_files, *flags)
+    assert "FAILED" not in output
+    assert {row[0] for row in rows_of(output)} == {"plain", "jepa"}
 
 
 def test_llm_jepa_overhead(benchmark: Benchmark, conversation_files: list[str | Path]) -> None:
     names = ["views in one pass (the default)", "EMA teacher"]
     flags = ["--steps", "1", "--warmup", "1", "--repeats", "1", "--batch_size", "2", "--cpu", "--variants", *names]
-    said = benchmark("llm/llm_jepa_overhead.py", *conversation_files, *flags)
-    assert [row[0] for row in rows_of(said)] == ["plain fine-tuning", *names]
+    output = benchmark("llm/llm_jepa_overhead.py", *conversation_files, *flags)
+    assert [row[0] for row in rows_of(output)] == ["plain fine-tuning", *names]
 
 
 @pytest.mark.slow
 def test_packing(benchmark: Benchmark) -> None:
     flags = ["--hidden_size", "32", "--num_hidden_layers", "1", "--max_seq_length", "32", "--mean", "8", "--cpu"]
-    said = benchmark("speed/packing.py", *flags, "--tokens", "64", "--texts", "16", "--repeats", "1")
-    assert [row[0] for row in rows_of(said)][-1] == "packed"
-    assert rows_of(said)[-1][1] < rows_of(said)[0][1]
+    output = benchmark("speed/packing.py", *flags, "--tokens", "64", "--texts", "16", "--repeats", "1")
+    assert [row[0] for row in rows_of(output)][-1] == "packed"
+    assert rows_of(output)[-1][1] < rows_of(output)[0][1]
 
 
 @pytest.mark.slow
 def test_memory(benchmark: Benchmark) -> None:
     """Mapped and streamed, each a process."""
-    said = benchmark("speed/memory.py", "--rows", "100", "--steps", "1", "--workers", "0")
-    assert [row[2] for row in rows_of(said)] == ["mapped", "streamed"]
-    assert all(100 < int(row[4]) < 4000 for row in rows_of(said))
+    output = benchmark("speed/memory.py", "--rows", "100", "--steps", "1", "--workers", "0")
+    assert [row[2] for row in rows_of(output)] == ["mapped", "streamed"]
+    assert all(100 < int(row[4]) < 4000 for row in rows_of(output))
 
 
 @pytest.mark.slow
 def test_watchdog_false_positives(benchmark: Benchmark) -> None:
     recipe = REPOSITORY / "configs" / "quickstart.yaml"
     flags = ["--max_steps", "1", "--config_overrides", TINY, "--max_train_samples", "40", "--use_cpu"]
-    said = benchmark("reliability/watchdog_false_positives.py", recipe, "--seeds", "1", *flags)
-    (row,) = rows_of(said)
+    output = benchmark("reliability/watchdog_false_positives.py", recipe, "--seeds", "1", *flags)
+    (row,) = rows_of(output)
     assert row[:2] == ["quickstart", "0"]
 
 
@@ -254,5 +261,6 @@ def test_pinned_runs(benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.M
     import pinned_runs
 
     pinned_runs.write_data(tmp_path)
-    ways = pinned_runs.measure(tmp_path, "features")
+    with forked_scripts(monkeypatch):
+        ways = pinned_runs.measure(tmp_path, "features")
     assert ways["straight"] == ways["resumed"]

@@ -68,11 +68,11 @@ def test_a_step_is_counted_as_torch_counts_it(loop: str, num_masks: int, through
 
 @pytest.mark.slow
 def test_one_command_gives_rows_and_the_table(command: Callable[..., str], tmp_path: Path) -> None:
-    """Two loops in turns: as many windows each as asked for, beside each other and beside the floor."""
+    """Two loops in turns: the requested number of windows each, compared with each other and with the floor."""
     output = tmp_path / "rows.jsonl"
     flags = ["--sizes", "tiny", "--lengths", "16", "--batch_sizes", "2", "--repeats", "2", "--seconds", "0"]
     flags += ["--loops", "jepa-dropped", "article", "--warmup", "1", "--threads", "1", "--device", "cpu"]
-    said = command("run", *flags, "--output", output)
+    printed = command("run", *flags, "--output", output)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     windows = [(row["cell"]["loop"], row["round"]) for row in rows if row["kind"] == "window"]
     assert windows == [("jepa-dropped", 0), ("article", 0), ("article", 1), ("jepa-dropped", 1)]
@@ -86,11 +86,11 @@ def test_one_command_gives_rows_and_the_table(command: Callable[..., str], tmp_p
         for loop in ("jepa-dropped", "article")
     )
     ratios = sorted(theirs[number] / ours[number] for number in (0, 1))
-    line = next(line for line in said.splitlines() if "| jepa-dropped fp32 |" in line)
+    line = next(line for line in printed.splitlines() if "| jepa-dropped fp32 |" in line)
     assert f"| {sum(ratios) / 2:.2f} [{ratios[0]:.2f}, {ratios[1]:.2f}] |" in line
     table = command("table", output)
     assert line in table
-    assert table in said
+    assert table in printed
 
 
 def test_masks_are_compared(command: Callable[..., str]) -> None:
@@ -102,7 +102,7 @@ def test_masks_are_compared(command: Callable[..., str]) -> None:
         assert float(line[5].split(" ")[0]) > 3
 
 
-def test_what_is_spoken_beside_the_work_is_not_told_as_lost(throughput: ModuleType) -> None:
+def test_communication_during_computation_is_not_exposed(throughput: ModuleType) -> None:
     """Of two ranks' words, one under a product and one half beyond it, the half is exposed."""
     busy = [(0.0, 10.0, "gemm"), (2.0, 6.0, "ncclDevKernel_AllReduce"), (8.0, 12.0, "ncclDevKernel_AllReduce")]
     assert throughput.communication(busy) == {
@@ -112,7 +112,7 @@ def test_what_is_spoken_beside_the_work_is_not_told_as_lost(throughput: ModuleTy
     assert throughput.communication(busy[:1]) == {"communication_s": 0.0, "exposed_s": 0.0}
 
 
-def test_ranks_are_set_beside_one_process(throughput: ModuleType) -> None:
+def test_ranks_are_compared_with_one_process(throughput: ModuleType) -> None:
     """All tokens of all ranks count, and the efficiency is that of the same cell in one process, in the same turns."""
     alone = {"loop": "jepa-dropped", "size": "tiny", "length": 16, "batch_size": 2}
     two = alone | {"launch": "ddp", "processes": 2}

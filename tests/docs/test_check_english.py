@@ -1,23 +1,13 @@
 """The English checker: the clean files pass, and banned constructions are found."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from helpers.cli import REPOSITORY
+from helpers.scripts import load_script
 
-
-def load_checker() -> ModuleType:
-    """Load .ci/check_english.py, a script outside the package."""
-    spec = importlib.util.spec_from_file_location("check_english", REPOSITORY / ".ci" / "check_english.py")
-    checker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(checker)
-    return checker
-
-
-CHECKER = load_checker()
+CHECKER = load_script(REPOSITORY / ".ci" / "check_english.py")
 
 
 def test_clean_files_are_clean() -> None:
@@ -26,10 +16,10 @@ def test_clean_files_are_clean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "expected"),
+    # english: off
     [
-        ("the update is left out, and told", []),
-        ("a failed update is told here", ["is told"]),
+        ("the update is left out, and told", ["told"]),
         ("Train on the first so many texts only.", ["so many"]),
         ("mend it or leave the whole row out", ["whole row", "mend"]),
         ("Whether x is None.", []),
@@ -37,12 +27,13 @@ def test_clean_files_are_clean() -> None:
         ("There is none.", []),
         ("There is no longer a table.", []),
     ],
+    # english: on
 )
-def test_constructions_are_found(line: str, found: list[str], tmp_path: Path) -> None:
+def test_constructions_are_reported(line: str, expected: list[str], tmp_path: Path) -> None:
     """Each line yields its constructions, outside code blocks."""
     page = tmp_path / "page.md"
-    page.write_text(f"```\nis told\n```\n{line}\n", encoding="utf-8")
-    assert [(number, text) for number, text, _ in CHECKER.hits(page)] == [(4, text) for text in found]
+    page.write_text(f"```\nso many\n```\n{line}\n", encoding="utf-8")
+    assert [(number, text) for number, text, _ in CHECKER.hits(page)] == [(4, text) for text in expected]
 
 
 def test_a_glob_without_a_file_is_an_error() -> None:

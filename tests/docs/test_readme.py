@@ -28,8 +28,10 @@ def test_python_quickstart_prints_what_it_shows(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     section = README.split("## Python quickstart")[1].split("\n## ")[0]
     printed = RUNNER.run_page(section, tmp_path)
-    shown = [(block.output, said) for block, said in zip(RUNNER.blocks(section), printed, strict=True)]
-    assert [pair for output, said in shown if output is not None for pair in RUNNER.differences(output, said)] == []
+    shown = [(block.output, message) for block, message in zip(RUNNER.blocks(section), printed, strict=True)]
+    assert [
+        pair for output, message in shown if output is not None for pair in RUNNER.differences(output, message)
+    ] == []
 
 
 def test_every_flag_exists() -> None:

@@ -28,7 +28,7 @@ class Page:
     """A page in the browser, and all that it logged, threw and asked for.
 
     Args:
-        errors: of the file that is open, console messages, log entries and exceptions that tell of something wrong.
+        errors: of the file that is open, console messages, log entries and exceptions that report a fault.
         requests: addresses that it loaded, its own included.
     """
 
@@ -82,24 +82,24 @@ class Page:
                 return answer["result"]
 
     def _hear(self) -> dict[str, Any]:
-        """The next message; what is told in it unasked is noted."""
+        """Return the next message and note the events before it."""
         read = bytearray()
         while (byte := self._answers.read(1)) != b"\0":
             assert byte, "Chromium has ended"
             read += byte
         message = json.loads(read)
-        told = message.get("params", {})
+        params = message.get("params", {})
         match message.get("method"):
             case "Page.loadEventFired":
                 self._loaded = True
             case "Network.requestWillBeSent":
-                self.requests.append(told["request"]["url"])
+                self.requests.append(params["request"]["url"])
             case "Runtime.exceptionThrown":
-                self.errors.append(str(told["exceptionDetails"]))
-            case "Runtime.consoleAPICalled" if told["type"] in ("error", "warning", "assert"):
-                self.errors.append(str(told["args"]))
-            case "Log.entryAdded" if told["entry"]["level"] in ("error", "warning"):
-                self.errors.append(told["entry"]["text"])
+                self.errors.append(str(params["exceptionDetails"]))
+            case "Runtime.consoleAPICalled" if params["type"] in ("error", "warning", "assert"):
+                self.errors.append(str(params["args"]))
+            case "Log.entryAdded" if params["entry"]["level"] in ("error", "warning"):
+                self.errors.append(params["entry"]["text"])
         return message
 
 

@@ -48,11 +48,11 @@ def train(*argv: str | Path, pictures: bool = False) -> str:
 
     Figures are made in any case, but rendered for `pictures` only: that takes half of a short run's time.
     """
-    said = io.StringIO()
+    output = io.StringIO()
     rendering = contextlib.nullcontext() if pictures else mock.patch.object(Figure, "savefig", _fake_savefig)
-    with contextlib.redirect_stdout(said), rendering:
+    with contextlib.redirect_stdout(output), rendering:
         assert main([*map(str, argv), *QUIET]) == 0
-    return said.getvalue()
+    return output.getvalue()
 
 
 def _fake_savefig(figure: Figure, path: Path, **options: Any) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jepa_hf.evaluation.scoring import METRICS, Evaluation, Interval, LabelledEmbeddings, RepresentationStats, Score
-from jepa_hf.evaluation.tasks import Split, Task
+from jepa_hf.evaluation.task import Split, Task
 
 KINDS = {"topics": "labels", "pairs": "similarity", "answers": "retrieval"}
 

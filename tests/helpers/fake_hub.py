@@ -1,6 +1,6 @@
 """A stand-in for the Hub on loopback: it answers the calls that huggingface_hub's client makes for models.
 
-Repositories live in memory. What the client does not call is not there; xet, which is no HTTP of the Hub's own, is
+Repositories live in memory. What the client does not call is not there; xet, which is not HTTP of the Hub, is
 switched off by `Hub.environment`, so that large files go by git LFS.
 """
 
@@ -56,8 +56,8 @@ class Repo:
 
     def find(self, revision: str) -> str | None:
         """The commit that a branch, a tag or a number stands for."""
-        found = self.branches.get(revision) or self.tags.get(revision)
-        return found or (revision if revision in self.commits else None)
+        actual = self.branches.get(revision) or self.tags.get(revision)
+        return actual or (revision if revision in self.commits else None)
 
     def files(self, revision: str = "main") -> Files:
         return self.commits[self.find(revision) or ""].files
@@ -78,9 +78,9 @@ class Fault:
     Args:
         request: a regular expression of the requests that it hits, such as `POST /api/models/.*/commit/`.
         status: answered instead; None cuts the connection in the middle of the body, the request's or the answer's.
-        skip: so many such requests go well before it strikes.
-        times: so many are hit.
-        message: what the answer says.
+        skip: number of such requests that succeed first.
+        times: number of requests that fail.
+        message: text of the answer.
     """
 
     request: str
@@ -271,10 +271,10 @@ class _Handler(BaseHTTPRequestHandler):
         return repo
 
     def commit(self, repo: Repo, revision: str) -> str:
-        found = repo.find(unquote(revision))
-        if found is None:
+        actual = repo.find(unquote(revision))
+        if actual is None:
             raise _refusal(404, "RevisionNotFound", f"Invalid rev id: {unquote(revision)}")
-        return found
+        return actual
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -412,8 +412,8 @@ class _Handler(BaseHTTPRequestHandler):
     def lfs_verify(self, name: str) -> None:
         self.repo(name, write=True)
         known = self.hub.objects.get(self.json()["oid"])
-        whole = known is not None and len(known) == self.json()["size"]
-        raise _HttpResponse({}) if whole else _refusal(404, "", "the object is not there")
+        full = known is not None and len(known) == self.json()["size"]
+        raise _HttpResponse({}) if full else _refusal(404, "", "the object is not there")
 
     # A store of its own, as on the Hub: its addresses are signed and take no token.
 

@@ -13,7 +13,7 @@ from jepa_hf.data.text_datasets import builtin_corpus
 from jepa_hf.data.tokenizer_training import train_wordpiece_tokenizer
 from jepa_hf.llm_jepa import LlmJepaTrainer, LlmJepaTrainingArguments, PairedViewTokenizer, add_predictor_tokens
 
-# ChatML, as many models write it; it strips what a message holds.
+# ChatML, as many models write it; it strips a message's content.
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'].strip() + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

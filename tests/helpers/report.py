@@ -1,4 +1,4 @@
-"""Short runs to report on, and what a page says."""
+"""Short runs to report on, and the text of a page."""
 
 import csv
 import json
@@ -71,13 +71,13 @@ def collapse(run: Path) -> None:
         last |= {
             f"health_{whose}_rank": 1.2,
             f"health_{whose}_pairwise_cosine": 0.9999,
-            f"health_{whose}_spread": 0.001,
+            f"health_{whose}_normalized_std": 0.001,
         }
     (run / "metrics.json").write_text(json.dumps(metrics))
 
 
 class Page(HTMLParser):
-    """What a page holds; it must close what it opens.
+    """The content of a page, whose tags must be closed.
 
     Args:
         source: the page as it is.

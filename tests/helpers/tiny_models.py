@@ -90,7 +90,9 @@ _ADVERBS = [
     "together",
     "unexpectedly",
 ]
+# english: off
 _PREPOSITIONS = ["above", "behind", "beside", "beyond", "inside", "near", "under", "without"]
+# english: on
 
 
 def _sentence(rng: random.Random, length: int) -> str:

@@ -12,7 +12,7 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_file_keeps_its_old_content_until_the_new_is_whole(tmp_path: Path) -> None:
+def test_a_file_keeps_its_old_content_until_the_new_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
     with atomic_write(path) as new:
@@ -23,7 +23,7 @@ def test_a_file_keeps_its_old_content_until_the_new_is_whole(tmp_path: Path) -> 
     assert tree(tmp_path) == {"a.json": "half"}
 
 
-def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text("old")
     with pytest.raises(OSError, match="full"), atomic_write(path) as new:
@@ -32,7 +32,7 @@ def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> N
     assert tree(tmp_path) == {"a.json": "old"}
 
 
-def test_files_and_folders_take_their_places_and_others_stay(tmp_path: Path) -> None:
+def test_files_and_folders_are_renamed_and_others_stay(tmp_path: Path) -> None:
     """A folder is replaced as a whole: no file of the old one stays in it."""
     (tmp_path / "jepa").mkdir()
     for name in ("weights", "jepa/old", "notes"):
