@@ -30,6 +30,7 @@ _BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?")
+_SHARE = re.compile(r"(?<![\d.,])\d+ %")  # a percentage without decimals
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def _environment(folder: Path) -> dict[str, str]:
 def differences(shown: str, printed: str) -> Iterator[tuple[str, str]]:
     """Pairs of lines, of the page and of this run, that do not say the same.
 
-    Words have to be equal. Fractions may be off by a quarter or by 0.1 (with one decimal: by 25), whole
-    numbers above 1,000 by a twentieth; other whole numbers have to be equal.
+    Words have to be equal. Fractions may be off by a quarter or by 0.1 (with one decimal: by 25), percentages
+    by 5, whole numbers above 1,000 by a twentieth; other whole numbers have to be equal.
 
     >>> list(differences("rank 80.1 of 96", "rank 85.5 of 96"))
     []
@@ -120,8 +121,11 @@ def _padded(lines: list[str], length: int) -> list[str]:
 
 def _same(one: str, other: str) -> bool:
     words = [" ".join(_NUMBER.sub("#", line).split()) for line in (one, other)]
-    numbers = [_NUMBER.findall(line) for line in (one, other)]
-    return words[0] == words[1] and all(map(_close, *numbers))
+    shares = [_NUMBER.findall(" ".join(_SHARE.findall(line))) for line in (one, other)]
+    if words[0] != words[1] or not all(abs(float(a) - float(b)) <= 5 for a, b in zip(*shares, strict=True)):
+        return False
+    others = [_NUMBER.findall(_SHARE.sub("", line)) for line in (one, other)]
+    return all(map(_close, *others))
 
 
 def _close(one: str, other: str) -> bool:

@@ -28,9 +28,13 @@ from jepa_hf.evaluation.scoring import knn_predict, linear_probe
 from jepa_hf.masking.base_collator import pad_true_indices
 from jepa_hf.masking.block_sampling import default_num_context, largest_target, sample_block_masks
 from jepa_hf.masking.counter_rng import sample_keys
+from jepa_hf.models import targets
 from jepa_hf.models.losses import covariance_loss, sigreg, variance_loss
+from jepa_hf.models.positions import gather_positions
 from jepa_hf.monitoring.metrics import effective_rank, mean_pairwise_cosine
 from jepa_hf.training.ema import interpolate_schedule, match_parameters
+
+_TARGET_VECTORS = targets._target_vectors  # the library's
 
 BASE = {
     "epochs": 12, "batch": 256, "learning_rate": 1e-3, "weight_decay": 0.05, "weight_decay_end": 0.05, "warmup": 0.1,
@@ -167,21 +171,29 @@ def run(pixels: np.ndarray, labels: np.ndarray, variant: dict) -> dict:
     if settings["jitter"] or settings["views"]:
         encode_visible = model.encoder_adapter.encode_visible
 
-        def encode_other_view(encoder, inputs, *rest):
+        def encode_other_view(encoder, inputs, *rest, **flags):
             view = augment(train[index], settings["crop"]) if settings["views"] else inputs["pixel_values"]
-            return encode_visible(encoder, {"pixel_values": jitter(view, settings["jitter"])}, *rest)
+            return encode_visible(encoder, {"pixel_values": jitter(view, settings["jitter"])}, *rest, **flags)
 
         model.encoder_adapter.encode_visible = encode_other_view
-    if settings["center"] or settings["views"]:
-        normalize_layer = model._normalize
 
-        def normalize_targets(states, samples, most):
-            states = normalize_layer(states, samples, most)
+    def target_vectors(config, layers, batch):
+        """The library's, over all positions, which are then averaged or standardized."""
+
+        def normalized(states):
+            states = targets._normalize(config.target_norm, states.float(), batch)
             if settings["views"]:  # positions of two crops do not match: the image's mean is the target everywhere
                 states = states.mean(1, keepdim=True).expand_as(states)
             return standardize(states, settings["center"]) if settings["center"] else states
 
-        model._normalize = normalize_targets
+        vectors = sum(map(normalized, layers))
+        if len(layers) > 1:
+            vectors = normalized(vectors / len(layers))
+        vectors = gather_positions(vectors, batch.positions.reshape(len(batch.samples), -1))
+        return vectors.reshape(*batch.positions.shape, -1)
+
+    changes_targets = settings["center"] or settings["views"]
+    targets._target_vectors = target_vectors if changes_targets else _TARGET_VECTORS
     bank = mask_bank(settings, grid)
     names = ("target_positions", "target_valid", "context_positions", "context_valid")
     index = torch.zeros(settings["batch"], dtype=torch.long, device=DEVICE)

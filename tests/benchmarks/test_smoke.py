@@ -24,6 +24,7 @@ from helpers.llm import conversations, tokenizer
 from helpers.processes import forked_scripts
 from helpers.tiny_models import CORPUS, write_lines
 from jepa_hf.models import modeling_jepa, objective
+from jepa_hf.models import targets as targets_module
 
 BENCHMARKS = REPOSITORY / "benchmarks"
 TINY = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"
@@ -49,6 +50,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     # Experiments replace these for their process.
     monkeypatch.setattr(modeling_jepa, "encode_targets", modeling_jepa.encode_targets)
     monkeypatch.setattr(objective, "prediction_loss", objective.prediction_loss)
+    monkeypatch.setattr(targets_module, "_target_vectors", targets_module._target_vectors)
     yield run
     torch.set_num_threads(threads)
 
