@@ -316,7 +316,7 @@ def test_the_same_command_after_a_kill_ends_as_if_undisturbed(
     train(*command, "--output_dir", tmp_path / "undisturbed")
 
     def stopped(*args: Any, **kwargs: Any) -> JepaTrainer:
-        return JepaTrainer(*args, callbacks=[Stop(killed_at)], **kwargs)
+        return JepaTrainer(*args, **kwargs | {"callbacks": [Stop(killed_at)]})
 
     killed = tmp_path / "killed"
     with monkeypatch.context() as patch, pytest.raises(SimulatedKill):
