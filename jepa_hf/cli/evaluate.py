@@ -13,7 +13,7 @@ from ..evaluation.embedder import POOLINGS, Embedder
 from ..utils.atomic_files import atomic_write
 from ..version import __version__
 from .console import CommandParser, run_command
-from .parsing import validate_output_dir
+from .parsing import validate_results_dir
 
 if TYPE_CHECKING:  # needs scikit-learn
     from ..evaluation.scoring import Evaluation
@@ -148,13 +148,7 @@ def _validate_options(options: argparse.Namespace) -> Path:
         raise UsageError(f"pooling contains a name twice: {' '.join(options.pooling)}")
     if options.seed < 0:
         raise UsageError(f"seed must be at least 0, not {options.seed}")
-    output_dir = validate_output_dir(options.output_dir)
-    if (output_dir / RESULTS_FILE).exists() and not options.overwrite_output_dir:
-        raise UsageError(
-            f"output_dir '{output_dir}' holds the results of an earlier evaluation. Name another directory, or replace "
-            "them with --overwrite_output_dir."
-        )
-    return output_dir
+    return validate_results_dir(options.output_dir, RESULTS_FILE, options.overwrite_output_dir, "evaluation")
 
 
 def _models_with_cards(options: argparse.Namespace) -> list[str]:

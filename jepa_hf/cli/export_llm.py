@@ -39,9 +39,10 @@ def export_language_model(options: argparse.Namespace, target: Path) -> None:
         UsageError: an option of encoders, or the model cannot be loaded.
     """
     source = options.source
-    if options.head or options.custom_code or options.encoder != "context":
+    if options.head or options.custom_code or options.onnx or options.encoder != "context":
         raise UsageError(
-            f"{source!r} holds a language model, and --encoder, --head and --custom_code are for encoders; omit them"
+            f"{source!r} holds a language model, and --encoder, --head and --custom_code are for encoders, as --onnx "
+            "is. Omit them."
         )
     tokenizer = load_lm_tokenizer("source", source, {}, None)
     model = load_or_usage_error(source, _load, {}, "source")

@@ -26,7 +26,7 @@ from .language_model_loading import (
     parse_dtype,
     refuse_unfinished_run,
 )
-from .parsing import validate_output_dir
+from .parsing import validate_results_dir
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "generation.json"
 
@@ -171,13 +171,7 @@ def _validate_options(options: argparse.Namespace) -> Path:
             raise UsageError(f"{name} must be at least 1, not {value}")
     for name in options.models:
         refuse_unfinished_run("MODEL", name)
-    folder = validate_output_dir(options.output_dir)
-    if (folder / RESULTS).exists() and not options.overwrite_output_dir:
-        raise UsageError(
-            f"output_dir {options.output_dir!r} holds the results of an earlier run; name another directory, or "
-            "replace them with --overwrite_output_dir"
-        )
-    return folder
+    return validate_results_dir(options.output_dir, RESULTS, options.overwrite_output_dir, "run")
 
 
 def _results_table(results: dict[str, Any], metrics: Sequence[str], rows: int) -> str:

@@ -42,6 +42,27 @@ def validate_output_dir(output_dir: str) -> Path:
     return folder
 
 
+def validate_results_dir(output_dir: str, results_file: str, overwrite: bool, kind: str) -> Path:
+    """Check that a command can write its results to a directory, and would not replace earlier ones.
+
+    Args:
+        output_dir: The directory.
+        results_file: Name of the file by which earlier results are recognized.
+        overwrite: `--overwrite_output_dir`.
+        kind: Of the results: "evaluation" or "run".
+
+    Raises:
+        UsageError: As `validate_output_dir`, or it holds results that may not be overwritten.
+    """
+    folder = validate_output_dir(output_dir)
+    if (folder / results_file).exists() and not overwrite:
+        raise UsageError(
+            f"output_dir {output_dir!r} holds the results of an earlier {kind}. Name another directory, or replace "
+            "them with --overwrite_output_dir."
+        )
+    return folder
+
+
 class _Parser(HfArgumentParser):
     """`HfArgumentParser` with one-line errors, whose Boolean flags need no value."""
 

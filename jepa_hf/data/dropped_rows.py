@@ -3,7 +3,6 @@
 import logging
 import re
 from collections import Counter
-from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from ..utils.counts import describe_counts, left_out_message
+from .file_readers import log_once
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +71,11 @@ class DroppedRows:
         message = left_out_message(self.reasons, self.total, f"rows of {self.source}{suffix}")
         if is_most:
             message += "; more than half hold no text, so check the file and --text_column_name"
-        # A stream repeats itself in each pass.
-        (_log_once if self.running else logger.log)(logging.WARNING if is_most else logging.INFO, message)
-
-
-@cache
-def _log_once(level: int, message: str) -> None:
-    logger.log(level, message)
+        level = logging.WARNING if is_most else logging.INFO
+        if self.running:  # a stream repeats itself in each pass
+            log_once(message, level)
+        else:
+            logger.log(level, message)
 
 
 def reason_to_drop(text: Any) -> str | None:

@@ -201,16 +201,16 @@ def csv_separator(path: str, expected: str) -> str:
             f"The header of '{path}' has no {_SEPARATORS[expected]}, but several other separators. Separate the "
             f"columns by a {_SEPARATORS[expected]}."
         )
-    info_once(
+    log_once(
         f"the columns of '{path}' are separated by a {_SEPARATORS[separators[0]]}, not by a {_SEPARATORS[expected]}"
     )
     return separators[0]
 
 
 @cache
-def info_once(message: str) -> None:
-    """Log a message once in a process, because files are read several times."""
-    logger.info(message)
+def log_once(message: str, level: int = logging.INFO) -> None:
+    """Log a message once in a process, because files are read several times and streams in each pass."""
+    logger.log(level, message)
 
 
 def _read_parquet(path: str, column: str | None) -> Iterator[dict[str, Any]]:

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
+from ..utils.counts import evenly_spaced
 from .file_readers import match_files
 
 # Rows, files and blocks of a file that are read: a bound on time and memory, whatever the data's size.
@@ -35,20 +35,15 @@ def data_fingerprint(dataset: Any, files: str | None = None) -> dict[str, int | 
     samples: list[Any] = []
     if isinstance(dataset, Dataset):
         # As stored: neither decoded nor transformed.
-        samples += dataset.with_format("arrow")[_spread(len(dataset))].to_pylist()
+        samples += dataset.with_format("arrow")[evenly_spaced(len(dataset), _MAX_SAMPLES)].to_pylist()
     elif isinstance(dataset, Sequence):
-        samples += (dataset[index] for index in _spread(len(dataset)))
+        samples += (dataset[index] for index in evenly_spaced(len(dataset), _MAX_SAMPLES))
     image_paths = [path for row in samples if (path := _image_path(row)) is not None]
     paths = [path for _, matches in match_files(files or "") for path in matches]
-    sampled_paths = [*image_paths, *(paths[index] for index in _spread(len(paths)))]
+    sampled_paths = [*image_paths, *(paths[index] for index in evenly_spaced(len(paths), _MAX_SAMPLES))]
     for path in sampled_paths:
         samples += _file_blocks(path, max(_MAX_SAMPLES // len(sampled_paths), 2))
     return {"rows": rows, "fingerprint": _hash(samples) if samples else None}
-
-
-def _spread(size: int, limit: int = _MAX_SAMPLES) -> list[int]:
-    """Return at most `limit` indices below `size`, evenly spaced from the first to the last."""
-    return np.linspace(0, max(size - 1, 0), min(size, limit)).astype(int).tolist()
 
 
 def _image_path(row: Any) -> str | None:
@@ -64,7 +59,7 @@ def _file_blocks(path: str, limit: int) -> Iterable[int | bytes]:
     size = os.path.getsize(path)
     yield size
     with open(path, "rb") as file:
-        for block in _spread(-(-size // _BLOCK_BYTES), limit):
+        for block in evenly_spaced(-(-size // _BLOCK_BYTES), limit):
             file.seek(block * _BLOCK_BYTES)
             yield file.read(_BLOCK_BYTES)
 

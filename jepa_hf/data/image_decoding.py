@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UsageError
-from ..utils.counts import left_out_message
+from ..utils.counts import evenly_spaced, left_out_message
 from .image_files import image_formats
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def leave_out_unreadable(images: Dataset, part: str) -> Dataset:
     Raises:
         UsageError: No image that was tried can be decoded, or a file is missing.
     """
-    rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), _MAX_CHECKED)).astype(np.int64))
+    rows = evenly_spaced(len(images), _MAX_CHECKED)
 
     def problem(row: int) -> str | None:
         stored = images[row]["image"]
@@ -139,7 +139,7 @@ def leave_out_unreadable(images: Dataset, part: str) -> Dataset:
         return None
 
     with ThreadPoolExecutor(_DECODING_THREADS) as pool:
-        found = dict(zip(rows.tolist(), pool.map(problem, rows.tolist()), strict=True))
+        found = dict(zip(rows, pool.map(problem, rows), strict=True))
     problems = {row: reason for row, reason in found.items() if reason is not None}
     if not problems:
         return images

@@ -21,8 +21,8 @@ from .file_readers import (
     file_errors_as_usage_error,
     file_format,
     find_files,
-    info_once,
     json_type,
+    log_once,
     open_parquet,
     read_rows,
     replace_lone_surrogates,
@@ -186,7 +186,7 @@ def _choose_column(types: dict[str, str], wanted: str | None, source: str) -> st
     strings = [name for name, kind in types.items() if kind in _STRING_TYPES]
     if wanted is None and "text" not in types and len(strings) == 1:
         _check_header(strings[0], list(types), source)
-        info_once(f"the texts of {source} are read from the column '{strings[0]}'")
+        log_once(f"the texts of {source} are read from the column '{strings[0]}'")
         return strings[0]
     name = wanted or "text"
     if name not in types:

@@ -116,3 +116,17 @@ def pad_true_indices(chosen: np.ndarray, capacities: tuple[int, ...] = ()) -> tu
     positions = np.zeros((chosen.shape[0], width), dtype=np.int64)
     positions[row, index] = column
     return positions, np.arange(width) < counts[:, None]
+
+
+def without_padding(mask: np.ndarray) -> slice:
+    """Return the slice of a row from the first to the last position that its mask marks; empty if there is none."""
+    positions = np.flatnonzero(mask)
+    return slice(positions[0], positions[-1] + 1) if positions.size else slice(0)
+
+
+def hidden_between_error(number: int, noun: str) -> UsageError:
+    """Return the error for a row whose own mask hides tokens or steps that are not padding."""
+    return UsageError(
+        f"Row {number} of the batch has an attention_mask with zeros between its {noun}. Remove the hidden {noun}; "
+        "only padding at the ends is supported."
+    )

@@ -8,7 +8,14 @@ import torch
 
 from ..errors import UsageError
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
-from .base_collator import MaskingCollator, derive_mask_keys, pad_true_indices, validate_span_settings
+from .base_collator import (
+    MaskingCollator,
+    derive_mask_keys,
+    hidden_between_error,
+    pad_true_indices,
+    validate_span_settings,
+    without_padding,
+)
 from .counter_rng import content_hash, sample_keys
 from .span_sampling import sample_span_mask
 
@@ -199,10 +206,7 @@ def _without_padding(series: np.ndarray, attention_mask: Any, number: int) -> np
             f"Row {number} of the batch has an attention_mask of the shape {list(mask.shape)} for {len(series)} steps. "
             "Provide one value for each step."
         )
-    steps = np.flatnonzero(mask)
-    if steps.size and steps[-1] - steps[0] + 1 != steps.size:
-        raise UsageError(
-            f"Row {number} of the batch has an attention_mask with zeros between its steps. Remove the hidden steps; "
-            "only padding at the ends is supported."
-        )
-    return np.ascontiguousarray(series[steps])
+    own = without_padding(mask)
+    if not mask[own].all():
+        raise hidden_between_error(number, "steps")
+    return np.ascontiguousarray(series[own])

@@ -10,7 +10,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenization import num_token_ids, special_tokens
 from ..errors import UsageError
-from .base_collator import MaskingCollator, derive_mask_keys, pad_true_indices, validate_span_settings
+from .base_collator import (
+    MaskingCollator,
+    derive_mask_keys,
+    hidden_between_error,
+    pad_true_indices,
+    validate_span_settings,
+    without_padding,
+)
 from .counter_rng import row_keys
 from .span_sampling import sample_span_mask, unit_ids
 
@@ -182,13 +189,9 @@ class DataCollatorForSpanJEPA(MaskingCollator):
                         "Provide one for each token."
                     )
             is_own = columns["attention_mask"][number] if "attention_mask" in names else ids != self._padding_id
-            positions = np.flatnonzero(is_own)
-            own = slice(positions[0], positions[-1] + 1) if positions.size else slice(0)
-            if "attention_mask" in names and len(ids[own]) > positions.size:
-                raise UsageError(
-                    f"Row {number} of the batch has an attention_mask with zeros between its tokens. Remove the hidden "
-                    "tokens; only padding at the ends is supported."
-                )
+            own = without_padding(is_own)
+            if "attention_mask" in names and not is_own[own].all():
+                raise hidden_between_error(number, "tokens")
             if len(ids) and not 0 <= ids.min() <= ids.max() < self._num_token_ids:
                 raise UsageError(
                     f"Row {number} of the batch has token ids from {ids.min()} to {ids.max()}, but the tokenizer has "

@@ -156,6 +156,6 @@ def check_learned(steps: int, targets: int) -> None:
         )
     if targets == 0:
         raise RunError(
-            f"None of the rows of {steps:,} steps had a target, so the run learned nothing and its loss is 0. Check "
+            f"No row had a target in {steps:,} steps, so the run learned nothing and its loss is 0. Check "
             "that tokenizer and data fit together, and that rows have at least two positions to mask."
         )

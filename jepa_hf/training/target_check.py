@@ -5,10 +5,10 @@ from itertools import islice
 from typing import Any
 
 import datasets
-import numpy as np
 
 from ..errors import UsageError
 from ..masking.base_collator import MaskingCollator
+from ..utils.counts import evenly_spaced
 
 _MAX_ROWS = 1024
 _BATCH_ROWS = 16
@@ -50,5 +50,4 @@ def _sample(dataset: Any) -> Iterator[Any]:
         return islice(iter(dataset), _MAX_ROWS)
     if not hasattr(dataset, "__len__"):
         return iter(())
-    size = len(dataset)
-    return (dataset[index] for index in np.linspace(0, size - 1, min(size, _MAX_ROWS)).astype(int).tolist())
+    return (dataset[index] for index in evenly_spaced(len(dataset), _MAX_ROWS))

@@ -1,6 +1,8 @@
-"""One sentence for rows that are left out, by reason."""
+"""Counts of rows: a sample of them, and one sentence for those that are left out, by reason."""
 
 from collections.abc import Mapping
+
+import numpy as np
 
 
 def describe_counts(reasons: Mapping[str, int]) -> str:
@@ -17,3 +19,12 @@ def left_out_message(reasons: Mapping[str, int], total: int, noun: str = "rows")
         noun: plural name of a row.
     """
     return f"left out {sum(reasons.values()):,} of {total:,} {noun}: {describe_counts(reasons)}"
+
+
+def evenly_spaced(size: int, limit: int) -> list[int]:
+    """Return at most `limit` different indices below `size`, evenly spaced from the first to the last.
+
+    >>> evenly_spaced(9, 3), evenly_spaced(2, 3), evenly_spaced(0, 3)
+    ([0, 4, 8], [0, 1], [])
+    """
+    return np.linspace(0, max(size - 1, 0), min(size, limit)).astype(int).tolist()

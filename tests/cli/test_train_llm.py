@@ -439,8 +439,9 @@ def test_export_of_a_full_language_model(folder: Path, tmp_path: Path, capsys: p
     assert_same_weights(tmp_path / "plain", folder / "whole" / "checkpoint-4")
     words = AutoTokenizer.from_pretrained(tmp_path / "plain")
     assert len(words) == len(weights(tmp_path / "plain")["model.embed_tokens.weight"])
-    say("export", folder / "whole", tmp_path / "other", "--head", "mlm", code=2)
-    assert "holds a language model, and --encoder, --head and --custom_code are for" in capsys.readouterr().err
+    for option in (["--head", "mlm"], ["--onnx"]):
+        say("export", folder / "whole", tmp_path / "other", *option, code=2)
+        assert "holds a language model, and --encoder, --head and --custom_code are for" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 

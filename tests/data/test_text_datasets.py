@@ -23,8 +23,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from jepa_hf import UsageError
 from jepa_hf.data.arguments import DataArguments
-from jepa_hf.data.dropped_rows import _log_once
-from jepa_hf.data.file_readers import info_once
+from jepa_hf.data.file_readers import log_once
 from jepa_hf.data.text_datasets import builtin_corpus, load_text_datasets
 from jepa_hf.data.tokenizer_training import train_wordpiece_tokenizer
 
@@ -316,7 +315,7 @@ class TestTablesOfOtherDialects:
     def test_the_separator_is_that_of_the_header(self, name, content, streaming, caplog):
         """Texts come without labels, and one sentence says which separator is not the suffix's."""
         caplog.set_level(logging.INFO, "jepa_hf")
-        info_once.cache_clear()
+        log_once.cache_clear()
         assert texts_of(load(write(name, content), streaming=streaming)) == ["hello, there", "a second"]
         said = [message for message in caplog.messages if "separated by" in message]
         other = name.split(".")[0] not in ("carriage_returns", "blank_lines")
@@ -355,7 +354,7 @@ class TestTablesOfOtherDialects:
 
     def test_a_column_of_another_name_is_said(self, caplog):
         caplog.set_level(logging.INFO, "jepa_hf")
-        info_once.cache_clear()
+        log_once.cache_clear()
         load(write("a.csv", "id,review\n1,x\n"))
         assert caplog.messages == ["the texts of 'a.csv' are read from the column 'review'"]
 
@@ -392,7 +391,7 @@ class TestDroppedRows:
     def test_of_streams(self, caplog):
         """The count so far, at powers of ten, and all at the end of a pass; in the first pass only."""
         caplog.set_level(logging.INFO, "jepa_hf")
-        _log_once.cache_clear()
+        log_once.cache_clear()
         stream = load(write("a.jsonl", self.ROWS + '{"x": 1}\n' * 9 + '{"text": "g"}\n' * 20), streaming=True)
         for _ in range(2):
             assert len(list(stream)) == 23
@@ -406,7 +405,7 @@ class TestDroppedRows:
     def test_of_named_datasets(self, streaming, caplog):
         """All of a data set, the count so far of a stream."""
         caplog.set_level(logging.INFO, "jepa_hf")
-        _log_once.cache_clear()
+        log_once.cache_clear()
         write("corpus/train.csv", 'id,text\n1,a\n2," "\n' + "3,\n" * 9 + "4,b\n5,c\n" * 9)
         assert len(list(load(dataset_name="./corpus", streaming=streaming))) == 19
         total = "10 of 11" if streaming else "10 of 29"

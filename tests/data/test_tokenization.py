@@ -16,7 +16,7 @@ from helpers.cli import REPOSITORY, start_process
 from helpers.tiny_models import CORPUS, FAMILIES, tiny_tokenizer
 from jepa_hf import UsageError
 from jepa_hf.data.arguments import DataArguments
-from jepa_hf.data.dropped_rows import _log_once
+from jepa_hf.data.file_readers import log_once
 from jepa_hf.data.text_datasets import load_text_datasets
 from jepa_hf.data.tokenization import special_tokens, tokenize_dataset
 
@@ -238,7 +238,7 @@ class TestDroppedTexts:
     def test_of_streams(self, caplog):
         """The count so far, which starts anew with each pass and is said once."""
         caplog.set_level(logging.INFO, "jepa_hf.data.dropped_rows")
-        _log_once.cache_clear()
+        log_once.cache_clear()
         stream = texts_of(*[None] * 10, *CORPUS[:20]).to_iterable_dataset()
         rows = tokenize_dataset(stream, tiny_tokenizer("bert"), max_seq_length=99)
         for _ in range(2):

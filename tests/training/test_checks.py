@@ -64,11 +64,11 @@ def test_a_run_without_any_target_ends_with_an_error(resumed: bool, tmp_path: Pa
     settings: dict[str, Any] = {"mask": {"on_too_short": "skip"}, "max_steps": 2, "save_strategy": "steps"}
     settings |= {"save_steps": 1, "health_steps": 0}
     run = trainer(tmp_path, data=[UNMASKABLE_ROW] * 8, **settings)
-    with pytest.raises(RunError, match="None of the rows of 2 steps had a target"):
+    with pytest.raises(RunError, match="No row had a target in 2 steps"):
         run.train()
     if resumed:
         again = trainer(tmp_path, data=[UNMASKABLE_ROW] * 8, **settings)
-        with pytest.raises(RunError, match="None of the rows of 2 steps had a target"):
+        with pytest.raises(RunError, match="No row had a target in 2 steps"):
             again.train(resume_from_checkpoint=True)
 
 
