@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from ..utils.formatting import format_number
 from .health import (
     BASELINES,
     COSINE_COLLAPSE_RATIO,
@@ -410,15 +411,6 @@ def _fixed(value: float) -> str:
     ('0.000', '0.999')
     """
     return f"{value:.3f}".removeprefix("-") if abs(value) < 0.0005 else f"{value:.3f}"
-
-
-def format_number(value: float) -> str:
-    """Format with three significant digits: 0.00123, 12.3, 1,230.
-
-    >>> [format_number(value) for value in (0.0012345, 0.5, 12.345, 384.0, 12345.0, 1e-7)]
-    ['0.00123', '0.5', '12.3', '384', '12,345', '1e-07']
-    """
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def format_percent(share: float) -> str:

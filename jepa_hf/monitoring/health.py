@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..models.losses import prediction_loss
+from ..utils.formatting import format_share
 from .metrics import (
     constant_baseline_loss,
     effective_rank,
@@ -230,7 +231,7 @@ def _encoder_collapses(encoder: str, start: Mapping[str, float], now: Mapping[st
         yield (
             "token",
             f"token collapse: the {encoder} encoder gives all positions of a sample nearly the same vector "
-            f"({100 * now[name]:.2g} % of the variance is within samples, {100 * start[name]:.2g} % at the start)",
+            f"({format_share(now[name])} of the variance is within samples, {format_share(start[name])} at the start)",
         )
 
 
@@ -262,8 +263,8 @@ def _divergence(measured: Sequence[Mapping[str, float]]) -> dict[str, str]:
         return {}
     return {
         "divergence": (
-            f"divergence: the predictor finds {100 * now[name]:.2g} % of its targets and found "
-            f"{100 * best[name]:.2g} % before"
+            f"divergence: the predictor finds {format_share(now[name])} of its targets and found "
+            f"{format_share(best[name])} before"
         )
     }
 
@@ -280,13 +281,13 @@ def _nothing_learned(now: Mapping[str, float]) -> dict[str, str]:
         f"{baseline:.4g}"
     )
     if now.get("health_sample_top1_accuracy", 0.0) > 2 * now.get("health_sample_top1_accuracy_chance", 1.0):
-        found, chance = (100 * now[f"health_sample_top1_accuracy{suffix}"] for suffix in ("", "_chance"))
-        sentence += f"; but the context identifies {found:.2g} % of the samples (chance {chance:.2g} %)"
+        found, chance = (format_share(now[f"health_sample_top1_accuracy{suffix}"]) for suffix in ("", "_chance"))
+        sentence += f"; but the context identifies {found} of the samples (chance {chance})"
     return {"nothing_learned": sentence}
 
 
 def _ratio(part: float, total: float) -> str:
-    return f"{100 * part / total if total else 0:.2g} %"
+    return format_share(part / total if total else 0.0)
 
 
 def _skill(entry: Mapping[str, float], name: str) -> float:

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from ..monitoring.assessment import History, format_number
+from ..monitoring.assessment import History
 from ..monitoring.training_plots import Panel, draw_panel
+from ..utils.formatting import format_number
 
 # Placeholder for the color of text and lines; the SVG takes that of the reader's color scheme.
 _TEXT_COLOR_PLACEHOLDER = "#010203"

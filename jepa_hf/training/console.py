@@ -13,6 +13,7 @@ from transformers.utils import is_in_notebook
 
 from ..monitoring.assessment import Verdict
 from ..monitoring.health import is_measurement
+from ..utils.formatting import format_number, format_share
 from .training_args import BaseJepaTrainingArguments, JepaTrainingArguments
 
 _BAR = "{desc}{percentage:3.0f} %|{bar}| step {n_fmt}/{total_fmt} · {rate_noinv_fmt} · ETA {remaining}"
@@ -182,16 +183,18 @@ class ConsoleCallback(TrainerCallback):
         parts = []
         if "loss" in values:
             terms = [
-                f"{_TERMS.get(name, name)} {_number(values[f'{name}_loss'])}{'' if weight == 1 else f'×{weight:.3g}'}"
+                f"{_TERMS.get(name, name)} {format_number(values[f'{name}_loss'])}"
+                + ("" if weight == 1 else f"×{weight:.3g}")
                 for name, weight in ((name.removesuffix("_loss"), weight) for name, weight in self.weights.items())
                 if weight and f"{name}_loss" in values
             ]
-            parts.append(f"loss {_number(values['loss'])}" + (f" ({', '.join(terms)})" if terms else ""))
+            parts.append(f"loss {format_number(values['loss'])}" + (f" ({', '.join(terms)})" if terms else ""))
         for name, label in _ACCURACIES.items():
             if name in values:
                 chance = values.get(f"{name}_chance")
                 parts.append(
-                    f"{label} {_percent(values[name])}" + ("" if chance is None else f" (chance {_percent(chance)})")
+                    f"{label} {format_share(values[name])}"
+                    + ("" if chance is None else f" (chance {format_share(chance)})")
                 )
         for name in _RANKS:
             if name in values:
@@ -243,24 +246,6 @@ def _asks_for_health(args: TrainingArguments) -> bool:
 
 def _shows_bars(args: TrainingArguments) -> bool:
     return not args.disable_tqdm and (sys.stderr.isatty() or is_in_notebook())
-
-
-def _number(value: float) -> str:
-    """Format with three significant digits.
-
-    >>> [_number(value) for value in (1.9312, 0.3, 12345.0)]
-    ['1.93', '0.3', '12,345']
-    """
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _percent(share: float) -> str:
-    """Format a fraction as a percentage.
-
-    >>> [_percent(share) for share in (1.0, 0.184, 0.0019)]
-    ['100 %', '18 %', '0.19 %']
-    """
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def _scientific(value: float) -> str:
