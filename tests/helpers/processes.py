@@ -1,6 +1,11 @@
-"""Processes that are forked from that of the tests, so that they need not import torch and transformers again (5 s)."""
+"""Scripts in processes that need not import torch and transformers again (5 s).
+
+They are forked from a server that has imported these and done nothing else: a fork of the tests' own process would
+inherit the locks of threads that it does not have (Arrow's, the tokenizers', autograd's), and may wait for them for ever.
+"""
 
 import contextlib
+import multiprocessing
 import os
 import runpy
 import signal
@@ -10,58 +15,57 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
-from accelerate.state import AcceleratorState, PartialState
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["helpers.preloaded"])
 
 
-def fork(work: Callable[[], Any], environment: Mapping[str, str], cwd: str | Path, out: IO[str], err: IO[str]) -> int:
-    """Start a process that calls a function and exits with the code of its `SystemExit`, 0 or 1; return its id."""
-    process = os.fork()
-    if process:
-        return process
-    code = 1
+def start_script(
+    script: str | Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    cwd: str | Path,
+    out: str | Path,
+    err: str | Path,
+) -> BaseProcess:
+    """Start a process that does as `python script arguments` would; what it prints goes to the end of two files."""
+    process = _SERVER.Process(target=_run, args=(str(script), list(arguments), dict(environment), cwd, out, err))
+    process.start()
+    return process
+
+
+def _run(script: str, arguments: list[str], environment: dict[str, str], cwd: str, out: str, err: str) -> None:
+    for number, path in ((1, out), (2, err)):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(file, number)
+        os.close(file)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
     try:
-        os.dup2(out.fileno(), 1)
-        os.dup2(err.fileno(), 2)
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        os.environ.clear()
-        os.environ.update(environment)
-        os.chdir(cwd)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        PartialState._reset_state()
-        work()
-        code = 0
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:
+        run_script(script, arguments)
+    except Exception:
         traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        sys.exit(1)
 
 
-def wait(processes: Sequence[int], timeout: float) -> list[int]:
+def wait(processes: Sequence[BaseProcess], timeout: float) -> list[int]:
     """Return the exit codes; kill all processes after `timeout` seconds, or as soon as one fails."""
-    codes: dict[int, int] = {}
     end = time.monotonic() + timeout
-    while len(codes) < len(processes):
-        for process in set(processes) - codes.keys():
-            ended, status = os.waitpid(process, os.WNOHANG)
-            if ended:
-                codes[process] = os.waitstatus_to_exitcode(status)
-        if any(codes.values()) or time.monotonic() > end:
-            for process in set(processes) - codes.keys():
-                os.kill(process, signal.SIGKILL)
+    while any(process.is_alive() for process in processes):
+        if any(process.exitcode for process in processes) or time.monotonic() > end:
+            for process in processes:
+                process.kill()
         time.sleep(0.02)
-    return [codes[process] for process in processes]
+    return [process.exitcode or 0 for process in processes]
 
 
 def run_script(script: str | Path, arguments: Sequence[str]) -> None:
@@ -82,26 +86,21 @@ def run_ranks(script: Path, *arguments: str | Path, processes: int = 2, cwd: Pat
         port = listener.getsockname()[1]
     shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": "no"}
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
-        ranks = [
-            fork(
-                lambda: run_script(script, [str(argument) for argument in arguments]),
-                {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                cwd,
-                out,
-                err,
-            )
-            for rank in range(processes)
-        ]
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = (Path(folder, name) for name in ("out", "err"))
+        ranks = []
+        for rank in range(processes):
+            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(start_script(script, [str(argument) for argument in arguments], environment, cwd, out, err))
         codes = wait(ranks, timeout)
-        printed, errors = ([file.seek(0), file.read()][1] for file in (out, err))
+        printed, errors = out.read_text("utf-8"), err.read_text("utf-8")
     assert codes == [0] * processes, printed + errors[-4000:]
     return printed
 
 
 @contextlib.contextmanager
 def forked_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have `subprocess.run` of a Python script fork this process."""
+    """Have `subprocess.run` of a Python script take a process of the server."""
     start = subprocess.run
 
     def run(command: Sequence[str], **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -111,14 +110,14 @@ def forked_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         script, *arguments = map(str, arguments)
         if python != sys.executable or not script.endswith(".py"):
             return start(command, **settings)
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(2)]
-            out = files[0] if settings.get("stdout") in (None, subprocess.PIPE) else settings["stdout"]
-            err = out if settings.get("stderr") == subprocess.STDOUT else files[1]
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = (settings.get(name) for name in ("stdout", "stderr"))
+            out = Path(folder, "out") if out in (None, subprocess.PIPE) else Path(out.name)
+            err = out if err == subprocess.STDOUT else Path(folder, "err")
             environment = settings.get("env") or os.environ
-            process = fork(lambda: run_script(script, arguments), environment, settings.get("cwd") or ".", out, err)
+            process = start_script(script, arguments, environment, settings.get("cwd") or os.getcwd(), out, err)
             (code,) = wait([process], 240)
-            printed, errors = ([file.seek(0), file.read()][1] for file in files)
+            printed, errors = out.read_text("utf-8"), err.read_text("utf-8")
         completed = subprocess.CompletedProcess(command, code, printed, errors)
         if settings.get("check"):
             completed.check_returncode()
