@@ -1,7 +1,7 @@
 """Scripts in processes that need not import torch and transformers again (5 s).
 
 They are forked from a server that has imported these and done nothing else: a fork of the tests' own process would
-inherit the locks of threads that it does not have (Arrow's, the tokenizers', autograd's), and may wait for them for ever.
+inherit the locks of threads that it does not have (Arrow's, the tokenizers', autograd's), and may wait for them.
 """
 
 import contextlib
