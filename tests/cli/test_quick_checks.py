@@ -47,6 +47,7 @@ def test_help_and_mistakes_are_answered_without_torch(command: str, code: int, w
     assert {"torch", "transformers", "datasets", "matplotlib"} & imported == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", ["import jepa_hf\nfrom transformers import AutoModel", "import transformers, jepa_hf"]
 )
