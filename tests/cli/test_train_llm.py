@@ -377,6 +377,21 @@ def test_the_smoke_test_needs_nothing(tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").can_generate()
 
 
+def test_a_run_that_learned_nothing_exits_with_code_1(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its results are written all the same: verdict on the console, in the card and in `metrics.json`."""
+    flags = "--learning_rate 0 --do_eval --eval_on_start --validation_split_percentage 20 --loss_dropout 1"
+    assert main([*command(folder, tmp_path / "out", *flags.split(), "--max_steps", "1"), *QUIET]) == 1
+    reason = "Step 1: nothing learned: the next-token loss did not fall"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Not healthy")]
+    assert line.startswith(f"Not healthy. {reason}")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["verdict"][0].startswith(f"Not healthy. {reason}")
+    assert metrics["verdict"][1] == "Next: train longer, or raise --learning_rate."
+    assert f"**Not healthy.** {reason}" in (tmp_path / "out" / "README.md").read_text()
+
+
 # ---- adapters
 
 

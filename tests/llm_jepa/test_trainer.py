@@ -37,6 +37,7 @@ from jepa_hf.llm_jepa.losses import pair_distance
 from jepa_hf.llm_jepa.objective import _draws_of_rows
 from jepa_hf.llm_jepa.row_tokenization import tokenize_dataset
 from jepa_hf.llm_jepa.teacher import TEACHER_FILE
+from jepa_hf.monitoring.assessment import Severity
 from jepa_hf.training.metric_accumulator import MetricAccumulator
 
 torch.set_num_threads(1)
@@ -431,21 +432,22 @@ def test_router_loss_is_logged_apart(tmp_path: Path) -> None:
 
 
 def test_collapsed_views_are_reported(tmp_path: Path) -> None:
-    """A finding since the step from which they stay collapsed, on the card too; it names infonce."""
-    made = trainer(tmp_path, logging_steps=1)
+    """A finding since the step from which they stay collapsed; verdict and card advise infonce."""
+    run = trainer(tmp_path, logging_steps=1)
     cosines = [0.995, 0.5, 0.991, 0.999]
-    made.state.log_history = [{"step": step, "view_pairwise_cosine": c} for step, c in enumerate(cosines, 1)]
-    ((step, sentence),) = made.health_findings.values()
+    run.state.log_history = [{"step": step, "view_pairwise_cosine": c} for step, c in enumerate(cosines, 1)]
+    ((step, sentence),) = run.health_findings.values()
     assert step == 3
     assert "mean cosine of 0.9990" in sentence
-    assert "--pair_loss infonce" in sentence
-    made.create_model_card()
-    assert "**Warning.** Step 3: the views collapsed" in (tmp_path / "README.md").read_text()
-    made.state.log_history.append({"step": 4, "eval_b_view_pairwise_cosine": 0.2})
-    assert made.health_findings == {}
-    made.state.log_history.pop()
-    made.args.loss_dropout = 1.0  # plain fine-tuning
-    assert made.health_findings == {}
+    assert run.verdict().severity == Severity.COLLAPSED
+    assert run.verdict().lines[1] == "Next: set --pair_loss infonce, or lower --jepa_weight."
+    run.create_model_card()
+    assert "**Not healthy.** Step 3: the views collapsed" in (tmp_path / "README.md").read_text()
+    run.state.log_history.append({"step": 4, "eval_b_view_pairwise_cosine": 0.2})
+    assert run.health_findings == {}
+    run.state.log_history.pop()
+    run.args.loss_dropout = 1.0  # plain fine-tuning
+    assert run.health_findings == {}
 
 
 def test_training_measures_its_views(tmp_path: Path) -> None:
