@@ -13,6 +13,7 @@ from transformers.utils import is_in_notebook
 
 from ..monitoring.assessment import Verdict
 from ..monitoring.health import is_measurement
+from ..utils.counts import counted
 from ..utils.formatting import format_number, format_share
 from .training_args import BaseJepaTrainingArguments, JepaTrainingArguments
 
@@ -153,7 +154,7 @@ class ConsoleCallback(TrainerCallback):
             self._print(state, [f"{name} at step {state.global_step:,}", *self._parts(values)])
         elif "train_loss" in logs:
             steps, seconds = state.global_step - self._start_step, time.monotonic() - self._start
-            self._print(state, [f"trained {steps:,} steps in {tqdm.format_interval(seconds)}"])
+            self._print(state, [f"trained {counted(steps, 'step')} in {tqdm.format_interval(seconds)}"])
         elif "loss" in logs:
             line = [*self._parts(self._health | logs), f"lr {_scientific(logs['learning_rate'])}"]
             line += self._throughput(args, state)

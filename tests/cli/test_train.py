@@ -387,7 +387,7 @@ def test_sample_limits_count_texts(folder: Path, start: list[str], tmp_path: Pat
         ("--max_steps=-5", "max_steps must be at least 1, not -5"),
         ("--max_steps=-1 --num_train_epochs 0", "num_train_epochs must be above 0"),
         ("--do_train false", "nothing is to be evaluated"),
-        ("--dataloader_drop_last --max_train_samples 3", "The 3 training rows are fewer than a batch of 4"),
+        ("--dataloader_drop_last --max_train_samples 3", "The training data has 3 rows, fewer than a batch of 4"),
         ("--eval_strategy steps --eval_steps 1 --metric_for_best_model probe_linear", "needs --probe_task"),
         ("--max_train_samples 1", "train_dataset has one"),
     ],

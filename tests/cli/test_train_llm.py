@@ -344,7 +344,7 @@ def test_overlong_rows_are_cut_or_left_out(folder: Path, tmp_path: Path, caplog:
     rows = write_rows(tmp_path / "long.jsonl", long)
     flags = f"--train_file {rows} --max_seq_length 64 --max_steps 1".split()
     train(*command(folder, tmp_path / "out", *flags))
-    assert "1 of 8 rows were truncated to 64 tokens" in caplog.text
+    assert "truncated 1 of 8 rows to 64 tokens" in caplog.text
     long[5]["messages"][1]["content"] = "name " * 80
     write_rows(rows, long)
     assert main([*command(folder, tmp_path / "refused", *flags), *QUIET]) == 2
@@ -685,7 +685,10 @@ BAD = {
     "an unknown metric": ("--generation_metrics bleu", "metric must be one of exact_match, prefix_match, gsm8k, sql"),
     "an unknown distance": ("--pair_loss cosin", "pair_loss must be one of cosine, l2, mse, infonce"),
     "an unknown place": ("--predictor_position middle", "predictor_position must be end or start, got 'middle'"),
-    "no rows left": ("--max_seq_length 12 --filter_overlong_rows", "All 24 rows are longer than 12 tokens"),
+    "no rows left": (
+        "--max_seq_length 12 --filter_overlong_rows",
+        "none of 24 rows: all are longer than 12 tokens",
+    ),
     "nothing to learn": ("--lm_weight 0 --loss_dropout 1", "Nothing would be learned: lm_weight, jepa_weight"),
     "a teacher in half": ("--dtype bfloat16 --target_gradient ema", "needs float32 weights"),
     "an unknown type": ("--dtype int4", "dtype must be one of float32, bfloat16, float16, not 'int4'"),

@@ -85,7 +85,7 @@ def test_steps_are_counted_of_what_was_changed(gradients: tuple[bool, ...], step
 
 
 def test_a_state_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"with 1 steps and others with 2, .* Resume without DeepSpeed"):
+    with pytest.raises(UsageError, match=r"with 1 step and others with 2, .* Resume without DeepSpeed"):
         optimizer_step_count(state_after(True, False), [1, 1])
     with pytest.raises(UsageError, match=r"of other parameters\. Start a new run"):
         optimizer_step_count(state_after(True), [1, 2])

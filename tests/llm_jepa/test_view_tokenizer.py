@@ -311,7 +311,7 @@ def test_truncation_cuts_the_content(length: int, longest: int, predictors: int)
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"messages": [{"role": "assistant", "content": "class"}]}, "row 4 has 1 messages, so turn -2 cannot"),
+        ({"messages": [{"role": "assistant", "content": "class"}]}, "row 4 has 1 message, so turn -2 cannot"),
         ({"messages": [{"role": "user", "content": "class"}]}, "row 4 has no answer: its messages have the roles user"),
         ({"messages": [{"role": "user", "content": None}] * 2}, "row 4 has no messages of the form"),
         ("class", "row 4 is a str, not a dictionary of columns"),
