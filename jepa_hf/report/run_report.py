@@ -427,8 +427,8 @@ def _samples(represented: Representations) -> tuple[Assessment, str]:
     if samples.damaged:
         details.append(f"{samples.damaged:,} damaged ones skipped")
     intro = (
-        f'<p class="soft">From {counted(len(samples.samples), "sample")} of the run\'s data ({", ".join(details)}). The '
-        "vector of a sample is the mean over its positions.</p>"
+        f'<p class="soft">From {counted(len(samples.samples), "sample")} of the run\'s data ({", ".join(details)}). '
+        "The vector of a sample is the mean over its positions.</p>"
     )
     neighbours = _section("Nearest neighbours", _neighbours(represented))
     return reading, _section("Representations", intro + _panels(figures)) + neighbours

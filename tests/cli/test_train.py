@@ -246,8 +246,8 @@ def test_overrides_change_the_random_start(folder: Path, tmp_path: Path) -> None
     shutil.copy(folder / "bert" / "config.json", config)
     flags = ["--config_name", config, "--config_overrides", "num_hidden_layers=3", "--tokenizer_vocab_size", "300"]
     train(*flags, "--train_file", folder / "data.txt", "--output_dir", tmp_path / "out", *FAST)
-    made = AutoModel.from_pretrained(tmp_path / "out").config
-    assert (made.num_hidden_layers, made.hidden_size) == (3, 32)
+    config = AutoModel.from_pretrained(tmp_path / "out").config
+    assert (config.num_hidden_layers, config.hidden_size) == (3, 32)
 
 
 @pytest.mark.parametrize("begin", ["", "jepa", "checkpoint-2"])

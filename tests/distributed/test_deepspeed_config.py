@@ -71,11 +71,11 @@ def test_another_optimizer_is_refused() -> None:
 def state_after(*gradients: bool, kind: type[torch.optim.Optimizer] = torch.optim.AdamW) -> dict[str, Any]:
     """The state of an optimizer of two parameters after steps in which the second has a gradient or not."""
     first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
-    made = kind([{"params": [first]}, {"params": [second]}], lr=0.1)
+    optimizer = kind([{"params": [first]}, {"params": [second]}], lr=0.1)
     for given in gradients:
         first.grad, second.grad = torch.ones(2), torch.ones(2) if given else None
-        made.step()
-    return made.state_dict()
+        optimizer.step()
+    return optimizer.state_dict()
 
 
 @pytest.mark.parametrize(("gradients", "steps"), [((), 0), ((True, True), 2), ((False, False, False), 3)])

@@ -94,9 +94,9 @@ def resume(folder: Path, processes: int, shards: int) -> Result:
 
     def run(name: str, checkpoint: str | None = None) -> RecordingTrainer:
         data = datasets.Dataset.from_list(LONG[:13]).to_iterable_dataset(shards).shuffle(seed=1, buffer_size=4)
-        made = trainer(folder / name, tiny_jepa(strong=False, contrastive_weight=1.0), data=data, **settings)
-        made.train(resume_from_checkpoint=checkpoint)
-        return made
+        training = trainer(folder / name, tiny_jepa(strong=False, contrastive_weight=1.0), data=data, **settings)
+        training.train(resume_from_checkpoint=checkpoint)
+        return training
 
     undisturbed = run(f"{shards} whole")
     resumed = {step: run(f"{shards} resumed", f"{undisturbed.args.output_dir}/checkpoint-{step}") for step in (1, 4, 7)}
