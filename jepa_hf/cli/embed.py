@@ -10,6 +10,7 @@ from ..errors import UsageError
 from ..evaluation.embed_files import check_output, embed_files
 from ..evaluation.embedder import POOLINGS, Embedder
 from ..evaluation.row_sources import open_source
+from ..utils.counts import counted
 from .console import CommandParser, run_command
 
 _COLUMNS = ("text_column_name", "image_column_name", "feature_column_names", "label_column_name")
@@ -81,4 +82,4 @@ def _run(options: argparse.Namespace) -> None:
         "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
     }
     width = embed_files(embedder, source, options.output, options.pooling, settings, show_progress=True)
-    print(f"written to {options.output}: {source.count:,} embeddings of width {width:,}")
+    print(f"written to {options.output}: {counted(source.count, 'embedding')} of width {width:,}")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import UsageError
+from ..utils.counts import counted
 from .console import CommandParser, existing_directory, report_error, run_command
 
 
@@ -52,5 +53,5 @@ def _run(options: argparse.Namespace) -> int:
         message = f"{str(error).rstrip('.')}. The local files are unchanged. This command repeats the push: {repeat}"
         report_error("jepa-hf push", PushError(message))
         return 1
-    print(f"pushed {count} files to {commit.repo_url.repo_id}: {commit.commit_url}")
+    print(f"pushed {counted(count, 'file')} to {commit.repo_url.repo_id}: {commit.commit_url}")
     return 0

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from ..errors import UsageError
+from ..utils.counts import counted
 from .feature_blocks import BATCH_ROWS, BLOCK_SIZE, Block, Provenance
 from .file_readers import csv_lines, csv_separator, open_bytes
 
@@ -92,7 +93,8 @@ def _csv_error(path: str, kind: str, source: Provenance, first_row: int, reason:
         place = source.locate(row, line=line)
         if len(cells) != len(header):
             return UsageError(
-                f"{place} has {len(cells)} values for {len(header)} columns. Fix it, with double quotes around values "
+                f"{place} has {counted(len(cells), 'value')} for {counted(len(header), 'column')}. Fix it, with "
+                "double quotes around values "
                 "that hold the separator."
             )
         for number, column in enumerate(columns if row >= first_row else []):

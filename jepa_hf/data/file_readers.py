@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UsageError
+from ..utils.counts import counted
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,8 @@ def _read_csv(path: str, delimiter: str) -> Iterator[dict[str, Any]]:
             yield dict(zip(header, row, strict=True))
         elif "".join(row).strip():
             raise UsageError(
-                f"Line {number} of '{path}' has {len(row)} values for {len(header)} columns. Put double quotes around "
+                f"Line {number} of '{path}' has {counted(len(row), 'value')} for "
+                f"{counted(len(header), 'column')}. Put double quotes around "
                 "values that hold the separator."
             )
 
