@@ -443,9 +443,7 @@ class TestCsv:
     @pytest.mark.parametrize("row", ["1", "1,2,3"])
     def test_a_row_of_another_width(self, row):
         width = row.count(",") + 1
-        message = (
-            f"Row 2 (line 3) of 'x.csv' has {width} value{'s' if width > 1 else ''} for 2 columns. Put double quotes"
-        )
+        message = f"Row 2 (line 3) of 'x.csv' has {width} value{'s' if width > 1 else ''} for 2 columns. Put double"
         assert_refused(message, write("x.csv", f"a,b\n1,2\n{row}\n3,4\n"))
 
     def test_broken_quotes(self):
