@@ -660,7 +660,7 @@ BAD = {
     "a blank file": ("--train_file blank.jsonl", "train_file 'blank.jsonl' has no rows"),
     "a missing file": ("--train_file gone.jsonl", "train_file 'gone.jsonl' does not exist. Check the path"),
     "plain text": ("--train_file words.txt", "'words.txt' is plain text, which has no views"),
-    "torn json": ("--train_file torn.jsonl", "Line 2 of 'torn.jsonl' is not valid JSON"),
+    "torn json": ("--train_file torn.jsonl", "Line 2, column 10, of 'torn.jsonl' is not valid JSON"),
     "a turn that is not there": ("--text_turn 5", "row 1 has 3 messages, so turn 5 cannot be a view"),
     "no rows named": ("--train_file=", "name the rows to train on with --train_file or --dataset_name"),
     "two sources": ("--dataset_name data", "train_file and dataset_name exclude each other"),
@@ -796,10 +796,10 @@ def test_generate_judges_sql_by_what_a_database_gives(folder: Path, tmp_path: Pa
     with sqlite3.connect(tmp_path / "shop.sqlite") as connection:
         connection.execute("create table t (x)")
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "all", "code": "select x from t", "db_id": "shop"}] * 2)
-    asking = ("--data_file", rows, "--metrics", "sql", "gsm8k", "--max_new_tokens", 3, "--use_cpu")
+    asking = ("--data_file", rows, "--metrics", "sql", "exact_match", "--max_new_tokens", 3, "--use_cpu")
     say("generate", folder / "llm", *asking, "--database", tmp_path, "--output_dir", tmp_path / "answers")
     actual = json.loads((tmp_path / "answers" / "generation.json").read_text())["results"][str(folder / "llm")]
-    assert list(actual) == ["sql", "gsm8k"]
+    assert list(actual) == ["sql", "exact_match"]
     assert actual["sql"]["share"] == 0.0
     assert 0 < actual["sql"]["high"] < 1
 
@@ -807,7 +807,7 @@ def test_generate_judges_sql_by_what_a_database_gives(folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ("generate llm --data_file gone.jsonl", "data_file 'gone.jsonl' does not exist"),
+        ("generate llm --data_file gone.jsonl", "--data_file: 'gone.jsonl' does not exist"),
         ("generate llm --data_file nothing.jsonl", "data_file 'nothing.jsonl' is empty"),
         (
             "generate llm --data_file columns.jsonl --text_column_name ask",
@@ -815,8 +815,9 @@ def test_generate_judges_sql_by_what_a_database_gives(folder: Path, tmp_path: Pa
         ),
         ("generate llm --data_file rows.jsonl --metrics bleu", "metric must be one of"),
         ("generate llm --data_file rows.jsonl --metrics sql", "give --database"),
+        ("generate llm --data_file rows.jsonl --metrics gsm8k", "Metric gsm8k cannot judge answers to a row whose"),
         ("generate llm --data_file rows.jsonl --metrics gsm8k gsm8k", "metrics contains a name twice"),
-        ("generate llm --data_file rows.jsonl --max_new_tokens 0", "max_new_tokens must be at least 1"),
+        ("generate llm --data_file rows.jsonl --max_new_tokens 0", "--max_new_tokens: must be at least 1"),
         ("generate llm --data_file long.jsonl --max_samples 1", "but the model has only 128 positions"),
         ("generate llm --data_file rows.jsonl --output_dir words.txt", "output_dir 'words.txt' is a file"),
         ("generate llm nothing_here --data_file rows.jsonl", "MODEL 'nothing_here' is neither a local directory"),
