@@ -146,16 +146,7 @@ def _attach_optimizer_states(optimizer: Any) -> None:
 
 
 def load_full_state_dict(model: nn.Module, optimizer: Any, folder: str | Path) -> IncompatibleKeys:
-    """Load full weights from the safetensors files in `folder` into a sharded model.
-
-    Args:
-        model: the engine's module.
-        optimizer: the engine's optimizer; its copies of the weights are updated.
-        folder: folder of `model*.safetensors`.
-
-    Returns:
-        Incompatible names, as `fsdp_state.load_weights` returns them.
-    """
+    """Load full weights from the safetensors files in `folder` into a sharded model."""
     from deepspeed.runtime.zero import GatheredParameters
 
     state, keys = read_full_state_dict(model, folder)
@@ -183,9 +174,7 @@ def gathered_trainable_parameters(model: nn.Module, optimizer: Any) -> Iterator[
 def full_optimizer_state_dict(optimizer: Any, keep: bool) -> dict[str, Any]:
     """Return the state dict of one process's AdamW, on the CPU.
 
-    Args:
-        optimizer: the engine's optimizer.
-        keep: False on ranks that only take part in the collectives; their tensors are None.
+    Tensors are None on ranks with `keep` False, which only take part in the collectives.
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -210,10 +199,6 @@ def full_optimizer_state_dict(optimizer: Any, keep: bool) -> dict[str, Any]:
 
 def load_full_optimizer_state_dict(optimizer: Any, state: dict[str, Any]) -> None:
     """Load a full optimizer state dict; shard it like the parameters.
-
-    Args:
-        optimizer: the engine's optimizer.
-        state: full state dict, the same on all ranks.
 
     Raises:
         UsageError: see `optimizer_step_count`.
@@ -258,10 +243,6 @@ def _set_state(parameter: nn.Parameter, value: torch.Tensor, name: str) -> None:
 
 def optimizer_step_count(state: dict[str, Any], sizes: list[int]) -> float:
     """Return the number of steps in an optimizer's state, 0 if it is empty.
-
-    Args:
-        state: state dict of AdamW.
-        sizes: number of parameters in each group.
 
     Raises:
         UsageError: the state has other groups, is of another optimizer, or has parameters with

@@ -101,9 +101,6 @@ class ChatRenderer:
 
         An answer starts behind the prompt that generation would continue, so that it includes what
         the template writes before its content, such as empty thoughts.
-
-        Raises:
-            UsageError: see `locate`.
         """
         found = []
         for index, message in enumerate(conversation.messages):

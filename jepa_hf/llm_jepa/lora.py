@@ -42,13 +42,6 @@ def add_adapters(
 ) -> Any:
     """Wrap a model in a `PeftModel` by a configuration of peft, which is not changed.
 
-    Args:
-        model: see `add_lm_lora`, as for the others.
-        tokenizer: the tokenizer, with the predictor tokens.
-        config: a `PeftConfig`. If it is for LoRA and does not say which tokens' embeddings are
-            trained, those of the predictor tokens are.
-        num_predictor_tokens: k.
-
     Raises:
         UsageError: the model has adapters already, or peft finds no matching layers.
     """

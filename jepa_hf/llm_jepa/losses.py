@@ -71,9 +71,6 @@ def stp_distance(states: torch.Tensor, triples: torch.Tensor) -> torch.Tensor:
     Args:
         states: `[B, L, D]`.
         triples: long `[B, 3]`, positions s, r, t.
-
-    Returns:
-        `[B]`, in float32.
     """
     s, r, t = gather_positions(states, triples).float().unbind(dim=1)
     return cosine_distance(t - r, r - s)

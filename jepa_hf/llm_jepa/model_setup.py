@@ -33,11 +33,7 @@ def is_adapter_dir(name: str) -> bool:
 
 
 def refuse_adapter_dir(name: str, argument: str) -> None:
-    """Refuse adapters as the start of a training.
-
-    Raises:
-        UsageError: the directory holds adapters.
-    """
+    """Refuse adapters as the start of a training."""
     if is_adapter_dir(name):
         raise UsageError(
             f"{argument} {name!r} contains adapters, and no others can be trained on top; start from their base "
@@ -48,11 +44,7 @@ def refuse_adapter_dir(name: str, argument: str) -> None:
 def load_start(
     model: Any, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a model and a tokenizer that can pad; a model's name is loaded in float32, with its tokenizer.
-
-    Raises:
-        UsageError: there is no language model of this name, or no tokenizer.
-    """
+    """Return a model and a tokenizer that can pad; a model's name is loaded in float32, with its tokenizer."""
     if isinstance(model, (str, Path)):
         name = str(model)
         refuse_adapter_dir(name, "model")
@@ -103,11 +95,7 @@ def prepare_language_model(
 
 
 def default_view_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PairedViewTokenizer:
-    """Return a view tokenizer with one predictor token, which is added to the tokenizer.
-
-    Raises:
-        UsageError: the model has adapters that do not train this token's embedding.
-    """
+    """Return a view tokenizer with one predictor token, which is added to the tokenizer."""
     if has_lora(model) and predictor_tokens(1)[0] not in tokenizer.get_added_vocab():
         raise _missing_embeddings()
     tokenizer.add_tokens(predictor_tokens(1), special_tokens=True)
@@ -144,11 +132,7 @@ def set_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 
 def check_model_init(model_init: Any, target_gradient: str, peft_config: Any) -> None:
-    """Refuse `model_init` with a teacher or adapters, which belong to one model.
-
-    Raises:
-        UsageError: it is not None, and there is one of these.
-    """
+    """Refuse `model_init` with a teacher or adapters, which belong to one model."""
     if model_init is None:
         return
     if target_gradient == "ema":
@@ -158,11 +142,7 @@ def check_model_init(model_init: Any, target_gradient: str, peft_config: Any) ->
 
 
 def refuse_names(**datasets: Any) -> None:
-    """Refuse names of data sets, by the name of the argument.
-
-    Raises:
-        UsageError: a data set is a string or path.
-    """
+    """Refuse names of data sets, by the name of the argument."""
     for name, dataset in datasets.items():
         if isinstance(dataset, (str, Path)):
             raise UsageError(f"{name} is the name {str(dataset)!r}. Pass rows, such as datasets.load_dataset(...).")

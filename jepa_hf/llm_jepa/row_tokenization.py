@@ -98,10 +98,6 @@ def tokenize_dataset(dataset: Any, view_tokenizer: PairedViewTokenizer | None) -
 
     Rows of a stream are tokenized during iteration, without the counts.
 
-    Args:
-        dataset: rows; or several data sets, by name; or the name of one.
-        view_tokenizer: tokenizes the rows.
-
     Raises:
         UsageError: rows that are not tokenized, without a `view_tokenizer`.
     """

@@ -51,11 +51,7 @@ def save_teacher(teacher: nn.Module, checkpoint: Path) -> None:
 
 
 def load_teacher(teacher: nn.Module, checkpoint: str) -> None:
-    """Load the teacher's weights from a checkpoint.
-
-    Raises:
-        UsageError: the checkpoint has no teacher.
-    """
+    """Load the teacher's weights from a checkpoint."""
     path = Path(checkpoint) / TEACHER_FILE
     if not path.is_file():
         raise UsageError(

@@ -163,19 +163,11 @@ class LlmJepaTrainer(BaseJepaTrainer):
         return model
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: `Trainer` would store the result of a trial in `objective`.
-
-        Raises:
-            UsageError: Always.
-        """
+        """Refuse: `Trainer` would store the result of a trial in `objective`."""
         raise UsageError("hyperparameter_search is not supported by LlmJepaTrainer. Build a trainer for each trial.")
 
     def check_training(self) -> None:
-        """Like the base's, and check the model with `verify_view_isolation`.
-
-        Raises:
-            UsageError: As by the base, or no row has a label.
-        """
+        """Like the base's, and check the model with `verify_view_isolation`."""
         super().check_training()
         self._attach()
         dataset: Any = self.train_dataset
@@ -348,9 +340,9 @@ class LlmJepaTrainer(BaseJepaTrainer):
 
     def plot_log(self, path: Path) -> None:
         """Draw the losses and the view metrics to a PNG file."""
-        from ..monitoring.training_plots import plot_language_model  # late, because matplotlib loads slowly
+        from ..monitoring.training_plots import LLM_PANELS, plot_training  # late, because matplotlib loads slowly
 
-        plot_language_model(self.state.log_history, path)
+        plot_training(self.state.log_history, path, LLM_PANELS)
 
     def create_model_card(  # type: ignore[override]  # **kwargs holds Trainer's arguments
         self, model_name: str | None = None, data: DatasetInfo | None = None, **kwargs: Any

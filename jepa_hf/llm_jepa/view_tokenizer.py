@@ -152,11 +152,7 @@ class PairedViewTokenizer:
         }
 
     def is_overlong(self, row: Any, number: int | None = None) -> bool:
-        """Return whether a part of a row exceeds `max_length`.
-
-        Raises:
-            UsageError: as for `__call__`.
-        """
+        """Return whether a part of a row exceeds `max_length`."""
         try:
             return self(row, number)["truncated"]
         except OverlongRowError:

@@ -270,13 +270,7 @@ def assess_change(history: History, curves: Curves, width: int | None = None) ->
 
 
 def assess_samples(ranks: dict[str, float], cosines: dict[str, float], width: int) -> Assessment:
-    """Compare the pooled samples of the trained encoders with those of random weights.
-
-    Args:
-        ranks: Effective rank of the vectors by encoder: "context", "target" and "random".
-        cosines: Their mean pairwise cosine by encoder.
-        width: Width of the vectors.
-    """
+    """Compare the pooled samples of the trained encoders with those of random weights."""
     description = (
         f"Over pooled samples the context encoder uses {format_number(ranks['context'])} of {width} directions, the "
         f"target encoder {format_number(ranks['target'])}, the same network with random weights "

@@ -64,11 +64,7 @@ BASELINES = {
 
 
 def representation_health(vectors: torch.Tensor, samples: torch.Tensor) -> dict[str, float]:
-    """Measure the health of one encoder's representations.
-
-    Args:
-        vectors: Of all positions of a batch, `[N, D]`, in the order of the samples.
-        samples: Sample of each vector, long `[N]`.
+    """Measure the health of one encoder's representations, `[N, D]`, in the order of their samples, long `[N]`.
 
     Returns:
         `rank`, `pairwise_cosine` and `normalized_std` (see `metrics`) of at most `MAX_RANK_VECTORS` positions,
@@ -161,9 +157,6 @@ def _first_of_each(keys: torch.Tensor) -> torch.Tensor:
 
 def best_baseline(measured: Mapping[str, float]) -> tuple[str, float]:
     """Return description and loss of the baseline with the lowest loss.
-
-    Args:
-        measured: Metrics of `prediction_health`.
 
     >>> best_baseline({"constant_baseline_loss": 0.43, "position_baseline_loss": 0.31})
     ('the position alone', 0.31)

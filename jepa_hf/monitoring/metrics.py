@@ -72,11 +72,7 @@ def mean_pool_by_sample(vectors: torch.Tensor, samples: torch.Tensor) -> torch.T
 
 
 def within_sample_variance_ratio(vectors: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-    """Compute the share of variance within samples; the rest is between their means.
-
-    Args:
-        vectors: `[N, D]`.
-        samples: Sample of each vector, long `[N]`.
+    """Compute the share of variance within samples: `[N, D]`, samples long `[N]` -> scalar.
 
     Returns:
         A scalar between 0 (all positions of a sample have the same vector) and 1 (all samples have

@@ -198,22 +198,14 @@ def draw_panel(axis: Axes, panel: Panel, log_history: list[dict[str, Any]]) -> N
         axis.legend(fontsize=8)
 
 
-def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
-    """Draw the first four of `PANELS` that the log has curves for to a PNG.
+def plot_training(log_history: list[dict[str, Any]], path: str | Path, panels: Sequence[Panel] = PANELS) -> None:
+    """Draw the first four panels that the log has curves for to a PNG.
 
     Args:
         log_history: `trainer.state.log_history`.
         path: File to write.
+        panels: Those to choose from.
     """
-    _plot(PANELS, log_history, path)
-
-
-def plot_language_model(log_history: list[dict[str, Any]], path: str | Path) -> None:
-    """Draw the first four of `LLM_PANELS` that the log has curves for to a PNG."""
-    _plot(LLM_PANELS, log_history, path)
-
-
-def _plot(panels: Sequence[Panel], log_history: list[dict[str, Any]], path: str | Path) -> None:
     panels = [panel for panel in panels if any(metric_series(log_history, name) for name, _ in panel.curves)][:4]
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)

@@ -45,10 +45,6 @@ _PICKLED = {
 def resolve_checkpoint(run_dir: Path, requested: str | bool | None) -> tuple[str | None, list[str]]:
     """Find and verify the checkpoint to resume from.
 
-    Args:
-        run_dir: The run's output directory.
-        requested: A checkpoint, True for the newest complete one, or None or False for none.
-
     Returns:
         Its path, and a warning for each newer checkpoint that is incomplete.
 
@@ -131,13 +127,7 @@ def _unsafe_part(checkpoint: Path) -> str | None:
 
 
 def write_checkpoint(trainer: Trainer, checkpoint: Path, size: int) -> None:
-    """Write a checkpoint: all ranks write to a staging directory, which rank 0 then renames.
-
-    Args:
-        trainer: The trainer.
-        checkpoint: Final path.
-        size: Approximate size in bytes, for the error message about a full disk.
-    """
+    """Write a checkpoint: all ranks write to a staging directory, which rank 0 then renames."""
     with disk_errors_as_run_error(checkpoint, checkpoint.parent, size):
         if trainer.args.should_save:
             create_staging_dir(checkpoint)
@@ -247,9 +237,6 @@ def check_keys(model: Any, missing: list[str], unexpected: list[str]) -> None:
         model: The unwrapped model; its tied weights may be missing.
         missing: Names of the model's weights that the checkpoint lacks.
         unexpected: Names or shapes that the model lacks.
-
-    Raises:
-        UsageError: Any weight is missing or unexpected.
     """
     tied = set(model.all_tied_weights_keys)
     different = [name for name in missing if name not in tied] + unexpected

@@ -12,11 +12,7 @@ from .inputs import is_packed
 
 
 def check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments of `Trainer` that would be ignored or would break a loss per target.
-
-    Raises:
-        UsageError: Any of them is set.
-    """
+    """Refuse arguments of `Trainer` that would be ignored or would break a loss per target."""
     if args.n_gpu > 1:
         raise UsageError(
             f"DataParallel is not supported, but this process sees {args.n_gpu} GPUs. Launch with "
@@ -45,11 +41,7 @@ def check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
 
 
 def check_run_length(args: TrainingArguments) -> None:
-    """Refuse a run of no steps, which would leave an untrained model.
-
-    Raises:
-        UsageError: `max_steps` is 0 or below -1, or `num_train_epochs` is not above 0.
-    """
+    """Refuse a run of no steps, which would leave an untrained model."""
     if args.max_steps == 0 or args.max_steps < -1:
         raise UsageError(
             f"max_steps must be at least 1, not {args.max_steps}. Leave it out to train for num_train_epochs."
@@ -61,16 +53,7 @@ def check_run_length(args: TrainingArguments) -> None:
 
 
 def check_train_rows(rows: Any, batch_size: int, drop_last: bool) -> None:
-    """Refuse rows that give no batch.
-
-    Args:
-        rows: The training rows, of a stream only whether there are any is unknown.
-        batch_size: Rows in a micro-batch of all ranks.
-        drop_last: `dataloader_drop_last`.
-
-    Raises:
-        UsageError: There are no rows, or fewer than a batch although smaller batches are dropped.
-    """
+    """Refuse rows that give no batch."""
     if rows is None or (has_length(rows) and len(rows) == 0):
         raise UsageError("There are no rows to train on. Pass train_dataset=... to the trainer.")
     if drop_last and has_length(rows) and len(rows) < batch_size:
@@ -83,11 +66,7 @@ def check_train_rows(rows: Any, batch_size: int, drop_last: bool) -> None:
 
 
 def check_batch_size(args: TrainingArguments, rows: Any) -> None:
-    """Refuse batches of one sample for a contrastive term.
-
-    Raises:
-        UsageError: A batch of all ranks has one row, and rows are not packed.
-    """
+    """Refuse batches of one sample for a contrastive term."""
     if args.train_batch_size * args.world_size < 2 and not is_packed(rows):
         raise UsageError(
             "contrastive_weight compares the samples of a batch with each other, and a batch here has one. Raise "
@@ -96,15 +75,7 @@ def check_batch_size(args: TrainingArguments, rows: Any) -> None:
 
 
 def check_comparable(name: str, rows: Any) -> None:
-    """Refuse a data set of one sample for a contrastive term.
-
-    Args:
-        name: Name of the argument.
-        rows: The data set, or several by name.
-
-    Raises:
-        UsageError: It has one row, which is not packed.
-    """
+    """Refuse a data set of one sample for a contrastive term."""
     for part in rows.values() if isinstance(rows, dict) else [rows]:
         if has_length(part) and len(part) == 1 and not is_packed(part):
             raise UsageError(
@@ -115,11 +86,6 @@ def check_comparable(name: str, rows: Any) -> None:
 
 def check_best_metric(args: TrainingArguments, callbacks: Collection[Any], names: Collection[str]) -> None:
     """Check that evaluations measure `metric_for_best_model`.
-
-    Args:
-        args: The run's arguments.
-        callbacks: Those of the trainer.
-        names: Names of the metrics that an evaluation returns, without `eval_`; empty if unknown.
 
     Raises:
         UsageError: It is not among them, or it is missing although early stopping needs it.
@@ -143,10 +109,6 @@ def check_best_metric(args: TrainingArguments, callbacks: Collection[Any], names
 
 def check_learned(steps: int, targets: int) -> None:
     """Refuse the result of a run that has learned nothing.
-
-    Args:
-        steps: Steps of the run, including those before a resume.
-        targets: Targets of all of them.
 
     Raises:
         RunError: No step was taken, or no row had a target.

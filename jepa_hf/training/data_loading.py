@@ -102,10 +102,7 @@ def rows_of_incomplete_update(loader: Any, drop_last: bool) -> int:
 def own_rows(batch_size: int, remainder: int, rank: int) -> int:
     """Count the rows of a rank's last batch that are not repeated to fill it up.
 
-    Args:
-        batch_size: Rows in the batch.
-        remainder: Rows of all ranks in the last batches; 0 or less if these are full.
-        rank: Index of this process.
+    `remainder` is the number of rows of all ranks in the last batches; 0 or less if these are full.
     """
     return batch_size if remainder <= 0 else min(max(remainder - rank * batch_size, 0), batch_size)
 

@@ -87,11 +87,7 @@ class GuardedTrainer(CheckpointTrainer):
             self._raise_non_finite(self._guard.poll())
 
     def _raise_non_finite(self, update: NonFiniteUpdate | None) -> None:
-        """End a run whose last update was skipped, with a checkpoint of the weights before it.
-
-        Raises:
-            RunError: `update` is not None.
-        """
+        """End a run whose last update was skipped, with a checkpoint of the weights before it."""
         if update is None:
             return
         self._guard = None  # raise once

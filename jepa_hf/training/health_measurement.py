@@ -53,12 +53,6 @@ def measure_health(
 ) -> dict[str, float]:
     """Measure the health of both encoders and of the predictor.
 
-    Args:
-        trainer: For devices and autocast.
-        model: The unwrapped model, in any mode.
-        batches: As of `health_batches`, the same ones on every rank.
-        pairs: Parameters of both encoders (default: matched here).
-
     Returns:
         The metrics of `HealthSample.measure` and `encoder_distance`, the relative L2 distance
         between the parameters of both encoders. Empty if the batches have targets of fewer than two

@@ -22,7 +22,7 @@ from ..hub.push import LAST_CHECKPOINT, HubTarget, PushError, open_repo, push_fi
 from ..monitoring.assessment import Verdict, judge
 from ..monitoring.health import findings
 from ..utils.atomic_files import atomic_write
-from .results import METRICS_FILE, write_metrics
+from .results import write_metrics
 from .upstream import wait_for_pushes
 
 logger = logging.getLogger(__name__)
@@ -55,13 +55,7 @@ class HubTrainer(Trainer):
 
     @abstractmethod
     def export_final_model(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
-        """Write the directory that users load.
-
-        Args:
-            model: The model without wrappers.
-            output_dir: The directory.
-            state_dict: Full weights, if those of `model` are sharded.
-        """
+        """Write the directory that users load."""
 
     def model_card_info(self, name: str) -> ModelCardInfo:
         """Return the facts for the card of the model that users will load as `name`."""
@@ -102,15 +96,11 @@ class HubTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def write_results(self, **kwargs: Any) -> None:
-        """Write the log to `metrics.json` and `training.png`, and after training the model card.
-
-        Args:
-            **kwargs: As for `create_model_card`.
-        """
+        """Write the log to `metrics.json` and `training.png`, and after training the model card."""
         if not self.args.should_save:
             return
         self._output_dir.mkdir(parents=True, exist_ok=True)
-        write_metrics(self._output_dir / METRICS_FILE, self.state, self.health_findings, self.verdict())
+        write_metrics(self)
         with atomic_write(self._output_dir / "training.png") as staging:
             self.plot_log(staging)
         if self.state.global_step:

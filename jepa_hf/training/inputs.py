@@ -27,9 +27,6 @@ def resolve_arguments(args: TrainingArguments | None, kind: type[Arguments]) -> 
         args: Those of the user; None for all defaults. Of plain `TrainingArguments` the values that
             differ from their defaults are taken.
         kind: The trainer's class of arguments.
-
-    Raises:
-        UsageError: `args` are those of another trainer of this package.
     """
     if args is None:
         return kind()
@@ -68,11 +65,7 @@ def jepa_around(model: nn.Module) -> JepaForRepresentationPrediction:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: JepaForRepresentationPrediction) -> None:
-    """Refuse a tokenizer with more tokens than the model has embeddings.
-
-    Raises:
-        UsageError: It has.
-    """
+    """Refuse a tokenizer with more tokens than the model has embeddings."""
     tokens, embeddings = num_token_ids(tokenizer), cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if tokens > embeddings:
         raise UsageError(
@@ -82,26 +75,14 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: JepaForRepresent
 
 
 def check_collator(collator: Any, remedy: str) -> None:
-    """Refuse transformers' own collators, which make no views.
-
-    Args:
-        collator: The collator of the user; None for the default one.
-        remedy: Name of the collator to use.
-
-    Raises:
-        UsageError: It is one of them.
-    """
+    """Refuse transformers' own collators, which make no views."""
     name = getattr(collator, "__name__", type(collator).__name__)
     if getattr(collator, "__module__", "").partition(".")[0] in ("transformers", "trl", "sentence_transformers"):
         raise UsageError(f"data_collator {name} makes no views of a row. Leave it out, or use {remedy}.")
 
 
 def check_batch(batch: dict[str, Any], needed: Sequence[str]) -> None:
-    """Check the entries of a collated batch.
-
-    Raises:
-        UsageError: The collator does not make one of them.
-    """
+    """Check the entries of a collated batch."""
     missing = [name for name in needed if name not in batch]
     if missing:
         raise UsageError(
@@ -114,11 +95,7 @@ def check_batch(batch: dict[str, Any], needed: Sequence[str]) -> None:
 
 
 def check_single_split(dataset: Any) -> None:
-    """Refuse several splits where one data set is needed.
-
-    Raises:
-        UsageError: `dataset` is a `DatasetDict` or another dictionary.
-    """
+    """Refuse several splits where one data set is needed."""
     if isinstance(dataset, dict):
         names = ", ".join(map(repr, dataset))
         raise UsageError(

@@ -87,9 +87,6 @@ class NonFiniteGuard:
     def clip(self, max_norm: float) -> torch.Tensor:
         """Clip the gradients that were inspected last, as `torch.nn.utils.clip_grad_norm_` does.
 
-        Args:
-            max_norm: Maximum norm of all gradients together; `inf` leaves them unchanged.
-
         Returns:
             Their norm before clipping, a scalar tensor.
         """

@@ -81,11 +81,7 @@ class RunTrainer(GuardedTrainer, ChecksKeywords):
         """Make a model, as the user passes it or as `model_init` returns it, ready to train."""
 
     def resolve_model(self, model: Any, model_init: Callable[..., PreTrainedModel] | None) -> Any:
-        """Return the prepared model, before the constructor of `Trainer` runs.
-
-        Raises:
-            UsageError: Not exactly one of `model` and `model_init` is given.
-        """
+        """Return the prepared model, before the constructor of `Trainer` runs."""
         if (model is None) == (model_init is None):
             raise UsageError("Pass either model or model_init to the trainer.")
         if model_init is None:
@@ -101,11 +97,7 @@ class RunTrainer(GuardedTrainer, ChecksKeywords):
     def hyperparameter_search(
         self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Like `Trainer.hyperparameter_search`, which by default minimizes the sum of all metrics.
-
-        Raises:
-            UsageError: Without `compute_objective`.
-        """
+        """Like `Trainer.hyperparameter_search`, which by default minimizes the sum of all metrics."""
         if compute_objective is None:
             raise UsageError(
                 "hyperparameter_search needs compute_objective, because a collapsed model has the lowest loss. Pass "

@@ -113,12 +113,7 @@ class GracefulShutdownCallback(TrainerCallback):
                 signal.signal(number, previous_handler)
 
     def leave(self, checkpoint: Path) -> None:
-        """End the program after training has stopped; without `raises` the caller does that.
-
-        Raises:
-            KeyboardInterrupt: After SIGINT; a notebook or shell goes on.
-            SystemExit: After SIGTERM.
-        """
+        """End the program after training has stopped; without `raises` the caller does that."""
         if not self.stopped or not self.raises or self.signal_received is None:
             return
         message = (

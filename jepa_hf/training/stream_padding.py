@@ -16,10 +16,6 @@ class PadStreamToMultiple(torch.utils.data.IterableDataset):
     If a stream has fewer shards than ranks, each rank reads all of it and accelerate picks the
     rank's rows. It would pad the last batches itself, without marking the padded rows.
 
-    Args:
-        rows: The stream; an empty one stays empty.
-        size: Rows in a batch of all ranks.
-
     >>> stream = datasets.Dataset.from_dict({"row": [7, 8, 9]}).to_iterable_dataset()
     >>> [tuple(row.values()) for row in PadStreamToMultiple(stream, 2)]
     [(7,), (8,), (9,), (7, True)]

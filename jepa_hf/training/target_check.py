@@ -20,11 +20,6 @@ def check_targets(dataset: Any, collator: Any, name: str) -> None:
     At most 1024 rows are collated: of a map-style data set evenly spaced ones, of a stream the first
     ones. Streams of other libraries, which may be read only once, are not checked.
 
-    Args:
-        dataset: Rows for the collator, a dictionary of data sets, or None.
-        collator: The run's; one that is not a `MaskingCollator` is not called.
-        name: Of the data, for the error.
-
     Raises:
         UsageError: None of these rows has a target, or a stream has no rows.
     """

@@ -242,13 +242,7 @@ class JepaTrainer(BaseJepaTrainer):
         return ConsoleCallback(weights, config.hidden_size, is_text, self.verdict)
 
     def update_metrics(self, outputs: Any, inputs: dict[str, torch.Tensor], means: MetricAccumulator) -> None:
-        """Add the parts of the loss, the masked fraction and the number of rows without targets.
-
-        Args:
-            outputs: The model's `JepaOutput`.
-            inputs: The micro-batch.
-            means: Of training or of an evaluation.
-        """
+        """Add the parts of the loss, the masked fraction and the number of rows without targets."""
         has_positions = bool(self._unwrapped.encoder_adapter.grid)
         samples = add_batch_metrics(means, outputs, inputs, self.count_tokens(inputs) if has_positions else None)
         if outputs.contrastive_loss is not None:
