@@ -266,7 +266,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
     @property
     def health_findings(self) -> dict[str, tuple[int, str]]:
         """Findings about the run by kind: step and sentence, see `view_health.view_findings`."""
-        return view_findings(self.state.log_history, self.loss_weights, self.state.max_steps)
+        return view_findings(self.state.log_history, self.loss_weights, self.state.max_steps)[0]
 
     @property
     def succeeded(self) -> bool:

@@ -20,7 +20,7 @@ from .health import (
     is_measurement,
     measurements,
 )
-from .view_health import VIEW_REMEDIES, describe_learning, view_findings
+from .view_health import VIEW_REMEDIES, view_findings
 
 History = list[dict[str, Any]]
 # Prefix of metrics that are measured on a fixed batch, else in evaluations.
@@ -312,8 +312,7 @@ def judge(
         next_step = f"jepa-hf evaluate {output_dir} --tasks FILE, or jepa-hf report {output_dir} for all curves."
         unmeasured = "set --health_steps above 0, or --do_eval."
     else:
-        found, remedies = view_findings(history, weights, max_steps), VIEW_REMEDIES
-        skill = describe_learning(history, weights)
+        (found, skill), remedies = view_findings(history, weights, max_steps), VIEW_REMEDIES
         next_step = f"jepa-hf generate {output_dir} --data_file FILE for answers to new rows."
         unmeasured = "lower --logging_steps, or set --do_eval."
     kinds = sorted(found, key=_severity_of, reverse=True)

@@ -26,7 +26,7 @@ from .console import ConsoleCallback
 from .inputs import check_batch
 from .metric_accumulator import MetricAccumulator
 from .run_trainer import RunTrainer
-from .stream_padding import PADDING_ROW_KEY, FixedBatchSizeCollator, PadStreamToMultiple, mark_padding
+from .stream_padding import PADDING_ROW_KEY, FixedBatchSizeCollator, PadStreamToMultiple
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class BaseJepaTrainer(RunTrainer):
 
         On several ranks a stream's batches have the same size.
         """
-        with self._with_collator(MaskingCollator.for_training), data_loading.padded_stream(self, self.mask_rows):
+        with self._with_collator(MaskingCollator.for_training), data_loading.padded_stream(self):
             loader = data_loading.isolate_generator(super().get_train_dataloader(), self.args.seed)
         data_loading.keep_workers_through_signals(loader, self._training)
         return loader
@@ -141,7 +141,7 @@ class BaseJepaTrainer(RunTrainer):
         with self._with_collator(MaskingCollator.for_evaluation):
             if self.args.world_size > 1 and not has_length(evaluated):
                 size = self.args.eval_batch_size
-                self.data_collator = FixedBatchSizeCollator(cast(Any, self.data_collator), size, mark_padding)
+                self.data_collator = FixedBatchSizeCollator(cast(Any, self.data_collator), size)
                 rows = PadStreamToMultiple(evaluated, size * self.args.world_size)
             yield rows
 
@@ -162,10 +162,14 @@ class BaseJepaTrainer(RunTrainer):
         """Collect the micro-batches of an update, and count its divisors.
 
         The last update of a stream's pass gets as many micro-batches as the others: `Trainer` would
-        not end a shorter one, and add its gradients to the next pass's first update. Padded
-        micro-batches are removed from the loss.
+        not end a shorter one, and add its gradients to the next pass's first update. Padded rows
+        and micro-batches are removed from the loss.
         """
         batches = list(islice(epoch_iterator, num_batches))
+        for batch in batches:
+            is_padding = batch.pop(PADDING_ROW_KEY, None)
+            if is_padding is not None:
+                self.mask_rows(batch, ~is_padding)
         count = self._count_update(batches, device) if batches else None
         missing = num_batches - len(batches)
         if self._is_stream and batches and missing:

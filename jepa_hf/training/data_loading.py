@@ -49,14 +49,10 @@ def _start_worker(init: Callable[[int], None] | None, training: torch.Tensor, wo
 
 
 @contextmanager
-def padded_stream(trainer: Trainer, mask_rows: MaskRows) -> Iterator[None]:
+def padded_stream(trainer: Trainer) -> Iterator[None]:
     """Make loaders that are built meanwhile pad a stream's last batches, see `stream_padding`.
 
-    Only streams on several ranks need it.
-
-    Args:
-        trainer: its `train_dataset` and `data_collator` are replaced for the time being.
-        mask_rows: removes rows from the loss, as `BaseJepaTrainer.leave_out` does.
+    Only streams on several ranks need it. `train_dataset` and `data_collator` are replaced for the time being.
 
     Raises:
         UsageError: A strategy is "epoch" although each rank has its own shards: their passes end at
@@ -66,7 +62,7 @@ def padded_stream(trainer: Trainer, mask_rows: MaskRows) -> Iterator[None]:
     args, ranks = trainer.args, trainer.args.world_size
     if ranks > 1 and isinstance(rows, datasets.IterableDataset):
         batch_size = loader_batch_size(trainer)
-        trainer.data_collator = FixedBatchSizeCollator(cast(Any, collator), batch_size, mask_rows)
+        trainer.data_collator = FixedBatchSizeCollator(cast(Any, collator), batch_size)
         if rows.n_shards < ranks:  # otherwise accelerate gives each rank its own shards, which end separately
             trainer.train_dataset = PadStreamToMultiple(rows, batch_size * ranks)
         elif "epoch" in (args.eval_strategy, args.save_strategy, args.logging_strategy):
