@@ -41,18 +41,20 @@ def validate_deepspeed_config(config: Mapping[str, Any], optim: str) -> None:
             other than AdamW, weights in half precision, states on NVMe or split once more, or
             states or weights that DeepSpeed does not return.
     """
-    for is_refused, rule in [*_stage_rules(config), *_state_rules(config)]:
+    for is_refused, rule in _rules(config):
         if is_refused:
             raise UsageError(f"In DeepSpeed's configuration {rule}.")
     if optim not in _OPTIMIZERS:
         raise UsageError(f"Under DeepSpeed --optim must be {' or '.join(_OPTIMIZERS)}, not {optim}.")
 
 
-def _stage_rules(config: Mapping[str, Any]) -> list[tuple[bool, str]]:
-    """Return rules on stage, optimizer and precision, with whether each is violated."""
+def _rules(config: Mapping[str, Any]) -> list[tuple[bool, str]]:
+    """Return rules on stage, optimizer, precision and saved states, with whether each is violated."""
     zero, autocast = config.get("zero_optimization", {}), config.get("torch_autocast", {})
     half = any(config.get(name, {}).get("enabled") for name in ("fp16", "bf16"))
     half |= bool(autocast.get("enabled")) and "b" not in str(autocast.get("dtype", "bfloat16"))
+    offloads = [zero.get(name) or {} for name in ("offload_optimizer", "offload_param")]
+    gathers = zero.get("stage3_gather_16bit_weights_on_model_save") is True
     return [
         (zero.get("stage") not in (1, 2, 3), '"stage" must be 1, 2 or 3; use configs/accelerate/ddp.yaml without ZeRO'),
         (
@@ -64,15 +66,6 @@ def _stage_rules(config: Mapping[str, Any]) -> list[tuple[bool, str]]:
             '"fp16" and "bf16", which --fp16 and --bf16 enable, would save weights in half precision; use '
             f'"torch_autocast" with bfloat16, {_EXAMPLE}',
         ),
-    ]
-
-
-def _state_rules(config: Mapping[str, Any]) -> list[tuple[bool, str]]:
-    """Return rules on saved states and weights, with whether each is violated."""
-    zero = config.get("zero_optimization", {})
-    offloads = [zero.get(name) or {} for name in ("offload_optimizer", "offload_param")]
-    gathers = zero.get("stage3_gather_16bit_weights_on_model_save") is True
-    return [
         (
             any(part.get("device", "none") not in ("none", "cpu") or part.get("ratio", 1) != 1 for part in offloads),
             '"offload_optimizer" and "offload_param" must have "device" "cpu" and "ratio" 1, because checkpoints '

@@ -41,6 +41,7 @@ from .view_isolation import verify_view_isolation
 from .view_metrics import ViewMetrics
 from .view_tokenizer import IGNORE_INDEX, PairedViewTokenizer
 
+_OBJECTIVE_ARGUMENTS = ("lm_weight", "jepa_weight", "pair_loss", "target_gradient", "stp_weight", "stp_variant")
 _VIEWS = ("view_input_ids", "view_position_ids", "view_ends", "second_view")
 
 
@@ -124,7 +125,11 @@ class LlmJepaTrainer(BaseJepaTrainer):
             data_collator = DataCollatorForPairedViews(processing_class, args.view_passes)
         teacher = copy_decoder(language_model) if args.target_gradient == "ema" else None
         self._teacher_callback = TeacherCallback(args.ema_decay)
-        self.objective = _make_objective(args, teacher)
+        self.objective = PairedViewObjective(
+            temperature=args.infonce_temperature,
+            teacher=teacher,
+            **{name: getattr(args, name) for name in _OBJECTIVE_ARGUMENTS},
+        )
         self._generation_batch_size = args.per_device_eval_batch_size
         if args.pair_loss == "infonce":
             self.evaluate_in_training_batches(args)
@@ -284,7 +289,9 @@ class LlmJepaTrainer(BaseJepaTrainer):
         self._attach()
         self._check(dataloader.dataset)
         output = super().evaluation_loop(*args, **kwargs, metric_key_prefix=metric_key_prefix)  # type: ignore[misc]
-        parts = _weighted_losses(self.args, output.metrics, metric_key_prefix)
+        weights = {**self.loss_weights, "pair_loss": self.args.jepa_weight, "router_loss": self.args.lm_weight}
+        named = {f"{metric_key_prefix}_{name}": weight for name, weight in weights.items()}
+        parts = [weight * output.metrics[name] for name, weight in named.items() if name in output.metrics]
         if parts:
             # Trainer's loss is a mean over rows, and depends on the batches, because rows differ in
             # labels.
@@ -367,23 +374,3 @@ class LlmJepaTrainer(BaseJepaTrainer):
         else:
             model.save_pretrained(output_dir, state_dict=state_dict)
             self.processing_class.save_pretrained(output_dir)
-
-
-def _weighted_losses(args: LlmJepaTrainingArguments, metrics: dict[str, float], prefix: str) -> list[float]:
-    """Return the parts of the loss that an evaluation measured, times their weights."""
-    weights = {"lm": args.lm_weight, "router": args.lm_weight, "pair": args.jepa_weight, "stp": args.stp_weight}
-    names = {f"{prefix}_{part}_loss": weight for part, weight in weights.items()}
-    return [weight * metrics[name] for name, weight in names.items() if name in metrics]
-
-
-def _make_objective(args: LlmJepaTrainingArguments, teacher: nn.Module | None) -> PairedViewObjective:
-    return PairedViewObjective(
-        lm_weight=args.lm_weight,
-        jepa_weight=args.jepa_weight,
-        pair_loss=args.pair_loss,
-        temperature=args.infonce_temperature,
-        target_gradient=args.target_gradient,
-        teacher=teacher,
-        stp_weight=args.stp_weight,
-        stp_variant=args.stp_variant,
-    )

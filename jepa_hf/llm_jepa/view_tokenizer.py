@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,15 +29,8 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {*tokenizer.all_special_ids, *added} - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
 
 
-@dataclass(frozen=True)
-class View:
-    """One view of a row.
-
-    Args:
-        input_ids: its token ids.
-        end_index: index of the token whose state represents it.
-        truncated: whether its content was truncated.
-    """
+class View(NamedTuple):
+    """Token ids of a view, the index of the token whose state represents it, and whether it was truncated."""
 
     input_ids: list[int]
     end_index: int

@@ -1,6 +1,5 @@
 """`CheckpointTrainer`: complete checkpoints, exact resumes, atomic final directories."""
 
-import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,14 +10,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
+from ..distributed import deepspeed_state, fsdp_state
 from ..errors import UsageError
 from ..utils.atomic_files import atomic_write_dir
 from . import checkpoint_io, upstream
 from .callbacks import PassCallback
 from .checkpoints import is_staging_checkpoint, remove_incomplete, rotate
 from .hub_trainer import HubTrainer
-
-logger = logging.getLogger(__name__)
 
 
 class CheckpointTrainer(HubTrainer):
@@ -49,9 +47,7 @@ class CheckpointTrainer(HubTrainer):
         Raises:
             UsageError: The checkpoint is incomplete, or there is none.
         """
-        checkpoint, warnings = checkpoint_io.resolve_checkpoint(self._output_dir, resume_from_checkpoint)
-        for warning in warnings:
-            logger.warning(warning)
+        checkpoint = checkpoint_io.resolve_checkpoint(self._output_dir, resume_from_checkpoint)
         if checkpoint is not None:
             checkpoint_io.check_states(self, Path(checkpoint))
         if self.args.should_save:
@@ -124,10 +120,17 @@ class CheckpointTrainer(HubTrainer):
         """Load weights into a sharded model; return False where `Trainer` does it."""
         if checkpoint_io.sharded_states(self) is None:
             return False
-        keys = checkpoint_io.load_sharded_weights(self, checkpoint, super()._load_from_checkpoint)
-        if keys is not None:
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            checkpoint_io.check_keys(model, keys.missing_keys, keys.unexpected_keys)
+        model: Any = self.model
+        if self.is_fsdp_enabled:
+            keys = fsdp_state.load_full_state_dict(model, checkpoint)
+        elif checkpoint_io.saves_full_model(self):
+            keys = deepspeed_state.load_full_state_dict(model, self.optimizer.optimizer, checkpoint)
+        else:  # PEFT adapters under DeepSpeed
+            with deepspeed_state.gathered_trainable_parameters(model, self.optimizer.optimizer):
+                super()._load_from_checkpoint(checkpoint, model)
+            return True
+        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        checkpoint_io.check_keys(unwrapped, keys.missing_keys, keys.unexpected_keys)
         return True
 
     # ---- checkpoints and the final directory

@@ -1,14 +1,20 @@
 """Checks of a trainer's arguments and rows, before a run starts and after it has ended."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
+import datasets
 from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from ..errors import RunError, UsageError
-from ..utils.counts import counted
+from ..masking.base_collator import MaskingCollator
+from ..utils.counts import counted, evenly_spaced
 from .inputs import is_packed
+
+# Rows that `check_targets` collates at most, and at a time.
+_MAX_ROWS, _BATCH_ROWS = 1024, 16
 
 
 def check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
@@ -123,3 +129,39 @@ def check_learned(steps: int, targets: int) -> None:
             f"No row had a target in {counted(steps, 'step')}, so the run learned nothing and its loss is 0. Check "
             "that tokenizer and data fit together, and that rows have at least two positions to mask."
         )
+
+
+def check_targets(dataset: Any, collator: Any, name: str) -> None:
+    """Check that some row of a data set has a target, from as few rows as possible.
+
+    At most 1024 rows are collated: of a map-style data set evenly spaced ones, of a stream the first
+    ones. Streams of other libraries, which may be read only once, are not checked.
+
+    Raises:
+        UsageError: None of these rows has a target, or a stream has no rows.
+    """
+    if isinstance(dataset, dict):
+        for part_name, part in dataset.items():
+            check_targets(part, collator, f"{name} {part_name!r}")
+        return
+    if not isinstance(collator, MaskingCollator):
+        return
+    rows, count = _sample(dataset), 0
+    while batch := list(islice(rows, _BATCH_ROWS)):
+        if collator(batch)["target_valid"].any():
+            return
+        count += len(batch)
+    if not count and isinstance(dataset, datasets.IterableDataset):
+        raise UsageError(f"The stream of {name} has no rows. {collator.target_requirement}")
+    if count:
+        raise UsageError(
+            f"None of {counted(count, 'row')} of the {name} has a target to predict. {collator.target_requirement}"
+        )
+
+
+def _sample(dataset: Any) -> Iterator[Any]:
+    if isinstance(dataset, datasets.IterableDataset):
+        return islice(iter(dataset), _MAX_ROWS)
+    if not hasattr(dataset, "__len__"):
+        return iter(())
+    return (dataset[index] for index in evenly_spaced(len(dataset), _MAX_ROWS))

@@ -27,7 +27,7 @@ from ..monitoring.health_sample import HealthSample
 from .base_trainer import BaseJepaTrainer
 from .batch_metrics import add_batch_metrics, count_targets, evaluation_metrics, weighted_loss
 from .callbacks import EmaTargetCallback, HealthCallback, unwrap_jepa
-from .checks import check_batch_size, check_comparable
+from .checks import check_batch_size, check_comparable, check_targets
 from .console import ConsoleCallback
 from .defaults import (
     check_single_ema,
@@ -42,7 +42,6 @@ from .inputs import check_collator, check_vocabulary, jepa_around, resolve_argum
 from .metric_accumulator import MetricAccumulator
 from .model_card_info import collect_facts
 from .results import write_masks
-from .target_check import check_targets
 from .training_args import JepaTrainingArguments
 
 # Targets of an evaluation that its health is measured on: a bound on memory.
