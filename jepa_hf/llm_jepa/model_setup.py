@@ -75,12 +75,7 @@ def prepare_language_model(
     view_tokenizer: PairedViewTokenizer | None,
     peft_config: Any,
 ) -> Any:
-    """Give the model embeddings of the predictor tokens, and adapters if `peft_config` is not None.
-
-    Raises:
-        UsageError: the model is not a causal language model, or has adapters but fewer embeddings
-            than the tokenizer has tokens.
-    """
+    """Give the model embeddings of the predictor tokens, and adapters if `peft_config` is not None."""
     if not model.can_generate():
         raise UsageError(
             f"{type(model).__name__} is not a causal language model. LLM-JEPA adds to next-token prediction; use "
@@ -111,14 +106,7 @@ def _missing_embeddings() -> UsageError:
 
 
 def set_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Iterable[Any]) -> None:
-    """Add the tokenizer's and the template's stop tokens to those at which `generate` ends.
-
-    Args:
-        model: its generation configuration is changed in place.
-        tokenizer: its tokenizer.
-        rows: tokenized training rows; the last label of one that is not truncated is the template's
-            stop token, if it is a special token.
-    """
+    """Add the tokenizer's and the template's stop tokens to those at which `generate` ends."""
     config = cast(GenerationConfig, model.generation_config)
     stops = [*(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])]
     stops.append(tokenizer.eos_token_id)

@@ -59,11 +59,7 @@ class PairedRow(NamedTuple):
 def load_paired_rows(
     args: PairedDataArguments, *, seed: int, need_validation: bool
 ) -> tuple[list[PairedRow], list[PairedRow] | None]:
-    """Load the training and evaluation rows from the sources of `resolve_splits`, without any from `builtin_rows`.
-
-    Raises:
-        UsageError: files or data sets are missing, unreadable or empty, or several sources are named.
-    """
+    """Load the training and evaluation rows from the sources of `resolve_splits`, without any from `builtin_rows`."""
     train, validation = resolve_splits(
         args,
         seed=seed,

@@ -16,12 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def tokenize_rows(rows: Iterable[PairedRow], view_tokenizer: PairedViewTokenizer) -> list[dict[str, Any]]:
-    """Tokenize rows, and log how many were truncated, left out, or have no stop token.
-
-    Raises:
-        UsageError: a row cannot be tokenized, see `PairedViewTokenizer`; or all are left out. The
-            message names the row's source.
-    """
+    """Tokenize rows, and log how many were truncated, left out, or have no stop token."""
     tokenized: list[dict[str, Any]] = []
     left_out = 0
     for row in rows:
@@ -97,9 +92,6 @@ def tokenize_dataset(dataset: Any, view_tokenizer: PairedViewTokenizer | None) -
     """Tokenize a data set like `tokenize_rows`; tokenized rows are returned unchanged.
 
     Rows of a stream are tokenized during iteration, without the counts.
-
-    Raises:
-        UsageError: rows that are not tokenized, without a `view_tokenizer`.
     """
     if not is_untokenized(dataset):
         return dataset

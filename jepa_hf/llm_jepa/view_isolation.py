@@ -24,12 +24,6 @@ def verify_view_isolation(
 ) -> None:
     """Check that a model encodes views independently of their row and has the standard loss.
 
-    Args:
-        model: a causal language model, or a `PeftModel` around one.
-        collator: `DataCollatorForPairedViews`; without views in its batches, only the loss is
-            checked.
-        row: a row of `PairedViewTokenizer`.
-
     Raises:
         UsageError: the second view's representation depends on its neighbours or on padding; the
             model accepts no positions, but views are packed; or its loss is not the sum over next

@@ -151,11 +151,7 @@ class PairedViewTokenizer:
             return True
 
     def prompt(self, row: Any, number: int | None = None) -> tuple[str, str]:
-        """Return the rendered prompt, up to where the answer begins, and the reference answer.
-
-        Raises:
-            UsageError: as for `__call__`; or the second view is not an answer.
-        """
+        """Return the rendered prompt, up to where the answer begins, and the reference answer."""
         conversation = self._read(row, number)
         turn = self.turns[1] % len(conversation.messages)
         message = conversation.messages[turn]

@@ -199,13 +199,7 @@ def draw_panel(axis: Axes, panel: Panel, log_history: list[dict[str, Any]]) -> N
 
 
 def plot_training(log_history: list[dict[str, Any]], path: str | Path, panels: Sequence[Panel] = PANELS) -> None:
-    """Draw the first four panels that the log has curves for to a PNG.
-
-    Args:
-        log_history: `trainer.state.log_history`.
-        path: File to write.
-        panels: Those to choose from.
-    """
+    """Draw the first four panels that the log has curves for to a PNG."""
     panels = [panel for panel in panels if any(metric_series(log_history, name) for name, _ in panel.curves)][:4]
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)

@@ -215,12 +215,7 @@ class TrainBeginCallback(TrainerCallback):
 
 
 class MaskEpochCallback(TrainerCallback):
-    """Set the collator's epoch, from which masks are drawn, before workers start.
-
-    Args:
-        collator: The run's collator, whose copies in workers share the epoch.
-        passes: Returns the number of passes that have ended.
-    """
+    """Set the collator's epoch, from which masks are drawn, before workers start."""
 
     def __init__(self, collator: MaskingCollator, passes: Callable[[], int]):
         self.collator, self.passes = collator, passes
@@ -236,9 +231,6 @@ class WeightDecayCallback(TrainerCallback):
     """Move the weight decay along a cosine during the run (I-JEPA: 0.04 to 0.4).
 
     It is a pure function of `global_step / max_steps`, so that a resumed run continues exactly.
-
-    Args:
-        last: Weight decay of the last update; that of the first is `args.weight_decay`.
     """
 
     def __init__(self, last: float):

@@ -70,12 +70,7 @@ def resolve_checkpoint(run_dir: Path, requested: str | bool | None) -> str | Non
 
 
 def check_states(trainer: Trainer, checkpoint: Path) -> None:
-    """Refuse a checkpoint without all states: `Trainer` would go on with fresh or random ones.
-
-    Raises:
-        UsageError: It holds another model, or it was written with `save_only_model`, by DeepSpeed
-            itself, or as a sharded state dict.
-    """
+    """Refuse a checkpoint without all states: `Trainer` would go on with fresh or random ones."""
     written_by_trainer = trainer.is_fsdp_enabled and sharded_states(trainer) is None
     if not written_by_trainer and not (checkpoint / OPTIMIZER_NAME).is_file():
         raise UsageError(
@@ -215,13 +210,7 @@ def load_sharded_optimizer(trainer: Any, checkpoint: str, sharded: ModuleType) -
 
 
 def check_keys(model: Any, missing: list[str], unexpected: list[str]) -> None:
-    """Refuse weights of another model.
-
-    Args:
-        model: The unwrapped model; its tied weights may be missing.
-        missing: Names of the model's weights that the checkpoint lacks.
-        unexpected: Names or shapes that the model lacks.
-    """
+    """Refuse weights of another model."""
     tied = set(model.all_tied_weights_keys)
     different = [name for name in missing if name not in tied] + unexpected
     if different:

@@ -120,10 +120,6 @@ def disk_errors_as_run_error(place: Path, run_dir: Path, needed: int) -> Iterato
 def resume_hint(run_dir: Path, first: str = "") -> str:
     """Return sentences that say how to continue an interrupted run.
 
-    Args:
-        run_dir: The run's output directory.
-        first: What to do before, up to "and".
-
     >>> resume_hint(Path("no such run"), "Make room, and")
     'Make room, and give the same command again to start over: no checkpoint is complete yet.'
     """

@@ -91,11 +91,7 @@ def check_comparable(name: str, rows: Any) -> None:
 
 
 def check_best_metric(args: TrainingArguments, callbacks: Collection[Any], names: Collection[str]) -> None:
-    """Check that evaluations measure `metric_for_best_model`.
-
-    Raises:
-        UsageError: It is not among them, or it is missing although early stopping needs it.
-    """
+    """Check that evaluations measure `metric_for_best_model`."""
     metric, evaluates = args.metric_for_best_model, args.eval_strategy != "no"
     if any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks) and (metric is None or not evaluates):
         raise UsageError(
@@ -136,9 +132,6 @@ def check_targets(dataset: Any, collator: Any, name: str) -> None:
 
     At most 1024 rows are collated: of a map-style data set evenly spaced ones, of a stream the first
     ones. Streams of other libraries, which may be read only once, are not checked.
-
-    Raises:
-        UsageError: None of these rows has a target, or a stream has no rows.
     """
     if isinstance(dataset, dict):
         for part_name, part in dataset.items():

@@ -53,10 +53,6 @@ def padded_stream(trainer: Trainer) -> Iterator[None]:
     """Make loaders that are built meanwhile pad a stream's last batches, see `stream_padding`.
 
     Only streams on several ranks need it. `train_dataset` and `data_collator` are replaced for the time being.
-
-    Raises:
-        UsageError: A strategy is "epoch" although each rank has its own shards: their passes end at
-            different times.
     """
     rows, collator = trainer.train_dataset, trainer.data_collator
     args, ranks = trainer.args, trainer.args.world_size

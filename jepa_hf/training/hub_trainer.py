@@ -150,11 +150,7 @@ class HubTrainer(Trainer):
         return HubTarget(name, args.hub_private_repo, args.hub_revision, args.hub_token)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Like `Trainer`'s, but fail without write permission, and only warn if the Hub fails.
-
-        Raises:
-            UsageError: The token is missing, invalid or lacks write permission.
-        """
+        """Like `Trainer`'s, but fail without write permission, and only warn if the Hub fails."""
         if not self.is_world_process_zero():
             return
         self.push_in_progress = None

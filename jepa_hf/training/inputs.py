@@ -114,13 +114,6 @@ def is_packed(dataset: Any) -> bool:
 def tokenized(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, word_ids: bool) -> Any:
     """Tokenize rows of text; pass on None, names of data sets, and rows of token ids.
 
-    Args:
-        dataset: Rows, or a dictionary of data sets. Rows are strings, or dictionaries with the key
-            `text`, in a list, a data set of `datasets` or one of torch.
-        tokenizer: The tokenizer.
-        max_seq_length: Maximum number of tokens in a row; longer texts are truncated.
-        word_ids: Add the column of word indices, for masking of complete words.
-
     Raises:
         UsageError: The data set has neither a column `input_ids` nor `text`, or a text is not a
             string.

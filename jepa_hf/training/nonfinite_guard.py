@@ -40,10 +40,6 @@ class NonFiniteGuard:
 
     The norms also serve clipping (`clip`), so that gradients are not read twice. The norms of
     shards (`has_full_gradients` is False) are not the model's, so clipping is then left to `Trainer`.
-
-    Args:
-        optimizer: The optimizer without accelerate's wrapper.
-        parameters: The trained parameters with their names.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[tuple[str, nn.Parameter]]):

@@ -30,9 +30,6 @@ def install_worker_signal_handlers(training: torch.Tensor) -> None:
     down after it has saved. A second SIGTERM ends the worker. So does the first one after training,
     because Python sends it at exit, for instance after an error, and then waits. torch takes every
     exit code but 0 for a worker's failure.
-
-    Args:
-        training: Shared-memory flag `[1]`, 1 during training.
     """
     received = 0
 
