@@ -64,7 +64,11 @@ BASELINES = {
 
 
 def representation_health(vectors: torch.Tensor, samples: torch.Tensor) -> dict[str, float]:
-    """Measure the health of one encoder's representations, `[N, D]`, in the order of their samples, long `[N]`.
+    """Measure the health of one encoder's representations.
+
+    Args:
+        vectors: Of all positions of a batch, `[N, D]`, in the order of the samples.
+        samples: Sample of each vector, long `[N]`.
 
     Returns:
         `rank`, `pairwise_cosine` and `normalized_std` (see `metrics`) of at most `MAX_RANK_VECTORS` positions,

@@ -72,7 +72,11 @@ def mean_pool_by_sample(vectors: torch.Tensor, samples: torch.Tensor) -> torch.T
 
 
 def within_sample_variance_ratio(vectors: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-    """Compute the share of variance within samples: `[N, D]`, samples long `[N]` -> scalar.
+    """Compute the share of variance within samples; the rest is between their means.
+
+    Args:
+        vectors: `[N, D]`.
+        samples: Sample of each vector, long `[N]`.
 
     Returns:
         A scalar between 0 (all positions of a sample have the same vector) and 1 (all samples have
@@ -104,6 +108,12 @@ def top1_accuracy_in_sample(
     on the sample do not differ within it, so they match at most one of its targets, which is
     chance.
 
+    Args:
+        predictions: `[N, D]`.
+        targets: `[N, D]`.
+        samples: Sample of each target, long `[N]`. A target that is the only one of its sample is
+            left out.
+
     Returns:
         Two scalars, the second of which is the mean over the targets of 1/(number of candidates);
         NaN if no sample has several targets.
@@ -125,9 +135,13 @@ def top1_accuracy_in_sample(
 
 
 def sample_top1_accuracy(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Compute the top-1 accuracy by cosine of each masked sample among all: `[N * masks, D]`, `[N, D]` -> scalar.
+    """Compute the top-1 accuracy by cosine of each masked sample among the targets of all samples.
 
     Chance is 1/N. Targets are standardized over the samples first, as in the contrastive term.
+
+    Args:
+        predictions: `[N * masks, D]`, those of a sample's masks adjacent.
+        targets: `[N, D]`.
     """
     similarity = F.normalize(predictions.float(), dim=-1) @ F.normalize(standardize_features(targets.float()), dim=-1).T
     labels = torch.arange(len(targets), device=targets.device).repeat_interleave(len(predictions) // len(targets))
@@ -176,7 +190,7 @@ def constant_baseline_loss(targets: torch.Tensor, loss_type: str, smooth_l1_beta
 def group_baseline_loss(
     targets: torch.Tensor, groups: torch.Tensor, loss_type: str, smooth_l1_beta: float = 1.0
 ) -> torch.Tensor:
-    """Estimate the mean loss of predicting each target by the true mean of its group: `[N, D]`, long `[N]` -> scalar.
+    """Estimate the mean loss of predicting each target by the true mean of its group.
 
     Deviations from a mean that was fitted to n targets are too small: their variance is that from
     the true mean times 1 - 1/n. Multiplying by sqrt(n / (n - 1)) corrects it. So the estimate is
@@ -184,6 +198,13 @@ def group_baseline_loss(
     true mean direction is 1 - |mean unit vector|. The mean cosine between different targets of a
     group is an unbiased estimate of that length's square; it is averaged over all groups before the
     root.
+
+    Args:
+        targets: `[N, D]`.
+        groups: Group of each target, long `[N]`. A target that is the only one of its group is
+            predicted by the mean of all.
+        loss_type: Loss, as `JepaConfig.loss`.
+        smooth_l1_beta: As in `JepaConfig`.
 
     Returns:
         A scalar; 0 for N = 1.

@@ -231,6 +231,9 @@ class WeightDecayCallback(TrainerCallback):
     """Move the weight decay along a cosine during the run (I-JEPA: 0.04 to 0.4).
 
     It is a pure function of `global_step / max_steps`, so that a resumed run continues exactly.
+
+    Args:
+        last: Weight decay of the last update; that of the first is `args.weight_decay`.
     """
 
     def __init__(self, last: float):

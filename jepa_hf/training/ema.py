@@ -33,6 +33,16 @@ def _clip(decay: float) -> float:
 def interpolate_schedule(step: int, max_steps: int, first: float, last: float, schedule: str = "linear") -> float:
     """Return the decay of update number `step`: an exact resume needs no saved state.
 
+    Args:
+        step: Number of the update, 1 to `max_steps`.
+        max_steps: Length of the run in updates.
+        first: Decay of the first update.
+        last: Decay of the last update.
+        schedule: "constant" (always `first`), "linear" (I-JEPA) or "cosine" (BYOL).
+
+    Raises:
+        ValueError: Unknown schedule.
+
     >>> [interpolate_schedule(step, 3, 0.9, 1.0) for step in (1, 2, 3)]
     [0.9, 0.95, 1.0]
     """
