@@ -2,12 +2,13 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import datasets
 
 from ..errors import UsageError
+from ..training.inputs import iterate_rows
 from ..utils.counts import counted
 from .paired_data import PairedRow
 from .view_tokenizer import IGNORE_INDEX, OverlongRowError, PairedViewTokenizer, special_ids
@@ -79,13 +80,6 @@ def is_untokenized(dataset: Any) -> bool:
         return False
     first = next(iterate_rows(dataset), None)
     return first is not None and not (isinstance(first, Mapping) and "stp_span" in first)
-
-
-def iterate_rows(dataset: Any) -> Iterator[Any]:
-    """Iterate over a data set; a torch `Dataset` may have nothing but a length and rows by number."""
-    if hasattr(dataset, "__iter__"):
-        return iter(dataset)
-    return (dataset[index] for index in range(len(dataset)))
 
 
 def tokenize_dataset(dataset: Any, view_tokenizer: PairedViewTokenizer | None) -> Any:

@@ -18,7 +18,7 @@ from ..monitoring.view_health import view_findings
 from ..training.base_trainer import BaseJepaTrainer
 from ..training.checkpoints import is_staging_checkpoint
 from ..training.console import ConsoleCallback
-from ..training.inputs import check_collator, check_single_split, resolve_arguments
+from ..training.inputs import check_collator, check_single_split, iterate_rows, resolve_arguments
 from ..training.metric_accumulator import MetricAccumulator
 from .data_collator import DataCollatorForPairedViews
 from .decoder import get_decoder, has_lora
@@ -34,7 +34,7 @@ from .model_setup import (
     set_stop_tokens,
 )
 from .objective import PairedViewObjective
-from .row_tokenization import has_label, is_untokenized, iterate_rows, tokenize_dataset
+from .row_tokenization import has_label, is_untokenized, tokenize_dataset
 from .teacher import TeacherCallback, copy_decoder, load_teacher, save_teacher
 from .training_args import LlmJepaTrainingArguments
 from .view_isolation import verify_view_isolation

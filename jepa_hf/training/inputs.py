@@ -1,7 +1,7 @@
 """Arguments, models, rows and collators in the forms that users of `Trainer` pass."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import islice
 from typing import Any, TypeVar, cast
@@ -123,7 +123,7 @@ def tokenized(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: 
     if isinstance(dataset, dict):
         return {name: tokenized(part, tokenizer, max_seq_length, word_ids) for name, part in dataset.items()}
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
-        first = _first_row(dataset)
+        first = next(iterate_rows(dataset), None)
         if first is None or (isinstance(first, Mapping) and "input_ids" in first):
             return dataset
         dataset = _as_text_dataset(dataset)
@@ -142,17 +142,16 @@ def tokenized(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: 
     return tokenize_dataset(dataset, tokenizer, max_seq_length=max_seq_length, word_ids=word_ids)
 
 
-def _first_row(dataset: Any) -> Any:
-    is_sized = has_length(dataset)
-    return next((dataset[index] for index in range(min(len(dataset), 1))) if is_sized else iter(dataset), None)
+def iterate_rows(dataset: Any) -> Iterator[Any]:
+    """Iterate over a data set; a torch `Dataset` may have nothing but a length and rows by number."""
+    return iter(dataset) if hasattr(dataset, "__iter__") else (dataset[index] for index in range(len(dataset)))
 
 
 def _as_text_dataset(dataset: Any) -> datasets.Dataset | datasets.IterableDataset:
     """Convert a list of rows or a data set of torch; only the texts are kept."""
-    is_sized = has_length(dataset)
 
     def rows() -> Any:
-        for row in (dataset[index] for index in range(len(dataset))) if is_sized else dataset:
+        for row in iterate_rows(dataset):
             if isinstance(row, Mapping) and "text" not in row:
                 raise UsageError(f"A row has neither input_ids nor text, only {', '.join(map(str, row))}.")
             text = row["text"] if isinstance(row, Mapping) else row
@@ -160,7 +159,7 @@ def _as_text_dataset(dataset: Any) -> datasets.Dataset | datasets.IterableDatase
             yield {"text": text}
 
     features = datasets.Features(text=datasets.Value("string"))
-    if is_sized:
+    if has_length(dataset):
         return datasets.Dataset.from_list(list(rows()), features=features)
     return datasets.IterableDataset.from_generator(rows, features=features)
 

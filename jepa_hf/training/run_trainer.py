@@ -16,9 +16,9 @@ from ..errors import RunError, UsageError
 from ..utils.keywords import ChecksKeywords
 from . import upstream
 from .callbacks import Totals, TotalsCallback, TrainBeginCallback
+from .checkpoint_trainer import CheckpointTrainer
 from .checkpoints import resume_hint
 from .checks import check_arguments, check_best_metric, check_learned, check_run_length, check_train_rows
-from .guarded_trainer import GuardedTrainer
 from .inputs import check_single_split
 from .metric_accumulator import MetricAccumulator
 from .signals import GracefulShutdownCallback
@@ -28,7 +28,7 @@ from .stream_padding import PADDING_ROW_KEY
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid")
 
 
-class RunTrainer(GuardedTrainer, ChecksKeywords):
+class RunTrainer(CheckpointTrainer, ChecksKeywords):
     """A `Trainer` that refuses a run that cannot learn, and saves when it is interrupted.
 
     Subclasses make models and rows ready (`prepare_model`, `tokenize_rows`), and fill
@@ -159,10 +159,10 @@ class RunTrainer(GuardedTrainer, ChecksKeywords):
         return set()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Like `GuardedTrainer.train`.
+        """Like `CheckpointTrainer.train`.
 
         Raises:
-            UsageError: As by `GuardedTrainer.train` and `check_training`.
+            UsageError: As by `CheckpointTrainer.train` and `check_training`.
             RunError: A data-loader worker died, an update was not finite, the disk is full, or the
                 run learned nothing: it took no step, or no row had a target.
             KeyboardInterrupt, SystemExit: After Ctrl-C or SIGTERM, with a checkpoint of the current
