@@ -17,8 +17,9 @@ from ..data.tokenizer_training import train_wordpiece_tokenizer
 from ..errors import UsageError
 from ..masking.span_collator import DataCollatorForSpanJEPA
 from ..models.configuration_jepa import JepaConfig
-from ..models.encoder_adapters import TextEncoderAdapter, encoder_adapter_for
+from ..models.encoder_adapters import encoder_adapter_for
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..models.text_adapters import TextEncoderAdapter
 from ..training.run_directory import RunPlan
 from .arguments import ModelArguments, Parsed, RunArguments
 from .encoder_loading import (

@@ -24,20 +24,22 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from ..data.feature_columns import abbreviate
-from ..data.image_decoding import decode_image
+from ..data.image_decoding import decode_image, failure_reason
 from ..errors import UsageError
 from ..hub.loading import load_or_usage_error
 from ..models.configuration_jepa import JepaConfig
-from ..models.encoder_adapters import TextEncoderAdapter, encoder_adapter_for, encoder_and_loading_info
+from ..models.encoder_adapters import encoder_adapter_for
+from ..models.encoders import encoder_and_loading_info
 from ..models.losses import layer_norm_no_affine
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..models.text_adapters import TextEncoderAdapter
 from ..utils.types import ProcessingClass
+from .names import POOLINGS
 from .progress import progress_bar
 from .samples import list_features, list_images, list_texts
 
 logger = logging.getLogger(__name__)
 
-POOLINGS = ("mean", "cls", "layers")
 _MODALITIES = {"input_ids": "text", "pixel_values": "images", "features": "features"}
 
 
@@ -353,8 +355,10 @@ class Embedder:
             return decode_image(sample, "L" if getattr(self.encoder.config, "num_channels", 3) == 1 else "RGB")
         except UsageError as error:
             raise UsageError(f"Sample {number + 1} {error}") from None
-        except Exception:  # PIL's decoders raise nearly any exception on damaged data
-            raise UsageError(f"Sample {number + 1} cannot be decoded as an image. Fix it or leave it out.") from None
+        except Exception as error:  # PIL's decoders raise nearly any exception on damaged data
+            raise UsageError(
+                f"Sample {number + 1} is an image {failure_reason(error)}. Fix it or leave it out."
+            ) from None
 
     # ---- from batches to vectors
 

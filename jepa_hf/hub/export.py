@@ -12,7 +12,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
-from ..models.encoder_adapters import untrained_pooler
+from ..models.encoders import untrained_pooler
 from ..models.mlm_head import masked_lm_state
 from ..models.modeling_feature_encoder import FeatureEncoderModel
 from ..models.modeling_jepa import JepaForRepresentationPrediction

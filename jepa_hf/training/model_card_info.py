@@ -9,7 +9,7 @@ from transformers import SchedulerType
 from ..hub.model_card import ModelCardInfo, describe_hardware, hub_repo_id_or_none
 from ..masking.base_collator import MaskingCollator
 from ..models.configuration_jepa import JepaConfig
-from ..models.encoder_adapters import no_pooler_argument
+from ..models.encoders import no_pooler_argument
 from ..models.jepa_config_checks import WEIGHTS
 from ..monitoring.health import BASELINES, measurements
 from ..version import __version__

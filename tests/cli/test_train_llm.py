@@ -769,7 +769,7 @@ def test_generate_keeps_earlier_results(folder: Path, tmp_path: Path, capfd: pyt
     assert "Warning" not in said.err
     before = snapshot(tmp_path)
     say("generate", folder / "llm", *asking, "--output_dir", tmp_path / "answers", code=2)
-    assert "holds the results of an earlier run" in capfd.readouterr().err
+    assert "holds the results of an earlier command (generation.json)" in capfd.readouterr().err
     assert snapshot(tmp_path) == before
     flags = ("--max_samples", 2, "--overwrite_output_dir")
     say("generate", folder / "llm", *asking, *flags, "--output_dir", tmp_path / "answers")

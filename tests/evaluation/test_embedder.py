@@ -29,7 +29,8 @@ from transformers import (
 from helpers.batches import image_config, scale_weights, tiny_jepa
 from helpers.tiny_models import CORPUS, FAMILIES, save_tiny_encoder, tiny_config, tiny_tokenizer
 from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel, JepaForRepresentationPrediction, UsageError
-from jepa_hf.evaluation.embedder import POOLINGS, Embedder
+from jepa_hf.evaluation.embedder import Embedder
+from jepa_hf.evaluation.names import POOLINGS
 from jepa_hf.hub.export import export_run
 
 torch.set_num_threads(1)
@@ -335,9 +336,22 @@ NAN = [np.array([1.0, float("nan"), 0.0])]
             "Expected features of shape \\[3\\] for 'patches', got \\[1, 3\\] in sample 1",
         ),
         (lambda: feature_embedder("patches"), ["text"], "mean", "sample 1 is not a rectangular array of numbers"),
+        (image_embedder, PIXELS[0].transpose(2, 0, 1), "mean", r"Sample 1 holds uint8 of shape \(3, 8, 8\).*transpose"),
+        (image_embedder, [PIXELS[0] / 255], "mean", r"Sample 1 holds float64 of shape .*by \(array \* 255\)"),
+        (
+            image_embedder,
+            [Image.new("I", (8, 8))],
+            "mean",
+            "Sample 1 holds a PIL image of mode 'I', numbers of unknown",
+        ),
         (image_embedder, [7], "mean", "Sample 1 holds int, not an image"),
         (image_embedder, ["no.png"], "mean", "Sample 1 cannot be read: No such file"),
-        (image_embedder, [{"bytes": b"no", "path": None}], "mean", "Sample 1 cannot be decoded as an image"),
+        (
+            image_embedder,
+            [{"bytes": b"no", "path": None}],
+            "mean",
+            "Sample 1 is an image that PIL cannot identify. Fix it",
+        ),
         (broken, TEXTS, "mean", "'bert' gives representations that are not finite"),
         (lambda: text_embedder(batch_size=0), TEXTS, "mean", "Expected batch_size to be at least 1, got 0"),
         (lambda: text_embedder(max_seq_length=500), TEXTS, "mean", "Expected max_seq_length from 1 to 128"),

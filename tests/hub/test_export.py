@@ -261,6 +261,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 )
 
 
+@pytest.mark.slow
 def test_exported_code_loads_without_jepa_hf(tmp_path: Path) -> None:
     """The full model loads with `trust_remote_code=True` without the package."""
     threads = torch.get_num_threads()
