@@ -7,7 +7,6 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..hub.model_card import DatasetInfo, describe_hardware, hub_repo_id_or_none
-from ..utils.atomic_files import atomic_write
 from ..utils.markdown import escape_markdown, markdown_table, single_line, strip_code_delimiters
 from ..version import __version__
 from .decoder import has_lora
@@ -89,32 +88,20 @@ STP = """\
 }"""
 
 
-def write_llm_card(trainer: Any, model_name: str | None, data: DatasetInfo, **kwargs: Any) -> None:
-    """Write the `README.md` of an `LlmJepaTrainer`'s run. All strings are plain text: markup in them is escaped.
-
-    Args:
-        trainer: the trainer.
-        model_name: argument of `from_pretrained`; default the Hub repository, or the last part of
-            the output directory.
-        data: names of the data.
-        **kwargs: `language`, `license` and `dataset`, as for `Trainer.create_model_card`.
-    """
-    args, folder = trainer.args, Path(trainer.args.output_dir)
-    datasets = kwargs.get("dataset") or []
-    data.datasets += [datasets] if isinstance(datasets, str) else datasets
-    name = trainer.hub_model_id or args.hub_model_id or model_name or folder.absolute().name
+def render_llm_card(trainer: Any, name: str, data: DatasetInfo, language: str | None, license: str | None) -> ModelCard:
+    """Render the card of an `LlmJepaTrainer`'s run. All strings are plain text: markup in them is escaped."""
+    args = trainer.args
     title = name.rstrip("/").split("/")[-1]
     start = trainer.model.config.name_or_path
     base_model = hub_repo_id_or_none(start)
-    language, license_name = (value and single_line(value) for value in map(kwargs.get, ("language", "license")))
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["llm-jepa", "jepa", "jepa_hf"],
         base_model=base_model and single_line(base_model),
         datasets=[single_line(dataset) for dataset in data.datasets] or None,
-        language=language,
-        license=license_name,
+        language=language and single_line(language),
+        license=license and single_line(license),
         model_name=single_line(title) or "model",
     )
     results = _result_rows(trainer.state.log_history, trainer.generation_metrics)
@@ -131,8 +118,7 @@ def write_llm_card(trainer: Any, model_name: str | None, data: DatasetInfo, **kw
         results=_table(("evaluation", "at the end"), results) if results else "No evaluation was run.",
         citations="\n\n".join([LLM_JEPA, *([STP] if args.stp_weight else [])]),
     )
-    with atomic_write(folder / "README.md") as file:
-        ModelCard(text, ignore_metadata_errors=True).save(file)
+    return ModelCard(text, ignore_metadata_errors=True)
 
 
 def _table(header: tuple[str, str], rows: Mapping[str, Any]) -> str:

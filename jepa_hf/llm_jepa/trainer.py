@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -24,7 +25,7 @@ from .data_collator import DataCollatorForPairedViews
 from .decoder import get_decoder, has_lora
 from .generation import evaluate_generation
 from .lora import save_adapters
-from .model_card import write_llm_card
+from .model_card import render_llm_card
 from .model_setup import (
     check_model_init,
     default_view_tokenizer,
@@ -351,12 +352,9 @@ class LlmJepaTrainer(BaseJepaTrainer):
 
         plot_training(self.state.log_history, path, LLM_PANELS)
 
-    def create_model_card(  # type: ignore[override]  # **kwargs holds Trainer's arguments
-        self, model_name: str | None = None, data: DatasetInfo | None = None, **kwargs: Any
-    ) -> None:
-        """Write `README.md`, with the arguments of `HubTrainer.create_model_card`."""
-        if self.is_world_process_zero():
-            write_llm_card(self, model_name, data or DatasetInfo(), **kwargs)
+    def render_card(self, name: str, data: DatasetInfo, language: str | None, license: str | None) -> ModelCard:
+        """Render the card of the model that users will load as `name`."""
+        return render_llm_card(self, name, data, language, license)
 
     def load_weights(self, checkpoint: str) -> nn.Module:
         """Load the model of a checkpoint, or the model of its LoRA weights."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, ModelCard
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
@@ -17,7 +17,7 @@ from transformers.utils import PushInProgress
 
 from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
-from ..hub.model_card import DatasetInfo, ModelCardInfo, render_card
+from ..hub.model_card import DatasetInfo
 from ..hub.push import LAST_CHECKPOINT, HubTarget, PushError, open_repo, push_files, push_run
 from ..monitoring.assessment import Verdict, judge
 from ..monitoring.health import findings
@@ -34,7 +34,7 @@ PUSH_STAGING_DIR = "_push"
 class HubTrainer(Trainer):
     """A `Trainer` whose result is the directory that `export_final_model` writes.
 
-    Subclasses define that directory (`export_final_model`) and the facts on its model card (`model_card_info`).
+    Subclasses define that directory (`export_final_model`) and its model card (`render_card`).
     It is pushed at the end and, depending on `hub_strategy`, during training. A failing Hub does
     not end a run.
     """
@@ -57,11 +57,11 @@ class HubTrainer(Trainer):
     def export_final_model(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write the directory that users load."""
 
-    def model_card_info(self, name: str) -> ModelCardInfo:
-        """Return the facts for the card of the model that users will load as `name`."""
-        raise NotImplementedError
+    @abstractmethod
+    def render_card(self, name: str, data: DatasetInfo, language: str | None, license: str | None) -> ModelCard:
+        """Render the card of the model that users will load as `name`."""
 
-    def create_model_card(  # type: ignore[override]  # the other arguments of `Trainer`'s are in the facts
+    def create_model_card(  # type: ignore[override]  # the run gives the other arguments of `Trainer`'s
         self, model_name: str | None = None, data: DatasetInfo | None = None, **kwargs: Any
     ) -> None:
         """Write `README.md`.
@@ -76,13 +76,12 @@ class HubTrainer(Trainer):
             return
         # The path is local: only its last part is a name for others.
         folder = self._output_dir.absolute().name
-        facts = self.model_card_info(self.hub_model_id or self.args.hub_model_id or model_name or folder)
-        facts.language, facts.license = kwargs.get("language"), kwargs.get("license")
-        names = kwargs.get("dataset") or []
-        facts.data = data or DatasetInfo()
-        facts.data.datasets += [names] if isinstance(names, str) else names
+        name = self.hub_model_id or self.args.hub_model_id or model_name or folder
+        data, datasets = data or DatasetInfo(), kwargs.get("dataset") or []
+        data.datasets += [datasets] if isinstance(datasets, str) else datasets
+        card = self.render_card(name, data, kwargs.get("language"), kwargs.get("license"))
         with atomic_write(self._output_dir / "README.md") as staging:
-            render_card(facts).save(staging)
+            card.save(staging)
 
     @abstractmethod
     def plot_log(self, path: Path) -> None:

@@ -1,11 +1,13 @@
 """`JepaTrainer`: a `Trainer` for `JepaForRepresentationPrediction`."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers import (
     BaseImageProcessor,
@@ -18,7 +20,7 @@ from transformers.debug_utils import DebugOption
 
 from ..distributed.deepspeed_state import zero3_init_disabled
 from ..hub.export import export_run
-from ..hub.model_card import ModelCardInfo
+from ..hub.model_card import DatasetInfo, ModelCardInfo, render_card
 from ..masking.base_collator import MaskingCollator
 from ..masking.span_collator import DataCollatorForSpanJEPA
 from ..models.jepa_config_checks import WEIGHTS
@@ -334,6 +336,11 @@ class JepaTrainer(BaseJepaTrainer):
         """Write the exported encoder with its processing class, and the full JEPA below it."""
         jepa = cast(JepaForRepresentationPrediction, model)
         export_run(jepa, output_dir, cast(Any, self.processing_class), self.args.export_encoder, state_dict)
+
+    def render_card(self, name: str, data: DatasetInfo, language: str | None, license: str | None) -> ModelCard:
+        """Render the card of the model that users will load as `name`."""
+        facts = replace(self.model_card_info(name), data=data, language=language, license=license)
+        return render_card(facts)
 
     def model_card_info(self, name: str) -> ModelCardInfo:
         """Return the facts for the card of the model that users will load as `name`."""
