@@ -17,6 +17,7 @@ from ..hub.model_card import DatasetInfo
 from ..monitoring.assessment import Verdict, judge
 from ..monitoring.view_health import view_findings
 from ..training.base_trainer import BaseJepaTrainer
+from ..training.callbacks import MovingAverageCallback
 from ..training.checkpoints import is_staging_checkpoint
 from ..training.console import ConsoleCallback
 from ..training.inputs import check_collator, check_single_split, iterate_rows, resolve_arguments
@@ -36,7 +37,7 @@ from .model_setup import (
 )
 from .objective import PairedViewObjective
 from .row_tokenization import has_label, is_untokenized, tokenize_dataset
-from .teacher import TeacherCallback, copy_decoder, load_teacher, save_teacher
+from .teacher import copy_decoder, load_teacher, match_teacher, save_teacher
 from .training_args import LlmJepaTrainingArguments
 from .view_isolation import verify_view_isolation
 from .view_metrics import ViewMetrics
@@ -125,7 +126,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
         if data_collator is None:
             data_collator = DataCollatorForPairedViews(processing_class, args.view_passes)
         teacher = copy_decoder(language_model) if args.target_gradient == "ema" else None
-        self._teacher_callback = TeacherCallback(args.ema_decay)
+        self._teacher_callback = MovingAverageCallback(lambda state: args.ema_decay)
         self.objective = PairedViewObjective(
             temperature=args.infonce_temperature,
             teacher=teacher,
@@ -158,7 +159,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
         self._views_verified = False
         if teacher is not None:
             teacher.to(args.device)
-            self._teacher_callback.pair(get_decoder(self.model), teacher)
+            self._teacher_callback.pairs = match_teacher(get_decoder(self.model), teacher)
 
     def prepare_model(self, model: Any) -> Any:
         """Give a later model of `model_init` the tokenizer's size and the objective."""
