@@ -174,7 +174,7 @@ class BaseJepaTrainer(RunTrainer):
         missing = num_batches - len(batches)
         if self._is_stream and batches and missing:
             empty = dict(batches[-1])
-            data_loading.keep_first_rows(empty, 0, self.mask_rows)
+            self._keep_first_rows(empty, 0)
             batches += [empty] * missing
         return batches, count
 
@@ -186,7 +186,7 @@ class BaseJepaTrainer(RunTrainer):
         if self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader and self._last_update_size:
             size = len(next(iter(batches[-1].values())))
             rows = data_loading.own_rows(size, self._last_update_size, self.accelerator.process_index)
-            data_loading.keep_first_rows(batches[-1], rows, self.mask_rows)
+            self._keep_first_rows(batches[-1], rows)
         check_batch(batches[0], self.batch_keys)
         count = torch.stack([self.count_items(batch) for batch in batches]).sum(dim=0).to(device)
         self._targets = self._targets + count.sum()
@@ -194,6 +194,11 @@ class BaseJepaTrainer(RunTrainer):
             count = self.accelerator.gather(count[None]).sum(dim=0)
         # Without any target the loss is 0, not 0 / 0.
         return count.clamp_min(1)
+
+    def _keep_first_rows(self, inputs: dict[str, torch.Tensor], rows: int) -> None:
+        """Remove all rows of a micro-batch but the first `rows` from the loss."""
+        first = next(iter(inputs.values()))
+        self.mask_rows(inputs, torch.arange(len(first), device=first.device) < rows)
 
     @property
     def _last_update_size(self) -> int:
@@ -279,7 +284,7 @@ class BaseJepaTrainer(RunTrainer):
         # row is masked.
         inputs = {name: value[: max(rows, 1)] for name, value in inputs.items()}
         if self.args.world_size > 1 and (gradient_state.end_of_dataloader or is_padding is not None):
-            data_loading.keep_first_rows(inputs, rows, self.mask_rows)
+            self._keep_first_rows(inputs, rows)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         if rows:

@@ -19,8 +19,6 @@ from .signals import install_worker_signal_handlers
 from .stream_padding import FixedBatchSizeCollator, PadStreamToMultiple
 from .upstream import loader_batch_size, row_sampler, torch_loader
 
-MaskRows = Callable[[dict[str, torch.Tensor], torch.Tensor], None]
-
 # Maximum number of rows that a message about a failed update lists.
 _MAX_LISTED_ROWS = 16
 
@@ -73,12 +71,6 @@ def padded_stream(trainer: Trainer) -> Iterator[None]:
 
 
 # ---- rows that repeat others
-
-
-def keep_first_rows(inputs: dict[str, torch.Tensor], rows: int, mask_rows: MaskRows) -> None:
-    """Remove all rows of a micro-batch but the first `rows` from the loss."""
-    first = next(iter(inputs.values()))
-    mask_rows(inputs, torch.arange(len(first), device=first.device) < rows)
 
 
 def rows_of_incomplete_update(loader: Any, drop_last: bool) -> int:
