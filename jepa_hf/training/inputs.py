@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, TypeVar, cast
 
 import datasets
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import has_length
@@ -15,6 +16,7 @@ from ..data.tokenization import num_token_ids, tokenize_dataset
 from ..errors import UsageError
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..utils.counts import counted
 from .training_args import BaseJepaTrainingArguments
 
 Arguments = TypeVar("Arguments", bound=BaseJepaTrainingArguments)
@@ -61,7 +63,28 @@ def jepa_around(model: nn.Module) -> JepaForRepresentationPrediction:
         missing, _ = part.load_state_dict(encoder.state_dict(), strict=False)
         if missing:
             raise UsageError(f"{type(model).__name__} lacks the weights {', '.join(missing[:3])} of its encoder.")
+    frozen = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
+    for name, parameter in jepa.context_encoder.named_parameters():
+        parameter.requires_grad_(name not in frozen)
     return jepa.eval()
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.Module) -> None:
+    """Refuse an optimizer of other parameters than the model's, which would train nothing of it.
+
+    Raises:
+        UsageError: It holds a parameter that the model does not have.
+    """
+    if optimizer is None:
+        return
+    known = set(map(id, model.parameters()))
+    unknown = [value for group in optimizer.param_groups for value in group["params"] if id(value) not in known]
+    if unknown:
+        raise UsageError(
+            f"optimizers holds {counted(len(unknown), 'parameter')} that the trained model does not have, because a "
+            "JEPA is built around a copy of an encoder. Pass a JepaForRepresentationPrediction and an optimizer of its "
+            "parameters, or optimizer_cls_and_kwargs."
+        )
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: JepaForRepresentationPrediction) -> None:

@@ -19,7 +19,7 @@ from .callbacks import Totals, TotalsCallback, TrainBeginCallback
 from .checkpoint_trainer import CheckpointTrainer
 from .checkpoints import resume_hint
 from .checks import check_arguments, check_best_metric, check_learned, check_run_length, check_train_rows
-from .inputs import check_single_split
+from .inputs import check_optimizer, check_single_split
 from .metric_accumulator import MetricAccumulator
 from .signals import GracefulShutdownCallback
 from .stream_padding import PADDING_ROW_KEY
@@ -53,6 +53,7 @@ class RunTrainer(CheckpointTrainer, ChecksKeywords):
             eval_dataset=self.tokenize_rows(eval_dataset),
             **kwargs,
         )
+        check_optimizer(self.optimizer, model)
         self.model_init: Any = model_init
         upstream.keep_columns(self, (*getattr(self.data_collator, "extra_columns", ()), PADDING_ROW_KEY))
         self._means: dict[str, MetricAccumulator] = defaultdict(MetricAccumulator)
@@ -84,9 +85,9 @@ class RunTrainer(CheckpointTrainer, ChecksKeywords):
         """Return the prepared model, before the constructor of `Trainer` runs."""
         if (model is None) == (model_init is None):
             raise UsageError("Pass either model or model_init to the trainer.")
+        set_seed(self.args.seed)  # as `Trainer` does, but before a predictor is drawn
         if model_init is None:
             return self.prepare_model(model)
-        set_seed(self.args.seed)
         self.model_init = model_init
         return self.call_model_init()
 
