@@ -79,27 +79,14 @@ class Verdict:
         return [" ".join(filter(None, (f"{self.title}.", self.reasons[0], more, self.skill))), f"Next: {self.advice}"]
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """Thresholds of warnings about curves. A collapse has those of the watchdog, see `health`.
-
-    Args:
-        chance: Below this multiple of chance, a top-1 accuracy counts as chance.
-        skill: Below this fraction of the way from chance to 1, a top-1 accuracy among a sample's own
-            targets counts as chance.
-        rank: A rank below this fraction of the start's, or of random weights', is a warning.
-        cosine: A mean pairwise cosine that has risen above this is a warning.
-        std: A normalized standard deviation that has fallen below this is a warning.
-    """
-
-    chance: float = 2.0
-    skill: float = 0.05
-    rank: float = 0.5
-    cosine: float = 0.9
-    std: float = 0.3
-
-
-THRESHOLDS = Thresholds()
+# Thresholds of warnings about curves. A collapse has those of the watchdog, see `health`.
+# Below this multiple of chance, a top-1 accuracy counts as chance; among a sample's own targets, below
+# this fraction of the way from chance to 1.
+_MIN_CHANCE_MULTIPLE, _MIN_SKILL = 2.0, 0.05
+# A rank below this fraction of the start's, or of random weights'.
+_LOW_RANK_RATIO = 0.5
+# A mean pairwise cosine that has risen above, a normalized standard deviation that has fallen below this.
+_HIGH_COSINE, _LOW_STD = 0.9, 0.3
 # Kinds of findings whose sentence says how little was learned.
 _NOTHING_LEARNED = {"nothing_learned", "views_at_chance"}
 
@@ -179,7 +166,7 @@ def assess_sample_top1_accuracy(history: History, curves: Curves, width: int | N
     if by_chance is None:
         return Assessment(f"{change}.")
     ratio = points[-1][1] / by_chance
-    if ratio >= THRESHOLDS.chance:
+    if ratio >= _MIN_CHANCE_MULTIPLE:
         return Assessment(f"{change}, {format_number(ratio)} times chance.", Severity.HEALTHY)
     return Assessment(
         f"{change}, where chance gives {format_number(by_chance)}: contexts do not distinguish samples.",
@@ -197,7 +184,7 @@ def assess_rank(
         directions = f"{'' if width is None else f' of {width}'} directions"
         if end < left * start:
             return f"{directions}: the representation has collapsed", Severity.COLLAPSED
-        if end < THRESHOLDS.rank * start:
+        if end < _LOW_RANK_RATIO * start:
             return f"{directions}: more than half of the directions are lost", Severity.WARNING
         return f"{directions}{': the directions are kept' if points[1:] else ''}", Severity.HEALTHY
 
@@ -216,9 +203,9 @@ def assess_cosine(history: History, curves: Curves, width: int | None = None) ->
         start, end = points[0][1], points[-1][1]
         if 1 - end < COSINE_COLLAPSE_RATIO * (1 - start):
             return ": all of them are nearly the same, the representation has collapsed", Severity.COLLAPSED
-        if end > THRESHOLDS.cosine >= start:
+        if end > _HIGH_COSINE >= start:
             return ": they have become very similar", Severity.WARNING
-        similarity = "they were as similar at the start" if end > THRESHOLDS.cosine else "they differ"
+        similarity = "they were as similar at the start" if end > _HIGH_COSINE else "they differ"
         return f", where 1 is collapse: {similarity}", Severity.HEALTHY
 
     return _worst_assessment(history, curves, "The mean cosine between {}", outcome)
@@ -228,7 +215,7 @@ def assess_normalized_std(history: History, curves: Curves, width: int | None = 
     """Assess the normalized standard deviation."""
 
     def outcome(points: Points) -> tuple[str, Severity]:
-        if points[-1][1] < THRESHOLDS.std <= points[0][1]:
+        if points[-1][1] < _LOW_STD <= points[0][1]:
             return ", where about 1 is healthy: they nearly point the same way", Severity.WARNING
         return ", where about 1 is healthy", Severity.HEALTHY
 
@@ -270,7 +257,7 @@ def assess_samples(ranks: dict[str, float], cosines: dict[str, float], width: in
         return Assessment(
             f"{description}: samples are hardly distinguished, the representation has collapsed.", Severity.COLLAPSED
         )
-    if ranks["context"] < THRESHOLDS.rank * ranks["random"]:
+    if ranks["context"] < _LOW_RANK_RATIO * ranks["random"]:
         return Assessment(f"{description}: training has cost more than half of them.", Severity.WARNING)
     return Assessment(f"{description}.", Severity.HEALTHY)
 
@@ -391,7 +378,7 @@ def _at_chance(history: History) -> bool:
     points, chance = _with_chance(history, name)
     if chance is None:
         return False
-    minimum = THRESHOLDS.chance * chance if name == "top1_accuracy" else chance + THRESHOLDS.skill * (1 - chance)
+    minimum = _MIN_CHANCE_MULTIPLE * chance if name == "top1_accuracy" else chance + _MIN_SKILL * (1 - chance)
     return not points[-1][1] >= minimum
 
 

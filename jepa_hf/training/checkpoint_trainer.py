@@ -44,13 +44,7 @@ class CheckpointTrainer(HubTrainer):
     # ---- resuming
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Like `Trainer.train`, but resume from complete checkpoints only.
-
-        Args:
-            resume_from_checkpoint: A checkpoint, or True for the newest complete one in
-                `args.output_dir`. Newer incomplete ones are skipped with a warning.
-            *args: As for `Trainer.train`.
-            **kwargs: As for `Trainer.train`.
+        """Like `Trainer.train`, but resume from complete checkpoints only: a path, or True for the newest one.
 
         Raises:
             UsageError: The checkpoint is incomplete, or there is none.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,16 +12,8 @@ from .deferred_max import DeferredMax
 from .upstream import norms, set_found_inf, supports_found_inf
 
 
-@dataclass(frozen=True)
-class NonFiniteUpdate:
-    """A non-finite update.
-
-    Args:
-        step: Number of the update, 1 for the run's first.
-        parameter: First parameter with a NaN or an inf in its gradient; None if only the loss was
-            not finite.
-        parameters: Number of parameters with such a gradient.
-    """
+class NonFiniteUpdate(NamedTuple):
+    """Step of an update, first parameter (None: only the loss) and number of parameters that were not finite."""
 
     step: int
     parameter: str | None
