@@ -347,12 +347,6 @@ class LlmJepaTrainer(BaseJepaTrainer):
         if self.objective.teacher is not None:
             load_teacher(self.objective.teacher, cast(str, self.state.best_model_checkpoint))
 
-    def plot_log(self, path: Path) -> None:
-        """Draw the losses and the view metrics to a PNG file."""
-        from ..monitoring.training_plots import LLM_PANELS, plot_training  # late, because matplotlib loads slowly
-
-        plot_training(self.state.log_history, path, LLM_PANELS)
-
     def render_card(self, name: str, data: DatasetInfo, language: str | None, license: str | None) -> ModelCard:
         """Render the card of the model that users will load as `name`."""
         return render_llm_card(self, name, data, language, license)

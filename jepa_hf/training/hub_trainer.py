@@ -83,10 +83,6 @@ class HubTrainer(Trainer):
         with atomic_write(self._output_dir / "README.md") as staging:
             card.save(staging)
 
-    @abstractmethod
-    def plot_log(self, path: Path) -> None:
-        """Draw the log to a PNG file."""
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Like `Trainer.save_model`; in the output directory of a run also `write_results`."""
         is_run = output_dir is None or Path(output_dir) == self._output_dir
@@ -98,10 +94,12 @@ class HubTrainer(Trainer):
         """Write the log to `metrics.json` and `training.png`, and after training the model card."""
         if not self.args.should_save:
             return
+        from ..monitoring.training_plots import plot_training  # late, because matplotlib loads slowly
+
         self._output_dir.mkdir(parents=True, exist_ok=True)
         write_metrics(self)
         with atomic_write(self._output_dir / "training.png") as staging:
-            self.plot_log(staging)
+            plot_training(self.state.log_history, staging)
         if self.state.global_step:
             self.create_model_card(**kwargs)
 
