@@ -95,11 +95,6 @@ def _database(path: Path, row: dict[str, Any]) -> Path:
 def sql_results_match(query: str, reference: str, database: Path) -> bool:
     """Return whether two queries return the same rows of a database, opened read-only.
 
-    Args:
-        query: the generated query; wrong if it fails.
-        reference: the reference query.
-        database: path of an SQLite file.
-
     Raises:
         UsageError: the reference query fails.
     """

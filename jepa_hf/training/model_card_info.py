@@ -36,14 +36,7 @@ _UNITS = {"text": "tokens", "images": "patches", "features": "positions"}
 
 
 def collect_facts(trainer: Any, name: str, passes: int | None) -> ModelCardInfo:
-    """Collect the facts about a `JepaTrainer`'s run.
-
-    Args:
-        trainer: The trainer.
-        name: Name that users pass to `from_pretrained`.
-        passes: Complete passes over a stream; None for rows of known number, of which the epochs
-            are known.
-    """
+    """Collect the facts about a `JepaTrainer`'s run."""
     model, state, dataset = trainer.model, trainer.state, trainer.train_dataset
     config, modality = model.config, model.encoder_adapter.modality
     measured = measurements(state.log_history)
