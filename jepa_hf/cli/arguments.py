@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from ..data.arguments import DataArguments
 from ..errors import UsageError
@@ -13,6 +13,10 @@ from ..utils.types import MayChange
 @dataclass
 class BaseModelArguments:
     """The model that a run starts from, for every objective."""
+
+    # Set on an instance if the model was passed from Python, and so saved to a temporary `model_name_or_path`: the
+    # directory or Hub name from which it was loaded, if any.
+    passed_model: ClassVar[str | None] = None
 
     objective: MayChange[str | None] = field(
         default=None,

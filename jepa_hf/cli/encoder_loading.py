@@ -15,9 +15,11 @@ from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..utils.types import ProcessingClass
 from .arguments import BaseModelArguments, ModelArguments
+from .quick_checks import suggestion
 
 TEXT_MODEL_TYPES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
 VISION_MODEL_TYPES = ("ijepa", "vit", "dinov2", "dinov2_with_registers")
+SUPPORTED = f"Supported are {', '.join(TEXT_MODEL_TYPES)}, and for images {', '.join(VISION_MODEL_TYPES)}."
 
 
 @dataclass
@@ -55,12 +57,10 @@ def load_encoder_config(model_args: ModelArguments, data_args: DataArguments) ->
     if name is None:
         try:
             config = AutoConfig.for_model(str(model_args.model_type))
-        except UsageError:
-            raise
         except ValueError:
+            meant = suggestion(str(model_args.model_type), (*TEXT_MODEL_TYPES, *VISION_MODEL_TYPES))
             raise UsageError(
-                f"model_type {model_args.model_type!r} is unknown to transformers; use "
-                f"{', '.join((*TEXT_MODEL_TYPES, *VISION_MODEL_TYPES))}"
+                f"model_type {model_args.model_type!r} is not that of an encoder.{meant} {SUPPORTED}"
             ) from None
     else:
         argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
@@ -82,18 +82,28 @@ def apply_config_overrides(
     """
     if not overrides:
         return config
+    parts = [part.partition("=") for part in overrides.split(",")]
+    for name, equals, _ in parts:
+        if not equals:
+            raise UsageError(f"config_overrides {overrides!r} gives {name!r} no value. Write name=value,name=value.")
+        if not hasattr(config, name):
+            meant = suggestion(name, (*config.to_dict(), *config.attribute_map))
+            raise UsageError(
+                f"config_overrides {overrides!r}: the configuration of a {config.model_type} model has no {name!r}."
+                f"{meant} Its names are those of {type(config).__name__}."
+            )
     try:
         config.update_from_string(overrides)
         values = config.to_dict()
         if is_default:
-            values = {name: values[name] for name in dict(part.split("=") for part in overrides.split(","))}
+            values = {config.attribute_map.get(name, name): getattr(config, name) for name, _, _ in parts}
         elif len(values.get("layer_types") or ()) != config.num_hidden_layers:
             values.pop("layer_types", None)  # ModernBERT's follow from the number of layers
         return type(config).from_dict(values)
     except (ValueError, IndexError, TypeError, StrictDataclassError) as error:
         raise UsageError(
-            f"config_overrides {overrides!r} must have the form name=value,name=value with names of the "
-            f"{config.model_type} configuration: {' '.join(str(error).split())}"
+            f"config_overrides {overrides!r} has a wrong value for a {config.model_type} model: "
+            f"{' '.join(str(error).split())}"
         ) from None
 
 
@@ -149,7 +159,7 @@ def build_model(
             raise UsageError(
                 f"the {jepa_config.encoder_config.model_type} encoder cannot be built with this configuration: {error}"
             ) from None
-    return load_or_usage_error(
+    model = load_or_usage_error(
         model_args.model_name_or_path,
         lambda name, **kwargs: JepaForRepresentationPrediction.from_any_pretrained(
             name, encoder_kwargs=kwargs, **model_args.jepa_kwargs()
@@ -157,3 +167,6 @@ def build_model(
         {**hub_kwargs(model_args, data_args), **attention},
         "model_name_or_path",
     )
+    if model_args.passed_model is not None:
+        model.config.name_or_path = model_args.passed_model
+    return model

@@ -27,6 +27,7 @@ from ..training.checkpoints import latest_valid_checkpoint
 from ..training.run_directory import RUN_FILE, read_run
 from .arguments import BaseModelArguments
 from .encoder_loading import apply_config_overrides
+from .quick_checks import suggestion
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -52,7 +53,10 @@ def load_language_config(model_args: BaseModelArguments, kwargs: dict[str, Any])
     elif model_args.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         config = AutoConfig.for_model(str(model_args.model_type))
     else:
-        raise UsageError(f"model_type {model_args.model_type!r} is not a causal language model; use llama, gpt2, qwen3")
+        meant = suggestion(str(model_args.model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise UsageError(
+            f"model_type {model_args.model_type!r} is not a causal language model.{meant} Use llama, gpt2 or qwen3."
+        )
     check_causal(config)
     return apply_config_overrides(config, model_args.config_overrides, is_default=name is None)
 
@@ -63,9 +67,10 @@ def check_causal(config: PreTrainedConfig) -> None:
         config, "is_decoder", False
     )
     if is_bidirectional or config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "not a causal language model"
         raise UsageError(
-            f"a {config.model_type} model is not a causal language model, which the objective llm needs; name a llama, "
-            "gpt2, qwen3 or similar, or omit --objective llm to train an encoder"
+            f"A {config.model_type} model is {kind}, but the objective llm needs a decoder such as llama, gpt2 or "
+            "qwen3. Name one, or omit --objective llm to train an encoder."
         )
 
 
@@ -126,7 +131,12 @@ def build_language_model(
                 f"the {config.model_type} model cannot be built with this configuration: {reason}"
             ) from None
     name = model_args.model_name_or_path
-    return load_or_usage_error(name, AutoModelForCausalLM.from_pretrained, {**kwargs, **settings}, "model_name_or_path")
+    model = load_or_usage_error(
+        name, AutoModelForCausalLM.from_pretrained, {**kwargs, **settings}, "model_name_or_path"
+    )
+    if model_args.passed_model is not None:
+        model.config.name_or_path = model_args.passed_model
+    return model
 
 
 def refuse_unfinished_run(argument: str, name: str) -> None:

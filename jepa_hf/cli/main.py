@@ -17,7 +17,7 @@ from . import masks
 from .console import quiet_libraries, report_error
 from .help import short_help
 from .options import PARSERS
-from .quick_checks import check_train_command, peek_objective
+from .quick_checks import check_train_command, peek_objective, suggestion
 from .requirements import check_packages
 
 _COMMANDS = ("train", "masks", *PARSERS)
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command not in PARSERS:
             message = f"The commands are {', '.join(_COMMANDS[:-1])} and {_COMMANDS[-1]}."
-            raise UsageError(f"Unknown command {command!r}. {message}")
+            raise UsageError(f"Unknown command {command!r}.{suggestion(command, _COMMANDS)} {message}")
         options = PARSERS[command]().parse_args(rest)
         check_packages({command: True, **vars(options)})
         quiet_libraries()

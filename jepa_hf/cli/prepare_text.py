@@ -8,7 +8,7 @@ from typing import Any, cast
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..data.arguments import DataArguments
 from ..data.text_datasets import load_text_datasets
@@ -22,8 +22,7 @@ from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..training.run_directory import RunPlan
 from .arguments import ModelArguments, Parsed, RunArguments
 from .encoder_loading import (
-    TEXT_MODEL_TYPES,
-    VISION_MODEL_TYPES,
+    SUPPORTED,
     TrainingComponents,
     build_model,
     hub_kwargs,
@@ -68,10 +67,12 @@ def _check_encoder(config: PreTrainedConfig) -> None:
     needed = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
     is_bidirectional = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
     if not is_bidirectional or not all(hasattr(config, name) for name in needed):
-        raise UsageError(
-            f"a {config.model_type} model is not a text encoder; use {', '.join(TEXT_MODEL_TYPES)}, or for images "
-            f"{', '.join(VISION_MODEL_TYPES)}"
-        )
+        kind = "has no encoder that JEPA supports"
+        if config.is_encoder_decoder:
+            kind = "is an encoder-decoder, and JEPA trains an encoder alone"
+        elif config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            kind = "is a causal language model, which --objective llm fine-tunes"
+        raise UsageError(f"A {config.model_type} model {kind}. {SUPPORTED}")
 
 
 def _tokenizer(model_args: ModelArguments, data_args: DataArguments, plan: RunPlan) -> PreTrainedTokenizerBase | None:

@@ -170,6 +170,16 @@ def _class_fields(path: Path, classes: Sequence[str]) -> set[str]:
     }
 
 
+def suggestion(name: str, valid: Iterable[str], prefix: str = "") -> str:
+    """Name the valid name that a misspelt one probably means; empty if no valid name is near.
+
+    >>> suggestion("hiden_size", ["hidden_size", "vocab_size"])
+    ' Did you mean hidden_size?'
+    """
+    close = difflib.get_close_matches(name, sorted(valid), n=1, cutoff=0.75)
+    return f" Did you mean {prefix}{close[0]}?" if close else ""
+
+
 def describe_unknown(name: str, valid: Iterable[str], kind: str, objective: str | None = None) -> str:
     """Describe an unknown name, and the valid one that was probably meant.
 
@@ -183,12 +193,11 @@ def describe_unknown(name: str, valid: Iterable[str], kind: str, objective: str 
     'flag --lerning_rate. Did you mean --learning_rate?'
     """
     key, dashes = name.lstrip("-").replace("-", "_"), "--" if kind == "flag" else ""
-    close = difflib.get_close_matches(key, sorted(valid), n=1, cutoff=0.75)
     if key in flag_names(None if objective == "llm" else "llm"):
         others, this = ("span, images and features", "llm") if objective == "llm" else ("llm", objective or "span")
-        hint = f"It is for the objective {others}, and this run's is {this}. Omit it."
-    elif key in _FLAG_OF or close:
-        hint = f"Did you mean {dashes}{_FLAG_OF.get(key) or close[0]}?"
+        hint = f" It is for the objective {others}, and this run's is {this}. Omit it."
+    elif key in _FLAG_OF:
+        hint = f" Did you mean {dashes}{_FLAG_OF[key]}?"
     else:
-        hint = "See --help_all for all flags."
-    return f"{kind} {name}. {hint}"
+        hint = suggestion(key, valid, dashes) or " See --help_all for all flags."
+    return f"{kind} {name}.{hint}"

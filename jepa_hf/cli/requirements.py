@@ -35,7 +35,6 @@ _FLAGS = {
     "use_peft": {"peft": "'jepa_hf[peft]'"},
     "probe_task": {"sklearn": "'jepa_hf[evaluate]'"},
     "evaluate": {"sentence_transformers": "'jepa_hf[evaluate]'", "sklearn": "'jepa_hf[evaluate]'"},
-    "onnx": {"onnx": "'jepa_hf[onnx]'", "onnxscript": "'jepa_hf[onnx]'"},
 }
 _UNSET = (None, False, "", "no", "none", "false", "False")
 

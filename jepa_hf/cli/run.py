@@ -142,6 +142,8 @@ def serialize_settings(parts: Sequence[Any]) -> dict[str, Any]:
             if isinstance(part, TrainingArguments)
             else {item.name: getattr(part, item.name) for item in fields(part)}
         )
+    if parts[0].passed_model is not None:
+        merged["model_name_or_path"] = "(passed from Python)"
     secrets = ("token", "hub_token", "push_to_hub_token")
     return json.loads(json.dumps({name: value for name, value in merged.items() if name not in secrets}, default=str))
 

@@ -1,6 +1,5 @@
 """`run_jepa.py`, `jepa-hf train` and `jepa_hf.pretrain`: one training run, from flags to files."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -8,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from ..data.arguments import DataArguments
 from ..errors import RunError, UsageError
@@ -19,12 +18,13 @@ from ..models.configuration_feature_encoder import FeatureEncoderConfig
 from ..training.results import write_masks
 from ..training.signals import GracefulShutdownCallback
 from ..training.trainer import JepaTrainer
+from ..utils.types import ProcessingClass
 from .arguments import ModelArguments, Parsed, RunArguments
 from .console import quiet_libraries, report_error
 from .encoder_loading import TrainingComponents
 from .llm_arguments import LLM_CLASSES
 from .parsing import complete_help, parse_command, parse_flags
-from .passed_datasets import set_datasets
+from .passed_objects import model_directory, quiet_datasets, set_datasets
 from .prepare import prepare
 from .quick_checks import peek_objective
 from .run import (
@@ -123,8 +123,9 @@ def _report_interrupted_step(command: str, error: Exception, interruption: Grace
 
 
 def pretrain(
-    model: str | Path | None = None,
+    model: str | Path | PreTrainedModel | None = None,
     *,
+    processing_class: ProcessingClass | None = None,
     train_dataset: Any = None,
     eval_dataset: Any = None,
     config: str | Path | None = None,
@@ -136,7 +137,10 @@ def pretrain(
     Ctrl-C and SIGTERM save a checkpoint, see `BaseJepaTrainer.train`; the same call then continues.
 
     Args:
-        model: directory or Hub name of the model to start from (`model_name_or_path`).
+        model: directory or Hub name of the model to start from (`model_name_or_path`), or a model of transformers: an
+            encoder, a JEPA, or with `objective="llm"` a language model. A copy of it is trained.
+        processing_class: the tokenizer or image processor of a model that is passed as an object. Default: that of the
+            directory or Hub name from which it was loaded.
         train_dataset: instead of `train_file` or `dataset_name`: a `Dataset`, an `IterableDataset`, a data set of
             torch, or a list of rows.
         eval_dataset: the same to evaluate on; it implies `do_eval`.
@@ -162,25 +166,22 @@ def pretrain(
     >>> trainer.state.global_step
     1
     """
-    if model is not None:
-        if not isinstance(model, (str, os.PathLike)):
-            raise UsageError(
-                f"model must be a directory or Hub name, not a {type(model).__name__}; save it with save_pretrained, "
-                "or pass it to JepaTrainer(model=...)"
-            )
-        flags["model_name_or_path"] = model
     if eval_dataset is not None:
         flags = {"do_eval": True, "do_train": True, **flags}
     recipe = None if config is None else str(config)
     objective = flags["objective"] if "objective" in flags else peek_objective([] if recipe is None else [recipe])
     classes = {"classes": LLM_CLASSES} if objective == "llm" else {}
-    parsed = parse_flags(flags, config=recipe, **classes)
-    if train_dataset is not None:
-        set_datasets(parsed[1], train_dataset, eval_dataset)
-    elif eval_dataset is not None:
-        raise UsageError("eval_dataset needs train_dataset; name files to evaluate on with validation_file")
-    execute = run_llm if objective == "llm" else run
-    trainer = execute(parsed, callbacks=callbacks, load_finished=True)
+    with quiet_datasets(), model_directory(model, processing_class) as (name, passed_model):
+        if name is not None:
+            flags["model_name_or_path"] = name
+        parsed = parse_flags(flags, config=recipe, **classes)
+        parsed[0].passed_model = passed_model
+        if train_dataset is not None:
+            set_datasets(parsed[1], train_dataset, eval_dataset)
+        elif eval_dataset is not None:
+            raise UsageError("eval_dataset needs train_dataset; name files to evaluate on with validation_file")
+        execute = run_llm if objective == "llm" else run
+        trainer = execute(parsed, callbacks=callbacks, load_finished=True)
     assert trainer is not None  # nosec B101  # None stands for a finished run that is not loaded
     if trainer.args.push_to_hub:
         push(trainer)
