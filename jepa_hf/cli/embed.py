@@ -7,6 +7,7 @@ from ..data.arguments import DataArguments
 from ..evaluation.embed_files import check_output, embed_files
 from ..evaluation.embedder import Embedder
 from ..evaluation.row_sources import open_source
+from ..utils.counts import counted
 
 _COLUMNS = ("text_column_name", "image_column_name", "feature_column_names", "label_column_name")
 
@@ -32,4 +33,4 @@ def run(options: argparse.Namespace) -> None:
         "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
     }
     width = embed_files(embedder, source, options.output, options.pooling, settings, show_progress=True)
-    print(f"written to {options.output}: {source.count:,} embeddings of width {width:,}")
+    print(f"written to {options.output}: {counted(source.count, 'embedding')} of width {width:,}")

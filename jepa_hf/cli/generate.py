@@ -17,6 +17,7 @@ from ..llm_jepa.generation import evaluate_generation
 from ..llm_jepa.paired_data import PairedRow, load_file_rows
 from ..training.run_directory import versions
 from ..utils.atomic_files import atomic_write_dir
+from ..utils.counts import counted
 from ..utils.markdown import escape_markdown, markdown_table
 from ..utils.output_directory import check_results_dir
 from .language_model_loading import (
@@ -131,4 +132,4 @@ def _results_table(results: dict[str, Any], metrics: Sequence[str], rows: int) -
         )
         for name, shares in results.items()
     ]
-    return f"% correct of {rows:,} rows, with 95 % intervals\n\n{markdown_table(('model', *metrics), lines)}"
+    return f"% correct of {counted(rows, 'row')}, with 95 % intervals\n\n{markdown_table(('model', *metrics), lines)}"

@@ -6,6 +6,7 @@ import sys
 
 from ..errors import UsageError
 from ..hub.push import HubTarget, PushError, files_to_push, push_run
+from ..utils.counts import counted
 from .console import report_error
 
 
@@ -23,5 +24,5 @@ def run(options: argparse.Namespace) -> int:
         message = f"{str(error).rstrip('.')}. The local files are unchanged. This command repeats the push: {repeat}"
         report_error("jepa-hf push", PushError(message))
         return 1
-    print(f"pushed {count} files to {commit.repo_url.repo_id}: {commit.commit_url}")
+    print(f"pushed {counted(count, 'file')} to {commit.repo_url.repo_id}: {commit.commit_url}")
     return 0

@@ -1,7 +1,6 @@
 """Counts of rows that give no text, by reason, and the sentence about them."""
 
 import logging
-import re
 from collections import Counter
 from typing import Any
 
@@ -41,10 +40,14 @@ class DroppedRows:
     def add(self, reason: str | None, count: int = 1) -> None:
         """Add rows, dropped for this reason or, with None, kept."""
         self.total += count
-        if reason is None or not count:
-            return
+        if reason is not None:
+            self.drop(reason, count)
+
+    def drop(self, reason: str, count: int) -> None:
+        """Drop rows that were added as kept."""
+        digits = len(str(self.reasons.total()))
         self.reasons[reason] += count
-        if self.running and re.fullmatch("10+", str(self.reasons.total())):
+        if self.running and len(str(self.reasons.total())) > digits:
             self.log(" so far")
 
     def add_texts(self, dataset: Dataset, column: str) -> None:
@@ -70,7 +73,7 @@ class DroppedRows:
         is_most = 2 * dropped > self.total
         message = left_out_message(self.reasons, self.total, f"rows of {self.source}{suffix}")
         if is_most:
-            message += "; more than half hold no text, so check the file and --text_column_name"
+            message += "; more than half, so check the file and --text_column_name"
         level = logging.WARNING if is_most else logging.INFO
         if self.running:  # a stream repeats itself in each pass
             log_once(message, level)

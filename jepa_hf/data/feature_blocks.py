@@ -33,16 +33,16 @@ class Provenance:
         details = f" (line {line})" if line is not None else f", step {step + 1}," if step is not None else ""
         return f"Row {row + 1}{details} of {self.name}"
 
-    def invalid_value_error(self, what: str, place: str, number: int) -> UsageError:
+    def invalid_value_error(
+        self, what: str, place: str, number: int, remedy: str = "Fix it or remove the row."
+    ) -> UsageError:
         """Return the error for `what` instead of the number with this index in the vector."""
         column = f"column {number + 1}"
         if self.columns and self.depth:
             column = f"column '{self.columns[0]}', position {number + 1}"
         elif self.columns:
             column = f"column '{self.columns[number]}'"
-        return UsageError(
-            f"{place} has {what} in {column} instead of a finite float32 number. Fix it or remove the row."
-        )
+        return UsageError(f"{place} has {what} in {column} instead of a finite float32 number. {remedy}")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Reader of features in CSV and TSV files."""
 
+import re
 from collections.abc import Iterator
 from itertools import islice
 
@@ -9,14 +10,9 @@ import pyarrow.csv as pa_csv
 
 from ..errors import UsageError
 from .feature_blocks import BATCH_ROWS, BLOCK_SIZE, Block, Provenance
-from .file_readers import csv_lines, csv_separator, open_bytes
+from .file_readers import DELIMITERS, csv_separator, csv_table, csv_width_error, open_bytes
 
-DELIMITERS = {"csv": ",", "tsv": "\t"}
-
-
-def _csv_rows(path: str, kind: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the header and the rows that are not empty, each with its (last) line number."""
-    return ((line, cells) for line, cells in csv_lines(path, DELIMITERS[kind]) if cells)
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?[\d.]*,\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 
 
 def csv_column_types(path: str, kind: str) -> tuple[list[str], list[pa.DataType]]:
@@ -25,24 +21,27 @@ def csv_column_types(path: str, kind: str) -> tuple[list[str], list[pa.DataType]
     Raises:
         UsageError: The first line looks like a row of data.
     """
-    rows = [cells for _, cells in islice(_csv_rows(path, kind), BATCH_ROWS + 1)]
-    names = rows[0] if rows else []
-    numbers = [name for name in names if is_number(name)]
+    names, lines = csv_table(path, kind)
+    rows = [cells for _, cells in islice(lines, BATCH_ROWS)]
+    # A row of decimal commas is split at them, if its separator is another one.
+    parts = [part for name in names for part in name.split(";")]
+    numbers = [part for part in parts if is_number(part)]
     # pandas names columns 0, 1, 2, ... by default.
-    is_data = len(numbers) == len(names) and numbers != [str(number) for number in range(len(names))]
+    is_data = len(numbers) == len(parts) and numbers != [str(number) for number in range(len(names))]
     if names and (is_data or not all(name.strip().isdecimal() for name in numbers)):
         raise UsageError(
             f"The first line of '{path}' holds numbers ({', '.join(numbers[:3])}) instead of column names. Add a "
             "header line."
         )
-    return names, [_csv_type([cells[i] for cells in rows[1:] if i < len(cells)]) for i in range(len(names))]
+    return names, [_csv_type([cells[i] for cells in rows if i < len(cells)]) for i in range(len(names))]
 
 
 def _csv_type(cells: list[str]) -> pa.DataType:
-    """Return the type of a CSV column: numeric if any cell is a number, null if all are blank."""
-    if any(map(is_number, cells)):
-        return pa.float32()
-    return pa.string() if any(map(str.strip, cells)) else pa.null()
+    """Return the type of a CSV column: null if all cells are blank; numeric if one is a number, or all have commas."""
+    filled = list(filter(str.strip, cells))
+    if not filled:
+        return pa.null()
+    return pa.float32() if any(map(is_number, filled)) or all(map(has_decimal_comma, filled)) else pa.string()
 
 
 def is_number(cell: str) -> bool:
@@ -52,6 +51,11 @@ def is_number(cell: str) -> bool:
     except ValueError:
         return False
     return "_" not in cell  # Python accepts 1_000
+
+
+def has_decimal_comma(cell: str) -> bool:
+    """Return whether a cell is a number with a decimal comma, which is not read."""
+    return _DECIMAL_COMMA.fullmatch(cell) is not None
 
 
 def csv_blocks(path: str, kind: str, source: Provenance) -> Iterator[Block]:
@@ -85,20 +89,19 @@ def _csv_error(path: str, kind: str, source: Provenance, first_row: int, reason:
     A slower reader finds it, because Arrow's reports no lines. If it finds none, the error has
     `reason`.
     """
-    lines = _csv_rows(path, kind)
-    _, header = next(lines)
+    header, lines = csv_table(path, kind)
     columns = [header.index(name) for name in source.columns]
     for row, (line, cells) in enumerate(lines):
         place = source.locate(row, line=line)
         if len(cells) != len(header):
-            return UsageError(
-                f"{place} has {len(cells)} values for {len(header)} columns. Fix it, with double quotes around values "
-                "that hold the separator."
-            )
+            return csv_width_error(place, cells, header)
         for number, column in enumerate(columns if row >= first_row else []):
             cell = cells[column].strip()
             if not cell:
                 return source.invalid_value_error("an empty cell", place, number)
+            if has_decimal_comma(cell):
+                remedy = "Write a decimal point, because commas are not read (pandas.read_csv has decimal=',')."
+                return source.invalid_value_error(repr(cell), place, number, remedy)
             if not is_number(cell):
                 return source.invalid_value_error(f"{cell!r:.40}", place, number)
             with np.errstate(over="ignore"):

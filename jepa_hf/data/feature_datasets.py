@@ -15,10 +15,13 @@ from .arguments import DataArguments
 from .feature_blocks import BATCH_ROWS, BLOCK_SIZE, Block, Provenance, column_blocks, list_lengths, locate, to_float32
 from .feature_columns import abbreviate, choose_columns
 from .feature_readers import array_format, open_feature_file
-from .file_readers import file_errors_as_usage_error, find_files, single_kind
+from .file_readers import file_errors_as_usage_error, find_files, log_once, single_kind
 from .splits import resolve_splits
 
 logger = logging.getLogger(__name__)
+
+# A column of fewer rows may count them by chance.
+_MIN_NUMBERED = 10
 
 
 def load_feature_datasets(
@@ -214,7 +217,20 @@ def _arrow_chunks(source: Provenance, blocks: Iterator[Block]) -> list[pa.Array]
         rows += len(block)
     if not rows:
         raise UsageError(f"No rows in {source.name}. Provide data with at least one.")
+    if source.columns and not source.depth:
+        _warn_of_row_numbers(to_float32(chunks[0]).reshape(len(chunks[0]), -1), source)
     return chunks
+
+
+def _warn_of_row_numbers(values: np.ndarray, source: Provenance) -> None:
+    """Warn of a named column that counts the rows from 0 or 1, which is rarely a feature."""
+    counts_rows = np.isin(values[0], (0, 1)) & (np.diff(values, axis=0) == 1).all(axis=0)
+    if len(values) >= _MIN_NUMBERED:
+        for column in np.flatnonzero(counts_rows):
+            message = (
+                f"column '{source.columns[column]}' of {source.name} counts the rows; unless that is a feature, leave "
+            )
+            log_once(f"{message}it out with --feature_column_names", logging.WARNING)
 
 
 def _to_dataset(chunks: list[pa.Array], columns: Sequence[str], split: str) -> Dataset:

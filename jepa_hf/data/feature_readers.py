@@ -1,7 +1,6 @@
 """Readers of feature files as blocks of float32 numbers, by the files' suffixes."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,17 +13,9 @@ from .feature_blocks import BATCH_ROWS, Block, Provenance, column_blocks
 from .feature_columns import choose_columns
 from .feature_csv import csv_blocks, csv_column_types
 from .feature_json import json_batches, json_column_types
-from .file_readers import is_gzip, open_parquet
+from .file_readers import TABLE_FORMATS, file_format, is_gzip, open_parquet
 
-_FORMAT_BY_SUFFIX = {
-    ".npy": "npy",
-    ".npz": "npz",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".json": "json",
-    ".jsonl": "json",
-}
+ARRAY_FORMATS = {".npy": "npy", ".npz": "npz"}
 
 
 @dataclass(frozen=True)
@@ -43,30 +34,15 @@ class FeatureFile:
 
 
 def array_format(path: str) -> str:
-    """Return the kind of a feature file, a value of `_FORMAT_BY_SUFFIX`, from its suffix.
-
-    Raises:
-        UsageError: The suffix is unknown.
-    """
-    suffix = os.path.splitext(path.lower().removesuffix(".gz"))[1]
-    if suffix not in _FORMAT_BY_SUFFIX or (is_gzip(path) and suffix in (".npy", ".npz")):
-        raise UsageError(
-            f"'{path}' has an unknown suffix for features. Use one of {', '.join(_FORMAT_BY_SUFFIX)}, all but the "
-            "first two optionally followed by .gz."
-        )
-    return _FORMAT_BY_SUFFIX[suffix]
+    """Return the kind of a feature file, from its suffix, or raise a `UsageError`."""
+    return file_format(path, ARRAY_FORMATS | TABLE_FORMATS)
 
 
 def open_feature_file(path: str, kind: str, args: DataArguments, expected: Sequence[str] = ()) -> FeatureFile:
-    """Open a file of features.
-
-    Args:
-        path: Of the file.
-        kind: See `array_format`.
-        args: Names of columns.
-        expected: See `choose_columns`.
-    """
-    if kind in ("npy", "npz"):
+    """Open a file of the kind `array_format`; see `choose_columns` for the `expected` columns."""
+    if kind in ARRAY_FORMATS.values():
+        if is_gzip(path):
+            raise UsageError(f"'{path}' is a gzipped array. Unpack it.")
         array, lengths = load_npy(path, args) if kind == "npy" else load_npz(path, args)
         source = Provenance(f"'{path}'")
         return FeatureFile(source, array_blocks(array, lengths, source))
@@ -95,9 +71,6 @@ def _column_types(path: str, kind: str) -> tuple[dict[str, pa.DataType], list[st
         names, types = json_column_types(path) if kind == "json" else csv_column_types(path, kind)
     if not names:
         raise UsageError(f"No rows in '{path}'. Provide data with at least one.")
-    if len(set(names)) < len(names):
-        duplicate = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"'{path}' has several columns named '{duplicate}'. Give each a name of its own.")
     return dict(zip(names, types, strict=True)), index_columns
 
 

@@ -10,7 +10,8 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from glob import glob
@@ -20,21 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UsageError
+from ..utils.counts import counted
 
 logger = logging.getLogger(__name__)
 
-_FORMAT_BY_SUFFIX = {
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".json": "json",
-    ".jsonl": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
+TABLE_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+ROW_FORMATS = {".txt": "text", ".text": "text", ".md": "text", **TABLE_FORMATS}
 # Rows from which the types of columns are inferred.
 SAMPLE_SIZE = 1000
+DELIMITERS = {"csv": ",", "tsv": "\t"}
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 
 
@@ -66,19 +61,18 @@ def match_files(files: str) -> Iterator[tuple[str, list[str]]]:
         yield pattern, [path for path in candidates if not os.path.isdir(path)]
 
 
-def file_format(path: str) -> str:
-    """Return the kind of a file of rows, a value of `_FORMAT_BY_SUFFIX`, from its suffix.
+def file_format(path: str, formats: Mapping[str, str] = ROW_FORMATS) -> str:
+    """Return the kind of a file, a value of `formats`, from its suffix.
 
     Raises:
         UsageError: The suffix is unknown.
     """
     suffix = os.path.splitext(path.lower().removesuffix(".gz"))[1]
-    if suffix not in _FORMAT_BY_SUFFIX:
+    if suffix not in formats:
         raise UsageError(
-            f"'{path}' has the unknown suffix '{suffix}'. Use one of {', '.join(_FORMAT_BY_SUFFIX)}, optionally "
-            "followed by .gz."
+            f"'{path}' has the unknown suffix '{suffix}'. Use one of {', '.join(formats)}, optionally followed by .gz."
         )
-    return _FORMAT_BY_SUFFIX[suffix]
+    return formats[suffix]
 
 
 def single_kind(argument: str, files: str, kinds: Iterable[str]) -> str:
@@ -101,12 +95,10 @@ def read_rows(path: str, kind: str, column: str | None = None) -> Iterator[dict[
             return _read_lines(path)
         case "json":
             return _read_json(path)
-        case "csv":
-            return _read_csv(path, ",")
-        case "tsv":
-            return _read_csv(path, "\t")
-        case _:
+        case "parquet":
             return _read_parquet(path, column)
+        case _:
+            return _read_csv(path, kind)
 
 
 def _read_lines(path: str) -> Iterator[dict[str, Any]]:
@@ -123,65 +115,97 @@ def _read_json(path: str) -> Iterator[dict[str, Any]]:
         for number, document in [(1, file.read())] if is_array else enumerate(file, 1):
             if not document.strip():
                 continue
+            place = f"'{path}'" if is_array else f"Line {number} of '{path}'"
             try:
-                rows = json.loads(document.rstrip())
+                rows = json.loads(document.rstrip(), object_pairs_hook=_json_object)
             except json.JSONDecodeError as error:
                 line = number + error.lineno - 1
-                raise UsageError(f"Line {line} of '{path}' is not valid JSON: {error.msg}.") from None
-            except (ValueError, RecursionError) as error:  # a huge number, a deep nesting
-                raise UsageError(f"Line {number} of '{path}' cannot be read as JSON: {error}.") from None
-            for row in rows if is_array else [rows]:
+                raise UsageError(
+                    f"Line {line}, column {error.colno}, of '{path}' is not valid JSON: {error.msg}. Write one object "
+                    "per line, or one array of objects."
+                ) from None
+            except (ValueError, RecursionError) as error:  # a repeated key, a huge number, a deep nesting
+                raise UsageError(f"{place} cannot be read as JSON: {error}.") from None
+            for item, row in enumerate(rows if is_array else [rows], 1):
                 if not isinstance(row, dict):
-                    raise UsageError(f"Line {number} of '{path}' has {json_type(row)} where an object is expected.")
+                    place = f"Item {item} of {place}" if is_array else place
+                    raise UsageError(f"{place} has {json_type(row)} where an object is expected.")
                 yield row
 
 
-def _read_csv(path: str, delimiter: str) -> Iterator[dict[str, Any]]:
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"an object has the key {_repeated(name for name, _ in pairs)!r} twice")
+    return row
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that occurs twice; columns without a name do not count."""
+    return next((name for name, count in Counter(names).items() if count > 1 and name.strip()), None)
+
+
+def _check_column_names(names: Iterable[str], path: str) -> None:
+    repeated = _repeated(names)
+    if repeated is not None:
+        raise UsageError(f"'{path}' has several columns '{repeated}'. Rename all but one.")
+
+
+def _read_csv(path: str, kind: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of a table with a header, and skip blank lines."""
-    lines = csv_lines(path, delimiter)
-    header = next((cells for _, cells in lines if "".join(cells).strip()), [])
-    repeated = [name for name in header if name and header.count(name) > 1]
-    if repeated:
-        raise UsageError(f"The header of '{path}' has several columns '{repeated[0]}'. Rename all but one.")
-    for number, row in lines:
+    header, rows = csv_table(path, kind)
+    for line, row in rows:
         if len(row) == len(header):
             yield dict(zip(header, row, strict=True))
         elif "".join(row).strip():
-            raise UsageError(
-                f"Line {number} of '{path}' has {len(row)} values for {len(header)} columns. Put double quotes around "
-                "values that hold the separator."
-            )
+            raise csv_width_error(f"Line {line} of '{path}'", row, header)
 
 
-def csv_lines(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the header and the rows of a CSV file, each with the number of its (last) line.
+def csv_width_error(place: str, row: Sequence[str], header: Sequence[str]) -> UsageError:
+    """Return the error for a row with another number of values than the header."""
+    return UsageError(
+        f"{place} has {counted(len(row), 'value')} for {counted(len(header), 'column')}. Put double quotes around "
+        "values that hold the separator."
+    )
 
-    Args:
-        path: Of the file.
-        delimiter: Separator of the values. If the header has another one instead (comma, semicolon,
-            tab or vertical bar), that one is used and logged.
+
+def csv_table(path: str, kind: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Return the header of a table, and its rows that are not empty, each with the number of its first line.
+
+    Columns are separated by a comma (kind "csv") or a tab ("tsv"). If the header has another separator instead
+    (comma, semicolon, tab or vertical bar), that one is used and logged.
 
     Raises:
-        UsageError: The file is not valid CSV, or its separator is ambiguous.
+        UsageError: The file is not valid CSV, its separator is ambiguous, or columns have the same name.
     """
+    lines = _csv_lines(path, csv_separator(path, DELIMITERS[kind]))
+    header = next((cells for _, cells in lines if "".join(cells).strip()), [])
+    _check_column_names(header, path)
+    return header, ((line, cells) for line, cells in lines if cells)
+
+
+def _csv_lines(path: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the header and the rows, each with the number of its first line."""
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long document
-    separator = csv_separator(path, delimiter)
+    remedy = "Double the quotes inside values, or write the rows as .jsonl."
     with open_text(path, newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
+        first = 1
         try:
             for cells in reader:
                 # Quotes of a value may pair with those of a later line, and swallow what is between.
                 if separator == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
                     raise UsageError(
-                        f"A value that ends in line {reader.line_num} of '{path}' starts with a quote and holds tabs "
-                        "and line ends. Double the quotes inside values, or write the rows as .jsonl."
+                        f"The row in lines {first} to {reader.line_num} of '{path}' has a value that starts with a "
+                        f"quote and holds tabs and line ends. {remedy}"
                     )
-                yield reader.line_num, cells
+                yield first, cells
+                first = reader.line_num + 1
         except csv.Error as error:
-            raise UsageError(
-                f"Line {reader.line_num} of '{path}' is not valid CSV: {error}. Double the quotes inside values, "
-                "or write the rows as .jsonl."
-            ) from None
+            last = reader.line_num
+            place = f"Line {last}" if first == last else f"The row in lines {first} to {last}"
+            reason = str(error).replace("unexpected end of data", "a quote is not closed")
+            raise UsageError(f"{place} of '{path}' is not valid CSV: {reason}. {remedy}") from None
 
 
 def csv_separator(path: str, expected: str) -> str:
@@ -245,6 +269,7 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
                 shutil.copyfileobj(file, unpacked)
                 file = unpacked
             with pq.ParquetFile(file) as parquet:
+                _check_column_names(parquet.schema_arrow.names, path)
                 yield parquet
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]

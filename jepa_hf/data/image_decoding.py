@@ -29,18 +29,18 @@ _DECODING_THREADS = 4
 def decode_image(stored: Any, mode: str) -> Image.Image:
     """Decode the image in a cell of a dataset, upright and in a PIL mode.
 
-    Of an animation, the first frame counts. Transparency is dropped. More than 8 bits per channel
-    are scaled to 8.
+    Of an animation, the first frame counts, of an opened one the current frame. Transparency is dropped.
+    More than 8 bits per channel are scaled to 8.
 
     Args:
         stored: A PIL image, a uint8 array, or a dict of `bytes` and `path`.
         mode: "RGB" or "L".
 
     Raises:
-        UsageError: The cell holds no image, or names a file that cannot be read. The message lacks
-            its subject.
+        UsageError: The cell holds no image, numbers of unknown range, or the name of a file that
+            cannot be read. The message lacks its subject.
         Exception: Any exception that PIL raises on damaged data; ValueError for numbers whose range
-            the file does not say.
+            a file does not say.
     """
     image: Image.Image
     match stored:
@@ -54,6 +54,7 @@ def decode_image(stored: Any, mode: str) -> Image.Image:
             image = _image_from_array(stored)
         case Image.Image():
             image = stored
+            _check_range(image)
         case _:
             raise UsageError(f"holds {type(stored).__name__}, not an image. Cast it to datasets.Image(decode=False).")
     image.load()
@@ -64,6 +65,8 @@ def decode_image(stored: Any, mode: str) -> Image.Image:
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> excess_bits).clip(0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns of a direct conversion
+    if image.mode == "La":  # the only mode of PIL that does not become RGB
+        image = image.convert("LA")
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"):
         image = image.convert("RGB")
     return image.convert(mode)
@@ -83,6 +86,17 @@ def _excess_bits(image: Image.Image) -> int:
     return 8 if image.mode == "I" else 0
 
 
+def _check_range(image: Image.Image) -> None:
+    """Refuse an image in memory whose numbers have an unknown range."""
+    try:
+        _excess_bits(image)
+    except ValueError:
+        raise UsageError(
+            f"holds a PIL image of mode {image.mode!r}, {_UNKNOWN_RANGE}. Scale its array to 0..255 and pass that as "
+            "uint8."
+        ) from None
+
+
 def _read_bytes(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
@@ -92,13 +106,16 @@ def _read_bytes(path: str) -> bytes:
 
 def _image_from_array(array: np.ndarray) -> Image.Image:
     if array.dtype != np.uint8 or array.size == 0 or array.ndim < 2 or array.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise UsageError(
-            f"holds {array.dtype} of shape {array.shape}, not an image. Provide uint8 of shape [H, W] or [H, W, C]."
-        )
+        remedies = ["Provide uint8 of shape [H, W] or [H, W, C]"]
+        if array.dtype.kind == "f":
+            remedies.append("scale 0..1 by (array * 255).round().astype('uint8')")
+        if array.ndim == 3 and array.shape[0] in (3, 4):
+            remedies.append("move channels to the end by array.transpose(1, 2, 0), or pass grey images as a list")
+        raise UsageError(f"holds {array.dtype} of shape {array.shape}, not an image. {'; '.join(remedies)}.")
     return Image.fromarray(array.squeeze(2) if array.shape[2:] == (1,) else array)
 
 
-def _reason(error: Exception) -> str:
+def failure_reason(error: Exception) -> str:
     """Return why an image is left out, without what differs from image to image."""
     match error:
         case UnidentifiedImageError():
@@ -135,7 +152,7 @@ def leave_out_unreadable(images: Dataset, part: str) -> Dataset:
         except UsageError as error:
             raise UsageError(f"'{(stored or {}).get('path')}' {error}") from None
         except Exception as error:  # PIL's decoders raise nearly any exception on damaged data
-            return _reason(error)
+            return failure_reason(error)
         return None
 
     with ThreadPoolExecutor(_DECODING_THREADS) as pool:

@@ -22,18 +22,15 @@ from .file_readers import (
     file_format,
     find_files,
     json_type,
-    log_once,
     open_parquet,
     read_rows,
     replace_lone_surrogates,
     single_kind,
 )
 from .splits import resolve_splits
+from .text_columns import choose_text_column, csv_value_type, feature_type, not_text_error
 
-_STRING_TYPES = ("string", "large_string", "string_view")
 _FEATURES = Features({"text": Value("string")})
-# A longer name of a column is probably a text, in a table without a header.
-_MAX_NAME_WORDS, _MAX_NAME_CHARS = 5, 50
 # Lines from which a table in a .txt file is recognized.
 _SNIFFED_LINES = 20
 
@@ -128,7 +125,7 @@ def _load_files(argument: str, args: DataArguments) -> Dataset | IterableDataset
     }
     if args.streaming:
         settings["gen_kwargs"]["source"] = source
-        return IterableDataset.from_generator(_stream_texts, features=_FEATURES, **settings)
+        return IterableDataset.from_generator(_read_texts, features=_FEATURES, **settings)
     dropped.log()
     return Dataset.from_generator(_read_texts, cache_dir=args.cache_dir, **settings)
 
@@ -166,53 +163,9 @@ def _is_json_object(line: str) -> bool:
 
 
 def text_column(path: str, kind: str, wanted: str | None) -> str:
-    """Return the text column of a file: the `wanted` one, `text`, or the only one of strings.
-
-    Raises:
-        UsageError: There is no such column, or it holds no strings.
-    """
+    """Return the text column of a file, see `choose_text_column`."""
     with file_errors_as_usage_error(path):
-        return _choose_column(_column_types(path, kind), wanted, f"'{path}'")
-
-
-def _choose_column(types: dict[str, str], wanted: str | None, source: str) -> str:
-    """Return the column to read: the `wanted` one, else `text`, else the only one of strings.
-
-    Args:
-        types: The type of each column by name.
-        wanted: Name from the user, if any.
-        source: Description of the data for errors.
-    """
-    strings = [name for name, kind in types.items() if kind in _STRING_TYPES]
-    if wanted is None and "text" not in types and len(strings) == 1:
-        _check_header(strings[0], list(types), source)
-        log_once(f"the texts of {source} are read from the column '{strings[0]}'")
-        return strings[0]
-    name = wanted or "text"
-    if name not in types:
-        raise UsageError(
-            f"No column '{name}' in {source}. Set --text_column_name to the column with the text, out of: "
-            f"{', '.join(types)}."
-        )
-    if types[name] not in (*_STRING_TYPES, "null"):
-        raise UsageError(
-            f"Column '{name}' of {source} holds {types[name]}, not strings. Set --text_column_name to the column with "
-            f"the text, out of: {', '.join(types)}."
-        )
-    return name
-
-
-def _check_header(chosen: str, names: list[str], source: str) -> None:
-    """Refuse a first row that is probably no header: a text, numbers, or several columns in one."""
-    numbers = [name for name in names if name.strip() and _csv_type(name) != "string"]
-    is_numbered = numbers == [str(number) for number in range(len(numbers))]  # as pandas names columns
-    has_separator = any(separator in chosen for separator in ";\t|")
-    is_long = len(chosen.split()) > _MAX_NAME_WORDS or len(chosen) > _MAX_NAME_CHARS
-    if has_separator or is_long or chosen.endswith((".", "!", "?", "。", "！", "？")) or not is_numbered:
-        raise UsageError(
-            f"The column names of {source} look like a row of data: {', '.join(map(repr, names))}. Add a header line "
-            "with short names, or set --text_column_name to the column with the text if these are names."
-        )
+        return choose_text_column(_column_types(path, kind), wanted, f"'{path}'", read_rows(path, kind))
 
 
 def _column_types(path: str, kind: str) -> dict[str, str]:
@@ -221,8 +174,12 @@ def _column_types(path: str, kind: str) -> dict[str, str]:
         return {"text": "string"}
     if kind == "parquet":
         with open_parquet(path) as parquet:
-            return {column.name: str(_value_type(column.type)) for column in parquet.schema_arrow}
-    type_of = _csv_type if kind in ("csv", "tsv") else json_type
+            # Categories are texts, if their names are.
+            return {
+                column.name: str(column.type.value_type if pa.types.is_dictionary(column.type) else column.type)
+                for column in parquet.schema_arrow
+            }
+    type_of = csv_value_type if kind in ("csv", "tsv") else json_type
     types: dict[str, str] = {}
     for row in islice(read_rows(path, kind), SAMPLE_SIZE):
         for name, value in row.items():
@@ -234,21 +191,6 @@ def _column_types(path: str, kind: str) -> dict[str, str]:
     return types
 
 
-def _value_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of the values, those of a dictionary for categories."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _csv_type(value: str) -> str:
-    for kind in (int, float):
-        try:
-            kind(value)
-        except ValueError:
-            continue
-        return kind.__name__
-    return "string"
-
-
 def _read_cells(files: list[_TextFile]) -> Iterator[tuple[str | None, str | None]]:
     """Yield the text of each row of all files, and the reason to drop it, if any."""
     for file in files:
@@ -256,25 +198,16 @@ def _read_cells(files: list[_TextFile]) -> Iterator[tuple[str | None, str | None
             for number, row in enumerate(read_rows(file.path, file.kind, file.column), 1):
                 text = row.get(file.column)
                 if text is not None and not isinstance(text, str):
-                    raise UsageError(
-                        f"Row {number} of '{file.path}' has {type(text).__name__} in column '{file.column}', which "
-                        "must hold strings."
-                    )
+                    raise not_text_error(f"Row {number} of '{file.path}'", file.column, text)
                 yield text, reason_to_drop(text) if file.column in row else f"without '{file.column}'"
 
 
-def _read_texts(files: list[_TextFile]) -> Iterator[dict[str, str]]:
-    """Yield the texts of all files, without rows to drop."""
+def _read_texts(files: list[_TextFile], source: str | None = None) -> Iterator[dict[str, str]]:
+    """Yield the texts of all files, without rows to drop; log these of a stream, whose `source` is its name."""
+    dropped = DroppedRows(source or "", running=True)
     for text, reason in _read_cells(files):
-        if text is not None and reason is None:
-            yield {"text": replace_lone_surrogates(text)}
-
-
-def _stream_texts(files: list[_TextFile], source: str) -> Iterator[dict[str, str]]:
-    """Yield the texts of all files, and log the rows that are dropped."""
-    dropped = DroppedRows(source, running=True)
-    for text, reason in _read_cells(files):
-        dropped.add(reason)
+        if source is not None:
+            dropped.add(reason)
         if text is not None and reason is None:
             yield {"text": replace_lone_surrogates(text)}
     dropped.log()
@@ -286,11 +219,8 @@ def _load_split(dataset: Dataset | IterableDataset, split: str, args: DataArgume
     if dataset.features is None:
         types = {name: json_type(value) for name, value in next(iter(dataset), {}).items()}
     else:
-        types = {
-            name: kind.dtype if isinstance(kind, Value) else type(kind).__name__
-            for name, kind in dataset.features.items()
-        }
-    column = _choose_column(types, args.text_column_name, source)
+        types = {name: feature_type(kind) for name, kind in dataset.features.items()}
+    column = choose_text_column(types, args.text_column_name, source, dataset)
     dataset = dataset.select_columns([column])
     if column != "text":
         dataset = dataset.rename_column(column, "text")

@@ -4,8 +4,10 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Sequence, Value
 from tokenizers import Tokenizer, models
@@ -14,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UsageError
 from .dropped_rows import DroppedRows, reason_to_drop
 from .packing import pack_dataset
+from .text_columns import check_text_type, feature_type, not_text_error
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +26,8 @@ _TEXT = -1
 # A forked process (a data-loader worker, one of `num_proc`) inherits the locks of its parent's
 # threads but not the threads. A tokenizer that ran in parallel in the parent would deadlock if it
 # did so again.
-os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
+if hasattr(os, "register_at_fork"):  # Windows forks no processes
+    os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
 
 def tokenize_dataset(
@@ -43,8 +47,9 @@ def tokenize_dataset(
 
     By default each text gives one row, truncated at `max_seq_length` on the tokenizer's side: the
     ids of `tokenizer(text, truncation=True)`. Blank and null texts, and texts without any token,
-    give no row. Their number is logged, and for map-style datasets the share of truncated tokens,
-    as a warning above 20 %.
+    give no row. They are counted in the log by reason, with the rows of fewer than two tokens (with
+    `word_ids`: words) to mask, which give no target. So is for map-style datasets the share of
+    truncated tokens, as a warning above 20 %.
 
     Args:
         dataset: The texts, map-style or streaming.
@@ -80,13 +85,10 @@ def tokenize_dataset(
     separator = _separator(tokenizer) if concat else None
 
     streaming = isinstance(dataset, IterableDataset)
-    counted = not (streaming or concat or stride is not None)
     features = Features({"input_ids": Sequence(Value("int32"))})
     if word_ids:
         features["word_ids"] = Sequence(Value("int32"))
-    if counted:
-        features["length"] = Value("int32")
-    dropped = DroppedRows("the texts", running=streaming)
+    counts = Features() if concat or stride is not None else Features(length=Value("int32"), maskable=Value("bool"))
     tokenize = partial(
         _tokenize_batch,
         tokenizer=tokenizer,
@@ -96,27 +98,45 @@ def tokenize_dataset(
         max_text_tokens=room,
         overlap=0 if concat else stride,
         separator=separator,
-        columns=list(features),
+        columns=[*features, *counts],
+        special=frozenset(special_ids(tokenizer)),
     )
-    mapping: dict[str, Any] = {"batched": True, "remove_columns": [text_column_name], "features": features}
-    if streaming:
-        tokenize = partial(_tokenize_stream, dropped=dropped, tokenize=tokenize, text_column_name=text_column_name)
-        mapping["with_indices"] = True
-    else:
-        mapping |= {"num_proc": num_proc, "load_from_cache_file": load_from_cache_file, "desc": "Tokenizing"}
+    dropped = DroppedRows("the texts", running=streaming)
+    too_short = f"with fewer than two {'words' if word_ids else 'tokens'} to mask"
     texts = dataset.select_columns([text_column_name])
-    if not streaming:
-        _check_strings(texts, text_column_name)
-        dropped.add_texts(texts, text_column_name)
+    mapping: dict[str, Any] = {"batched": True, "remove_columns": [text_column_name]}
+    if streaming:
+        stream = partial(
+            _tokenize_stream,
+            dropped=dropped,
+            tokenize=tokenize,
+            text_column_name=text_column_name,
+            too_short=too_short if counts else None,
+        )
+        tokenized = texts.map(stream, with_indices=True, features=features, **mapping)
+        return pack_dataset(tokenized, max_seq_length) if packed else tokenized
+
+    dropped.add_texts(texts, text_column_name)
     # `map` returns an empty dataset unchanged, without the new columns.
-    tokenized = texts.map(tokenize, **mapping) if streaming or len(texts) else texts
-    if not streaming and (counted or len(tokenized) == 0):
-        dropped.reasons["without tokens"] = dropped.kept - len(tokenized)
-    if not streaming and len(tokenized) == 0:
-        raise _no_text(dropped)
-    if counted:
-        _log_lengths(tokenized, max_seq_length, room)
-        tokenized = tokenized.remove_columns("length")
+    tokenized = texts and texts.map(
+        tokenize,
+        num_proc=num_proc,
+        load_from_cache_file=load_from_cache_file,
+        desc="Tokenizing",
+        features=Features({**features, **counts}),
+        **mapping,
+    )
+    if counts or len(tokenized) == 0:
+        dropped.drop("without tokens", dropped.kept - len(tokenized))
+    if len(tokenized) == 0:
+        raise UsageError(
+            f"The dataset holds no text to tokenize ({dropped.describe() or 'no rows'}). Provide rows that are not "
+            "blank, or a tokenizer that contains their characters."
+        )
+    if counts:
+        _log_truncation(tokenized.data.column("length"), max_seq_length, room)
+        dropped.drop(too_short, len(tokenized) - pc.sum(tokenized.data.column("maskable")).as_py())
+        tokenized = tokenized.remove_columns(list(counts))
     dropped.log()
     if packed:
         return pack_dataset(tokenized, max_seq_length, load_from_cache_file=load_from_cache_file)
@@ -131,17 +151,13 @@ def _check_source(
             f"The dataset has no column '{text_column_name}' to tokenize. Its columns are: "
             f"{', '.join(dataset.column_names)}."
         )
+    if isinstance(dataset, Dataset):
+        types = {name: feature_type(kind) for name, kind in dataset.features.items()}
+        check_text_type(types, text_column_name, "the dataset", dataset)
     if word_ids and not tokenizer.is_fast:
         raise UsageError(
             f"Word ids need a fast tokenizer, which {type(tokenizer).__name__} is not. Load its fast version."
         )
-
-
-def _no_text(dropped: DroppedRows) -> UsageError:
-    return UsageError(
-        f"The dataset holds no text to tokenize ({dropped.describe() or 'no rows'}). Provide rows that are not "
-        "blank, or a tokenizer that contains their characters."
-    )
 
 
 def _check_modes(stride: int | None, concat: bool, packed: bool) -> None:
@@ -192,20 +208,15 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
     return encoding.ids[:start], encoding.ids[start + 1 :]
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of all special tokens, in ascending order."""
+    prefix, suffix = special_tokens(tokenizer)
+    return sorted({*tokenizer.all_special_ids, *prefix, *suffix})
+
+
 def num_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the number of embeddings that `tokenizer` needs: its largest token id plus one."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
-
-
-def _check_strings(texts: Dataset, column: str) -> None:
-    kind = texts.features[column]
-    name = kind.dtype if isinstance(kind, Value) else type(kind).__name__
-    if name not in ("string", "large_string", "string_view", "null"):
-        raise _not_strings(column, name)
-
-
-def _not_strings(column: str, kind: str) -> UsageError:
-    return UsageError(f"Column '{column}' holds {kind}, not strings. Name the column with the texts, or convert it.")
 
 
 def _tokenize_stream(
@@ -215,15 +226,23 @@ def _tokenize_stream(
     dropped: DroppedRows,
     tokenize: Callable[[dict[str, list[Any]]], dict[str, list[Any]]],
     text_column_name: str,
+    too_short: str | None,
 ) -> dict[str, list[Any]]:
-    """Tokenize a batch of a stream, and count the texts that give no row."""
+    """Tokenize a batch of a stream, and count the texts that give no row or, with `too_short`, no target."""
     if indices[0] == 0:
         dropped.restart()
-    for text in batch[text_column_name]:
+    texts = batch[text_column_name]
+    for index, text in zip(indices, texts, strict=True):
         if text is not None and not isinstance(text, str):
-            raise _not_strings(text_column_name, type(text).__name__)
+            raise not_text_error(f"Row {index + 1} of the dataset", text_column_name, text)
         dropped.add(reason_to_drop(text))
-    return tokenize(batch)
+    rows = tokenize(batch)
+    if too_short is not None:
+        maskable = rows.pop("maskable")
+        dropped.drop("without tokens", sum(reason_to_drop(text) is None for text in texts) - len(maskable))
+        dropped.drop(too_short, maskable.count(False))
+        del rows["length"]
+    return rows
 
 
 def _tokenize_batch(
@@ -237,6 +256,7 @@ def _tokenize_batch(
     overlap: int | None,
     separator: int | None,
     columns: list[str],
+    special: frozenset[int],
 ) -> dict[str, list[Any]]:
     """Tokenize a map batch of texts into rows with the given `columns`.
 
@@ -250,8 +270,9 @@ def _tokenize_batch(
         overlap: Tokens that a row repeats of the previous row; None keeps only the first row of
             each text.
         separator: Token id to join all texts with; None keeps texts separate.
-        columns: Some of `input_ids`, `word_ids` and `length`, the number of tokens of the text
-            before truncation.
+        columns: Some of `input_ids`, `word_ids`, `length`, the number of tokens of the text before
+            truncation, and `maskable`, whether the row has two tokens (words) that may be masked.
+        special: Token ids that are never masked.
     """
     rows: dict[str, list[Any]] = {column: [] for column in columns}
     texts = [text for text in batch[text_column_name] if text and not text.isspace()]
@@ -280,7 +301,16 @@ def _tokenize_batch(
                 rows["word_ids"].append([-1] * len(prefix) + words[window] + [-1] * len(suffix))
             if "length" in columns:
                 rows["length"].append(len(ids))
+            if "maskable" in columns:
+                rows["maskable"].append(_is_maskable(ids[window], words[window], special))
     return rows
+
+
+def _is_maskable(ids: list[int], words: list[int], special: frozenset[int]) -> bool:
+    """Return whether two tokens, with `words` of two words, may be masked."""
+    units = (unit for unit, token in zip(words or count(), ids, strict=False) if token not in special)
+    first = next(units, None)
+    return any(unit != first for unit in units)
 
 
 def _join(pairs: list[tuple[list[int], list[int]]], separator: int) -> tuple[list[int], list[int]]:
@@ -298,13 +328,8 @@ def _join(pairs: list[tuple[list[int], list[int]]], separator: int) -> tuple[lis
     return ids, words
 
 
-def _log_lengths(tokenized: Dataset, max_seq_length: int, max_text_tokens: int) -> None:
-    """Log rows that cannot be masked and truncated tokens, from the column `length`, which the cache retains."""
-    lengths = tokenized.data.column("length")
-    short = pc.sum(pc.equal(lengths, 1)).as_py()
-    if short:
-        level = logging.WARNING if 2 * short > len(lengths) else logging.INFO
-        logger.log(level, "%d of %d rows have a single token, which cannot be masked", short, len(lengths))
+def _log_truncation(lengths: pa.ChunkedArray, max_seq_length: int, max_text_tokens: int) -> None:
+    """Log how many tokens of texts of these lengths are cut, a warning if they are more than a fifth."""
     cut_lengths = lengths.filter(pc.greater(lengths, max_text_tokens))
     if len(cut_lengths):
         cut = pc.sum(cut_lengths).as_py() - max_text_tokens * len(cut_lengths)

@@ -24,7 +24,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from ..data.feature_columns import abbreviate
-from ..data.image_decoding import decode_image
+from ..data.image_decoding import decode_image, failure_reason
 from ..errors import UsageError
 from ..hub.loading import load_or_usage_error
 from ..models.configuration_jepa import JepaConfig
@@ -353,8 +353,10 @@ class Embedder:
             return decode_image(sample, "L" if getattr(self.encoder.config, "num_channels", 3) == 1 else "RGB")
         except UsageError as error:
             raise UsageError(f"Sample {number + 1} {error}") from None
-        except Exception:  # PIL's decoders raise nearly any exception on damaged data
-            raise UsageError(f"Sample {number + 1} cannot be decoded as an image. Fix it or leave it out.") from None
+        except Exception as error:  # PIL's decoders raise nearly any exception on damaged data
+            raise UsageError(
+                f"Sample {number + 1} is an image {failure_reason(error)}. Fix it or leave it out."
+            ) from None
 
     # ---- from batches to vectors
 

@@ -13,8 +13,6 @@ from PIL import Image
 from ..data.feature_datasets import feature_column_names, select_features
 from ..errors import UsageError
 
-_IMAGE_CHANNELS = (1, 3, 4)
-
 
 def list_texts(samples: Any) -> tuple[list[Any], bool]:
     """Return the texts, and whether a single one was given.
@@ -41,8 +39,9 @@ def list_images(samples: Any) -> tuple[list[Any], bool]:
         isinstance(samples, Mapping) and {"bytes", "path"} & samples.keys()
     ):
         return [_stored_image(samples)], True
+    # An array with channels first, which could be grey images as well, is refused as one image.
     if isinstance(samples, np.ndarray) and (
-        samples.ndim < 3 or (samples.ndim == 3 and samples.shape[2] in _IMAGE_CHANNELS)
+        samples.ndim < 3 or (samples.ndim == 3 and (samples.shape[2] in (1, 3, 4) or samples.shape[0] in (3, 4)))
     ):
         return [samples], True
     return [_stored_image(sample) for sample in _to_list(samples, "an image or a list of images")], False

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..data.file_readers import file_errors_as_usage_error, open_parquet, read_rows, replace_lone_surrogates
+from ..data.text_columns import not_text_error
 from ..errors import UsageError
 
 EMBEDDING_COLUMN = "embedding"
@@ -63,7 +64,7 @@ def _open_parquet_files(paths: Sequence[str], size: int, exclude: Sequence[str])
             fields = [field for field in parquet.schema_arrow if field.name not in exclude]
             schemas.append(pa.schema(fields))
     names = schemas[0].names
-    if any(sorted(schema, key=_field_name) != sorted(schemas[0], key=_field_name) for schema in schemas):
+    if len({frozenset(schema) for schema in schemas}) > 1:
         raise UsageError(f"'{paths[0]}' and the other files differ in their columns. Give files with the same ones.")
 
     def read() -> Iterator[tuple[pa.Table, int]]:
@@ -75,40 +76,31 @@ def _open_parquet_files(paths: Sequence[str], size: int, exclude: Sequence[str])
     return names, Tables(count, read)
 
 
-def _field_name(field: pa.Field) -> str:
-    return field.name
-
-
 def _open_rows(
     paths: Sequence[str], kind: str, size: int, text_column: str | None, exclude: Sequence[str]
 ) -> tuple[list[str], Tables]:
     """Open other files. They are read once to check the texts and to infer the columns' types."""
-    kinds: dict[str, set[str]] = {}
+    values: dict[str, set[type]] = {}
     count = 0
     for path in paths:
         for number, row in enumerate(_rows([path], kind, text_column), 1):
             count += 1
             if text_column is not None and not isinstance(row.get(text_column), str | None):
-                raise UsageError(
-                    f"Expected a string in column '{text_column}', got {type(row[text_column]).__name__} in row "
-                    f"{number} of '{path}'."
-                )
+                raise not_text_error(f"Row {number} of '{path}'", text_column, row[text_column])
             for name, value in row.items():
-                kinds.setdefault(name, set()).add(_type_name(value))
-    types = {name: _arrow_type(names) for name, names in kinds.items() if name not in exclude}
+                # An integer beyond 64 bits has no type in Arrow.
+                is_huge = type(value) is int and not -(2**63) <= value < 2**63
+                values.setdefault(name, set()).add(object if is_huge else type(value))
+    types = {name: _arrow_type(found) for name, found in values.items() if name not in exclude}
 
     def read() -> Iterator[tuple[pa.Table, int]]:
         rows = _rows(paths, kind, text_column)
         while chunk := list(islice(rows, size)):
-            table = pa.table(
-                {
-                    replace_lone_surrogates(name): pa.array(
-                        [_coerce(row.get(name), arrow_type) for row in chunk], arrow_type
-                    )
-                    for name, arrow_type in types.items()
-                }
-            )
-            yield table, len(chunk)
+            columns = {
+                replace_lone_surrogates(name): pa.array([_coerce(row.get(name), to) for row in chunk], to)
+                for name, to in types.items()
+            }
+            yield pa.table(columns), len(chunk)
 
     return list(types), Tables(count, read)
 
@@ -120,16 +112,9 @@ def _rows(paths: Sequence[str], kind: str, text_column: str | None) -> Iterator[
             yield from (row for row in read_rows(path, kind) if row or text_column is not None)
 
 
-def _type_name(value: Any) -> str:
-    """Return the name of a type that a column can have, else "other" (also beyond 64 bits)."""
-    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
-        return "other"
-    return type(value).__name__ if isinstance(value, str | bool | int | float | None) else "other"
-
-
-def _arrow_type(kinds: set[str]) -> pa.DataType:
-    """Return the type of a column with these kinds of values; mixed values become JSON strings."""
-    match sorted(kinds - {"NoneType"}):
+def _arrow_type(found: set[type]) -> pa.DataType:
+    """Return the type of a column with values of these types; mixed and nested ones become JSON strings."""
+    match sorted(kind.__name__ for kind in found - {type(None)}):
         case ["bool"]:
             return pa.bool_()
         case ["int"]:

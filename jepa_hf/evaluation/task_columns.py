@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..data.feature_columns import is_unnamed, label_columns
-from ..data.feature_csv import is_number
+from ..data.feature_csv import has_decimal_comma, is_number
 from ..data.feature_datasets import feature_column_names, load_feature_datasets
+from ..data.text_columns import not_text_error
 from ..errors import UsageError
 from .task import Kind, Split, TaskArguments
 from .task_tables import Table
@@ -59,6 +60,8 @@ def _infer_sample_columns(
     """Infer the modality and the columns of labelled samples (features: labels only)."""
     labels = (label, *label_columns(table.columns, args.label_column_name))
     others = [name for name in table.columns if name not in labels and not is_unnamed(name)]
+    # A column of texts may come with row numbers.
+    others = [name for name in others if not _counts_rows(table.columns[name])] or others
     image = next((name for name in _IMAGE_COLUMNS if name in others), None)
     if image is not None and not texts:
         return "images", (image, label)
@@ -77,7 +80,15 @@ def _infer_sample_columns(
 
 def _is_text_column(values: list[Any]) -> bool:
     """Return whether the values are strings, but not the numbers of a CSV file."""
-    return all(isinstance(value, str) for value in values) and not all(map(is_number, values))
+    return all(isinstance(value, str) for value in values) and not all(
+        is_number(value) or has_decimal_comma(value) for value in values
+    )
+
+
+def _counts_rows(values: list[Any]) -> bool:
+    """Return whether the values, maybe of a CSV file, count the rows from 0 or 1."""
+    first = str(values[0])
+    return first in ("0", "1") and all(str(value) == str(row) for row, value in enumerate(values, int(first)))
 
 
 def read_splits(
@@ -123,8 +134,7 @@ def read_splits(
 def _texts(table: Table, name: str) -> list[str]:
     for row, value in enumerate(table.columns[name]):
         if not isinstance(value, str):
-            value_type = "nothing" if value is None else type(value).__name__
-            raise UsageError(f"Expected a text in column {name!r}, got {value_type} in row {row + 1} of {table.place}.")
+            raise not_text_error(f"Row {row + 1} of {table.place}", name, value)
     return table.columns[name]
 
 
@@ -184,6 +194,7 @@ def _scores(table: Table, name: str) -> np.ndarray:
             scores[row] = np.nan
         if not np.isfinite(scores[row]):
             raise UsageError(
-                f"Expected a finite number in column {name!r}, got {value!r:.40} in row {row + 1} of {table.place}."
+                f"Expected a finite number with a decimal point in column {name!r}, got {value!r:.40} in row {row + 1} "
+                f"of {table.place}. Fix it."
             )
     return scores

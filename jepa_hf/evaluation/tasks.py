@@ -1,5 +1,6 @@
 """Evaluation tasks: labelled samples, scored pairs of texts, and pairs for retrieval."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -8,10 +9,13 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from ..data.feature_columns import abbreviate
 from ..errors import UsageError
 from .task import Split, Task, TaskArguments, require_targets
 from .task_columns import infer_columns, read_splits
 from .task_tables import SPLIT_NAMES, read_tables
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT = 0.25
 
@@ -45,8 +49,8 @@ def load_tasks(
 
     Raises:
         UsageError: a source does not exist or cannot be read, its columns fit no kind of task, or
-            values are missing. Also if the training rows have fewer than two classes, or lack a
-            class of the test rows.
+            values are missing. Also if the training rows have fewer than two classes, or none of
+            those of the test rows; if they lack some, a warning counts their rows.
     """
     args = TaskArguments() if args is None else args
     tasks = [_load(source, args, feature_column_names) for source in sources]
@@ -63,10 +67,14 @@ def _load(source: str, args: TaskArguments, feature_column_names: Sequence[str] 
     parts, names = read_splits(tables, kind, modality, columns, feature_column_names)
     task = Task(_name(source), source, kind, modality, test=parts[tested], feature_column_names=names)
     if kind == "labels":
-        task = _validate_classes(_resolve_splits(task, parts, args.seed))
+        task = _resolve_splits(task, parts, args.seed)
     if kind == "similarity" and len(np.unique(require_targets(task.test))) < 2:
         raise UsageError(f"{tables[tested].place} has the same score in all rows. Give pairs with different scores.")
-    return _subsample_task(task, args)
+    task = replace(task, test=_subsample(task.test, args.max_test_samples, args.seed))
+    if task.train is not None:
+        task = replace(task, train=_subsample(task.train, args.max_train_samples, args.seed))
+        _check_classes(task)
+    return task
 
 
 def _name(source: str) -> str:
@@ -98,28 +106,32 @@ def _resolve_splits(task: Task, parts: dict[str, Split], seed: int) -> Task:
     return replace(task, train=parts["train"], validation=parts.get("validation"), test=parts["test"])
 
 
-def _validate_classes(task: Task) -> Task:
-    """Raise if there is a single class, or one that no training row has."""
-    classes = set(require_targets(task.train))
+def _check_classes(task: Task) -> None:
+    """Raise if the training rows have a single class, or no class of the test rows; warn if they lack some."""
+    classes = np.unique(require_targets(task.train))
     if len(classes) < 2:
         raise UsageError(
-            f"Task {task.source!r} has a single class in its training rows, {str(next(iter(classes)))!r}. Give rows of "
-            "two or more."
+            f"Task {task.source!r} has a single class in its training rows, {str(classes[0])!r}. Give rows of two or "
+            "more."
         )
     for name, split in (("test", task.test), ("validation", task.validation)):
-        unknown = sorted(set(require_targets(split)) - classes) if split is not None else []
-        if unknown:
+        targets = classes if split is None else require_targets(split)
+        is_unknown = ~np.isin(targets, classes)
+        found = _quoted(targets[is_unknown])
+        if is_unknown.all():
             raise UsageError(
-                f"Task {task.source!r} has the class {str(unknown[0])!r} in its {name} rows, but not in its training "
-                "rows. Give both the same classes."
+                f"Task {task.source!r} has no class of its training rows ({_quoted(classes)}) in its {name} rows "
+                f"({found}). Write the classes alike in both."
             )
-    return task
+        if is_unknown.any():
+            logger.warning(
+                "task %r: %d of %d %s rows have a class that no training row has, and count as wrong: %s",
+                *(task.source, is_unknown.sum(), len(targets), name, found),
+            )
 
 
-def _subsample_task(task: Task, args: TaskArguments) -> Task:
-    train = None if task.train is None else _subsample(task.train, args.max_train_samples, args.seed)
-    limited = replace(task, train=train, test=_subsample(task.test, args.max_test_samples, args.seed))
-    return limited if train is None else _validate_classes(limited)
+def _quoted(classes: np.ndarray) -> str:
+    return abbreviate([repr(str(name)) for name in np.unique(classes)])
 
 
 def _subsample(split: Split, size: int | None, seed: int) -> Split:

@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..hub.export import JEPA_FOLDER, TARGET_FOLDER
 from ..hub.push import LAST_CHECKPOINT, MODEL_FILES, RUN_FILES
 from ..utils.atomic_files import atomic_write, is_staging_name, remove_path
+from ..utils.counts import counted
 from ..utils.output_directory import check_output_dir
 from ..version import __version__
 from .checkpoints import is_checkpoint_name, is_staging_checkpoint, latest_valid_checkpoint, validate_checkpoint
@@ -139,7 +140,7 @@ def check_data(plan: RunPlan, data: dict[str, Any]) -> None:
     """
     if plan.data is None or plan.data == data:
         return
-    rows = [f"{part['rows']:,} rows" if part.get("rows") is not None else "a stream" for part in (plan.data, data)]
+    rows = [counted(part["rows"], "row") if part.get("rows") is not None else "a stream" for part in (plan.data, data)]
     raise UsageError(
         f"The training data has changed since the run was started ({rows[0]} then, {rows[1]} with other content now). "
         "Restore it, choose another output_dir, or start over with --overwrite_output_dir."

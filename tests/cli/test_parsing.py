@@ -142,6 +142,7 @@ def test_every_key_of_every_recipe_is_valid(path: Path) -> None:
             assert actual[key] == value, key
 
 
+@pytest.mark.slow
 def test_help_is_readable_and_exits_with_0(tmp_path: Path) -> None:
     result = start_process(REPOSITORY / "run_jepa.py", "--help_all", cwd=tmp_path, COLUMNS="100")
     assert result.returncode == 0

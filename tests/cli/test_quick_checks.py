@@ -80,6 +80,7 @@ def test_a_broken_pipe_of_another_kind_is_an_error() -> None:
         run_process(fail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", ["import jepa_hf\nfrom transformers import AutoModel", "import transformers, jepa_hf"]
 )

@@ -123,6 +123,28 @@ def test_numbers_of_unknown_range_are_refused(data: bytes) -> None:
         decode(data)
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_images_in_memory_of_unknown_range_are_refused(mode: str) -> None:
+    """The sentence names the mode and the remedy; what has a range is scaled, whatever the mode."""
+    with pytest.raises(UsageError, match=f"holds a PIL image of mode '{mode}', numbers of unknown range.* uint8"):
+        decode_image(Image.fromarray(RGB[..., 0] >> 8).convert(mode), "RGB")
+
+
+@pytest.mark.parametrize("mode", ["1", "LA", "La", "P", "CMYK", "YCbCr", "HSV", "RGBA", "RGBa", "I;16"])
+def test_images_in_memory_of_every_other_mode_are_scaled(mode: str) -> None:
+    """Black stays black, white stays white, and grey lies between."""
+    grey = Image.fromarray(np.repeat(np.array([[0, 128, 255]], np.uint8), 2, axis=0))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    else:
+        between = {"La": "LA", "P": "L"}.get(mode, "RGB")  # from RGB, a palette of few colors
+        image = grey.convert(between).convert(mode)
+    black, middle, white = np.asarray(decode_image(image, "L"))[0].tolist()
+    assert black <= 2
+    assert white >= 253
+    assert abs(middle - 128) <= 2 or mode == "1"
+
+
 def test_every_kind_of_palette_and_channels_looks_the_same() -> None:
     """With transparency in any form, in CMYK, and as the first frame of an animation."""
     color = (200, 40, 90)

@@ -250,18 +250,29 @@ class TestJson:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ('{"text": "a"}\n{"text": "b"\n', "Line 2 of 'a.json' is not valid JSON: Expecting ',' delimiter"),
-            ('\n[{"text": "a"},\n{"text" "b"}]', "Line 3 of 'a.json' is not valid JSON: Expecting ':' delimiter"),
-            ("not json", "Line 1 of 'a.json' is not valid JSON: Expecting value"),
+            (
+                '{"text": "a"}\n{"text": "b"\n',
+                "Line 2, column 13, of 'a.json' is not valid JSON: Expecting ',' delimiter",
+            ),
+            (
+                '\n[{"text": "a"},\n{"text" "b"}]',
+                "Line 3, column 9, of 'a.json' is not valid JSON: Expecting ':' delimiter",
+            ),
+            ("not json", "Line 1, column 1, of 'a.json' is not valid JSON: Expecting value"),
             ('{"text": "a"}\n"b"\n', "Line 2 of 'a.json' has string where an object is expected"),
-            ("[1, 2]", "Line 1 of 'a.json' has int where an object is expected"),
-            ("[" * 100_000, "Line 1 of 'a.json' cannot be read as JSON: maximum recursion depth exceeded"),
+            ("[1, 2]", "Item 1 of 'a.json' has int where an object is expected"),
+            ("[" * 100_000, "'a.json' cannot be read as JSON: maximum recursion depth exceeded"),
+            (
+                '{"text": "a"}\n{"text": "b", "text": "c"}',
+                "Line 2 of 'a.json' cannot be read as JSON: an object has the key",
+            ),
             ("\n \n", "'a.json' has no rows. Provide a file with text"),
             ("[]", "'a.json' has no rows. Provide a file with text"),
             ('{"text": null}', "train_file 'a.json' holds no text, only blank rows"),
-            ('{"text": 1}', "Column 'text' of 'a.json' holds int, not strings"),
+            ('{"text": 1}', "Column 'text' of 'a.json' holds int, not strings; its first row has 1. No column"),
+            ('{"text": 1, "body": "a"}', "has 1. Name a column of strings with --text_column_name: body, or convert"),
             ('{"text": ["a"]}', "Column 'text' of 'a.json' holds list, not strings"),
-            ('{"text": "a"}\n{"text": 2}', "Row 2 of 'a.json' has int in column 'text', which must hold strings"),
+            ('{"text": "a"}\n{"text": 2}', "Row 2 of 'a.json' has int (2) in column 'text', which must hold strings"),
         ],
     )
     def test_what_cannot_be_read_is_named(self, content, message):
@@ -285,8 +296,8 @@ class TestCsv:
             ("text\n1\n2\n", "Column 'text' of 'a.csv' holds int, not strings"),
             ("text,a\n1.5,x\n-2,y\n", "Column 'text' of 'a.csv' holds int, not strings"),
             ("text\n1\n2.5\n\n", "Column 'text' of 'a.csv' holds float, not strings"),
-            ("text\nHello, world\n", "Line 2 of 'a.csv' has 2 values for 1 columns. Put double quotes around"),
-            ('text\n"open\nend\n', "Line 3 of 'a.csv' is not valid CSV: unexpected end of data"),
+            ("text\nHello, world\n", "Line 2 of 'a.csv' has 2 values for 1 column. Put double quotes around"),
+            ('text\n"open\nend\n', "The row in lines 2 to 3 of 'a.csv' is not valid CSV: a quote is not closed"),
             ("text\n", "'a.csv' has no rows. Provide a file with text"),
             ('text,a\n" ",1\n,2\n', "train_file 'a.csv' holds no text, only blank rows"),
         ],
@@ -326,14 +337,14 @@ class TestTablesOfOtherDialects:
         ("name", "content", "message"),
         [
             ("a.csv", "text;label|id\nx;1|2\n", "has no comma, but several other separators"),
-            ("a.csv", "text,label\nhello\n", "Line 2 of 'a.csv' has 1 values for 2 columns"),
-            ("a.csv", "text, long;label\nhello;1\n", "Line 2 of 'a.csv' has 1 values for 2 columns"),
+            ("a.csv", "text,label\nhello\n", "Line 2 of 'a.csv' has 1 value for 2 columns"),
+            ("a.csv", "text, long;label\nhello;1\n", "Line 2 of 'a.csv' has 1 value for 2 columns"),
             ("a.csv", "text;label\nhello;there;1\n", "Line 2 of 'a.csv' has 3 values for 2 columns"),
-            ("a.csv", "text,text\na,b\n", "The header of 'a.csv' has several columns 'text'"),
+            ("a.csv", "text,text\na,b\n", "'a.csv' has several columns 'text'. Rename all but one"),
             ("a.csv", "I like this film a lot,x\nx y z,1\n", "look like a row of data"),
             ("a.csv", "I like it,1\nso do I,0\n", "look like a row of data"),
             ("a.csv", "What a film!\nso do I\n", "look like a row of data"),
-            ("a.tsv", 'text\tlabel\n"A quote\t1\nends "\t0\n', "A value that ends in line 3 of 'a.tsv' starts with a"),
+            ("a.tsv", 'text\tlabel\n"A quote\t1\nends "\t0\n', "The row in lines 2 to 3 of 'a.tsv' has a value that"),
             ("a.tsv", 'text\tlabel\n"A" quote\t1\n', "Line 2 of 'a.tsv' is not valid CSV"),
             ("a.txt", "hello\t1\n\nthere\t0\n", "The lines of 'a.txt' have 2 columns between tabs"),
             ("a.txt", '{"text": "a", "label": 1}\n{"text": "b"}\n', "'a.txt' holds JSON objects"),
@@ -397,7 +408,7 @@ class TestDroppedRows:
             assert len(list(stream)) == 23
             assert caplog.messages == [
                 "left out 10 of 13 rows of train_file 'a.jsonl' so far: 8 without 'text', 1 null, 1 blank; more than "
-                "half hold no text, so check the file and --text_column_name",
+                "half, so check the file and --text_column_name",
                 "left out 12 of 35 rows of train_file 'a.jsonl': 10 without 'text', 1 null, 1 blank",
             ]
 
@@ -430,7 +441,11 @@ class TestParquet:
 
     def test_other_types_are_refused(self):
         name = write("a.parquet", parquet([{"text": 1}]))
-        assert_refused("Column 'text' of 'a.parquet' holds int64, not strings", name)
+        assert_refused("Column 'text' of 'a.parquet' holds int64, not strings; its first row has 1", name)
+
+    def test_columns_of_one_name_are_refused(self):
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), "a.parquet")
+        assert_refused("'a.parquet' has several columns 'text'", "a.parquet")
 
     @pytest.mark.parametrize("packing", ["", ".gz"])
     def test_other_bytes_are_refused(self, packing):

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from helpers.cli import REPOSITORY, start_process
 from helpers.tiny_models import CORPUS, FAMILIES, tiny_tokenizer
-from jepa_hf import UsageError
+from jepa_hf import DataCollatorForSpanJEPA, UsageError
 from jepa_hf.data.arguments import DataArguments
 from jepa_hf.data.file_readers import log_once
 from jepa_hf.data.text_datasets import load_text_datasets
@@ -247,7 +247,27 @@ class TestDroppedTexts:
 
     def test_single_tokens_are_counted(self, caplog):
         tokenize_dataset(texts_of("a", "b", "a b c d"), tiny_tokenizer("bert"), max_seq_length=99)
-        assert caplog.messages == ["2 of 3 rows have a single token, which cannot be masked"]
+        assert caplog.messages == [
+            "left out 2 of 3 rows of the texts: 2 with fewer than two tokens to mask; more than half, so check the "
+            "file and --text_column_name"
+        ]
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_texts_without_a_target_are_counted(self, streaming, packed, caplog):
+        """They are those without a target for the collator: of complete words, or without characters that are known."""
+        caplog.set_level(logging.INFO, "jepa_hf.data")
+        log_once.cache_clear()
+        tokenizer = tiny_tokenizer("bert")
+        texts = texts_of(*["unbelievably", "\N{SNOWMAN} \N{SNOWMAN}", *CORPUS[:3]] * 50)
+        texts = texts.to_iterable_dataset() if streaming else texts
+        rows = list(tokenize_dataset(texts, tokenizer, max_seq_length=99, word_ids=True, packed=packed))
+        so_far = " so far" * streaming
+        (message,) = (text for text in caplog.messages if "left out" in text)
+        assert message == f"left out 100 of 250 rows of the texts{so_far}: 100 with fewer than two words to mask"
+        if not packed:
+            batch = DataCollatorForSpanJEPA(tokenizer, whole_word=True, on_too_short="skip")(rows)
+            assert (~batch["target_valid"].any(dim=(1, 2))).sum() == 100
 
 
 class TestErrors:
@@ -257,7 +277,9 @@ class TestErrors:
         dataset = Dataset.from_dict({"text": values})
         if streaming:
             dataset = dataset.to_iterable_dataset()
-        with pytest.raises(UsageError, match=f"Column 'text' holds {kind}.*, not strings"):
+        with pytest.raises(
+            UsageError, match=f"olumn 'text'.* holds {kind}.*, not strings|Row 1 .* has {kind} .* in column 'text'"
+        ):
             list(tokenize_dataset(dataset, tiny_tokenizer("bert"), max_seq_length=9))
 
     def test_missing_column(self):

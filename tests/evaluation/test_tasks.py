@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jepa_hf import UsageError
-from jepa_hf.evaluation.task import Task, TaskArguments
+from jepa_hf.evaluation.task import Task, TaskArguments, require_targets
 from jepa_hf.evaluation.tasks import load_tasks
 
 Rows = list[dict[str, Any]]
@@ -168,6 +168,14 @@ def test_columns_of_features_are_the_same_in_all_splits(kind: str, tmp_path: Pat
         load_tasks([str(tmp_path)], feature_column_names=["a", "label"])
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_named_row_numbers_are_not_samples(kind: str, tmp_path: Path) -> None:
+    """A column that counts the rows does not make features of a table of texts."""
+    rows = [{"index": row, "review": f"review {row}", "label": row % 2} for row in range(20)]
+    task = load(write(tmp_path / f"a.{kind}", rows))
+    assert (task.modality, task.test.samples[0][0][:6]) == ("text", "review")
+
+
 def test_row_numbers_are_not_texts(tmp_path: Path) -> None:
     """A table as pandas writes it by default."""
     write(tmp_path / "data.csv", [{"": at, "review": f"a {at}", "class": at % 2} for at in range(20)])
@@ -233,13 +241,21 @@ SCORED = [{"sentence1": "a", "sentence2": "b", "score": value} for value in rang
         ([*labelled(), {"text": "a", "label": 9}], {}, "has the class '9' in a single row"),
         (labelled(3), {}, "in a single row"),
         (labelled(4), {"max_train_samples": 1}, "has a single class"),
-        ([*labelled(), {"text": None, "label": 0}], {}, "a text in column 'text', got nothing in row 41 of"),
-        ([*labelled(), {"text": 5, "label": 0}], {}, "a text in column 'text', got int in row 41 of"),
+        (
+            [*labelled(), {"text": None, "label": 0}],
+            {},
+            "Row 41 of .* has NoneType .* in column 'text', which must hold strings",
+        ),
+        (
+            [*labelled(), {"text": 5, "label": 0}],
+            {},
+            r"Row 41 of .* has int \(5\) in column 'text', which must hold strings. Convert",
+        ),
         ([*labelled(), {"text": "a", "label": None}], {}, "Row 41 of .* has no label in column 'label'"),
         ([{"text": "a", "label": 0.5}] * 4, {}, "a class in column 'label', got the number 0.5 in row 1 of"),
         ([{"text": "a", "label": [1]}] * 4, {}, "a class in column 'label', got list in row 1 of"),
         ([{**row, "score": 1} for row in SCORED], {}, "has the same score in all rows"),
-        ([*SCORED, {**SCORED[0], "score": "good"}], {}, "a finite number in column 'score', got 'good' in row 5 of"),
+        ([*SCORED, {**SCORED[0], "score": "good"}], {}, "in column 'score', got 'good' in row 5 of"),
         ([{"a": None, "b": 1.0, "label": row % 2} for row in range(8)], {}, "Row 1 .*empty cell"),
         ([{"a": "x", "b": "y", "label": 1}] * 4, {}, "has several columns of texts: a, b. Name one by"),
         (labelled(), {"max_test_samples": 0}, "Expected max_test_samples to be at least 1, got 0"),
@@ -281,12 +297,30 @@ def test_missing_or_empty_sources_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["test", "dev"])
-def test_classes_that_cannot_be_learnt_are_refused(name: str, tmp_path: Path) -> None:
+def test_classes_that_cannot_be_learnt_are_counted(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They count as wrong, so a warning says how many rows have them, and which classes these are."""
     write(tmp_path / "train.jsonl", labelled(20))
     write(tmp_path / "test.jsonl", labelled(20))
     write(tmp_path / f"{name}.jsonl", labelled(21, 3))
-    with pytest.raises(UsageError, match=r"has the class '2' in its (test|validation) rows, but not in"):
+    load(str(tmp_path))
+    split = {"dev": "validation"}.get(name, name)
+    assert f"7 of 21 {split} rows have a class that no training row has, and count as wrong: '2'" in caplog.text
+
+
+@pytest.mark.parametrize("labels", [("0.0", "1.0"), (" 0", "1 "), ("zero", "one"), (True, False)])
+def test_classes_that_are_written_differently_are_refused(labels: tuple[Any, Any], tmp_path: Path) -> None:
+    """All test rows would count as wrong; the sentence shows both spellings."""
+    write(tmp_path / "train.jsonl", labelled(20))
+    write(tmp_path / "test.jsonl", [{"text": "a", "label": label} for label in labels])
+    first, second = sorted(map(str, labels))
+    with pytest.raises(UsageError, match=rf"training rows \('0', '1'\) in its test rows \('{first}', '{second}'\)"):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize(("labels", "classes"), [((0.0, 1), {"0", "1"}), ((True, False), {"True", "False"})])
+def test_classes_may_be_whole_floats_and_booleans(labels: Any, classes: set[str], tmp_path: Path) -> None:
+    rows = [{"text": f"text {row}", "label": labels[row % 2]} for row in range(20)]
+    assert set(require_targets(load(write(tmp_path / "a.jsonl", rows)).test)) == classes
 
 
 def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
