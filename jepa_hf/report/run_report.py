@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ from ..monitoring.assessment import (
     metric_series,
 )
 from ..monitoring.metrics import effective_rank, mean_pairwise_cosine, singular_values
-from ..monitoring.training_plots import PANELS
+from ..monitoring.training_plots import LLM_PANELS, PANELS, Panel
 from ..training.checkpoints import STATE_FILE, latest_valid_checkpoint
 from ..training.run_directory import RUN_FILE, read_run, versions
 from ..utils.atomic_files import atomic_write
@@ -96,6 +97,18 @@ class Run:
     versions: dict[str, str] = field(default_factory=dict)
     model: Path | None = None
 
+    @property
+    def loss_weights(self) -> dict[str, float] | None:
+        """Weights of the terms of LLM-JEPA's loss by their names in the log; None for an encoder."""
+        if self.settings.get("objective") != "llm":
+            return None
+        weight = self.settings["jepa_weight"] if self.settings["loss_dropout"] < 1 else 0.0
+        return {
+            "lm_loss": self.settings["lm_weight"],
+            "pair_loss": weight,
+            "stp_loss": self.settings["stp_weight"],
+        }
+
 
 @dataclass(frozen=True)
 class Representations:
@@ -145,11 +158,12 @@ def write_report(
         if not os.access(output.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     evaluation_content = _load_evaluation(run.folder, evaluation)
-    representations: Representations | str
-    try:
-        representations = compute_representations(run, max_samples)
-    except UsageError as error:
-        representations = str(error)
+    representations: Representations | str | None = None
+    if run.loss_weights is None:
+        try:
+            representations = compute_representations(run, max_samples)
+        except UsageError as error:
+            representations = str(error)
     page, run_verdict = render(run, representations, evaluation_content)
     with _writing(output), atomic_write(output) as new:
         new.write_text(page, encoding="utf-8", errors="replace")
@@ -180,11 +194,6 @@ def load_run(run_dir: str | Path) -> Run:
     record: dict[str, Any] = (
         read_run(folder) if has_record else {"settings": {}, "finished": True, "stopped_early": False, "versions": {}}
     )
-    if record["settings"].get("objective") == "llm":
-        raise UsageError(
-            f"{str(run_dir)!r} holds a run of a language model, but reports are about encoders. See its README.md, "
-            "metrics.json and training.png."
-        )
     metrics, (checkpoint, _) = folder / "metrics.json", latest_valid_checkpoint(folder, contents=False)
     if not has_record and not metrics.is_file() and checkpoint is None:
         raise UsageError(
@@ -295,35 +304,43 @@ def _random_init_encoder(model: JepaForRepresentationPrediction, settings: dict[
 # ---- the page
 
 
-def render(run: Run, represented: Representations | str, evaluation: Any = None) -> tuple[str, Verdict]:
+def render(run: Run, represented: Representations | str | None, evaluation: Any = None) -> tuple[str, Verdict]:
     """Render the page.
 
     Args:
         run: the run.
-        represented: vectors of samples, or the reason that there are none.
+        represented: vectors of samples, or the reason that there are none; None for a language model, whose page has
+            the tables of its card instead of masks, probes and samples.
         evaluation: content of the `evaluation.json` of `jepa-hf evaluate`; None if there is none.
 
     Returns:
         The page as HTML, and the verdict on the run.
     """
-    config = _config(run.model)
-    curves, readings = _curves(run.history, None if config is None else config.hidden_size)
-    of_samples, samples = None, ""
-    if isinstance(represented, str):
-        samples = _no_samples(represented)
+    of_samples = None
+    if represented is None:
+        curves, readings = _curves(LLM_PANELS, run.history)
+        sections = [_card(run.folder)]
     else:
-        of_samples, samples = _samples(represented)
-        readings.append(of_samples)
-    run_verdict = judge(run.history, run.max_steps, str(run.folder), of_samples)
-    modality = "any" if config is None else encoder_adapter_for(config.encoder_config).modality
+        config = _config(run.model)
+        curves, readings = _curves(PANELS, run.history, None if config is None else config.hidden_size)
+        modality = "any" if config is None else encoder_adapter_for(config.encoder_config).modality
+        sections = [
+            _section("What was masked", _masks(run.folder, modality)),
+            _section("Probes", _evaluation(evaluation, run.folder)),
+        ]
+        if isinstance(represented, str):
+            sections.append(_no_samples(represented))
+        else:
+            of_samples, samples = _samples(represented)
+            sections.append(samples)
+            readings.append(of_samples)
+    run_verdict = judge(run.history, run.max_steps, str(run.folder), of_samples, run.loss_weights)
     body = [
         f"<h1>{escape(run.folder.resolve().name)}</h1>",
         f'<p class="soft">{escape(run.status)} {escape(str(run.folder))}</p>',
         _verdict(run_verdict, [reading.sentence for reading in readings if reading.severity >= Severity.WARNING]),
         _section("Loss and health", curves),
-        _section("What was masked", _masks(run.folder, modality)),
-        _section("Probes", _evaluation(evaluation, run.folder)),
-        samples,
+        *sections,
         _section("Settings", _settings(run.settings)),
         _section("Versions", _versions(run.versions)),
     ]
@@ -339,16 +356,30 @@ def _verdict(run_verdict: Verdict, readings: Sequence[str]) -> str:
     return f'<div class="verdict {kind}"><strong>{escape(first)}</strong><ul>{items}</ul></div>'
 
 
-def _curves(history: History, width: int | None) -> tuple[str, list[Assessment]]:
+def _curves(panels: Sequence[Panel], history: History, width: int | None = None) -> tuple[str, list[Assessment]]:
     """Draw the panels whose curves are in the log, each with its reading."""
     figures, readings = [], []
-    for panel in PANELS:
+    for panel in panels:
         if any(metric_series(history, name) for name, _ in panel.curves):
             readings.append(panel.assess(history, panel.curves, width))
             figures.append(_figure(panel.title, _svg_image(panel_svg(panel, history), panel.title), readings[-1]))
     if not figures:
         return "<p>The log is empty.</p>", readings
     return _panels(figures), readings
+
+
+def _card(folder: Path) -> str:
+    """Render the tables of a language model's card: how it was trained, and the last evaluation."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return _section("Model card", "<p>The run directory has no README.md yet.</p>")
+    sections = []
+    for title, text in re.findall(r"^## (.+)\n([^#]*)", card.read_text(encoding="utf-8"), re.MULTILINE):
+        cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
+        if cells:
+            header, _, *rows = [[re.sub(r"\\(.)", r"\1", cell).strip() for cell in row] for row in cells]
+            sections.append(_section(escape(title), _table(header, rows)))
+    return "\n".join(sections)
 
 
 def _masks(folder: Path, modality: str) -> str:
