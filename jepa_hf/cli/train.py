@@ -3,11 +3,10 @@
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.arguments import DataArguments
 from ..errors import RunError, UsageError
@@ -15,7 +14,7 @@ from ..hub.export import JEPA_FOLDER
 from ..hub.push import PushError
 from ..llm_jepa import LlmJepaTrainer
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
-from ..training.results import write_masks
+from ..training.run_directory import RunPlan
 from ..training.signals import GracefulShutdownCallback
 from ..training.trainer import JepaTrainer
 from ..utils.types import ProcessingClass
@@ -29,20 +28,13 @@ from .prepare import prepare
 from .quick_checks import peek_objective
 from .run import (
     apply_smoke_test,
-    basenames,
     check_minimum,
     check_run,
     check_start,
-    describe_data,
     describe_parameters,
-    execute_run,
-    load_finished_run,
-    make_run_plan,
-    no_empty_output_dir,
-    print_rank0,
     push,
     resolve_defaults,
-    serialize_settings,
+    run_trainer,
 )
 from .train_llm import run as run_llm
 
@@ -194,53 +186,24 @@ def run(
     callbacks: Sequence[TrainerCallback] | None = None,
     load_finished: bool = False,
 ) -> JepaTrainer | None:
-    """Check, prepare, train, evaluate, write. Nothing on disk changes before everything has been checked.
-
-    With `push_to_hub`, checkpoints are pushed during training; the caller pushes the result.
-
-    Args:
-        parsed: the arguments.
-        interruption: see `execute_run`.
-        callbacks: additional callbacks of the trainer.
-        load_finished: if the run is finished already, load it and return its trainer instead of None.
-    """
+    """Run JEPA on an encoder, see `run_trainer`."""
     model_args, data_args, _, args = parsed
     finalize_arguments(model_args, data_args, args)
-    settings = serialize_settings(parsed)
-    run_plan = make_run_plan(parsed, args, settings)
-    if run_plan.finished:
-        if not load_finished:
-            return None
-        run_plan = replace(run_plan, checkpoint=Path(str(args.output_dir)))  # it holds the tokenizer
-    set_seed(args.seed)
-    with no_empty_output_dir(args):
-        prepared = prepare(parsed, run_plan)
-        probe = None if data_args.probe_task is None else _probe(data_args.probe_task, prepared, args)
-        trainer = JepaTrainer(
+
+    def build(plan: RunPlan) -> JepaTrainer:
+        prepared = prepare(parsed, plan)
+        return JepaTrainer(
             prepared.model,
             args,
             data_collator=prepared.collator,
             train_dataset=prepared.train_dataset,
             eval_dataset=prepared.eval_dataset,
             processing_class=prepared.processing_class,
-            probe=probe,
+            probe=None if data_args.probe_task is None else _probe(data_args.probe_task, prepared, args),
             callbacks=callbacks,
         )
-        if run_plan.finished:
-            load_finished_run(trainer, run_plan, Path(args.output_dir) / JEPA_FOLDER, data_args.train_file)
-            return trainer
 
-        def begin() -> None:
-            if args.do_train:
-                write_masks(trainer)  # before training, so that users can look at it
-            _print_summary(trainer, args)
-
-        names = describe_data(data_args, args, own="Python's language reference")
-        names.probe = basenames(data_args.probe_task)
-        execute_run(
-            trainer, run_plan, settings, names, interruption, begin, _usage_message(trainer), data_args.train_file
-        )
-    return trainer
+    return run_trainer(parsed, build, _describe, JEPA_FOLDER, interruption, load_finished, data_args.probe_task)
 
 
 # ---- before the run
@@ -297,27 +260,22 @@ def _is_array_file(files: str | None) -> bool:
 # ---- console messages
 
 
-def _print_summary(trainer: JepaTrainer, args: RunArguments) -> None:
-    """Print encoder, start and predictor of the run."""
-    model = trainer.model
+def _describe(trainer: JepaTrainer) -> tuple[str, str]:
+    """Return messages about encoder, start and predictor, and about the files written and how to load them."""
+    model, folder = trainer.model, trainer.args.output_dir
     start = "pretrained" if trainer.ema_callback.pretrained else "random"
     parameters = describe_parameters(model.context_encoder, model.config.lora is not None)
-    print_rank0(
-        args,
+    summary = (
         f"{model.config.encoder_config.model_type} encoder, {parameters}, {start} start; "
         f"{model.config.predictor_type} predictor, masked positions "
-        f"{'dropped' if model.config.masked_tokens == 'drop' else 'replaced'}",
+        f"{'dropped' if model.config.masked_tokens == 'drop' else 'replaced'}"
     )
-
-
-def _usage_message(trainer: JepaTrainer) -> str:
-    """Return the message about the files written and how to load them."""
-    folder = trainer.args.output_dir
-    processing_class, loading = _USAGE_BY_MODALITY[trainer.model.encoder_adapter.modality]
-    return (
+    processing_class, loading = _USAGE_BY_MODALITY[model.encoder_adapter.modality]
+    usage = (
         f"the encoder{processing_class}, README.md (card), metrics.json, training.png; "
         f"{folder}/jepa: the full model for further training\n\n{loading.format(folder=folder)}"
     )
+    return summary, usage
 
 
 # The processing class saved with the encoder, and the code that loads both.

@@ -212,14 +212,17 @@ def test_a_model_object_needs_a_tokenizer_and_a_name_does_not(folder: Path) -> N
 def test_the_bars_of_datasets_are_hidden_unless_its_verbosity_is_set(
     verbosity: int, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = datasets.logging.get_verbosity()
+    before, were_disabled = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
     datasets.logging.set_verbosity(verbosity)
+    datasets.enable_progress_bars()
     try:
         pretrain(folder / "bert", train_dataset=["other texts", *TEXT], output_dir=tmp_path, **FAST)
+        assert not datasets.are_progress_bars_disabled()
     finally:
         datasets.logging.set_verbosity(before)
+        if were_disabled:
+            datasets.disable_progress_bars()
     assert ("Tokenizing: " in capfd.readouterr().err) == (verbosity == logging.INFO)
-    assert not datasets.are_progress_bars_disabled()
 
 
 # ---- what is returned
