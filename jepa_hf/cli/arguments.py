@@ -200,15 +200,7 @@ class MaskArguments:
                 raise UsageError(f"{name} takes two numbers, minimum and maximum, not {value}. Give both.")
 
     def given_for(self, objective: str, names: Sequence[str]) -> dict[str, Any]:
-        """Return the arguments that are set.
-
-        Args:
-            objective: for the error message.
-            names: those that the objective uses.
-
-        Raises:
-            UsageError: an argument that the objective does not use.
-        """
+        """Return the arguments that are set; refuse those that the objective does not use."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values = {name: value for name, value in values.items() if value is not None and value is not False}
         for name in values:

@@ -24,15 +24,7 @@ SUPPORTED = f"Supported are {', '.join(TEXT_MODEL_TYPES)}, and for images {', '.
 
 @dataclass
 class TrainingComponents:
-    """Components of a training run.
-
-    Args:
-        model: the JEPA.
-        collator: makes its batches.
-        train_dataset: rows that the collator reads.
-        eval_dataset: the same for evaluation; None without it.
-        processing_class: tokenizer or image processor; None for feature vectors.
-    """
+    """Components of a training run; there is no processing class for feature vectors."""
 
     model: JepaForRepresentationPrediction
     collator: MaskingCollator
@@ -73,12 +65,9 @@ def load_encoder_config(model_args: ModelArguments, data_args: DataArguments) ->
 def apply_config_overrides(
     config: PreTrainedConfig, overrides: str | None, is_default: bool = False
 ) -> PreTrainedConfig:
-    """Change a configuration, and derive the values that depend on the changes.
+    """Change a configuration by `name=value,name=value`, and derive the values that depend on the changes.
 
-    Args:
-        config: the configuration.
-        overrides: `name=value,name=value`.
-        is_default: it has its class's defaults, so that other values (a Llama's `head_dim`) are derived anew.
+    With `is_default`, it has its class's defaults, so that other values (a Llama's `head_dim`) are derived anew.
     """
     if not overrides:
         return config
@@ -117,13 +106,7 @@ def load_tokenizer(argument: str, name: str, kwargs: dict[str, Any]) -> PreTrain
 def resolve_max_seq_length(possible: float, tokenizer: PreTrainedTokenizerBase | None, requested: int | None) -> int:
     """Return the maximum tokens of a row: the requested length, or the model's and tokenizer's up to 512.
 
-    Args:
-        possible: positions of the model.
-        tokenizer: None if one is trained for this length.
-        requested: `max_seq_length`.
-
-    Raises:
-        UsageError: `requested` exceeds the positions of the model.
+    Without a tokenizer, one is trained for this length.
     """
     if requested is None:
         return int(min(possible, 512, tokenizer.model_max_length if tokenizer is not None else 512))
@@ -137,13 +120,7 @@ def resolve_max_seq_length(possible: float, tokenizer: PreTrainedTokenizerBase |
 def build_model(
     model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig
 ) -> JepaForRepresentationPrediction:
-    """Build the JEPA around the pretrained encoder, or a random one.
-
-    Args:
-        model_args: the arguments of the model.
-        data_args: the arguments of the data.
-        config: configuration of the encoder; for a random start also that of the JEPA.
-    """
+    """Build the JEPA around the pretrained encoder, or a random one, whose `config` may be that of the JEPA."""
     attention = (
         {} if model_args.attn_implementation is None else {"attn_implementation": model_args.attn_implementation}
     )

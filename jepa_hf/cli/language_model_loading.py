@@ -40,11 +40,7 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 def load_language_config(model_args: BaseModelArguments, kwargs: dict[str, Any]) -> PreTrainedConfig:
-    """Load the configuration of the pretrained model, or create that of a random start.
-
-    Raises:
-        UsageError: it is not a causal language model's.
-    """
+    """Load the configuration of the pretrained causal language model, or create that of a random start."""
     name = model_args.model_name_or_path or model_args.config_name
     if name is not None:
         argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
@@ -75,14 +71,7 @@ def check_causal(config: PreTrainedConfig) -> None:
 
 
 def load_lm_tokenizer(argument: str, name: str, kwargs: dict[str, Any], template: str | None) -> Tokenizer:
-    """Load the tokenizer of a language model.
-
-    Args:
-        argument: option that named it, for error messages.
-        name: directory or Hub name.
-        kwargs: arguments of `from_pretrained`.
-        template: file with a chat template that replaces the tokenizer's.
-    """
+    """Load a language model's tokenizer; the chat template in the file `template` replaces its own."""
     tokenizer = load_or_usage_error(name, AutoTokenizer.from_pretrained, kwargs, argument)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # For a directory without a tokenizer, transformers returns one with special tokens only.
@@ -140,11 +129,7 @@ def build_language_model(
 
 
 def refuse_unfinished_run(argument: str, name: str) -> None:
-    """Refuse the directory of a run that has not written its model yet.
-
-    Raises:
-        UsageError: the run in the directory is unfinished; the message names its newest checkpoint.
-    """
+    """Refuse the directory of a run that has not written its model yet, and name its newest checkpoint."""
     if (Path(name) / RUN_FILE).is_file() and not read_run(name)["finished"]:
         checkpoint, _ = latest_valid_checkpoint(Path(name))
         remedy = "repeat its command to finish it" + ("" if checkpoint is None else f", or name {checkpoint}")

@@ -108,15 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: Sequence[str], command: str) -> int:
-    """Check a training command, and run it here, or with --accelerate_config in processes of accelerate's launcher.
-
-    Args:
-        arguments: After the command.
-        command: As the user types it.
-
-    Returns:
-        The exit code, see `train.main`.
-    """
+    """Check a training command, and run it here, or with --accelerate_config in processes of accelerate's launcher."""
     try:
         config, rest = _split_accelerate_config(list(arguments))
         help_flags = {"-h", "--help", "--help_all", "--help-all"} & set(rest)

@@ -41,12 +41,7 @@ class _Parser(HfArgumentParser):
 
 
 def complete_help(command: str, classes: Sequence[type] = _CLASSES) -> str:
-    """Return the help on all flags, in a group per class.
-
-    Args:
-        command: as the user types it.
-        classes: dataclasses whose fields are the flags.
-    """
+    """Return the help on all flags, in a group per class."""
     parts = [usage(command)]
     for kind in classes:
         parser = _Parser(kind, prog=command, add_help=False, usage=argparse.SUPPRESS, allow_abbrev=False)
@@ -57,10 +52,6 @@ def complete_help(command: str, classes: Sequence[type] = _CLASSES) -> str:
 
 def parse_command(argv: Sequence[str], classes: Sequence[type] = _CLASSES) -> tuple[Any, ...]:
     """Parse `[CONFIG.yaml] [--flag value ...]`; flags override the file.
-
-    Args:
-        argv: the command line without the program's name.
-        classes: dataclasses whose fields are the flags; default those of an encoder's run.
 
     Returns:
         An instance of each class.
@@ -99,14 +90,8 @@ def parse_flags(
 ) -> tuple[Any, ...]:
     """Parse arguments given from Python, as `parse_command` does those of a command line.
 
-    Args:
-        flags: values by name. Paths may be `Path` objects, several files a list, and values of
-            dictionary flags dictionaries.
-        classes: see `parse_command`.
-        config: recipe whose values they override.
-
-    Raises:
-        UsageError: an unknown name, or a recipe that cannot be read.
+    Paths may be `Path` objects, several files a list, and values of dictionary flags dictionaries. They override the
+    recipe `config`.
     """
     parser = _Parser(classes)
     valid = _field_names(parser)

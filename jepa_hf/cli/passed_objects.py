@@ -23,16 +23,11 @@ from ..utils.types import ProcessingClass
 def model_directory(model: Any, processing_class: ProcessingClass | None) -> Iterator[tuple[Any, str | None]]:
     """Save a model of transformers to a temporary directory, from which a run starts as from any other.
 
-    Args:
-        model: the model; or a name or None, which are returned as they are.
-        processing_class: the model's tokenizer or image processor; None for that of the directory or Hub name from
-            which it was loaded.
+    A name or None are passed on as they are. The default tokenizer or image processor is that of the directory or Hub
+    name from which the model was loaded.
 
     Yields:
         The directory, and the value of `BaseModelArguments.passed_model`.
-
-    Raises:
-        UsageError: the model is not one of transformers, or its tokenizer or image processor is unknown.
     """
     if model is None or isinstance(model, (str, os.PathLike)):
         if processing_class is not None:
@@ -73,13 +68,7 @@ def quiet_datasets() -> Iterator[None]:
 def set_datasets(data_args: Any, train_dataset: Any, eval_dataset: Any) -> None:
     """Use data sets instead of files or a Hub name.
 
-    Args:
-        data_args: arguments of the data, changed in place.
-        train_dataset: a `Dataset`, an `IterableDataset`, a data set of torch, or a list of rows.
-        eval_dataset: another one, or None.
-
-    Raises:
-        UsageError: another source is named, too, or a value is not a data set.
+    They may be a `Dataset`, an `IterableDataset`, a data set of torch, or a list of rows.
     """
     for name in ("train_file", "dataset_name"):
         if getattr(data_args, name):

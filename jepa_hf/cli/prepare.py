@@ -30,11 +30,7 @@ _OBJECTIVE_ARGUMENTS = {
 
 
 def prepare(parsed: Parsed, plan: RunPlan) -> TrainingComponents:
-    """Load and check everything that a run needs; nothing is written.
-
-    Raises:
-        UsageError: bad input.
-    """
+    """Load and check everything that a run needs; nothing is written."""
     model_args = parsed[0]
     config = _encoder_config(parsed)
     modality = "features" if config is None else encoder_adapter_for(config).modality

@@ -52,12 +52,7 @@ _FLAG_OF = {
 
 
 def check_train_command(argv: Sequence[str]) -> None:
-    """Check `[CONFIG.yaml] [--flag value ...]`.
-
-    Raises:
-        UsageError: The recipe or a data file does not exist, the recipe cannot be read, a key or flag is unknown, or a
-            flag's package is not installed.
-    """
+    """Check the recipe, the names of keys and flags, their packages, and data files."""
     objective = peek_objective(argv)
     valid = flag_names(objective)
     is_recipe = bool(argv) and not argv[0].startswith("-")
@@ -118,11 +113,7 @@ def peek_objective(argv: Sequence[str]) -> str | None:
 
 
 def read_recipe(path: str) -> dict[Any, Any]:
-    """Read the keys and values of a YAML file.
-
-    Raises:
-        UsageError: It does not exist or does not hold `key: value` lines.
-    """
+    """Read the keys and values of a YAML file."""
     if not Path(path).is_file():
         raise UsageError(f"Config file {path!r} does not exist. Check the path.")
     try:
@@ -181,13 +172,7 @@ def suggestion(name: str, valid: Iterable[str], prefix: str = "") -> str:
 
 
 def describe_unknown(name: str, valid: Iterable[str], kind: str, objective: str | None = None) -> str:
-    """Describe an unknown name, and the valid one that was probably meant.
-
-    Args:
-        name: As given.
-        valid: Valid names, without hyphens.
-        kind: "flag", "key" or "argument".
-        objective: Of the run, whose flags `valid` are.
+    """Describe an unknown flag, key or argument, and the valid one that was probably meant.
 
     >>> describe_unknown("--lerning_rate", ["learning_rate"], "flag")
     'flag --lerning_rate. Did you mean --learning_rate?'

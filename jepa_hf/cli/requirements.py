@@ -40,14 +40,7 @@ _UNSET = (None, False, "", "no", "none", "false", "False")
 
 
 def check_packages(values: Mapping[str, Any]) -> None:
-    """Check that the packages of the flags are installed.
-
-    Args:
-        values: values by flag; other flags are ignored.
-
-    Raises:
-        UsageError: one is missing. The message has the command that installs it.
-    """
+    """Refuse flags whose packages are not installed, with the command that installs them."""
     for flag, module, package in _needed(values):
         if find_spec(module) is None:
             raise UsageError(

@@ -35,12 +35,7 @@ Trainer = TypeVar("Trainer", bound=BaseJepaTrainer)
 
 
 def resolve_defaults(parts: Sequence[Any], args: TrainingArguments) -> None:
-    """Resolve `do_train` and `do_eval`, and reject impossible names.
-
-    Args:
-        parts: all argument classes of the run.
-        args: the one of them that is the Trainer's.
-    """
+    """Resolve `do_train` and `do_eval`, and reject impossible names."""
     for part in parts:
         for name, value in vars(part).items():
             if isinstance(value, str) and "\0" in value:
@@ -117,14 +112,7 @@ def check_minimum(name: str, value: float, minimum: float) -> None:
 
 
 def apply_smoke_test(model_args: Any, data_args: Any, args: TrainingArguments, model: dict[str, Any]) -> None:
-    """Set the arguments of --smoke_test: a tiny random model, the built-in data, 20 steps.
-
-    Args:
-        model_args: changed in place, as the next two.
-        data_args: those of the data.
-        args: those of the Trainer.
-        model: the tiny model's arguments; they and other names of a model exclude --smoke_test.
-    """
+    """Set the arguments of --smoke_test, in place: a tiny random model, the built-in data, 20 steps."""
     for name in ("model_name_or_path", "config_name", "model_type", "config_overrides", "tokenizer_name"):
         if getattr(model_args, name):
             raise UsageError(f"smoke_test has its own tiny model. Omit {name}.")
@@ -151,13 +139,7 @@ def _serialize_settings(parts: Sequence[Any]) -> dict[str, Any]:
 
 
 def _make_run_plan(parts: Sequence[Any], args: Any, settings: dict[str, Any]) -> RunPlan:
-    """Plan what to do in the output directory; prints a message if the run there is finished.
-
-    Args:
-        parts: all argument classes of the run.
-        args: the one of them that is the Trainer's.
-        settings: those of `_serialize_settings`.
-    """
+    """Plan what to do in the output directory; prints a message if the run there is finished."""
     changeable = MAY_CHANGE.union(*(may_change(type(part)) for part in parts))
     plan = plan_run(args.output_dir, settings, args.overwrite_output_dir, args.resume_from_checkpoint, changeable)
     if plan.finished:
@@ -310,12 +292,7 @@ def _finish(
 
 
 def push(trainer: BaseJepaTrainer) -> None:
-    """Push the result of the run from the main process.
-
-    Raises:
-        PushError: the Hub failed or refused; the message ends with the command that repeats the push.
-        UsageError: the same for a wrong name or token.
-    """
+    """Push the result of the run from the main process; an error ends with the command that repeats the push."""
     args = trainer.args
     if not trainer.is_world_process_zero():
         return

@@ -79,14 +79,8 @@ _MASK_CAPTIONS = {
 class Run:
     """Contents of a run's directory.
 
-    Args:
-        folder: the directory.
-        status: sentence about the progress of the run.
-        history: log entries, `trainer.state.log_history`.
-        max_steps: planned number of steps; None if nothing was logged.
-        settings: all arguments of the run; empty if unknown.
-        versions: versions of the packages that trained the model, by name; empty if unknown.
-        model: directory of the full model; None before the first checkpoint.
+    `status` is a sentence about the progress. Before the first checkpoint, `model`, the directory of the full model, is
+    None. Settings and versions are empty if they are unknown.
     """
 
     folder: Path
@@ -112,14 +106,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Representations:
-    """One vector per sample, from the trained encoders and from the network with random weights.
-
-    Args:
-        samples: the N samples.
-        modality: "text", "images" or "features".
-        vectors: by encoder ("context", "target", "random"), the mean-pooled vectors,
-            float32 `[N, D]`.
-    """
+    """Mean-pooled vectors of samples, float32 `[N, D]`, by encoder: "context", "target" and "random" weights."""
 
     samples: RunSamples
     modality: str
@@ -182,11 +169,7 @@ def _writing(output: Path) -> Iterator[None]:
 
 
 def load_run(run_dir: str | Path) -> Run:
-    """Read the directory of a run.
-
-    Raises:
-        UsageError: the directory holds no run, or a file is damaged.
-    """
+    """Read the directory of a run; refuse one without a run or with a damaged file."""
     folder = Path(run_dir)
     if not folder.is_dir():
         raise UsageError(f"The run directory {str(run_dir)!r} does not exist. Name the output_dir of a run.")
@@ -257,14 +240,7 @@ def _load_evaluation(folder: Path, evaluation: str | Path | None) -> Any:
 
 
 def compute_representations(run: Run, max_samples: int) -> Representations:
-    """Embed samples of the run's data.
-
-    Args:
-        run: the run.
-        max_samples: maximum number of samples.
-
-    Returns:
-        The vectors of the trained encoders and of the same network with random weights.
+    """Embed samples of the run's data with the trained encoders and with random weights.
 
     Raises:
         UsageError: the model or the data is missing or cannot be read.
@@ -305,16 +281,13 @@ def _random_init_encoder(model: JepaForRepresentationPrediction, settings: dict[
 
 
 def render(run: Run, represented: Representations | str | None, evaluation: Any = None) -> tuple[str, Verdict]:
-    """Render the page.
+    """Render the page as HTML, and judge the run.
 
     Args:
         run: the run.
         represented: vectors of samples, or the reason that there are none; None for a language model, whose page has
             the tables of its card instead of masks, probes and samples.
         evaluation: content of the `evaluation.json` of `jepa-hf evaluate`; None if there is none.
-
-    Returns:
-        The page as HTML, and the verdict on the run.
     """
     of_samples = None
     if represented is None:
@@ -578,11 +551,6 @@ def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, float]:
 
 def nearest_neighbours(vectors: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Find the vectors nearest to each query by cosine, other than the query itself.
-
-    Args:
-        vectors: vectors `[N, D]`.
-        queries: numbers of Q vectors.
-        count: number of neighbours of each query, at most N - 1.
 
     Returns:
         Numbers and cosines of the neighbours, `[Q, count]`, the nearest first.
