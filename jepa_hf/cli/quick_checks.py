@@ -9,6 +9,7 @@ import ast
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,7 @@ def check_train_command(argv: Sequence[str]) -> None:
     objective = peek_objective(argv)
     valid = flag_names(objective)
     is_recipe = bool(argv) and not argv[0].startswith("-")
-    values = dict(read_recipe(argv[0])) if is_recipe else {}
-    for key in values:
-        if key not in valid:
-            raise UsageError(
-                f"Config file {argv[0]!r} has the unknown {describe_unknown(str(key), valid, 'key', objective)}"
-            )
+    values = dict(read_valid_recipe(argv[0], objective)) if is_recipe else {}
     flag = ""
     for argument in argv[is_recipe:]:
         if not argument.startswith("--"):
@@ -129,6 +125,18 @@ def read_recipe(path: str) -> dict[Any, Any]:
     return content
 
 
+def read_valid_recipe(path: str, objective: str | None) -> dict[str, Any]:
+    """Read a recipe, whose keys must be flags of the objective."""
+    content, valid = read_recipe(path), flag_names(objective)
+    for key in content:
+        if key not in valid:
+            raise UsageError(
+                f"Config file {path!r} has the unknown {describe_unknown(str(key), valid, 'key', objective)}"
+            )
+    return content
+
+
+@cache
 def flag_names(objective: str | None) -> set[str]:
     """Return the names of the flags of an objective.
 

@@ -126,9 +126,7 @@ def export_masked_lm(
 
 
 def export_custom_code(
-    model: JepaForRepresentationPrediction,
-    output_dir: str | Path,
-    processing_class: ProcessingClass | None = None,
+    model: JepaForRepresentationPrediction, output_dir: str | Path, processing_class: ProcessingClass | None = None
 ) -> None:
     """Write the full model with its code, for `trust_remote_code=True` without jepa_hf."""
     _save_with_code(model, output_dir)

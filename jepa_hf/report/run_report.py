@@ -97,11 +97,7 @@ class Run:
         if self.settings.get("objective") != "llm":
             return None
         weight = self.settings["jepa_weight"] if self.settings["loss_dropout"] < 1 else 0.0
-        return {
-            "lm_loss": self.settings["lm_weight"],
-            "pair_loss": weight,
-            "stp_loss": self.settings["stp_weight"],
-        }
+        return {"lm_loss": self.settings["lm_weight"], "pair_loss": weight, "stp_loss": self.settings["stp_weight"]}
 
 
 @dataclass(frozen=True)
@@ -114,10 +110,7 @@ class Representations:
 
 
 def write_report(
-    run_dir: str | Path,
-    output: str | Path | None = None,
-    max_samples: int = 1000,
-    evaluation: str | Path | None = None,
+    run_dir: str | Path, output: str | Path | None = None, max_samples: int = 1000, evaluation: str | Path | None = None
 ) -> Verdict:
     """Write the page about a run.
 
