@@ -1,10 +1,12 @@
 """Loading of encoder configurations, tokenizers and models; the components of a run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
 from ..data.arguments import DataArguments
 from ..distributed.deepspeed_state import zero3_init_disabled
@@ -16,6 +18,8 @@ from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..utils.types import ProcessingClass
 from .arguments import BaseModelArguments, ModelArguments
 from .quick_checks import suggestion
+
+T = TypeVar("T")
 
 TEXT_MODEL_TYPES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
 VISION_MODEL_TYPES = ("ijepa", "vit", "dinov2", "dinov2_with_registers")
@@ -117,13 +121,16 @@ def resolve_max_seq_length(possible: float, tokenizer: PreTrainedTokenizerBase |
     return requested
 
 
+def on_main_process(args: TrainingArguments, make: Callable[[], T]) -> T:
+    """Make an object in the main process and broadcast it."""
+    return broadcast_object_list([make() if args.process_index == 0 else None])[0]
+
+
 def build_model(
     model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig
 ) -> JepaForRepresentationPrediction:
     """Build the JEPA around the pretrained encoder, or a random one, whose `config` may be that of the JEPA."""
-    attention = (
-        {} if model_args.attn_implementation is None else {"attn_implementation": model_args.attn_implementation}
-    )
+    attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
     if model_args.model_name_or_path is None:
         is_jepa = isinstance(config, JepaConfig)
         jepa_config = config if is_jepa else JepaConfig.for_encoder(config, **model_args.jepa_kwargs())

@@ -58,11 +58,8 @@ def _processing_class(folder: Path) -> ProcessingClass | None:
 def _find_jepa(folder: Path) -> Path:
     """Return the folder itself or its subfolder of the full model."""
     for candidate in (folder, folder / JEPA_FOLDER):
-        if (candidate / "config.json").is_file() and _is_jepa(candidate):
-            return candidate
+        if (candidate / "config.json").is_file():
+            config, _ = JepaConfig.get_config_dict(candidate)
+            if config.get("model_type") == JepaConfig.model_type:
+                return candidate
     raise UsageError(f"{str(folder)!r} contains no full JEPA model; name a checkpoint-N, an out/jepa, or its out/")
-
-
-def _is_jepa(folder: Path) -> bool:
-    config, _ = JepaConfig.get_config_dict(folder)
-    return config.get("model_type") == JepaConfig.model_type

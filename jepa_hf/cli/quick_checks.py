@@ -10,9 +10,10 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -143,18 +144,12 @@ def flag_names(objective: str | None) -> set[str]:
     >>> "jepa_weight" in flag_names("llm"), "jepa_weight" in flag_names("span"), "seed" in flag_names("span")
     (True, False, True)
     """
-    names = _class_fields(_transformers_arguments(), ("TrainingArguments",))
+    transformers = Path(cast(str, cast(ModuleSpec, find_spec("transformers")).origin))
+    names = _class_fields(transformers.with_name("training_args.py"), ("TrainingArguments",))
     for classes in (_SHARED_CLASSES, _LLM_CLASSES if objective == "llm" else _ENCODER_CLASSES):
         for path, wanted in classes.items():
             names |= _class_fields(_PACKAGE / path, wanted)
     return names
-
-
-def _transformers_arguments() -> Path:
-    spec = find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise UsageError("transformers is not installed. Install it with: pip install transformers")
-    return Path(spec.origin).with_name("training_args.py")
 
 
 def _class_fields(path: Path, classes: Sequence[str]) -> set[str]:

@@ -218,7 +218,9 @@ def finalize_arguments(model_args: ModelArguments, data_args: DataArguments, arg
     if model_args.objective not in (None, "span", "images", "features"):
         raise UsageError(f"objective must be one of span, images, features, llm, not {model_args.objective!r}.")
     has_start = any((model_args.model_name_or_path, model_args.model_type, model_args.config_name))
-    if not has_start and (model_args.objective == "features" or _is_array_file(data_args.train_file)):
+    if not has_start and (
+        model_args.objective == "features" or (data_args.train_file or "").lower().endswith((".npy", ".npz"))
+    ):
         model_args.model_type = FeatureEncoderConfig.model_type
     elif not has_start:
         raise UsageError(
@@ -250,11 +252,6 @@ def _probe(source: str, prepared: TrainingComponents, args: RunArguments) -> Cal
     )
     probe.validate(prepared.model)
     return probe
-
-
-def _is_array_file(files: str | None) -> bool:
-    """Return whether the files are arrays, and so the data features."""
-    return files is not None and files.lower().endswith((".npy", ".npz"))
 
 
 # ---- console messages

@@ -7,9 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedConfig, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import TrainerCallback
 
 from ..data.tokenizer_training import train_bpe_tokenizer
 from ..errors import UsageError
@@ -24,14 +23,14 @@ from ..llm_jepa.answer_scoring import get_scorer
 from ..llm_jepa.decoder import has_lora
 from ..llm_jepa.generation import clamp_new_tokens
 from ..llm_jepa.model_setup import set_padding_token
-from ..llm_jepa.paired_data import PairedRow, load_paired_rows, row_texts
+from ..llm_jepa.paired_data import load_paired_rows, row_texts
 from ..llm_jepa.predictor_tokens import predictor_tokens
 from ..llm_jepa.row_tokenization import tokenize_rows
 from ..llm_jepa.view_isolation import verify_view_isolation
 from ..training.run_directory import RunPlan
 from ..training.signals import GracefulShutdownCallback
 from ..utils.counts import counted
-from .encoder_loading import hub_kwargs, resolve_max_seq_length
+from .encoder_loading import hub_kwargs, on_main_process, resolve_max_seq_length
 from .language_model_loading import (
     build_language_model,
     load_language_config,
@@ -39,7 +38,7 @@ from .language_model_loading import (
     parse_dtype,
     read_template,
 )
-from .llm_arguments import LlmModelArguments, LlmParsed, ViewArguments
+from .llm_arguments import LlmModelArguments, LlmParsed
 from .run import (
     apply_smoke_test,
     check_minimum,
@@ -112,11 +111,15 @@ def _prepare(parsed: LlmParsed, callbacks: Sequence[TrainerCallback] | None, pla
     kwargs = hub_kwargs(model_args, data_args)
     config = load_language_config(model_args, kwargs)
     tokenizer = _tokenizer(model_args, kwargs, plan)
-    length = _length(config, tokenizer, view_args)
+    possible = getattr(config, "max_position_embeddings", None) or math.inf  # some models have no positions
+    length = resolve_max_seq_length(possible, tokenizer, view_args.max_seq_length)
     with args.main_process_first(desc="loading data"):
         train_rows, eval_rows = load_paired_rows(data_args, seed=args.seed, need_validation=args.do_eval)
     if tokenizer is None:
-        tokenizer = _train_tokenizer(parsed, train_rows, length)
+        texts = [text for row in train_rows for text in row_texts(row, data_args)]  # on all ranks, for the same errors
+        tokenizer = on_main_process(args, lambda: train_bpe_tokenizer(texts, model_args.tokenizer_vocab_size, length))
+        if model_args.chat_template_path is not None:
+            tokenizer.chat_template = read_template(model_args.chat_template_path)
     set_padding_token(tokenizer)
     model = build_language_model(model_args, config, tokenizer, kwargs)
     count = view_args.num_predictor_tokens
@@ -180,25 +183,6 @@ def _tokenizer(model_args: LlmModelArguments, kwargs: dict[str, Any], plan: RunP
     if name is None or (Path(name).is_dir() and not (Path(name) / "tokenizer_config.json").is_file()):
         return None
     return load_lm_tokenizer("config_name", name, kwargs, template)
-
-
-def _length(config: PreTrainedConfig, tokenizer: Tokenizer | None, view_args: ViewArguments) -> int:
-    """Return the maximum tokens of a row and of a view: `max_seq_length`, or the model's maximum up to 512."""
-    possible = getattr(config, "max_position_embeddings", None) or math.inf  # some models have no positions
-    return resolve_max_seq_length(possible, tokenizer, view_args.max_seq_length)
-
-
-def _train_tokenizer(parsed: LlmParsed, rows: Sequence[PairedRow], length: int) -> Tokenizer:
-    """Train a byte-level BPE tokenizer on the rows in the main process and broadcast it."""
-    model_args, data_args, _, _, args = parsed
-    shared: list[Tokenizer | None] = [None]
-    texts = [text for row in rows for text in row_texts(row, data_args)]  # on all ranks, for the same errors
-    if args.process_index == 0:
-        shared = [train_bpe_tokenizer(texts, model_args.tokenizer_vocab_size, length)]
-    tokenizer = broadcast_object_list(shared)[0]
-    if model_args.chat_template_path is not None:
-        tokenizer.chat_template = read_template(model_args.chat_template_path)
-    return tokenizer
 
 
 # ---- console messages

@@ -220,9 +220,9 @@ def _read_json(path: Path) -> Any:
 
 def _load_evaluation(folder: Path, evaluation: str | Path | None) -> Any:
     path = folder / EVALUATION_FILE if evaluation is None else Path(evaluation)
-    if evaluation is None and not path.is_file():
-        return None
     if not path.is_file():
+        if evaluation is None:
+            return None
         raise UsageError(f"The evaluation {str(path)!r} is not a file. Name an evaluation.json of jepa-hf evaluate.")
     content = _read_json(path)
     try:
@@ -438,8 +438,7 @@ def _map_figure(represented: Representations) -> str:
     caption = (
         "Each dot is a sample, at the first two principal components of the context encoder's vectors, which explain "
         f"{format_percent(share)} of the variance. The distance of the vectors from their mean is "
-        f"{_relative_spread(vectors)} of their "
-        "length (both root mean square)."
+        f"{100 * np.linalg.norm(relative_singular_values(vectors)):.2g} % of their length (both root mean square)."
     )
     if labels is not None:
         caption += f" {_label_agreement(vectors, labels)}"
@@ -525,11 +524,6 @@ def relative_singular_values(vectors: np.ndarray) -> np.ndarray:
     """
     tensor = torch.from_numpy(vectors).double()
     return (singular_values(tensor) / tensor.norm().clamp_min(1e-12)).numpy()
-
-
-def _relative_spread(vectors: np.ndarray) -> str:
-    """Return the vectors' distance from their mean over their length, both root mean square."""
-    return f"{100 * np.linalg.norm(relative_singular_values(vectors)):.2g} %"
 
 
 def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, float]:
