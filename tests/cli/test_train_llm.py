@@ -22,6 +22,7 @@ import jepa_hf
 from helpers.cli import QUIET, REPOSITORY, assert_same_weights, snapshot, start_process, train, weights
 from helpers.fake_hub import Hub
 from helpers.llm import CHATML, conversations, model, tokenizer
+from helpers.report import Page
 from helpers.tiny_models import save_tiny_encoder, write_lines
 from jepa_hf.cli import train_llm as llm_module
 from jepa_hf.cli.main import main as jepa_hf_main
@@ -620,13 +621,38 @@ def test_a_flag_of_another_objective_is_unknown(
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("command", ["masks", "report"])
-def test_commands_about_encoders_refuse_language_models(
-    command: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_masks_refuse_language_models(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    say("masks", "--objective", "llm", code=2)
+    assert "The objective llm has no masks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("run", ["whole", "whole/checkpoint-6 alone"])
+def test_a_report_has_the_curves_the_verdict_and_the_card_of_a_language_model(
+    run: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(folder)
-    say(*{"masks": ["masks", "--objective", "llm"], "report": ["report", "whole"]}[command], code=2)
-    assert re.search("The objective llm has no masks|holds a run of a language model", capsys.readouterr().err)
+    """Without what only encoders have; also before the run has written its result."""
+    shutil.copytree(folder / "whole", tmp_path / "run")
+    if run.endswith("alone"):
+        record = json.loads((tmp_path / "run" / "_run.json").read_text())
+        (tmp_path / "run" / "_run.json").write_text(json.dumps(record | {"finished": False}))
+        for name in ("README.md", "metrics.json"):
+            (tmp_path / "run" / name).unlink()
+    capsys.readouterr()
+    say("report", tmp_path / "run")
+    printed, page = capsys.readouterr().out, Page(tmp_path / "run" / "report.html")
+    for text in ("Next-token loss", "Distance between the views", "Settings", "Versions"):
+        assert text in page.text
+    for text in ("What was masked", "Probes", "Representations"):
+        assert text not in page.text
+    if run == "whole":
+        verdict = json.loads((folder / "whole" / "metrics.json").read_text())["verdict"]
+        assert printed.splitlines()[0] == verdict[0]
+        assert verdict[0] in page.text
+        assert "next token 1.0, views 1.0 (cosine)" in page.text
+        assert "rows per step" in page.text
+    else:
+        assert "The run is not finished; this page shows checkpoint-6" in page.text
+        assert "has no README.md yet" in page.text
 
 
 # ---- bad input
@@ -653,8 +679,8 @@ BAD = {
         "--num_predictor_tokens 10 --max_seq_length 11",
         r"max_length \(--max_seq_length\) 11 leaves no room for text with 10 predictor tokens",
     ),
-    "an encoder": ("--model_name_or_path bert", "a bert model is not a causal language model"),
-    "an encoder type": ("--model_name_or_path= --model_type bert", "a bert model is not a causal language model"),
+    "an encoder": ("--model_name_or_path bert", "A bert model is not a causal language model"),
+    "an encoder type": ("--model_name_or_path= --model_type bert", "A bert model is not a causal language model"),
     "an encoder-decoder": ("--model_name_or_path= --model_type t5", "model_type 't5' is not a causal language model"),
     "an empty file": ("--train_file nothing.jsonl", "train_file 'nothing.jsonl' is empty. Give a file with rows"),
     "a blank file": ("--train_file blank.jsonl", "train_file 'blank.jsonl' has no rows"),
@@ -821,7 +847,7 @@ def test_generate_judges_sql_by_what_a_database_gives(folder: Path, tmp_path: Pa
         ("generate llm --data_file rows.jsonl --output_dir words.txt", "output_dir 'words.txt' is a file"),
         ("generate llm nothing_here --data_file rows.jsonl", "MODEL 'nothing_here' is neither a local directory"),
         ("generate bert --data_file rows.jsonl", "no chat template"),
-        ("generate bert --data_file columns.jsonl", "a bert model is not a causal language model"),
+        ("generate bert --data_file columns.jsonl", "A bert model is not a causal language model"),
         ("generate without_template --data_file rows.jsonl", "no chat template"),
         ("generate llm --data_file rows.jsonl --metric gsm8k", "unrecognized arguments: --metric gsm8k"),
         ("generate llm", "the following arguments are required: --data_file"),
