@@ -160,17 +160,17 @@ class _FeatureLoader:
         chunks: list[pa.Array] = []
         for path in paths:
             with file_errors_as_usage_error(path):
-                file = open_feature_file(path, kind, self.args, self.columns)
-                self._note_columns(file.source, file.message)
-                file_chunks = _arrow_chunks(file.source, file.blocks)
+                source, blocks, message = open_feature_file(path, kind, self.args, self.columns)
+                self._note_columns(source, message)
+                file_chunks = _arrow_chunks(source, blocks)
             # Compare descriptions, because the types of series are equal whatever their width.
             if chunks and _describe_shape(file_chunks[0].type) != _describe_shape(chunks[0].type):
                 raise UsageError(
-                    f"{file.source.name} holds {_describe_shape(file_chunks[0].type)} and '{paths[0]}' "
+                    f"{source.name} holds {_describe_shape(file_chunks[0].type)} and '{paths[0]}' "
                     f"{_describe_shape(chunks[0].type)}. Provide files with the same features."
                 )
             chunks += file_chunks
-        return _to_dataset(chunks, file.source.columns, argument.removesuffix("_file"))
+        return _to_dataset(chunks, source.columns, argument.removesuffix("_file"))
 
     def load_split(self, dataset: Dataset, split: str) -> Dataset:
         """Load the rows of a split of `args.dataset_name`."""

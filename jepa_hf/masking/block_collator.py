@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from transformers import BaseImageProcessor
 
 from ..data.image_decoding import decode_image
 from ..errors import UsageError
-from .base_collator import MaskingCollator, derive_mask_keys, pad_true_indices
+from .base_collator import MaskingCollator, derive_mask_keys, padded_positions, to_tensors
 from .block_sampling import default_num_context, largest_target, sample_block_masks
 from .counter_rng import content_hash, sample_keys, uniform_draws
 
@@ -19,21 +19,6 @@ logger = logging.getLogger(__name__)
 
 # Range of a random crop's width over its height.
 _CROP_ASPECT_RATIO = (3 / 4, 4 / 3)
-
-
-class ImageProcessor(Protocol):
-    """Attributes of image processors that transformers' `BaseImageProcessor` does not declare."""
-
-    do_normalize: bool
-    do_center_crop: bool
-    size: Mapping[str, int]
-    crop_size: Mapping[str, int]
-    resample: Any
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
-
-    def __call__(self, images: Sequence[Image.Image], **settings: bool) -> Mapping[str, Any]:
-        """Return the images' `pixel_values`."""
 
 
 class DataCollatorForBlockJEPA(MaskingCollator):
@@ -96,7 +81,7 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         if random_resized_crop is not None:
             ranges["random_resized_crop"] = random_resized_crop
         _check_settings(grid, ranges, target_aspect_ratio, num_channels)
-        self.image_processor = cast(ImageProcessor, image_processor)
+        self.image_processor: Any = image_processor  # transformers declares few of its attributes
         _check_channels(self.image_processor, num_channels)
         self.grid = grid
         self.target_scale = target_scale
@@ -169,18 +154,13 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         )
         targets &= readable[:, None, None]
         context &= readable[:, None]
-        target_positions, target_valid = pad_true_indices(
-            targets.reshape(-1, targets.shape[-1]), (self._largest_target,)
+        return to_tensors(
+            {
+                "pixel_values": self._pixel_values(self._augment(images, augmentation)),
+                **padded_positions("target", targets, (self._largest_target,)),
+                **padded_positions("context", context[:, None], (self._num_context,)),
+            }
         )
-        context_positions, context_valid = pad_true_indices(context, (self._num_context,))
-        shape = (len(images), self.num_masks, -1)
-        return {
-            "pixel_values": self._pixel_values(self._augment(images, augmentation)),
-            "target_positions": torch.from_numpy(target_positions.reshape(shape)),
-            "target_valid": torch.from_numpy(target_valid.reshape(shape)),
-            "context_positions": torch.from_numpy(context_positions[:, None]),
-            "context_valid": torch.from_numpy(context_valid[:, None]),
-        }
 
     def _decode(self, row: int, feature: Mapping[str, Any]) -> Image.Image | None:
         """Decode the image in a row of the batch. Warn and return None if it is damaged."""
@@ -224,7 +204,7 @@ class DataCollatorForBlockJEPA(MaskingCollator):
             ]
         return images
 
-    def _pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
+    def _pixel_values(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Return the model's input, float32 `[B, num_channels, H, W]`."""
         settings: dict[str, bool] = {"do_convert_rgb": False}
         if self.random_resized_crop is not None:
@@ -239,7 +219,7 @@ class DataCollatorForBlockJEPA(MaskingCollator):
                     f"{images[row].width} pixels, into an array of shape {array.shape} instead of {shape}. Set its "
                     f'size to {{"height": {self.height}, "width": {self.width}}} and do_resize to True.'
                 )
-        return torch.from_numpy(np.stack(arrays).astype(np.float32, copy=False))
+        return np.stack(arrays).astype(np.float32, copy=False)
 
 
 def _check_settings(
@@ -260,7 +240,7 @@ def _check_settings(
         raise UsageError(f"num_channels must be 1 (grey) or 3 (RGB), not {num_channels}.")
 
 
-def _check_channels(image_processor: ImageProcessor, num_channels: int) -> None:
+def _check_channels(image_processor: Any, num_channels: int) -> None:
     if not image_processor.do_normalize:
         return
     for name in ("image_mean", "image_std"):
@@ -272,7 +252,7 @@ def _check_channels(image_processor: ImageProcessor, num_channels: int) -> None:
             )
 
 
-def _output_size(image_processor: ImageProcessor) -> tuple[int, int]:
+def _output_size(image_processor: Any) -> tuple[int, int]:
     """Return height and width of the images that the image processor returns."""
     size = dict(image_processor.crop_size if image_processor.do_center_crop else image_processor.size)
     match size:

@@ -97,8 +97,6 @@ def sample_span_mask(
     first, num_spans = _draw_spans(keys, units, budget, mask_ratio, mean_span_length)
     from_right = (keys >> np.uint64(63)).astype(bool)
     masked = _select_units_up_to_budget(first, units, budget, num_spans, from_right)
-    if units.token_cells is None:
-        return masked
     mask = np.zeros(maskable.shape, dtype=bool)
     mask[maskable] = masked.reshape(-1)[units.token_cells]
     return mask
@@ -109,56 +107,38 @@ class _Units:
     """The units of a batch in cells, and their runs: consecutive units between special tokens.
 
     Attributes:
-        weight: `[B, U]`, tokens in each cell; 0 or False in cells without a unit.
+        weight: `[B, U]`, tokens in each cell; 0 in cells without a unit.
         counts: `[B]`, units per row.
-        token_cells: `[number of maskable tokens]`, the flat index of each token's cell. None if
-            units are tokens; then a token's position is its cell.
+        token_cells: `[number of maskable tokens]`, the flat index of each token's cell.
         run_counts: `[B]`, runs per row.
         run_begin: `[B, R]`, the first unit of each run.
         run_end: `[B, R]`, the unit after its last.
-        run_shift: `[B, R]`, the difference between the cell and the number of its units.
     """
 
     weight: np.ndarray
     counts: np.ndarray
-    token_cells: np.ndarray | None
+    token_cells: np.ndarray
     run_counts: np.ndarray
     run_begin: np.ndarray
     run_end: np.ndarray
-    run_shift: np.ndarray
 
 
 def _find_units(maskable: np.ndarray, word_ids: np.ndarray | None) -> _Units:
-    batch, length = maskable.shape
-    num_tokens = np.count_nonzero(maskable, axis=1)
+    batch = len(maskable)
+    unit = unit_ids(maskable, word_ids)
+    counts = unit.max(axis=1, initial=-1) + 1
+    width = int(counts.max(initial=0))
+    token_cells = np.repeat(np.arange(batch) * width, np.count_nonzero(maskable, axis=1)) + unit[maskable]
+    weight = np.bincount(token_cells, minlength=batch * width).reshape(batch, width)
+
     starts, ends = maskable.copy(), maskable.copy()
     starts[:, 1:] &= ~maskable[:, :-1]
     ends[:, :-1] &= ~maskable[:, 1:]
-    row, first_token = np.divmod(np.flatnonzero(starts), max(length, 1))
-    last_token = np.flatnonzero(ends) - row * length
-    run_counts = np.bincount(row, minlength=batch)
-
-    token_cells = None
-    if word_ids is None:
-        weight, counts = maskable, num_tokens
-        sizes = last_token + 1 - first_token
-        begin = np.cumsum(sizes) - sizes - np.repeat(np.cumsum(num_tokens) - num_tokens, run_counts)
-        end, shift = begin + sizes, first_token - begin
-    else:
-        unit = unit_ids(maskable, word_ids)
-        counts = unit.max(axis=1, initial=-1) + 1
-        width = int(counts.max(initial=0))
-        token_cells = np.repeat(np.arange(batch) * width, num_tokens) + unit[maskable]
-        weight = np.bincount(token_cells, minlength=batch * width).reshape(batch, width)
-        begin, end, shift = unit[row, first_token], unit[row, last_token] + 1, np.zeros_like(row)
-
-    run_number = np.arange(row.size) - np.repeat(np.cumsum(run_counts) - run_counts, run_counts)
-    tables = []
-    for values, fill in ((begin, _UNCOVERED), (end, 0), (shift, 0)):
-        table = np.full((batch, run_counts.max(initial=0)), fill, dtype=np.int64)
-        table[row, run_number] = values
-        tables.append(table)
-    return _Units(weight, counts, token_cells, run_counts, *tables)
+    run_counts = np.count_nonzero(starts, axis=1)
+    is_run = np.arange(run_counts.max(initial=0)) < run_counts[:, None]
+    run_begin, run_end = np.full(is_run.shape, _UNCOVERED, dtype=np.int64), np.zeros(is_run.shape, dtype=np.int64)
+    run_begin[is_run], run_end[is_run] = unit[starts], unit[ends] + 1
+    return _Units(weight, counts, token_cells, run_counts, run_begin, run_end)
 
 
 def _draw_spans(
@@ -191,10 +171,7 @@ def _draw_spans(
         np.minimum.at(first.reshape(-1), flat, np.repeat(numbers, sizes))
         num_spans += block
         is_covered = first != _UNCOVERED
-        if units.token_cells is None:
-            covered = np.count_nonzero(is_covered, axis=1)
-        else:
-            covered = np.where(is_covered, units.weight, 0).sum(axis=1)
+        covered = np.where(is_covered, units.weight, 0).sum(axis=1)
     return first, num_spans
 
 
@@ -221,8 +198,7 @@ def _place_spans(
     starts = offsets - (run + 1) * (lengths - 1)
     ends = np.minimum(starts + lengths, np.take_along_axis(units.run_end[rows], run, axis=1))
     starts = np.maximum(starts, np.take_along_axis(run_begin, run, axis=1))
-    shift = np.take_along_axis(units.run_shift[rows], run, axis=1)
-    return starts + shift + rows[:, None] * units.weight.shape[1], ends - starts
+    return starts + rows[:, None] * units.weight.shape[1], ends - starts
 
 
 def _select_units_up_to_budget(
@@ -241,12 +217,11 @@ def _select_units_up_to_budget(
     Returns:
         bool `[B, U]`.
     """
-    batch = len(first)
-    weight, exact = units.weight, units.token_cells is None
+    batch, weight = len(first), units.weight
     cell, count = _flat_indices(first < num_spans)
     number = first.reshape(-1)[cell] + np.repeat(np.arange(batch) * num_spans, count)
-    tokens = None if exact else weight.reshape(-1)[cell]
-    per_span = np.bincount(number, weights=tokens, minlength=batch * num_spans).reshape(batch, num_spans)
+    per_span = np.bincount(number, weights=weight.reshape(-1)[cell], minlength=batch * num_spans)
+    per_span = per_span.reshape(batch, num_spans)
     reached = np.cumsum(per_span, axis=1)
     # The last span, with which the budget is reached, and the tokens that are missing before it.
     last = (reached < budget[:, None]).sum(axis=1)
@@ -255,7 +230,7 @@ def _select_units_up_to_budget(
     chosen = first < last[:, None]
 
     cell, count = _flat_indices(first == last[:, None])
-    tokens = np.ones_like(cell) if exact else weight.reshape(-1)[cell]
+    tokens = weight.reshape(-1)[cell]
     cumulative = np.cumsum(tokens)
     sums, end = np.append(0, cumulative), np.cumsum(count)
     before, total = sums[end - count], sums[end] - sums[end - count]
@@ -263,10 +238,9 @@ def _select_units_up_to_budget(
     cumulative = np.where(np.repeat(from_right, count), np.repeat(total, count) - cumulative + tokens, cumulative)
     # A word that crosses the budget is masked if that comes nearer to the budget than leaving it
     # visible.
-    slack = 0 if exact else tokens // 2
-    chosen.reshape(-1)[cell[cumulative - np.repeat(missing, count) <= slack]] = True
+    chosen.reshape(-1)[cell[cumulative - np.repeat(missing, count) <= tokens // 2]] = True
 
-    num_chosen = budget if exact else np.count_nonzero(chosen, axis=1)
+    num_chosen = np.count_nonzero(chosen, axis=1)
     empty, full = (budget > 0) & (num_chosen == 0), (budget > 0) & (num_chosen >= units.counts)
     if empty.any() or full.any():
         order = _unit_order(np.minimum(first, num_spans), weight, from_right)

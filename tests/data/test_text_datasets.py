@@ -270,7 +270,7 @@ class TestJson:
             ("[]", "'a.json' has no rows. Provide a file with text"),
             ('{"text": null}', "train_file 'a.json' holds no text, only blank rows"),
             ('{"text": 1}', "Column 'text' of 'a.json' holds int, not strings; its first row has 1. No column"),
-            ('{"text": 1, "body": "a"}', "has 1. Name a column of strings with --text_column_name: body, or convert"),
+            ('{"text": 1, "body": "a"}', "has 1. Name one of the columns of strings with --text_column_name: body."),
             ('{"text": ["a"]}', "Column 'text' of 'a.json' holds list, not strings"),
             ('{"text": "a"}\n{"text": 2}', "Row 2 of 'a.json' has int (2) in column 'text', which must hold strings"),
         ],
