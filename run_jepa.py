@@ -10,6 +10,6 @@ import sys
 if __name__ == "__main__":
     # Imports make half a million objects and no garbage; searching for garbage among them takes a third of their time.
     gc.disable()
-    from jepa_hf.cli.main import exit_process, train
+    from jepa_hf.cli.main import run_process, train
 
-    exit_process(train(sys.argv[1:], "run_jepa.py"))
+    run_process(train, sys.argv[1:], "run_jepa.py")

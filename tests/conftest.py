@@ -13,6 +13,10 @@ import datasets
 import pytest
 import transformers
 
+from helpers.pictures import render_nothing, rendered
+
+render_nothing()
+
 
 def pytest_collectstart() -> None:
     """While all is imported, there is no garbage to look for."""
@@ -24,6 +28,13 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture
+def rendered_pictures() -> Iterator[None]:
+    """Figures are rendered into their files."""
+    with rendered():
+        yield
 
 
 @pytest.fixture(autouse=True)

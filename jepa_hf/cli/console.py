@@ -5,9 +5,7 @@ import os
 import sys
 import time
 import warnings
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from argparse import ArgumentParser
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -26,33 +24,6 @@ class CommandParser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the message without argparse's prefix."""
         raise UsageError(f"{message.removeprefix('argument ').rstrip('.')}. See --help.")
-
-
-def existing_directory(path: str) -> str:
-    """Check a positional argument before the libraries are imported."""
-    if not Path(path).is_dir():
-        raise ArgumentTypeError(f"{path!r} is not a directory. Name the output_dir of a run")
-    return path
-
-
-def run_command(name: str, parser: ArgumentParser, run: Callable[[Namespace], int | None], argv: Sequence[str]) -> int:
-    """Parse the arguments of a command and run it.
-
-    Args:
-        name: the command as the user types it, for error messages.
-        parser: parses `argv`.
-        run: does the work; returns the exit code, None for 0.
-        argv: the arguments after the command.
-
-    Returns:
-        The exit code: that of `run`, or 2 after a `UsageError`.
-    """
-    try:
-        options = parser.parse_args(argv)
-        quiet_libraries()
-        return run(options) or 0
-    except UsageError as error:
-        return report_error(name, error)
 
 
 def report_error(command: str, error: Exception) -> int:

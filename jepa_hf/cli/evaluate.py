@@ -6,86 +6,26 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UsageError
-from ..evaluation.embedder import POOLINGS, Embedder
+from ..evaluation.embedder import Embedder
+from ..evaluation.plots import plot_embeddings, plot_scores, plot_spectrum
+from ..evaluation.results import card_path, read_card, to_json, to_markdown, update_card
+from ..evaluation.scoring import Evaluation, evaluate
+from ..evaluation.task import TaskArguments
+from ..evaluation.tasks import load_tasks
 from ..utils.atomic_files import atomic_write
+from ..utils.output_directory import check_results_dir
 from ..version import __version__
-from .console import CommandParser, run_command
-from .parsing import validate_results_dir
-
-if TYPE_CHECKING:  # needs scikit-learn
-    from ..evaluation.scoring import Evaluation
 
 RESULTS_FILE = "evaluation.json"
 _LIBRARIES = ("torch", "transformers", "scikit-learn", "sentence-transformers")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Evaluate encoders; returns the exit code."""
-    return run_command("jepa-hf evaluate", _parser(), _run, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="jepa-hf evaluate",
-        description="Compare frozen encoders: linear probe and kNN on labelled samples, Spearman's correlation on "
-        "scored pairs of texts, recall on matching pairs, all with 95 % intervals.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="directories or Hub names of encoders; the first is the reference"
-    )
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        required=True,
-        metavar="TASK",
-        help="files (csv, tsv, json, jsonl, parquet, npz), folders with train.* and test.*, or data sets on the Hub; "
-        "the columns decide the kind of task: text, image or features with label; sentence1, sentence2 and score; "
-        "pairs such as query and document",
-    )
-    parser.add_argument("--pooling", nargs="+", default=["mean"], help=f"any of {', '.join(POOLINGS)}; default mean")
-    parser.add_argument("--output_dir", default="evaluation", help="directory to write to; default evaluation")
-    parser.add_argument(
-        "--overwrite_output_dir", action="store_true", help="replace the results of an earlier evaluation in output_dir"
-    )
-    parser.add_argument("--text_column_name", help="the column of texts, or first,second of pairs")
-    parser.add_argument("--label_column_name", help="the column of labels")
-    parser.add_argument("--feature_column_names", help="columns of features, with commas")
-    parser.add_argument("--max_train_samples", type=int, help="maximum number of rows to fit probes on (default: all)")
-    parser.add_argument("--max_test_samples", type=int, help="maximum number of rows to test on (default: all)")
-    parser.add_argument("--batch_size", type=int, default=64, help="samples per batch; default 64")
-    parser.add_argument(
-        "--max_seq_length",
-        type=int,
-        help="maximum tokens of a text; longer ones are cut (default: the model's maximum)",
-    )
-    parser.add_argument("--seed", type=int, default=42, help="seed of subsets, splits and intervals; default 42")
-    parser.add_argument(
-        "--update_card",
-        nargs="*",
-        metavar="MODEL",
-        help="write the results into the README.md of these local models; needs no name if there is one model",
-    )
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with a model")
-    return parser
-
-
-def _run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Check all options, evaluate, write the results."""
     output_dir = _validate_options(options)
-    try:
-        from ..evaluation.results import card_path, read_card, to_markdown, update_card
-        from ..evaluation.scoring import evaluate
-        from ..evaluation.task import TaskArguments
-        from ..evaluation.tasks import load_tasks
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"evaluate needs {error.name}, which is not installed: pip install 'jepa_hf[evaluate]'"
-        ) from None
-
     cards = {model: read_card(card_path(model)) for model in _models_with_cards(options)}
     names = ("text_column_name", "label_column_name", "feature_column_names", "max_train_samples", "max_test_samples")
     args = TaskArguments(seed=options.seed, **{name: getattr(options, name) for name in names})
@@ -119,11 +59,8 @@ def _feature_column_names(embedders: Sequence[Embedder]) -> list[str] | None:
     return list(dict.fromkeys(column for columns in names for column in columns or ()))
 
 
-def _write(output_dir: Path, evaluation: "Evaluation", options: argparse.Namespace) -> list[str]:
+def _write(output_dir: Path, evaluation: Evaluation, options: argparse.Namespace) -> list[str]:
     """Write numbers, tables and pictures; returns the names of the files."""
-    from ..evaluation.plots import plot_embeddings, plot_scores, plot_spectrum
-    from ..evaluation.results import to_json, to_markdown
-
     output_dir.mkdir(parents=True, exist_ok=True)
     pictures = {"scores.png": plot_scores, "spectrum.png": plot_spectrum}
     if evaluation.samples:
@@ -141,14 +78,9 @@ def _write(output_dir: Path, evaluation: "Evaluation", options: argparse.Namespa
 
 def _validate_options(options: argparse.Namespace) -> Path:
     """Check the options that need no model; returns the output directory."""
-    for name in options.pooling:
-        if name not in POOLINGS:
-            raise UsageError(f"pooling must be one of {', '.join(POOLINGS)}, not {name!r}")
     if len(set(options.pooling)) < len(options.pooling):
         raise UsageError(f"pooling contains a name twice: {' '.join(options.pooling)}")
-    if options.seed < 0:
-        raise UsageError(f"seed must be at least 0, not {options.seed}")
-    return validate_results_dir(options.output_dir, RESULTS_FILE, options.overwrite_output_dir, "evaluation")
+    return check_results_dir(options.output_dir, RESULTS_FILE, options.overwrite_output_dir)
 
 
 def _models_with_cards(options: argparse.Namespace) -> list[str]:

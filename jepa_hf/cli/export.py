@@ -1,7 +1,6 @@
 """`jepa-hf export`: a checkpoint or full model as a directory that transformers loads."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoImageProcessor
@@ -9,41 +8,19 @@ from transformers import AutoImageProcessor
 from ..errors import UsageError
 from ..hub.export import JEPA_FOLDER, export_custom_code, export_encoder, export_masked_lm
 from ..hub.loading import load_or_usage_error
-from ..hub.onnx_export import check_onnx_installed, export_onnx
+from ..hub.onnx_export import export_onnx
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..utils.output_directory import check_output_dir
 from ..utils.types import ProcessingClass
-from .console import CommandParser, run_command
 from .encoder_loading import load_tokenizer
 from .export_llm import export_language_model, is_language_model_dir
 from .language_model_loading import refuse_unfinished_run
-from .parsing import validate_output_dir
 
 
-def main(argv: Sequence[str]) -> int:
-    """Export a model; returns the exit code."""
-    return run_command("jepa-hf export", _parser(), _run, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="jepa-hf export", description="Write a checkpoint or a full model as a directory that transformers loads."
-    )
-    parser.add_argument("source", help="checkpoint-N, out/jepa, or an out/ that contains one; or a language model")
-    parser.add_argument("output_dir", help="directory to write, new or empty")
-    parser.add_argument("--encoder", choices=("context", "target"), default="context", help="which encoder")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--head", choices=("mlm",), help="with the masked-language-model head, for AutoModelForMaskedLM")
-    kind.add_argument("--onnx", action="store_true", help="the encoder as model.onnx, with dynamic batch and length")
-    kind.add_argument(
-        "--custom_code", action="store_true", help="the full model and its code, for use without jepa_hf installed"
-    )
-    return parser
-
-
-def _run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Check source and target, load the model, write the export."""
-    target = validate_output_dir(options.output_dir)
+    target = check_output_dir(options.output_dir)
     if target.exists() and any(target.iterdir()):
         raise UsageError(f"output_dir {options.output_dir!r} is not empty; name a new directory")
     refuse_unfinished_run("source", options.source)
@@ -51,8 +28,6 @@ def _run(options: argparse.Namespace) -> None:
         export_language_model(options, target)
         print(f"written to {target}")
         return
-    if options.onnx:
-        check_onnx_installed()
     source = _find_jepa(Path(options.source))
     model = load_or_usage_error(str(source), JepaForRepresentationPrediction.from_pretrained, {})
     processing_class = _processing_class(source)

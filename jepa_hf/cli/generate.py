@@ -17,8 +17,9 @@ from ..llm_jepa.generation import evaluate_generation
 from ..llm_jepa.paired_data import PairedRow, load_file_rows
 from ..training.run_directory import versions
 from ..utils.atomic_files import atomic_write_dir
+from ..utils.counts import counted
 from ..utils.markdown import escape_markdown, markdown_table
-from .console import CommandParser, run_command
+from ..utils.output_directory import check_results_dir
 from .language_model_loading import (
     check_generation_model,
     load_generation_model,
@@ -26,62 +27,11 @@ from .language_model_loading import (
     parse_dtype,
     refuse_unfinished_run,
 )
-from .parsing import validate_results_dir
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "generation.json"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Generate answers and score them; returns the exit code."""
-    return run_command("jepa-hf generate", _parser(), _run, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="jepa-hf generate",
-        description="Generate answers of language models to the prompts in a file, greedily and in batches, and score "
-        "them. A row has messages, the last of which is the reference answer, or two columns.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="directories or Hub names of causal language models, or adapters"
-    )
-    parser.add_argument(
-        "--data_file", required=True, metavar="FILES", help="json, jsonl, csv, tsv or parquet, also with .gz; globs"
-    )
-    parser.add_argument(
-        "--metrics",
-        nargs="+",
-        default=["exact_match", "prefix_match"],
-        metavar="METRIC",
-        help="any of exact_match (equal text), prefix_match (starts with the reference), gsm8k (equal final number), "
-        "sql (equal result rows); default exact_match prefix_match",
-    )
-    parser.add_argument(
-        "--database", help="for sql: an SQLite file, or a folder of NAME/NAME.sqlite, chosen by the rows' db_id"
-    )
-    parser.add_argument("--output_dir", default="generation", help="directory to write to; default generation")
-    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace the results of an earlier run")
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="maximum tokens of an answer; default 128")
-    parser.add_argument("--max_samples", type=int, help="use only the first N rows (default: all)")
-    parser.add_argument("--batch_size", type=int, default=16, help="prompts per batch; default 16")
-    parser.add_argument("--text_column_name", help="column of prompts; default messages if rows have them, else text")
-    parser.add_argument(
-        "--code_column_name", help="column of reference answers; default messages if rows have them, else code"
-    )
-    parser.add_argument(
-        "--code_turn", type=int, default=-1, help="index of the message that is the answer; default -1, the last"
-    )
-    parser.add_argument("--tokenizer_name", help="tokenizer (default: the model's)")
-    parser.add_argument("--chat_template_path", metavar="FILE", help="chat template (default: the tokenizer's)")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16; default float32")
-    parser.add_argument("--use_cpu", action="store_true", help="do not use a GPU")
-    parser.add_argument("--revision", default="main", help="branch, tag or commit of the models on the Hub")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with a model")
-    return parser
-
-
-def _run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Check all options, generate with each model, write the results on rank 0."""
     folder = _validate_options(options)
     process = PartialState(cpu=options.use_cpu)
@@ -165,13 +115,9 @@ def _validate_options(options: argparse.Namespace) -> Path:
     for metric in options.metrics:
         get_scorer(metric, options.database)
     parse_dtype(options.dtype)
-    for name in ("max_new_tokens", "max_samples", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}")
     for name in options.models:
         refuse_unfinished_run("MODEL", name)
-    return validate_results_dir(options.output_dir, RESULTS, options.overwrite_output_dir, "run")
+    return check_results_dir(options.output_dir, RESULTS, options.overwrite_output_dir)
 
 
 def _results_table(results: dict[str, Any], metrics: Sequence[str], rows: int) -> str:
@@ -186,4 +132,4 @@ def _results_table(results: dict[str, Any], metrics: Sequence[str], rows: int) -
         )
         for name, shares in results.items()
     ]
-    return f"% correct of {rows:,} rows, with 95 % intervals\n\n{markdown_table(('model', *metrics), lines)}"
+    return f"% correct of {counted(rows, 'row')}, with 95 % intervals\n\n{markdown_table(('model', *metrics), lines)}"

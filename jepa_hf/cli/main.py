@@ -3,20 +3,24 @@
 import argparse
 import gc
 import os
+import select
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from ..errors import UsageError
 from ..version import __version__
-from .console import report_error
+from . import masks
+from .console import quiet_libraries, report_error
 from .help import short_help
+from .options import PARSERS
 from .quick_checks import check_train_command, peek_objective
+from .requirements import check_packages
 
-# Modules of this folder, each with a `main(argv) -> int`. They are imported when needed, because they import torch.
-_COMMANDS = ("masks", "evaluate", "generate", "export", "report", "embed", "push")
+_COMMANDS = ("train", "masks", *PARSERS)
 
 _HELP = """\
 usage: jepa-hf COMMAND ...
@@ -49,28 +53,58 @@ def exit_process(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def run_process(command: Callable[..., int], *arguments: Any) -> NoReturn:
+    """Run a command and end this process with its exit code: 141, as for SIGPIPE, if nobody reads its output."""
+    try:
+        try:
+            code = command(*arguments)
+        finally:  # also after argparse's help
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_closed(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush
+        code = 128 + signal.SIGPIPE
+    exit_process(code)
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Return whether the reader of a pipe, such as `head`, has closed it."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def entry_point() -> NoReturn:
     """Run the console command `jepa-hf` and end the process."""
     gc.freeze()  # see run_jepa.py
-    exit_process(main())
+    run_process(main)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_HELP)
-        return 0
+    if not arguments:
+        print(_HELP, file=sys.stderr)
+        return 2
     command, rest = arguments[0], arguments[1:]
-    if command == "--version":
-        print(__version__)
+    if command in ("-h", "--help", "--version"):
+        print(__version__ if command == "--version" else _HELP)
         return 0
     if command == "train":
         return train(rest, "jepa-hf train")
-    if command in _COMMANDS:
-        return import_module(f".{command}", __package__).main(rest)
-    message = f"Unknown command {command!r}. The commands are train, {', '.join(_COMMANDS[:-1])} and {_COMMANDS[-1]}."
-    return report_error("jepa-hf", UsageError(message))
+    if command == "masks":
+        return masks.main(rest)
+    try:
+        if command not in PARSERS:
+            message = f"The commands are {', '.join(_COMMANDS[:-1])} and {_COMMANDS[-1]}."
+            raise UsageError(f"Unknown command {command!r}. {message}")
+        options = PARSERS[command]().parse_args(rest)
+        check_packages({command: True, **vars(options)})
+        quiet_libraries()
+        return import_module(f".{command}", __package__).run(options) or 0
+    except UsageError as error:
+        return report_error(f"jepa-hf {command}" if command in PARSERS else "jepa-hf", error)
 
 
 def train(arguments: Sequence[str], command: str) -> int:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from functools import partial, reduce
-from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
@@ -25,42 +24,6 @@ from .quick_checks import describe_unknown, read_recipe
 _NEGATIVE = re.compile(r"-\d*\.?\d+[eE][+-]?\d+")
 # Dataclasses whose fields are the flags of an encoder's run.
 _CLASSES = (ModelArguments, DataArguments, MaskArguments, RunArguments)
-
-
-def validate_output_dir(output_dir: str) -> Path:
-    """Check that results can be written to a directory, without creating it.
-
-    Raises:
-        UsageError: a part of the path is a file, or its first existing parent is not writable.
-    """
-    folder = Path(output_dir)
-    paths = (folder, *folder.parents)
-    if any(path.exists() and not path.is_dir() for path in paths):
-        raise UsageError(f"output_dir {output_dir!r} is a file, or is under a file. Name a directory.")
-    if not os.access(next(path for path in paths if path.exists()), os.W_OK):
-        raise UsageError(f"output_dir {output_dir!r} is not writable. Name another directory.")
-    return folder
-
-
-def validate_results_dir(output_dir: str, results_file: str, overwrite: bool, kind: str) -> Path:
-    """Check that a command can write its results to a directory, and would not replace earlier ones.
-
-    Args:
-        output_dir: The directory.
-        results_file: Name of the file by which earlier results are recognized.
-        overwrite: `--overwrite_output_dir`.
-        kind: Of the results: "evaluation" or "run".
-
-    Raises:
-        UsageError: As `validate_output_dir`, or it holds results that may not be overwritten.
-    """
-    folder = validate_output_dir(output_dir)
-    if (folder / results_file).exists() and not overwrite:
-        raise UsageError(
-            f"output_dir {output_dir!r} holds the results of an earlier {kind}. Name another directory, or replace "
-            "them with --overwrite_output_dir."
-        )
-    return folder
 
 
 class _Parser(HfArgumentParser):

@@ -18,7 +18,7 @@ from ..data.feature_datasets import (
 from ..errors import UsageError
 from ..masking.feature_collator import DataCollatorForFeatureJEPA
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
-from ..utils.counts import left_out_message
+from ..utils.counts import counted, left_out_message
 from .arguments import Parsed
 from .encoder_loading import TrainingComponents, apply_config_overrides, build_model
 
@@ -108,7 +108,9 @@ def _check_shape(config: PreTrainedConfig, is_series: bool, width: int, longest:
             f"contains {'series' if is_series else 'vectors'}; give other data, or a random start without mode="
         )
     if config.input_dim != width:
-        raise UsageError(f"the encoder reads {config.input_dim} features, but the data has {width}; give other columns")
+        raise UsageError(
+            f"the encoder reads {counted(config.input_dim, 'feature')}, but the data has {width}; give other columns"
+        )
     if is_series and longest > config.max_position_embeddings:
         raise UsageError(
             f"a series has {longest} steps, more than the encoder's {config.max_position_embeddings}; cut it, or set "

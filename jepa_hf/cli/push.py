@@ -3,43 +3,15 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
 
 from ..errors import UsageError
-from .console import CommandParser, existing_directory, report_error, run_command
+from ..hub.push import HubTarget, PushError, files_to_push, push_run
+from ..utils.counts import counted
+from .console import report_error
 
 
-def main(argv: Sequence[str]) -> int:
-    """Push a run; returns the exit code: 0, 1 if the Hub failed or refused, 2 after bad input."""
-    return run_command("jepa-hf push", _parser(), _run, argv)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="jepa-hf push",
-        description="Push the result of a run to the Hub, in one commit: the plain encoder at the repository's root, "
-        "the full model under jepa/, and tokenizer, card, metrics.json and pictures. Checkpoints, settings, masks.png "
-        "and report.html stay here: the last three show paths and samples of the data.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "run_dir", metavar="RUN_DIR", type=existing_directory, help="output_dir of a run or of jepa-hf export"
-    )
-    parser.add_argument("repo", metavar="REPO", help="user/name on the Hub; created if it does not exist")
-    parser.add_argument("--private", action="store_true", help="create a private repository")
-    parser.add_argument("--revision", metavar="BRANCH", help="push to this branch; created if it does not exist")
-    parser.add_argument("--tag", metavar="NAME", help="tag the new commit, for example v1.0")
-    parser.add_argument("--token", help="default: HF_TOKEN or that of `hf auth login`, which no process list shows")
-    parser.add_argument(
-        "--commit_message", metavar="TEXT", default="Push of a jepa_hf run", help="message of the commit"
-    )
-    return parser
-
-
-def _run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Check the options and push; returns the exit code."""
-    from ..hub.push import HubTarget, PushError, files_to_push, push_run  # imports torch
-
     to = HubTarget(options.repo, options.private or None, options.revision, options.token)
     if not options.commit_message.strip():
         raise UsageError("commit_message is empty. Describe the push, or omit the option.")
@@ -52,5 +24,5 @@ def _run(options: argparse.Namespace) -> int:
         message = f"{str(error).rstrip('.')}. The local files are unchanged. This command repeats the push: {repeat}"
         report_error("jepa-hf push", PushError(message))
         return 1
-    print(f"pushed {count} files to {commit.repo_url.repo_id}: {commit.commit_url}")
+    print(f"pushed {counted(count, 'file')} to {commit.repo_url.repo_id}: {commit.commit_url}")
     return 0

@@ -7,6 +7,7 @@ flags are therefore read from the sources of the argument classes.
 import argparse
 import ast
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,7 +81,9 @@ def check_train_command(argv: Sequence[str]) -> None:
     for name in ("train_file", "validation_file"):
         files = _single(values.get(name))
         if isinstance(files, str):
-            _check_files(name, files)
+            missing = missing_file(files)
+            if missing is not None:
+                raise UsageError(f"{name} {missing!r} does not exist. Check the path.")
 
 
 def _single(value: Any) -> Any:
@@ -90,11 +93,11 @@ def _single(value: Any) -> Any:
     return value[0] if value else True
 
 
-def _check_files(argument: str, files: str) -> None:
-    """Raise for a path that does not exist; globs are left to the readers."""
-    for path in [files] if Path(files).exists() else map(str.strip, files.split(",")):
-        if path and not any(magic in path for magic in "*?[") and "://" not in path and not Path(path).exists():
-            raise UsageError(f"{argument} {path!r} does not exist. Check the path.")
+def missing_file(files: str) -> str | None:
+    """Return the first of the paths that does not exist; globs and URLs are left to the readers."""
+    paths = [files] if Path(files).exists() else map(str.strip, files.split(","))
+    is_left = re.compile(r"[*?[]|://").search
+    return next((path for path in paths if path and not is_left(path) and not Path(path).exists()), None)
 
 
 def peek_objective(argv: Sequence[str]) -> str | None:

@@ -28,12 +28,14 @@ _TRACKERS = (
 # Modules and names to install that differ from the tracker's.
 _MODULES = {"azure_ml": "azureml", "flyte": "flytekit"}
 _INSTALLED_AS = {"azureml": "azureml-core", "comet_ml": "comet-ml"}
-# Flags that need a package whenever they are set.
+# Flags and commands that need packages whenever they are given.
 _FLAGS = {
     "use_liger_kernel": {"liger_kernel": "liger-kernel"},
     "deepspeed": {"deepspeed": "deepspeed"},
     "use_peft": {"peft": "'jepa_hf[peft]'"},
     "probe_task": {"sklearn": "'jepa_hf[evaluate]'"},
+    "evaluate": {"sentence_transformers": "'jepa_hf[evaluate]'", "sklearn": "'jepa_hf[evaluate]'"},
+    "onnx": {"onnx": "'jepa_hf[onnx]'", "onnxscript": "'jepa_hf[onnx]'"},
 }
 _UNSET = (None, False, "", "no", "none", "false", "False")
 

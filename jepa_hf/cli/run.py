@@ -17,10 +17,10 @@ from ..data.fingerprint import data_fingerprint
 from ..errors import UsageError
 from ..hub.model_card import DatasetInfo
 from ..hub.push import HubTarget, PushError, push_run
-from ..monitoring.health import is_measurement
 from ..training.base_trainer import BaseJepaTrainer
 from ..training.checkpoints import disk_errors_as_run_error
 from ..training.checks import check_run_length
+from ..training.console import can_be_judged, has_last_evaluation
 from ..training.results import METRICS_FILE, read_state
 from ..training.run_directory import RunPlan, check_data, finish_run, plan_run, start_run
 from ..training.signals import GracefulShutdownCallback
@@ -261,7 +261,8 @@ def execute_run(
     if interruption is not None and interruption.stopped:
         print_rank0(args, _interruption_message(trainer, interruption))
         return
-    if args.do_eval and not _has_last_evaluation(trainer):
+    is_judged = args.do_train and can_be_judged(args, trainer.state)  # and the verdict printed, by the console
+    if args.do_eval and not has_last_evaluation(trainer.state):
         trainer.evaluate()
     with disk_errors_as_run_error(folder, folder, trainer.model_nbytes):
         if args.do_train:
@@ -270,8 +271,8 @@ def execute_run(
         if args.do_train and args.should_save:
             finish_run(folder, settings, data, stopped_early=trainer.stopped_early)
     verdict = trainer.verdict()
-    if args.do_train and verdict is not None and not any(map(is_measurement, trainer.state.log_history)):
-        print_rank0(args, "\n".join(verdict.lines))  # otherwise printed at the end of training
+    if args.do_train and verdict is not None and not is_judged:
+        print_rank0(args, "\n".join(verdict.lines))
     if trainer.stopped_early:
         print_rank0(args, f"Stopped at step {trainer.state.global_step} by --stop_on_collapse.")
     if args.do_train:
@@ -355,9 +356,3 @@ def _interruption_message(trainer: BaseJepaTrainer, interruption: GracefulShutdo
     return (
         f"Stopped by {signal_name} after step {step}. Run the same command again{flags} to continue from {checkpoint}."
     )
-
-
-def _has_last_evaluation(trainer: BaseJepaTrainer) -> bool:
-    """Return whether an evaluation was made after the last step."""
-    step = trainer.state.global_step
-    return step > 0 and any("eval_loss" in entry and entry["step"] == step for entry in trainer.state.log_history)

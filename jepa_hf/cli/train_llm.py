@@ -30,6 +30,7 @@ from ..llm_jepa.row_tokenization import tokenize_rows
 from ..llm_jepa.view_isolation import verify_view_isolation
 from ..training.run_directory import RunPlan
 from ..training.signals import GracefulShutdownCallback
+from ..utils.counts import counted
 from .encoder_loading import hub_kwargs, resolve_max_seq_length
 from .language_model_loading import (
     build_language_model,
@@ -250,12 +251,12 @@ def _print_summary(trainer: LlmJepaTrainer, parsed: LlmParsed) -> None:
     start = "pretrained" if model_args.model_name_or_path else "random"
     answers = "prompts and answers, no stop token" if view_args.train_on_prompt else "answers"
     train_rows, eval_rows = cast(Sized, trainer.train_dataset), cast(Sized | None, trainer.eval_dataset)
-    rows = f"{len(train_rows):,} rows" + ("" if eval_rows is None else f", {len(eval_rows):,} to evaluate on")
+    rows = counted(len(train_rows), "row") + ("" if eval_rows is None else f", {len(eval_rows):,} to evaluate on")
     print_rank0(
         args,
         f"{trainer.model.config.model_type} language model, {parameters}, {start} start; "
         f"{rows}; next-token loss on {answers}, views {args.jepa_weight:g} x {args.pair_loss}, "
-        f"{view_args.num_predictor_tokens} predictor tokens",
+        + counted(view_args.num_predictor_tokens, "predictor token"),
     )
 
 

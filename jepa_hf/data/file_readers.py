@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UsageError
+from ..utils.counts import counted
 
 logger = logging.getLogger(__name__)
 
@@ -167,8 +168,8 @@ def _read_csv(path: str, kind: str) -> Iterator[dict[str, Any]]:
 def csv_width_error(place: str, row: Sequence[str], header: Sequence[str]) -> UsageError:
     """Return the error for a row with another number of values than the header."""
     return UsageError(
-        f"{place} has {len(row)} values for {len(header)} columns. Put double quotes around values that hold the "
-        "separator."
+        f"{place} has {counted(len(row), 'value')} for {counted(len(header), 'column')}. Put double quotes around "
+        "values that hold the separator."
     )
 
 

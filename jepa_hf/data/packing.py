@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Sequence, Value
 
 from ..errors import UsageError
+from ..utils.counts import counted
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +52,9 @@ def pack_dataset(
     packed = dataset.map(pack, load_from_cache_file=load_from_cache_file, desc="Packing", **mapping)
     tokens = pc.sum(pc.list_value_length(packed.data.column("input_ids"))).as_py()
     logger.info(
-        "Packed %d texts into %d rows of at most %d tokens; %.1f %% of their positions are padding",
-        len(dataset),
-        len(packed),
+        "Packed %s into %s of at most %d tokens; %.1f %% of their positions are padding",
+        counted(len(dataset), "text"),
+        counted(len(packed), "row"),
         max_seq_length,
         100 * (1 - tokens / (len(packed) * max_seq_length)),
     )

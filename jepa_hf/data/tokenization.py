@@ -26,7 +26,8 @@ _TEXT = -1
 # A forked process (a data-loader worker, one of `num_proc`) inherits the locks of its parent's
 # threads but not the threads. A tokenizer that ran in parallel in the parent would deadlock if it
 # did so again.
-os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
+if hasattr(os, "register_at_fork"):  # Windows forks no processes
+    os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
 
 def tokenize_dataset(

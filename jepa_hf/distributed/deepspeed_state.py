@@ -19,6 +19,7 @@ from torch import nn
 from transformers.integrations import deepspeed
 
 from ..errors import UsageError
+from ..utils.counts import counted
 from .fsdp_state import IncompatibleKeys, read_full_state_dict
 from .sharding import unwrapped_parameter_name, zero3_shard
 
@@ -274,7 +275,7 @@ def optimizer_step_count(state: dict[str, Any], sizes: list[int]) -> float:
     steps = {float(parameter_state[_STEP]) for parameter_state in states} or {0.0}
     if len(steps) > 1:
         raise UsageError(
-            f"The checkpoint to resume from has parameters with {min(steps):.0f} steps and others with "
+            f"The checkpoint to resume from has parameters with {counted(int(min(steps)), 'step')} and others with "
             f"{max(steps):.0f}, but DeepSpeed has one count for all. Resume without DeepSpeed."
         )
     return steps.pop()

@@ -32,12 +32,12 @@ from ..models.encoder_adapters import TextEncoderAdapter, encoder_adapter_for, e
 from ..models.losses import layer_norm_no_affine
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..utils.types import ProcessingClass
+from .names import POOLINGS
 from .progress import progress_bar
 from .samples import list_features, list_images, list_texts
 
 logger = logging.getLogger(__name__)
 
-POOLINGS = ("mean", "cls", "layers")
 _MODALITIES = {"input_ids": "text", "pixel_values": "images", "features": "features"}
 
 

@@ -18,6 +18,7 @@ from ..data.file_readers import file_format, find_files, single_kind
 from ..data.image_datasets import list_image_files, load_image_datasets, parquet_image_column
 from ..data.text_datasets import text_column
 from ..errors import UsageError
+from ..utils.counts import counted
 from .table_readers import Tables, open_tables
 
 # Rows per part, which are in memory together. Texts are batched by length within a part.
@@ -177,7 +178,8 @@ def _aligned_source(
     """Join the samples of a dataset with the columns that are kept of its rows."""
     if kept.count != len(dataset):
         raise UsageError(
-            f"'{args.train_file}' has {len(dataset)} samples in {kept.count} rows. Remove rows without one."
+            f"'{args.train_file}' has {counted(len(dataset), 'sample')} in {counted(kept.count, 'row')}. Remove rows "
+            "without one."
         )
 
     def parts() -> Iterator[Part]:

@@ -1,6 +1,5 @@
 """Export of a trained JEPA to directories that other tools load."""
 
-import copy
 import inspect
 import json
 import shutil
@@ -13,7 +12,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
-from ..models.encoder_adapters import encoder_from_config, is_pooler_parameter, no_pooler_argument
+from ..models.encoder_adapters import untrained_pooler
 from ..models.mlm_head import masked_lm_state
 from ..models.modeling_feature_encoder import FeatureEncoderModel
 from ..models.modeling_jepa import JepaForRepresentationPrediction
@@ -55,7 +54,8 @@ def export_encoder(
     if isinstance(encoder, FeatureEncoderModel):
         _save_with_code(encoder, output_dir, weights)
     else:
-        pooler = {} if model.config.add_pooling_layer else untrained_pooler(encoder)
+        with zero3_init_disabled():
+            pooler = {} if model.config.add_pooling_layer else untrained_pooler(encoder)
         if pooler:
             weights = {**(encoder.state_dict() if weights is None else weights), **pooler}
         encoder.save_pretrained(output_dir, state_dict=weights)
@@ -65,25 +65,6 @@ def export_encoder(
         max_length = min(cast(Any, model.encoder_adapter).max_length, processing_class.model_max_length)
         files = sentence_transformers_files(model.config.sentence_transformers, model.config.hidden_size, max_length)
         _write_json_files(Path(output_dir), files)
-
-
-def untrained_pooler(encoder: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Draw the weights of a pooler that `AutoModel` builds and the encoder lacks, always the same.
-
-    No configuration makes `AutoModel` leave the pooler out. Without its weights, each load would draw
-    others and print a table of missing weights.
-
-    Returns:
-        Parameters by name; empty for families without pooler.
-    """
-    if not no_pooler_argument(encoder.config):
-        return {}
-    config = copy.deepcopy(encoder.config)
-    config.num_hidden_layers = 1  # the pooler does not depend on the layers
-    with zero3_init_disabled(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        state = encoder_from_config(config, add_pooling_layer=True, dtype=encoder.dtype).state_dict()
-    return {name: value for name, value in state.items() if is_pooler_parameter(name)}
 
 
 def export_run(

@@ -50,7 +50,7 @@ print(tokenizer.decode(answer, skip_special_tokens=True))
 
 A small distance between the views does not by itself show that they match: collapsed representations
 have the smallest distance. Collapse shows as a low *view rank* or as a *view pairwise cosine* near 1.
-{findings}
+{health}
 
 ## Limitations
 
@@ -101,7 +101,7 @@ def render_llm_card(
     with_template: bool = True,
     base_model: str | None = None,
     base_name: str | None = None,
-    findings: Sequence[str] = (),
+    health: str = "",
     language: str | None = None,
     license: str | None = None,
 ) -> ModelCard:
@@ -117,7 +117,7 @@ def render_llm_card(
         with_template: whether prompts use a chat template; otherwise they are plain text.
         base_model: Hub name of the model that training started from, if there is one.
         base_name: how to name that model without a Hub name.
-        findings: sentences about the health of the views.
+        health: the verdict on the run, or a warning for each finding, in Markdown; may be empty.
         language: language of the data, if known.
         license: license of the weights, if known.
     """
@@ -147,7 +147,7 @@ def render_llm_card(
         inputs=_USAGE[with_template],
         version=version,
         training=markdown_table(("setting", "value"), settings),
-        findings="".join(f"\n**Warning.** {escape_markdown(finding)}.\n" for finding in findings),
+        health=health,
         results=markdown_table(("evaluation", "at the end"), results) if results else "No evaluation was run.",
         citations="\n\n".join([LLM_JEPA, *([STP] if cites_stp else [])]),
     )
@@ -186,12 +186,24 @@ def write_llm_card(trainer: Any, model_name: str | None, data: DatasetInfo, **kw
         with_template=trainer.processing_class.chat_template is not None,
         base_model=hub_repo_id_or_none(start),
         base_name=f"the local model {Path(start).name}" if start else None,
-        findings=[f"Step {step}: {sentence}" for step, sentence in trainer.health_findings.values()],
+        health=_health(trainer),
         language=kwargs.get("language"),
         license=kwargs.get("license"),
     )
     with atomic_write(folder / "README.md") as file:
         card.save(file)
+
+
+def _health(trainer: Any) -> str:
+    """Return the verdict with all its reasons; before the end of the run, a warning for each finding."""
+    verdict = trainer.verdict()
+    if verdict is None:
+        findings = [f"Step {step}: {sentence}." for step, sentence in trainer.health_findings.values()]
+        lines = [f"**Warning.** {escape_markdown(finding)}" for finding in findings]
+    else:
+        reasons = " ".join([*verdict.reasons, verdict.skill]).strip()
+        lines = [f"**{verdict.title}.** {escape_markdown(reasons)}"]
+    return "".join(f"\n{line}\n" for line in lines)
 
 
 def objective_rows(args: LlmJepaTrainingArguments, views: PairedViewTokenizer | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 
 from ..errors import UsageError
+from ..utils.counts import counted
 from .paired_data import PairedRow
 from .view_tokenizer import IGNORE_INDEX, OverlongRowError, PairedViewTokenizer, special_ids
 
@@ -44,8 +45,8 @@ def _log_counts(rows: list[dict[str, Any]], left_out: int, view_tokenizer: Paire
     total, limit = len(rows) + left_out, view_tokenizer.max_length
     if left_out and not rows:
         raise UsageError(
-            f"All {total} rows are longer than {limit} tokens, so that filter_overlong_rows leaves none. Increase "
-            "max_length (--max_seq_length)."
+            f"filter_overlong_rows leaves none of {counted(total, 'row')}: all are longer than {limit} tokens. "
+            "Increase max_length (--max_seq_length)."
         )
     if os.environ.get("RANK", "0") != "0":
         return
@@ -53,7 +54,7 @@ def _log_counts(rows: list[dict[str, Any]], left_out: int, view_tokenizer: Paire
         logger.warning("left out %d of %d rows: longer than %d tokens", left_out, total, limit)
     truncated = sum(row["truncated"] for row in rows)
     if truncated:
-        logger.warning("%d of %d rows were truncated to %d tokens", truncated, total, limit)
+        logger.warning("truncated %d of %d rows to %d tokens", truncated, total, limit)
     special = special_ids(view_tokenizer.tokenizer)
     endless = sum(not row["truncated"] and last_label(row) not in special for row in rows)
     if endless and not view_tokenizer.train_on_prompt:

@@ -13,6 +13,8 @@ from transformers.trainer_utils import has_length
 
 from ..errors import UsageError
 from ..hub.model_card import DatasetInfo
+from ..monitoring.assessment import Verdict, judge
+from ..monitoring.view_health import view_findings
 from ..training.base_trainer import BaseJepaTrainer
 from ..training.checkpoints import is_staging_checkpoint
 from ..training.console import ConsoleCallback
@@ -36,7 +38,7 @@ from .row_tokenization import has_label, is_untokenized, iterate_rows, tokenize_
 from .teacher import TeacherCallback, copy_decoder, load_teacher, save_teacher
 from .training_args import LlmJepaTrainingArguments
 from .view_isolation import verify_view_isolation
-from .view_metrics import ViewMetrics, view_findings
+from .view_metrics import ViewMetrics
 from .view_tokenizer import IGNORE_INDEX, PairedViewTokenizer
 
 _VIEWS = ("view_input_ids", "view_position_ids", "view_ends", "second_view")
@@ -247,9 +249,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
 
     def console_callback(self) -> ConsoleCallback:
         """Return the callback that shows losses, accuracies and tokens per second."""
-        args = self.args
-        weights = {"lm_loss": args.lm_weight, "pair_loss": args.jepa_weight, "stp_loss": args.stp_weight}
-        return ConsoleCallback(weights, None, counts_tokens=True)
+        return ConsoleCallback(self.loss_weights, None, counts_tokens=True, verdict=self.verdict)
 
     def update_metrics(self, outputs: Any, inputs: dict[str, torch.Tensor], means: MetricAccumulator) -> None:
         """Add the parts of the loss of one micro-batch, a `PairedViewOutput`, to `means`."""
@@ -265,11 +265,26 @@ class LlmJepaTrainer(BaseJepaTrainer):
         self._view_metrics.finish(means)
 
     @property
-    def health_findings(self) -> dict[str, tuple[int, str]]:
-        """Whether the views have collapsed, see `view_findings`."""
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each term of the loss by its name in the log; 0 for terms that are not trained."""
         args = self.args
-        trains_views = args.jepa_weight > 0 and args.loss_dropout < 1
-        return view_findings(self.state.log_history, args.pair_loss) if trains_views else {}
+        trained = float(args.loss_dropout < 1)
+        return {"lm_loss": args.lm_weight, "pair_loss": args.jepa_weight * trained, "stp_loss": args.stp_weight}
+
+    @property
+    def health_findings(self) -> dict[str, tuple[int, str]]:
+        """Findings about the run by kind: step and sentence, see `view_health.view_findings`."""
+        return view_findings(self.state.log_history, self.loss_weights, self.state.max_steps)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the command exits with code 0: a loss fell, or the first view identifies the second."""
+        return "nothing_learned" not in self.health_findings
+
+    def judge(self) -> Verdict:
+        """Judge the run by its losses and its views so far."""
+        state, folder = self.state, str(self.args.output_dir)
+        return judge(state.log_history, state.max_steps, folder, weights=self.loss_weights)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate as the base; add the proportions of correct answers to `generation_examples`."""

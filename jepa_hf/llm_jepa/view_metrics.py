@@ -1,6 +1,5 @@
-"""Metrics of the views, and the finding that they collapse."""
+"""Metrics of the views."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -11,8 +10,6 @@ from ..training.metric_accumulator import MetricAccumulator
 
 # Maximum number of rows for the metrics of an evaluation.
 _MAX_EVAL_VECTORS = 1024
-# Plain fine-tuning leaves 0.88 and the paper's loss 0.9996 to 0.9999 (benchmarks/RESULTS.md, section 21).
-MAX_PAIRWISE_COSINE = 0.99
 
 
 class ViewMetrics:
@@ -62,35 +59,3 @@ class ViewMetrics:
             means.add("view_pairwise_cosine", mean_pairwise_cosine(targets), one)
             means.add("view_top1_accuracy", top1_accuracy(predictions, targets), one)
             means.add("view_top1_accuracy_chance", one / len(targets), one)
-
-
-def view_findings(log_history: Iterable[Mapping[str, Any]], pair_loss: str) -> dict[str, tuple[int, str]]:
-    """Return the finding that the second views have collapsed, if they had at the last measurement.
-
-    Args:
-        log_history: the run's log. Evaluations count, and the training's own batches without any.
-        pair_loss: the loss between the views.
-
-    Returns:
-        `view_collapse` with the step since which they are, and a sentence; or nothing.
-    """
-    measured: dict[str, list[tuple[int, float]]] = {"evaluation": [], "training": []}
-    for entry in log_history:
-        for name, value in entry.items():
-            if name.endswith("view_pairwise_cosine") and entry["step"] > 0:
-                measured["evaluation" if name.startswith("eval_") else "training"].append((entry["step"], value))
-    cosines = measured["evaluation"] or measured["training"]
-    collapsed_since = None
-    for step, cosine in cosines:
-        if cosine <= MAX_PAIRWISE_COSINE:
-            collapsed_since = None
-        elif collapsed_since is None:
-            collapsed_since = step
-    if collapsed_since is None:
-        return {}
-    remedy = "lower jepa_weight" if pair_loss == "infonce" else "use infonce (--pair_loss infonce)"
-    sentence = (
-        f"the views collapsed: the second views of different rows have a mean cosine of {cosines[-1][1]:.4f}, so that "
-        f"a small distance between the views of a row says nothing; {remedy}"
-    )
-    return {"view_collapse": (collapsed_since, sentence)}

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from ..utils.counts import counted
 from .chat_rendering import Answer, ChatRenderer
 from .conversations import Conversation, read_conversation
 from .predictor_tokens import predictor_tokens
@@ -184,8 +185,8 @@ class PairedViewTokenizer:
         for turn in self.turns:
             if not -len(messages) <= turn < len(messages):
                 raise UsageError(
-                    f"{conversation.name} has {len(messages)} messages, so turn {turn} cannot be a view; change "
-                    "--text_turn or --code_turn, or remove the row"
+                    f"{conversation.name} has {counted(len(messages), 'message')}, so turn {turn} cannot be a view; "
+                    "change --text_turn or --code_turn, or remove the row"
                 )
             if not messages[turn]["content"].strip():
                 raise UsageError(

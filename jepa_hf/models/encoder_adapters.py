@@ -3,6 +3,7 @@
 All differences between encoder families are in this file. docs/how-to/encoder-family.md adds one.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, cast
@@ -645,7 +646,7 @@ def encoder_and_loading_info(
     Args:
         name_or_path: directory or Hub name.
         config: its configuration.
-        keep_pooler: load the pooler too, if the checkpoint has one.
+        keep_pooler: load the pooler too, if the checkpoint has one that is not `untrained_pooler`.
         kwargs: passed to `from_pretrained`.
 
     Returns:
@@ -658,8 +659,30 @@ def encoder_and_loading_info(
     encoder, info = AutoModel.from_pretrained(name_or_path, **without_pooler, **kwargs)
     # Loaded twice, because a pooler that the checkpoint lacks would be drawn at random.
     if keep_pooler and without_pooler and any(".pooler." in f".{name}" for name in info["unexpected_keys"]):
-        return AutoModel.from_pretrained(name_or_path, **kwargs)
+        complete = AutoModel.from_pretrained(name_or_path, **kwargs)
+        state = complete[0].state_dict()
+        if not all(torch.equal(state[name].cpu(), value) for name, value in untrained_pooler(encoder).items()):
+            return complete
     return encoder, info
+
+
+def untrained_pooler(encoder: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Draw the weights of a pooler that `AutoModel` builds and the encoder lacks, always the same.
+
+    No configuration makes `AutoModel` leave the pooler out. An export without its weights would load
+    with others each time, and with a table of missing weights.
+
+    Returns:
+        Parameters by name; empty for families without pooler.
+    """
+    if not no_pooler_argument(encoder.config):
+        return {}
+    config = copy.deepcopy(encoder.config)
+    config.num_hidden_layers = 1  # the pooler does not depend on the layers
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = encoder_from_config(config, add_pooling_layer=True, dtype=encoder.dtype).state_dict()
+    return {name: value for name, value in state.items() if is_pooler_parameter(name)}
 
 
 def is_pooler_parameter(name: str) -> bool:

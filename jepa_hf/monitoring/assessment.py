@@ -1,7 +1,7 @@
 """The verdict on a run, and a sentence about each of its curves."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -20,6 +20,7 @@ from .health import (
     is_measurement,
     measurements,
 )
+from .view_health import VIEW_REMEDIES, describe_learning, view_findings
 
 History = list[dict[str, Any]]
 # Prefix of metrics that are measured on a fixed batch, else in evaluations.
@@ -64,11 +65,15 @@ class Verdict:
     advice: str
 
     @property
+    def title(self) -> str:
+        """The severity in words."""
+        return {Severity.HEALTHY: "Healthy", Severity.NOT_ASSESSED: "Not assessed"}.get(self.severity, "Not healthy")
+
+    @property
     def lines(self) -> list[str]:
         """The verdict in two lines: the worst finding and the skill, then advice."""
-        title = {Severity.HEALTHY: "Healthy", Severity.NOT_ASSESSED: "Not assessed"}.get(self.severity, "Not healthy")
         more = f"{len(self.reasons) - 1} more in the card." if len(self.reasons) > 1 else ""
-        return [" ".join(filter(None, (f"{title}.", self.reasons[0], more, self.skill))), f"Next: {self.advice}"]
+        return [" ".join(filter(None, (f"{self.title}.", self.reasons[0], more, self.skill))), f"Next: {self.advice}"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,8 @@ class Thresholds:
 
 
 THRESHOLDS = Thresholds()
+# Kinds of findings whose sentence says how little was learned.
+_NOTHING_LEARNED = {"nothing_learned", "views_at_chance"}
 
 Assessor = Callable[[History, Curves, int | None], Assessment]
 
@@ -291,35 +298,47 @@ def assess_samples(ranks: dict[str, float], cosines: dict[str, float], width: in
 
 
 def judge(
-    history: History, max_steps: int | None = None, output_dir: str = "out", samples: Assessment | None = None
+    history: History,
+    max_steps: int | None = None,
+    output_dir: str = "out",
+    samples: Assessment | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Verdict:
-    """Judge a run by the findings of the watchdog.
+    """Judge a run by its findings.
 
     Args:
         history: `trainer.state.log_history`, or `history` in `metrics.json`.
         max_steps: The run's length in steps; None if it is unknown, and so whether the run finished.
         output_dir: Of the run, for the advice.
         samples: Assessment of the representations of samples, if there is one.
+        weights: Of the terms of the loss of LLM-JEPA (see `view_findings`); None for a JEPA.
     """
-    found = findings(history, max_steps)
+    if weights is None:
+        found, remedies, skill = findings(history, max_steps), REMEDIES, _describe_skill(history)
+        next_step = f"jepa-hf evaluate {output_dir} --tasks FILE, or jepa-hf report {output_dir} for all curves."
+        unmeasured = "set --health_steps above 0, or --do_eval."
+    else:
+        found, remedies = view_findings(history, weights, max_steps), VIEW_REMEDIES
+        skill = describe_learning(history, weights)
+        next_step = f"jepa-hf generate {output_dir} --data_file FILE for answers to new rows."
+        unmeasured = "lower --logging_steps, or set --do_eval."
     kinds = sorted(found, key=_severity_of, reverse=True)
     reasons = [f"Step {found[kind][0]}: {found[kind][1]}." for kind in kinds]
     severity = _severity_of(kinds[0]) if kinds else Severity.HEALTHY
-    advice = REMEDIES[kinds[0] if kinds else "total"]
+    advice = remedies[kinds[0]] if kinds else next_step
     if samples is not None and samples.severity == Severity.COLLAPSED:
         severity, reasons = max(severity, Severity.COLLAPSED), [*reasons, samples.sentence]
-    if not reasons and not measurements(history):
-        advice = "set --health_steps above 0, or --do_eval."
-        return Verdict(Severity.NOT_ASSESSED, ("Health was not measured.",), "", advice)
-    if not reasons:
-        reasons = ["No collapse and no divergence."]
-        advice = f"jepa-hf evaluate {output_dir} --tasks FILE, or jepa-hf report {output_dir} for all curves."
-    skill = "" if "nothing_learned" in found else _describe_skill(history)  # the finding says it
-    return Verdict(severity, tuple(reasons), skill, advice)
+        advice = advice if kinds else REMEDIES["total"]
+    if not reasons and not skill and not measurements(history):
+        return Verdict(Severity.NOT_ASSESSED, ("Health was not measured.",), "", unmeasured)
+    reasons = reasons or ["No collapse and no divergence."]
+    return Verdict(severity, tuple(reasons), "" if _NOTHING_LEARNED.intersection(found) else skill, advice)
 
 
 def _severity_of(kind: str) -> Severity:
-    return {"divergence": Severity.DIVERGED, "nothing_learned": Severity.NOTHING_LEARNED}.get(kind, Severity.COLLAPSED)
+    if kind in _NOTHING_LEARNED:
+        return Severity.NOTHING_LEARNED
+    return Severity.DIVERGED if kind == "divergence" else Severity.COLLAPSED
 
 
 def _describe_skill(history: History) -> str:

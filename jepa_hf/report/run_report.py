@@ -43,6 +43,7 @@ from ..monitoring.training_plots import PANELS
 from ..training.checkpoints import STATE_FILE, latest_valid_checkpoint
 from ..training.run_directory import RUN_FILE, read_run, versions
 from ..utils.atomic_files import atomic_write
+from ..utils.counts import counted
 from .figures import panel_svg, scatter_svg, spectrum_svg
 from .run_samples import RunSamples, load_run_samples
 
@@ -204,7 +205,7 @@ def load_run(run_dir: str | Path) -> Run:
     if record["settings"] and not record["settings"].get("do_train", True):
         status = "This run only evaluated a model"
     elif history:
-        status += f" after {steps:,} steps"
+        status += f" after {counted(steps, 'step')}"
     models = [folder / JEPA_FOLDER] if ended else []
     if checkpoint is not None:
         models.append(checkpoint)
@@ -426,8 +427,8 @@ def _samples(represented: Representations) -> tuple[Assessment, str]:
     if samples.damaged:
         details.append(f"{samples.damaged:,} damaged ones skipped")
     intro = (
-        f'<p class="soft">From {len(samples.samples):,} samples of the run\'s data ({", ".join(details)}). The vector '
-        "of a sample is the mean over its positions.</p>"
+        f'<p class="soft">From {counted(len(samples.samples), "sample")} of the run\'s data ({", ".join(details)}). '
+        "The vector of a sample is the mean over its positions.</p>"
     )
     neighbours = _section("Nearest neighbours", _neighbours(represented))
     return reading, _section("Representations", intro + _panels(figures)) + neighbours

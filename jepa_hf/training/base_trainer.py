@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
@@ -26,6 +26,7 @@ from .console import ConsoleCallback
 from .inputs import check_batch
 from .metric_accumulator import MetricAccumulator
 from .run_trainer import RunTrainer
+from .stream_padding import PADDING_ROW_KEY, FixedBatchSizeCollator, PadStreamToMultiple, mark_padding
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +54,6 @@ class BaseJepaTrainer(RunTrainer):
         if self.is_deepspeed_enabled:
             config = self.accelerator.state.deepspeed_plugin.deepspeed_config
             deepspeed_state.validate_deepspeed_config(config, OptimizerNames(args.optim).value)
-        if args.world_size > 1 and self.eval_dataset is not None and not has_length(self.eval_dataset):
-            logger.warning(
-                "the length of an evaluation stream is unknown, so rows with which its last batches are filled up on "
-                "several ranks count twice"
-            )
         # The loss needs no labels: without this, evaluation would report none.
         self.can_return_loss = True
 
@@ -121,16 +117,33 @@ class BaseJepaTrainer(RunTrainer):
 
         The loader has a generator of its own. Rows may be untokenized.
         """
-        if self._compares_rows:  # the training one may have changed: auto_find_batch_size, a trial
-            self.args.per_device_eval_batch_size = upstream.loader_batch_size(self)
-        with self._with_collator(MaskingCollator.for_evaluation):
-            loader = super().get_eval_dataloader(self.tokenize_rows(eval_dataset))
+        with self._evaluation_rows(eval_dataset) as rows:
+            loader = super().get_eval_dataloader(rows)
         return data_loading.isolate_generator(loader, self.args.seed)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Like `Trainer.get_test_dataloader`, with the masks of evaluations; rows may be untokenized."""
+        with self._evaluation_rows(test_dataset) as rows:
+            return super().get_test_dataloader(rows)
+
+    @contextmanager
+    def _evaluation_rows(self, dataset: Any) -> Iterator[Any]:
+        """Yield tokenized rows for a loader that is built meanwhile.
+
+        On several ranks streams are padded, and batches say which rows `prediction_step` leaves out.
+        """
+        if self._compares_rows:  # the training one may have changed: auto_find_batch_size, a trial
+            self.args.per_device_eval_batch_size = upstream.loader_batch_size(self)
+        rows = self.tokenize_rows(dataset)
+        evaluated: Any = self.eval_dataset if rows is None or isinstance(rows, str) else rows
+        if isinstance(rows, str):
+            evaluated = evaluated[rows]
         with self._with_collator(MaskingCollator.for_evaluation):
-            return super().get_test_dataloader(self.tokenize_rows(test_dataset))
+            if self.args.world_size > 1 and not has_length(evaluated):
+                size = self.args.eval_batch_size
+                self.data_collator = FixedBatchSizeCollator(cast(Any, self.data_collator), size, mark_padding)
+                rows = PadStreamToMultiple(evaluated, size * self.args.world_size)
+            yield rows
 
     @contextmanager
     def _with_collator(self, change: Callable[[MaskingCollator], MaskingCollator]) -> Iterator[None]:
@@ -252,13 +265,16 @@ class BaseJepaTrainer(RunTrainer):
         """Evaluate one batch; its tensors, of different shapes, are not gathered."""
         check_batch(inputs, self.batch_keys)
         inputs = upstream.to_device(self, inputs)
+        is_padding = inputs.pop(PADDING_ROW_KEY, None)
         gradient_state, rows = self.accelerator.gradient_state, len(next(iter(inputs.values())))
-        if gradient_state.end_of_dataloader:
+        if is_padding is not None:
+            rows = int((~is_padding).sum())
+        elif gradient_state.end_of_dataloader:
             rows = data_loading.own_rows(rows, gradient_state.remainder, self.accelerator.process_index)
         # A rank without own rows also runs the model, because it takes part in collectives. Its one
         # row is masked.
         inputs = {name: value[: max(rows, 1)] for name, value in inputs.items()}
-        if self.args.world_size > 1 and gradient_state.end_of_dataloader:
+        if self.args.world_size > 1 and (gradient_state.end_of_dataloader or is_padding is not None):
             data_loading.keep_first_rows(inputs, rows, self.mask_rows)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)

@@ -7,6 +7,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from ..errors import RunError, UsageError
+from ..utils.counts import counted
 from .inputs import is_packed
 
 
@@ -73,8 +74,9 @@ def check_train_rows(rows: Any, batch_size: int, drop_last: bool) -> None:
     if rows is None or (has_length(rows) and len(rows) == 0):
         raise UsageError("There are no rows to train on. Pass train_dataset=... to the trainer.")
     if drop_last and has_length(rows) and len(rows) < batch_size:
+        rows_given = counted(len(rows), "row")
         raise UsageError(
-            f"The {len(rows):,} training rows are fewer than a batch of {batch_size:,} on all processes, and "
+            f"The training data has {rows_given}, fewer than a batch of {batch_size:,} on all processes, and "
             "dataloader_drop_last drops incomplete batches, so nothing would be trained. Lower "
             f"--per_device_train_batch_size, or set --dataloader_drop_last false."
         )
@@ -156,6 +158,6 @@ def check_learned(steps: int, targets: int) -> None:
         )
     if targets == 0:
         raise RunError(
-            f"No row had a target in {steps:,} steps, so the run learned nothing and its loss is 0. Check "
+            f"No row had a target in {counted(steps, 'step')}, so the run learned nothing and its loss is 0. Check "
             "that tokenizer and data fit together, and that rows have at least two positions to mask."
         )

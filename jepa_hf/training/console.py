@@ -13,6 +13,7 @@ from transformers.utils import is_in_notebook
 
 from ..monitoring.assessment import Verdict
 from ..monitoring.health import is_measurement
+from ..utils.counts import counted
 from ..utils.formatting import format_number, format_share
 from .training_args import BaseJepaTrainingArguments, JepaTrainingArguments
 
@@ -52,7 +53,7 @@ class ConsoleCallback(TrainerCallback):
         weights: Weight of each term of the loss, by its name in the log, such as `prediction_loss`.
         width: Number of dimensions of the representations; None if it is not shown.
         counts_tokens: Whether the throughput is in tokens; otherwise it is in samples.
-        verdict: Returns the verdict at the end of the run; None from it, or None, for no verdict.
+        verdict: Returns the verdict at the end of the run, or None.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ConsoleCallback(TrainerCallback):
         weights: Mapping[str, float],
         width: int | None,
         counts_tokens: bool,
-        verdict: Callable[[], Verdict | None] | None = None,
+        verdict: Callable[[], Verdict | None],
     ):
         self.weights, self.width, self.counts_tokens, self.verdict = weights, width, counts_tokens, verdict
         self._bar: tqdm | None = None
@@ -129,12 +130,12 @@ class ConsoleCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close the bar, and print the verdict if health was measured."""
+        """Close the bar, and print the verdict unless an evaluation follows that it needs."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        verdict = None if self.verdict is None else self.verdict()
-        if verdict is not None and any(map(is_measurement, state.log_history)):
+        verdict = self.verdict()
+        if verdict is not None and can_be_judged(args, state):
             for line in verdict.lines:
                 self._print(state, [line])
 
@@ -153,7 +154,7 @@ class ConsoleCallback(TrainerCallback):
             self._print(state, [f"{name} at step {state.global_step:,}", *self._parts(values)])
         elif "train_loss" in logs:
             steps, seconds = state.global_step - self._start_step, time.monotonic() - self._start
-            self._print(state, [f"trained {steps:,} steps in {tqdm.format_interval(seconds)}"])
+            self._print(state, [f"trained {counted(steps, 'step')} in {tqdm.format_interval(seconds)}"])
         elif "loss" in logs:
             line = [*self._parts(self._health | logs), f"lr {_scientific(logs['learning_rate'])}"]
             line += self._throughput(args, state)
@@ -232,6 +233,16 @@ class ConsoleCallback(TrainerCallback):
         if self._evaluation_bar is not None:
             self._evaluation_bar.close()
             self._evaluation_bar = None
+
+
+def has_last_evaluation(state: TrainerState) -> bool:
+    """Return whether an evaluation was made after the last step."""
+    return any("eval_loss" in entry and entry["step"] == state.global_step > 0 for entry in state.log_history)
+
+
+def can_be_judged(args: TrainingArguments, state: TrainerState) -> bool:
+    """Return whether the log has all measurements of the verdict; else an evaluation after training adds them."""
+    return not args.do_eval or has_last_evaluation(state) or any(map(is_measurement, state.log_history))
 
 
 def adapts_logging(args: TrainingArguments) -> bool:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import has_length
 from ..errors import UsageError
 from .signals import install_worker_signal_handlers
 from .stream_padding import FixedBatchSizeCollator, PadStreamToMultiple
-from .upstream import loader_batch_size, row_sampler, signature_columns, torch_loader
+from .upstream import loader_batch_size, row_sampler, torch_loader
 
 MaskRows = Callable[[dict[str, torch.Tensor], torch.Tensor], None]
 
@@ -65,7 +65,6 @@ def padded_stream(trainer: Trainer, mask_rows: MaskRows) -> Iterator[None]:
     rows, collator = trainer.train_dataset, trainer.data_collator
     args, ranks = trainer.args, trainer.args.world_size
     if ranks > 1 and isinstance(rows, datasets.IterableDataset):
-        signature_columns(trainer)  # set while the collator that names its columns is in place
         batch_size = loader_batch_size(trainer)
         trainer.data_collator = FixedBatchSizeCollator(cast(Any, collator), batch_size, mask_rows)
         if rows.n_shards < ranks:  # otherwise accelerate gives each rank its own shards, which end separately

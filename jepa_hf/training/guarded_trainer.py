@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..errors import RunError, UsageError
+from ..utils.counts import counted
 from .checkpoint_trainer import CheckpointTrainer
 from .data_loading import describe_samples
 from .nonfinite_guard import NonFiniteGuard, NonFiniteUpdate
@@ -98,7 +99,7 @@ class GuardedTrainer(CheckpointTrainer):
         cast(nn.Module, self.model).zero_grad()
         self._write_checkpoint(checkpoint)
         subject = "The loss is" if update.parameter is None else f"The gradient of {update.parameter} is"
-        others = f", like that of {update.parameters - 1} more parameters," if update.parameters > 1 else ""
+        others = f", like that of {counted(update.parameters - 1, 'more parameter')}," if update.parameters > 1 else ""
         samples = describe_samples(
             self.callback_handler.train_dataloader, update.step, self.args.gradient_accumulation_steps
         )

@@ -19,7 +19,8 @@ from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
 from ..hub.model_card import DatasetInfo, ModelCardInfo, render_card
 from ..hub.push import LAST_CHECKPOINT, HubTarget, PushError, open_repo, push_files, push_run
-from ..monitoring.assessment import Verdict
+from ..monitoring.assessment import Verdict, judge
+from ..monitoring.health import findings
 from ..utils.atomic_files import atomic_write
 from .results import METRICS_FILE, write_metrics
 from .upstream import wait_for_pushes
@@ -117,12 +118,28 @@ class HubTrainer(Trainer):
 
     @property
     def health_findings(self) -> dict[str, tuple[int, str]]:
-        """Health findings of the run: by kind the first step and a sentence."""
-        return {}
+        """Findings about the run by kind: first step and sentence, see `health.findings`."""
+        return findings(self.state.log_history, self.state.max_steps)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the run ended before its last step because of its health findings."""
+        return False
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the command exits with code 0: the run was not stopped early."""
+        return not self.stopped_early
 
     def verdict(self) -> Verdict | None:
-        """Return the verdict on the run; None before its end, or if its kind is not judged."""
-        return None
+        """Return the verdict on the run, see `assessment.judge`; None before its end."""
+        if self.state.global_step < self.state.max_steps and not self.stopped_early:
+            return None
+        return self.judge()
+
+    def judge(self) -> Verdict:
+        """Judge the run by its log so far."""
+        return judge(self.state.log_history, self.state.max_steps, str(self.args.output_dir))
 
     @property
     def _output_dir(self) -> Path:

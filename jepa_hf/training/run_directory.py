@@ -1,7 +1,6 @@
 """Run directories: ownership, progress, and the decision to start, resume or refuse."""
 
 import json
-import os
 import platform
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from ..errors import UsageError
 from ..hub.export import JEPA_FOLDER, TARGET_FOLDER
 from ..hub.push import LAST_CHECKPOINT, MODEL_FILES, RUN_FILES
 from ..utils.atomic_files import atomic_write, is_staging_name, remove_path
+from ..utils.counts import counted
+from ..utils.output_directory import check_output_dir
 from ..version import __version__
 from .checkpoints import is_checkpoint_name, is_staging_checkpoint, latest_valid_checkpoint, validate_checkpoint
 from .hub_trainer import PUSH_STAGING_DIR
@@ -84,9 +85,7 @@ def plan_run(
     named = None if checkpoint is None or needs_checkpoint else Path(checkpoint)
     if named is not None:
         validate_checkpoint(named)
-    if any(path.exists() and not path.is_dir() for path in (folder, *folder.parents)):
-        raise UsageError(f"output_dir {str(folder)!r} is a file, or lies under one. Name a directory.")
-    _check_writable(folder)
+    check_output_dir(folder)
     content = sorted(folder.iterdir()) if folder.is_dir() else []
     leftovers = [entry for entry in content if _is_staging_leftover(entry.name)]
     entries = [entry for entry in content if entry not in leftovers]
@@ -141,7 +140,7 @@ def check_data(plan: RunPlan, data: dict[str, Any]) -> None:
     """
     if plan.data is None or plan.data == data:
         return
-    rows = [f"{part['rows']:,} rows" if part.get("rows") is not None else "a stream" for part in (plan.data, data)]
+    rows = [counted(part["rows"], "row") if part.get("rows") is not None else "a stream" for part in (plan.data, data)]
     raise UsageError(
         f"The training data has changed since the run was started ({rows[0]} then, {rows[1]} with other content now). "
         "Restore it, choose another output_dir, or start over with --overwrite_output_dir."
@@ -196,15 +195,6 @@ def _changes(previous: dict[str, Any], settings: dict[str, Any], names: Iterable
         for name in names
         if settings.get(name) != previous.get(name)
     ]
-
-
-def _check_writable(folder: Path) -> None:
-    """Refuse a directory that this process may not write to or create."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"output_dir {str(folder)!r} cannot be written to ({existing} is read-only). Choose another directory."
-        )
 
 
 def start_run(

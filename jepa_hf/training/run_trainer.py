@@ -74,11 +74,6 @@ class RunTrainer(GuardedTrainer, ChecksKeywords):
     def count_tokens(self, inputs: dict[str, torch.Tensor], padding: bool = False) -> torch.Tensor:
         """Count the tokens, patches or time steps of one micro-batch, a scalar tensor."""
 
-    @property
-    def stopped_early(self) -> bool:
-        """Whether the run ended before its last step because of its health findings."""
-        return False
-
     # ---- model
 
     @abstractmethod

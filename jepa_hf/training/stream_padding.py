@@ -1,6 +1,6 @@
 """Padding of streams on several ranks to batches of one size."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 class PadStreamToMultiple(torch.utils.data.IterableDataset):
-    """Pad a stream to a multiple of `size` by its first row, with `repeated=True`.
+    """Pad a stream to a multiple of `size` by its first row, with `is_padding_row=True`.
 
     If a stream has fewer shards than ranks, each rank reads all of it and accelerate picks the
     rank's rows. It would pad the last batches itself, without marking the padded rows.
@@ -25,12 +25,13 @@ class PadStreamToMultiple(torch.utils.data.IterableDataset):
     [(7,), (8,), (9,), (7, True)]
     """
 
-    def __init__(self, rows: datasets.IterableDataset, size: int):
+    def __init__(self, rows: Iterable[Row], size: int):
         self.rows, self.size = rows, size
 
     def set_epoch(self, epoch: int) -> None:
         """Set the stream's epoch, from which it is shuffled."""
-        self.rows.set_epoch(epoch)
+        if isinstance(self.rows, datasets.IterableDataset):
+            self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Row]:
         """Yield the stream's rows, then the padded ones."""
@@ -42,6 +43,11 @@ class PadStreamToMultiple(torch.utils.data.IterableDataset):
             yield row
         for _ in range(-count % self.size):
             yield {**first, PADDING_ROW_KEY: True}
+
+
+def mark_padding(batch: dict[str, torch.Tensor], own: torch.Tensor) -> None:
+    """Add the entry `is_padding_row`, True where `own`, bool `[B]`, is False."""
+    batch[PADDING_ROW_KEY] = ~own
 
 
 class FixedBatchSizeCollator:

@@ -8,7 +8,7 @@ import datasets
 
 from ..errors import UsageError
 from ..masking.base_collator import MaskingCollator
-from ..utils.counts import evenly_spaced
+from ..utils.counts import counted, evenly_spaced
 
 _MAX_ROWS = 1024
 _BATCH_ROWS = 16
@@ -42,7 +42,9 @@ def check_targets(dataset: Any, collator: Any, name: str) -> None:
     if not count and isinstance(dataset, datasets.IterableDataset):
         raise UsageError(f"The stream of {name} has no rows. {collator.target_requirement}")
     if count:
-        raise UsageError(f"None of {count} rows of the {name} has a target to predict. {collator.target_requirement}")
+        raise UsageError(
+            f"None of {counted(count, 'row')} of the {name} has a target to predict. {collator.target_requirement}"
+        )
 
 
 def _sample(dataset: Any) -> Iterator[Any]:

@@ -23,8 +23,6 @@ from ..masking.base_collator import MaskingCollator
 from ..masking.span_collator import DataCollatorForSpanJEPA
 from ..models.jepa_config_checks import WEIGHTS
 from ..models.modeling_jepa import JepaForRepresentationPrediction
-from ..monitoring.assessment import Verdict, judge
-from ..monitoring.health import findings
 from ..monitoring.health_sample import HealthSample
 from .base_trainer import BaseJepaTrainer
 from .batch_metrics import add_batch_metrics, count_targets, evaluation_metrics, weighted_loss
@@ -166,21 +164,10 @@ class JepaTrainer(BaseJepaTrainer):
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, EmaTargetCallback))
 
     @property
-    def health_findings(self) -> dict[str, tuple[int, str]]:
-        """Findings of the watchdog by kind: first step and sentence, see `health.findings`."""
-        return findings(self.state.log_history, self.state.max_steps)
-
-    @property
     def stopped_early(self) -> bool:
         """Whether the run ended before its last step because of its health findings."""
         is_unfinished = self.state.global_step < self.state.max_steps
         return self.args.stop_on_collapse and is_unfinished and bool(self.health_findings)
-
-    def verdict(self) -> Verdict | None:
-        """Return the verdict on the run, see `assessment.judge`; None before its end."""
-        if self.state.global_step < self.state.max_steps and not self.stopped_early:
-            return None
-        return judge(self.state.log_history, self.state.max_steps, str(self.args.output_dir))
 
     # ---- data
 

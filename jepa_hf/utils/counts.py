@@ -1,8 +1,17 @@
-"""Counts of rows: a sample of them, and one sentence for those that are left out, by reason."""
+"""Counts in messages, a sample of rows, and one sentence for rows that are left out, by reason."""
 
 from collections.abc import Mapping
 
 import numpy as np
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun in singular or plural.
+
+    >>> counted(1, "row"), counted(1200, "row")
+    ('1 row', '1,200 rows')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def describe_counts(reasons: Mapping[str, int]) -> str:

@@ -26,6 +26,8 @@ from helpers.tiny_models import CORPUS, write_lines
 from jepa_hf.models import modeling_jepa, objective
 from jepa_hf.models import targets as targets_module
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = REPOSITORY / "benchmarks"
 TINY = "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64"
 
@@ -116,7 +118,6 @@ def test_text_quality_trains_and_judges_a_variant(targets: str, benchmark: Bench
     assert 0 <= row["scores"]["mean"]["topics"] <= 100
 
 
-@pytest.mark.slow
 def test_text_quality_makes_a_table(benchmark: Benchmark, tmp_path: Path) -> None:
     """`run` starts a process for each step of each variant, and compares the variants."""
     texts = write_lines(tmp_path / "texts.txt", CORPUS[:80])
@@ -157,7 +158,6 @@ def test_features_of_series(benchmark: Benchmark, tmp_path: Path) -> None:
     assert [len(row) for row in rows_of(output)] == [4] * 4
 
 
-@pytest.mark.slow
 def test_quickstart_sweep(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     """One variant, whose run is a process."""
     monkeypatch.syspath_prepend(str(BENCHMARKS / "quality"))
@@ -171,7 +171,6 @@ def test_quickstart_sweep(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch)
     assert row["prediction_loss"] > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", [{"jitter": 0.4, "pooled": {"variance": 1.0}}, {"views": True, "center": "batch"}])
 def test_cifar10_hparam_search(
     variant: dict, benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -191,7 +190,6 @@ def test_cifar10_hparam_search(
     assert 0 <= row["context_last_linear"] <= 100
 
 
-@pytest.mark.slow
 def test_image_checkpoint_probe(benchmark: Benchmark, tmp_path: Path) -> None:
     """Of the start and of a checkpoint; and the same network with labels."""
     files = [write_images(tmp_path / f"{name}.parquet", 40) for name in ("train", "test")]
@@ -207,7 +205,6 @@ def test_image_checkpoint_probe(benchmark: Benchmark, tmp_path: Path) -> None:
     assert "% of the test images" in output
 
 
-@pytest.mark.slow
 def test_llm_jepa(benchmark: Benchmark, conversation_files: list[str | Path], tmp_path: Path) -> None:
     """A variant with views and one without; each is a process."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -231,7 +228,6 @@ def test_llm_jepa_overhead(benchmark: Benchmark, conversation_files: list[str | 
     assert [row[0] for row in rows_of(output)] == ["plain fine-tuning", *names]
 
 
-@pytest.mark.slow
 def test_packing(benchmark: Benchmark) -> None:
     flags = ["--hidden_size", "32", "--num_hidden_layers", "1", "--max_seq_length", "32", "--mean", "8", "--cpu"]
     output = benchmark("speed/packing.py", *flags, "--tokens", "64", "--texts", "16", "--repeats", "1")
@@ -239,7 +235,6 @@ def test_packing(benchmark: Benchmark) -> None:
     assert rows_of(output)[-1][1] < rows_of(output)[0][1]
 
 
-@pytest.mark.slow
 def test_memory(benchmark: Benchmark) -> None:
     """Mapped and streamed, each a process."""
     output = benchmark("speed/memory.py", "--rows", "100", "--steps", "1", "--workers", "0")
@@ -247,7 +242,6 @@ def test_memory(benchmark: Benchmark) -> None:
     assert all(100 < int(row[4]) < 4000 for row in rows_of(output))
 
 
-@pytest.mark.slow
 def test_watchdog_false_positives(benchmark: Benchmark) -> None:
     recipe = REPOSITORY / "configs" / "quickstart.yaml"
     flags = ["--max_steps", "1", "--config_overrides", TINY, "--max_train_samples", "40", "--use_cpu"]
@@ -256,7 +250,6 @@ def test_watchdog_false_positives(benchmark: Benchmark) -> None:
     assert row[:2] == ["quickstart", "0"]
 
 
-@pytest.mark.slow
 def test_pinned_runs(benchmark: Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One system, recorded: resumed it has the hashes of the straight run."""
     monkeypatch.syspath_prepend(str(BENCHMARKS / "reliability"))

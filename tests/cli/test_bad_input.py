@@ -281,6 +281,7 @@ def test_the_script_exits_with_2(material: Path) -> None:
     assert snapshot(material) == before
 
 
+@pytest.mark.slow
 def test_the_console_command_exits_with_2(material: Path) -> None:
     result = start_process("-m", "jepa_hf.cli", "train", *GOOD.split(), "--bf16", "--fp16", cwd=material)
     assert result.returncode == 2

@@ -43,6 +43,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("rendered_pictures")
 def test_two_models_and_three_tasks_from_end_to_end(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,7 +81,7 @@ def test_two_models_and_three_tasks_from_end_to_end(
     numbers = {path.name: path.read_bytes() for path in out.iterdir()}
     again = ["evaluate", "models/one", "--tasks", "pairs.jsonl", "--output_dir", str(out)]
     assert main(again) == 2
-    assert "holds the results of an earlier evaluation. Name another directory" in capsys.readouterr().err
+    assert "holds the results of an earlier command (evaluation.json)" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == numbers
     assert main([*arguments, "--pooling", "mean", "cls", "layers", "--overwrite_output_dir"]) == 0
     assert (out / "evaluation.md").read_bytes() == numbers["evaluation.md"]
@@ -135,12 +136,12 @@ def test_a_card_is_updated_and_nothing_else(
         ("models/one", "the following arguments are required: --tasks"),
         ("--tasks topics", "the following arguments are required: MODEL"),
         ("models/one --tasks topics --poling mean", "unrecognized arguments: --poling mean"),
-        ("models/one --tasks topics --pooling max", "pooling must be one of mean, cls, layers, not 'max'"),
+        ("models/one --tasks topics --pooling max", "--pooling: invalid choice: 'max'"),
         ("models/one --tasks topics --pooling mean mean", "pooling contains a name twice: mean mean"),
-        ("models/one --tasks topics --seed -1", "seed must be at least 0, not -1"),
-        ("models/one --tasks topics --batch_size 0", "Expected batch_size to be at least 1, got 0"),
+        ("models/one --tasks topics --seed -1", "--seed: must be at least 0, not -1"),
+        ("models/one --tasks topics --batch_size 0", "--batch_size: must be at least 1, not 0"),
         ("models/one --tasks topics --max_seq_length 999", "Expected max_seq_length from 1 to 128"),
-        ("models/one --tasks nothing.csv", "Task 'nothing.csv' does not exist. Check the path."),
+        ("models/one --tasks nothing.csv", "--tasks: 'nothing.csv' does not exist. Check the path."),
         ("models/one --tasks plain.jsonl", "'plain.jsonl' has neither a column of labels nor pairs of texts"),
         ("models/one --tasks one_class.csv", "Task 'one_class.csv' has a single class in its training rows, '1'"),
         ("models/one --tasks empty.csv", "'empty.csv' is empty. Give a file with rows."),
@@ -151,7 +152,7 @@ def test_a_card_is_updated_and_nothing_else(
         ("nobody/nothing --tasks topics", "'nobody/nothing' is neither a local directory nor"),
         (
             "models/one --tasks topics --output_dir plain.jsonl",
-            "output_dir 'plain.jsonl' is a file, or is under a file",
+            "output_dir 'plain.jsonl' is a file, or lies under one",
         ),
         ("models/one --tasks topics --update_card", "Card 'models/one/README.md' does not exist. Leave this model out"),
         ("models/one models/two --tasks topics --update_card", "name the models whose cards are to be updated"),
@@ -205,5 +206,5 @@ for name in ("sentence_transformers", "sklearn"):
     lines = result.stderr.splitlines()
     assert len(lines) == 2
     for line, name in zip(lines, ("sentence_transformers", "sklearn"), strict=True):
-        assert line.startswith(f"jepa-hf evaluate: error: evaluate needs {name}")
+        assert line.startswith(f"jepa-hf evaluate: error: evaluate needs the package {name}")
         assert "pip install 'jepa_hf[evaluate]'" in line

@@ -106,13 +106,13 @@ print(type(model).__name__, sum(p.double().sum().item() for p in model.parameter
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["nothing", "new"], "'nothing' contains no full JEPA model; name a checkpoint-N"),
+        (["nothing", "new"], "SOURCE: 'nothing' is not a directory. Name the output_dir of a run"),
         (["../bert", "new"], "contains no full JEPA model"),
-        (["../data.txt", "new"], "contains no full JEPA model"),
+        (["../data.txt", "new"], "is not a directory"),
         (["jepa", "checkpoint-2"], "output_dir 'checkpoint-2' is not empty; name a new directory"),
-        (["jepa", "README.md"], "output_dir 'README.md' is a file, or is under a file. Name a directory"),
+        (["jepa", "README.md"], "output_dir 'README.md' is a file, or lies under one. Name a directory"),
         (["jepa", "README.md/new"], "'README.md/new'"),
-        (["jepa"], "the following arguments are required: output_dir"),
+        (["jepa"], "the following arguments are required: OUTPUT_DIR"),
         (["jepa", "new", "--encoder", "both"], "--encoder: invalid choice: 'both'"),
         (["jepa", "new", "--head", "mlm", "--custom_code"], "not allowed with argument"),
         (["jepa", "new", "--haed", "mlm"], "unrecognized arguments: --haed mlm"),

@@ -17,6 +17,7 @@ from jepa_hf.cli.parsing import parse_command
 from jepa_hf.cli.train import run
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("rendered_pictures")
 
 SIZES = "hidden_size=16,num_hidden_layers=1,num_attention_heads=2"
 IMAGES = ("--model_type", "ijepa", "--config_overrides", f"{SIZES},intermediate_size=32,image_size=16,patch_size=4")

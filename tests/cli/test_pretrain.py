@@ -140,7 +140,7 @@ def test_a_recipe_callbacks_and_lists_of_files(folder: Path, tmp_path: Path) -> 
         ({"train_dataset": TEXT, "max_steps": -5}, "max_steps must be at least 1, not -5"),
         (
             {"train_dataset": TEXT[:3], "dataloader_drop_last": True},
-            "The 3 training rows are fewer than a batch of 4",
+            "The training data has 3 rows, fewer than a batch of 4",
         ),
         ({"train_dataset": TEXT, "config": "none.yaml"}, "Config file 'none.yaml' does not exist"),
     ],

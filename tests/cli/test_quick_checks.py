@@ -1,6 +1,9 @@
 """Claims about the checks before torch is imported: fast, the same names as the parsers', and the right suggestion."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from jepa_hf.cli import requirements
 from jepa_hf.cli.help import short_help
 from jepa_hf.cli.llm_arguments import LLM_CLASSES
 from jepa_hf.cli.main import main as jepa_hf_main
+from jepa_hf.cli.main import run_process
 from jepa_hf.cli.parsing import _CLASSES, _field_names, _Parser, parse_command, parse_flags
 from jepa_hf.cli.quick_checks import check_train_command, flag_names
 from jepa_hf.cli.requirements import check_packages
@@ -37,6 +41,15 @@ def test_the_names_are_those_of_the_parsers(objective: str, classes: tuple[type,
         ("masks nope.yaml", 2, "Config file 'nope.yaml' does not exist."),
         ("report nope", 2, "'nope' is not a directory. Name the output_dir of a run."),
         ("push nope me/x", 2, "'nope' is not a directory. Name the output_dir of a run."),
+        ("evaluate --help", 0, "--pooling"),
+        ("embed --help", 0, "--output"),
+        ("export --help", 0, "--onnx"),
+        ("generate --help", 0, "--metrics"),
+        ("evaluate me/model --tasks nope.csv", 2, "--tasks: 'nope.csv' does not exist. Check the path."),
+        ("embed ./nope x.txt --output x.npy", 2, "MODEL: './nope' is neither a directory nor a name on the Hub."),
+        ("generate me/model --data_file nope.jsonl", 2, "--data_file: 'nope.jsonl' does not exist. Check the path."),
+        ("export nope out", 2, "SOURCE: 'nope' is not a directory."),
+        ("embed me/model . --output x.npy --bach_size 4", 2, "unrecognized arguments: --bach_size 4"),
     ],
 )
 def test_help_and_mistakes_are_answered_without_torch(command: str, code: int, words: str, tmp_path: Path) -> None:
@@ -47,6 +60,31 @@ def test_help_and_mistakes_are_answered_without_torch(command: str, code: int, w
     assert {"torch", "transformers", "datasets", "matplotlib"} & imported == set()
 
 
+@pytest.mark.parametrize("command", ["--help", "train --help", "embed --help"])
+def test_a_reader_that_closes_the_pipe_ends_a_command_quietly(command: str, tmp_path: Path) -> None:
+    """With the exit code of SIGPIPE, as in `jepa-hf --help | true`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-m", "jepa_hf.cli", *command.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (141, b"")
+
+
+def test_a_broken_pipe_of_another_kind_is_an_error() -> None:
+    def fail() -> int:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        run_process(fail)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", ["import jepa_hf\nfrom transformers import AutoModel", "import transformers, jepa_hf"]
 )

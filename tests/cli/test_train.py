@@ -246,8 +246,8 @@ def test_overrides_change_the_random_start(folder: Path, tmp_path: Path) -> None
     shutil.copy(folder / "bert" / "config.json", config)
     flags = ["--config_name", config, "--config_overrides", "num_hidden_layers=3", "--tokenizer_vocab_size", "300"]
     train(*flags, "--train_file", folder / "data.txt", "--output_dir", tmp_path / "out", *FAST)
-    made = AutoModel.from_pretrained(tmp_path / "out").config
-    assert (made.num_hidden_layers, made.hidden_size) == (3, 32)
+    config = AutoModel.from_pretrained(tmp_path / "out").config
+    assert (config.num_hidden_layers, config.hidden_size) == (3, 32)
 
 
 @pytest.mark.parametrize("begin", ["", "jepa", "checkpoint-2"])
@@ -387,7 +387,7 @@ def test_sample_limits_count_texts(folder: Path, start: list[str], tmp_path: Pat
         ("--max_steps=-5", "max_steps must be at least 1, not -5"),
         ("--max_steps=-1 --num_train_epochs 0", "num_train_epochs must be above 0"),
         ("--do_train false", "nothing is to be evaluated"),
-        ("--dataloader_drop_last --max_train_samples 3", "The 3 training rows are fewer than a batch of 4"),
+        ("--dataloader_drop_last --max_train_samples 3", "The training data has 3 rows, fewer than a batch of 4"),
         ("--eval_strategy steps --eval_steps 1 --metric_for_best_model probe_linear", "needs --probe_task"),
         ("--max_train_samples 1", "train_dataset has one"),
     ],

@@ -195,30 +195,30 @@ def test_a_recipe_flags_and_python_give_the_same_run(folder: Path, tmp_path: Pat
     own = ("--model_name_or_path", folder / "llm", "--num_predictor_tokens", "1")
     train(recipe, *own, "--output_dir", tmp_path / "yaml")
     assert_same_weights(tmp_path / "yaml", folder / "whole")
-    made = jepa_hf.pretrain(
+    run = jepa_hf.pretrain(
         str(folder / "llm"), objective="llm", max_steps=6, save_steps=2, learning_rate=1e-3, logging_steps=1,
         per_device_train_batch_size=4, train_file=str(folder / "rows.jsonl"), output_dir=str(tmp_path / "python"),
         use_cpu=True, report_to="none", disable_tqdm=True,
     )  # fmt: skip
-    assert isinstance(made, LlmJepaTrainer)
+    assert isinstance(run, LlmJepaTrainer)
     assert_same_weights(tmp_path / "python", folder / "whole")
 
 
 def test_flags_of_the_views_reach_them(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns, tokens, place, direction, length and the paper's loss; and columns by their names."""
-    made: list[LlmJepaTrainer] = []
+    trainers: list[LlmJepaTrainer] = []
 
     class Seen(LlmJepaTrainer):
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **kwargs)
-            made.append(self)
+            trainers.append(self)
 
     monkeypatch.setattr(llm_module, "LlmJepaTrainer", Seen)
     flags = (
         "--text_turn 0 --code_turn 2 --num_predictor_tokens 2 --predictor_position start --reverse --train_on_prompt"
     )
     train(*command(folder, tmp_path / "a", *flags.split(), "--max_seq_length", "60", "--max_steps", "1"))
-    views = made[-1].view_tokenizer
+    views = trainers[-1].view_tokenizer
     assert (views.turns, views.predictors) == ((0, 2), ["<|predictor_2|>", "<|predictor_1|>"])
     assert (views.predictor_position, views.reverse, views.train_on_prompt, views.max_length) == (
         "start",
@@ -226,13 +226,13 @@ def test_flags_of_the_views_reach_them(folder: Path, tmp_path: Path, monkeypatch
         True,
         60,
     )
-    assert views.tokenizer.eos_token_id not in made[-1].train_dataset[0]["labels"]
+    assert views.tokenizer.eos_token_id not in trainers[-1].train_dataset[0]["labels"]
 
     rows = write_rows(tmp_path / "named.jsonl", [{**columns_of(row, "ask", "sql"), **row} for row in conversations(8)])
     named = ("--train_file", str(rows), "--text_column_name", "ask", "--code_column_name", "sql", "--max_steps", "1")
     train(*command(folder, tmp_path / "b", *named))
-    words = made[-1].view_tokenizer.tokenizer
-    assert "turn words around" not in words.decode(made[-1].train_dataset[0]["input_ids"])  # the system's message
+    words = trainers[-1].view_tokenizer.tokenizer
+    assert "turn words around" not in words.decode(trainers[-1].train_dataset[0]["input_ids"])  # the system's message
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet", "jsonl.gz"])
@@ -294,8 +294,8 @@ def test_generate_ends_where_the_templates_answers_end(named: bool, folder: Path
         words.add_tokens(["<|turn_end|>"], special_tokens=True)
     words.save_pretrained(tmp_path / "words")
     train(*command(folder, tmp_path / "out", "--tokenizer_name", str(tmp_path / "words"), "--max_steps", "1"))
-    made = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
-    assert {*made.eos_token_id} == {*words.convert_tokens_to_ids(["<|im_end|>", "<|turn_end|>"])}
+    generation = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
+    assert {*generation.eos_token_id} == {*words.convert_tokens_to_ids(["<|im_end|>", "<|turn_end|>"])}
 
 
 def test_of_named_templates_the_nameless_one_is_taken(folder: Path, tmp_path: Path) -> None:
@@ -308,9 +308,9 @@ def test_of_named_templates_the_nameless_one_is_taken(folder: Path, tmp_path: Pa
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": templates}))
     before = {place.relative_to(tmp_path) for place in tmp_path.rglob("*")}
     train(*command(folder, work / "out", "--model_name_or_path", str(work / "named"), "--max_steps", "2"))
-    made = {place.relative_to(tmp_path) for place in tmp_path.rglob("*")} - before
-    assert not [place for place in made if not place.is_relative_to("a/b/out")]
-    assert not [place for place in made if "evil" in place.name or "rag" in place.name]
+    new_files = {place.relative_to(tmp_path) for place in tmp_path.rglob("*")} - before
+    assert not [place for place in new_files if not place.is_relative_to("a/b/out")]
+    assert not [place for place in new_files if "evil" in place.name or "rag" in place.name]
     assert (work / "out" / "chat_template.jinja").read_text() == CHATML
 
 
@@ -319,11 +319,11 @@ def test_a_random_start_trains_a_tokenizer_that_writes_every_text_as_it_was(fold
     flags = f"--objective llm --model_type gpt2 --train_file {folder / 'rows.jsonl'} --max_steps 1 --save_strategy no"
     sizes = "n_embd=32,n_layer=2,n_head=2,n_positions=128"
     train(*flags.split(), "--config_overrides", sizes, "--tokenizer_vocab_size", "300", "--output_dir", tmp_path)
-    words, made = AutoTokenizer.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert made.config.vocab_size == len(words) <= 301
+    words, llm = AutoTokenizer.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert llm.config.vocab_size == len(words) <= 301
     text = "Ünïcödé  (\\b[A-Z]{3,})~ \t\n"
     assert words.decode(words(text)["input_ids"]) == text
-    assert made.generation_config.eos_token_id == [words.convert_tokens_to_ids("<|im_end|>")]
+    assert llm.generation_config.eos_token_id == [words.convert_tokens_to_ids("<|im_end|>")]
 
 
 def test_a_stop_token_that_also_pads_is_learnt(folder: Path, tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_overlong_rows_are_cut_or_left_out(folder: Path, tmp_path: Path, caplog:
     rows = write_rows(tmp_path / "long.jsonl", long)
     flags = f"--train_file {rows} --max_seq_length 64 --max_steps 1".split()
     train(*command(folder, tmp_path / "out", *flags))
-    assert "1 of 8 rows were truncated to 64 tokens" in caplog.text
+    assert "truncated 1 of 8 rows to 64 tokens" in caplog.text
     long[5]["messages"][1]["content"] = "name " * 80
     write_rows(rows, long)
     assert main([*command(folder, tmp_path / "refused", *flags), *QUIET]) == 2
@@ -375,6 +375,21 @@ def test_the_smoke_test_needs_nothing(tmp_path: Path) -> None:
     output = train("--objective", "llm", "--smoke_test", "--max_steps", "1", "--output_dir", tmp_path / "out")
     assert "llama language model, 0.3 M parameters, random start" in output
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").can_generate()
+
+
+def test_a_run_that_learned_nothing_exits_with_code_1(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its results are written all the same: verdict on the console, in the card and in `metrics.json`."""
+    flags = "--learning_rate 0 --do_eval --eval_on_start --validation_split_percentage 20 --loss_dropout 1"
+    assert main([*command(folder, tmp_path / "out", *flags.split(), "--max_steps", "1"), *QUIET]) == 1
+    reason = "Step 1: nothing learned: the next-token loss did not fall"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Not healthy")]
+    assert line.startswith(f"Not healthy. {reason}")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["verdict"][0].startswith(f"Not healthy. {reason}")
+    assert metrics["verdict"][1] == "Next: train longer, or raise --learning_rate."
+    assert f"**Not healthy.** {reason}" in (tmp_path / "out" / "README.md").read_text()
 
 
 # ---- adapters
@@ -446,11 +461,11 @@ def test_export_of_a_full_language_model(folder: Path, tmp_path: Path, capsys: p
 
 
 def test_a_checkpoint_of_adapters_can_be_pushed_as_what_the_end_would_be(folder: Path, tmp_path: Path) -> None:
-    made = jepa_hf.pretrain(
+    run = jepa_hf.pretrain(
         str(folder / "llm"), objective="llm", max_steps=2, save_steps=2, train_file=str(folder / "rows.jsonl"),
         output_dir=str(tmp_path / "out"), use_peft=True, use_cpu=True, report_to="none", disable_tqdm=True,
     )  # fmt: skip
-    made.export_final_model(made.load_weights(str(tmp_path / "out" / "checkpoint-2")), str(tmp_path / "aside"), None)
+    run.export_final_model(run.load_weights(str(tmp_path / "out" / "checkpoint-2")), str(tmp_path / "aside"), None)
     one, other = (load_file(place / "adapter_model.safetensors") for place in (tmp_path / "aside", tmp_path / "out"))
     assert one.keys() == other.keys()
     assert all(value.equal(other[name]) for name, value in one.items())
@@ -670,7 +685,10 @@ BAD = {
     "an unknown metric": ("--generation_metrics bleu", "metric must be one of exact_match, prefix_match, gsm8k, sql"),
     "an unknown distance": ("--pair_loss cosin", "pair_loss must be one of cosine, l2, mse, infonce"),
     "an unknown place": ("--predictor_position middle", "predictor_position must be end or start, got 'middle'"),
-    "no rows left": ("--max_seq_length 12 --filter_overlong_rows", "All 24 rows are longer than 12 tokens"),
+    "no rows left": (
+        "--max_seq_length 12 --filter_overlong_rows",
+        "none of 24 rows: all are longer than 12 tokens",
+    ),
     "nothing to learn": ("--lm_weight 0 --loss_dropout 1", "Nothing would be learned: lm_weight, jepa_weight"),
     "a teacher in half": ("--dtype bfloat16 --target_gradient ema", "needs float32 weights"),
     "an unknown type": ("--dtype int4", "dtype must be one of float32, bfloat16, float16, not 'int4'"),
@@ -752,7 +770,7 @@ def test_generate_keeps_earlier_results(folder: Path, tmp_path: Path, capfd: pyt
     assert "Warning" not in said.err
     before = snapshot(tmp_path)
     say("generate", folder / "llm", *asking, "--output_dir", tmp_path / "answers", code=2)
-    assert "holds the results of an earlier run" in capfd.readouterr().err
+    assert "holds the results of an earlier command (generation.json)" in capfd.readouterr().err
     assert snapshot(tmp_path) == before
     flags = ("--max_samples", 2, "--overwrite_output_dir")
     say("generate", folder / "llm", *asking, *flags, "--output_dir", tmp_path / "answers")

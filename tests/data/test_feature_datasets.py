@@ -276,7 +276,7 @@ class TestTables:
 
     @pytest.mark.parametrize("first", [0, 1, 2])
     def test_a_named_column_of_row_numbers_is_a_feature_with_a_warning(self, first, caplog):
-        """It may be one, so it stays; numbers that only ascend are no row numbers."""
+        """It may be one, so it stays; numbers that only ascend do not count rows."""
         log_once.cache_clear()
         path = write_table("x.csv", [{"index": first + row, "a": row / 2} for row in range(12)])
         assert feature_column_names(load(path)) == ["index", "a"]
@@ -443,7 +443,7 @@ class TestCsv:
     @pytest.mark.parametrize("row", ["1", "1,2,3"])
     def test_a_row_of_another_width(self, row):
         width = row.count(",") + 1
-        message = f"Row 2 (line 3) of 'x.csv' has {width} values for 2 columns. Put double quotes"
+        message = f"Row 2 (line 3) of 'x.csv' has {width} value{'s' if width > 1 else ''} for 2 columns. Put double"
         assert_refused(message, write("x.csv", f"a,b\n1,2\n{row}\n3,4\n"))
 
     def test_broken_quotes(self):

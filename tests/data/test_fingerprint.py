@@ -78,7 +78,8 @@ def test_no_sample() -> None:
     assert data_fingerprint(iter(())) == {"rows": None, "fingerprint": None}
 
 
-def test_process(tmp_path) -> None:
+@pytest.mark.slow
+def test_process() -> None:
     """Another process, with another hash seed, gives the same result."""
     code = (
         "from jepa_hf.data.fingerprint import data_fingerprint; from datasets import Dataset\n"

@@ -71,11 +71,11 @@ def test_another_optimizer_is_refused() -> None:
 def state_after(*gradients: bool, kind: type[torch.optim.Optimizer] = torch.optim.AdamW) -> dict[str, Any]:
     """The state of an optimizer of two parameters after steps in which the second has a gradient or not."""
     first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
-    made = kind([{"params": [first]}, {"params": [second]}], lr=0.1)
+    optimizer = kind([{"params": [first]}, {"params": [second]}], lr=0.1)
     for given in gradients:
         first.grad, second.grad = torch.ones(2), torch.ones(2) if given else None
-        made.step()
-    return made.state_dict()
+        optimizer.step()
+    return optimizer.state_dict()
 
 
 @pytest.mark.parametrize(("gradients", "steps"), [((), 0), ((True, True), 2), ((False, False, False), 3)])
@@ -85,7 +85,7 @@ def test_steps_are_counted_of_what_was_changed(gradients: tuple[bool, ...], step
 
 
 def test_a_state_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"with 1 steps and others with 2, .* Resume without DeepSpeed"):
+    with pytest.raises(UsageError, match=r"with 1 step and others with 2, .* Resume without DeepSpeed"):
         optimizer_step_count(state_after(True, False), [1, 1])
     with pytest.raises(UsageError, match=r"of other parameters\. Start a new run"):
         optimizer_step_count(state_after(True), [1, 2])

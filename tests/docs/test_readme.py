@@ -22,6 +22,7 @@ def test_two_commands_do_all_the_set_up() -> None:
     assert second == 'pip install -e ".[test]" && pytest\n'
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_python_quickstart_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The quickstart trains without data or network and prints the output that README shows."""

@@ -29,7 +29,8 @@ from transformers import (
 from helpers.batches import image_config, scale_weights, tiny_jepa
 from helpers.tiny_models import CORPUS, FAMILIES, save_tiny_encoder, tiny_config, tiny_tokenizer
 from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel, JepaForRepresentationPrediction, UsageError
-from jepa_hf.evaluation.embedder import POOLINGS, Embedder
+from jepa_hf.evaluation.embedder import Embedder
+from jepa_hf.evaluation.names import POOLINGS
 from jepa_hf.hub.export import export_run
 
 torch.set_num_threads(1)

@@ -11,6 +11,8 @@ from PIL import Image
 from helpers.evaluation import fake_evaluation
 from jepa_hf.evaluation.plots import plot_embeddings, plot_scores, plot_spectrum
 
+pytestmark = pytest.mark.usefixtures("rendered_pictures")
+
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:

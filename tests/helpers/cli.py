@@ -7,13 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
-from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from torch import Tensor
 
+from helpers.pictures import rendered
 from jepa_hf.cli.train import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -46,17 +44,13 @@ class SimulatedKill(BaseException):
 def train(*argv: str | Path, pictures: bool = False) -> str:
     """Run `run_jepa.py ...` here, on CPU; returns what it said on stdout.
 
-    Figures are made in any case, but rendered for `pictures` only: that takes half of a short run's time.
+    Figures are made in any case, but rendered for `pictures` only.
     """
     output = io.StringIO()
-    rendering = contextlib.nullcontext() if pictures else mock.patch.object(Figure, "savefig", _fake_savefig)
+    rendering = rendered() if pictures else contextlib.nullcontext()
     with contextlib.redirect_stdout(output), rendering:
         assert main([*map(str, argv), *QUIET]) == 0
     return output.getvalue()
-
-
-def _fake_savefig(figure: Figure, path: Path, **options: Any) -> None:
-    path.write_text("a figure that was not rendered")
 
 
 def start_process(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -29,7 +29,7 @@ def _trained() -> str:
 
 def tokenizer(template: str | None = CHATML, **kwargs: Any) -> PreTrainedTokenizerFast:
     """A small WordPiece tokenizer that ends turns with <|im_end|>."""
-    made = PreTrainedTokenizerFast(
+    words = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_trained()),
         unk_token="[UNK]",
         pad_token="[PAD]",
@@ -37,8 +37,8 @@ def tokenizer(template: str | None = CHATML, **kwargs: Any) -> PreTrainedTokeniz
         additional_special_tokens=["<|im_start|>"],
         **kwargs,
     )
-    made.chat_template = template
-    return made
+    words.chat_template = template
+    return words
 
 
 def model(vocab_size: int, seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
@@ -79,11 +79,11 @@ def conversations(count: int) -> list[dict[str, Any]]:
 
 def trainer(folder: str | Path, predictors: int = 1, seed: int = 0, rows: int = 16, **settings: Any) -> LlmJepaTrainer:
     """Four steps of batch 4 on the CPU."""
-    made = tokenizer(padding_side=settings.pop("padding_side", "right"))
-    language_model = model(len(made), seed, **settings.pop("model", {}))
+    words = tokenizer(padding_side=settings.pop("padding_side", "right"))
+    language_model = model(len(words), seed, **settings.pop("model", {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the new rows are random
-        add_predictor_tokens(language_model, made, predictors)
+        add_predictor_tokens(language_model, words, predictors)
     given = {
         "output_dir": str(folder),
         "max_steps": 4,
@@ -101,5 +101,5 @@ def trainer(folder: str | Path, predictors: int = 1, seed: int = 0, rows: int = 
         LlmJepaTrainingArguments(**(given | settings)),
         train_dataset=conversations(rows),
         eval_dataset=conversations(6),
-        view_tokenizer=PairedViewTokenizer(made, num_predictor_tokens=predictors),
+        view_tokenizer=PairedViewTokenizer(words, num_predictor_tokens=predictors),
     )

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -169,7 +170,10 @@ def test_masked_lm_export_needs_a_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", [None, "mlm"])
 @pytest.mark.parametrize("family", ["bert", "roberta", "electra", "vit"])
 def test_pooler_survives(family: str, head: Any, tmp_path: Path) -> None:
-    """A pretrained pooler is exported as it was; each export loads without missing weights, always the same."""
+    """A pretrained pooler is exported as it was; each export loads without missing weights, always the same.
+
+    A classifier misses its head alone. A further run does not take the export's random pooler for the start's.
+    """
     config = image_config() if family == "vit" else tiny_config(family)
     start = AutoModelForMaskedLM.from_config(config) if head and family != "vit" else AutoModel.from_config(config)
     start.save_pretrained(tmp_path / "start")
@@ -192,6 +196,11 @@ def test_pooler_survives(family: str, head: Any, tmp_path: Path) -> None:
             if name in start.state_dict():
                 assert torch.equal(value, start.state_dict()[name])
     assert not any(p.requires_grad for name, p in model.named_parameters() if ".pooler." in name)
+    further = JepaForRepresentationPrediction.from_encoder_pretrained(str(tmp_path / "out"))
+    assert further.config.add_pooling_layer == model.config.add_pooling_layer
+    classifier = AutoModelForImageClassification if family == "vit" else AutoModelForSequenceClassification
+    _, info = classifier.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert all(name.startswith("classifier.") for name in info["missing_keys"])
     if weight:
         export_masked_lm(jepa, tmp_path / "mlm")
         _, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "mlm", output_loading_info=True)
@@ -252,6 +261,7 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
 )
 
 
+@pytest.mark.slow
 def test_exported_code_loads_without_jepa_hf(tmp_path: Path) -> None:
     """The full model loads with `trust_remote_code=True` without the package."""
     threads = torch.get_num_threads()

@@ -20,44 +20,44 @@ from jepa_hf.llm_jepa.generation import evaluate_generation, generate_answers
 def test_batched_answers_equal_single_ones(side: str) -> None:
     """Batches of prompts of different lengths give the answers of single prompts, in order, for either padding side."""
     words = tokenizer(padding_side=side)
-    made = model(len(words))
+    llm = model(len(words))
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in llm.parameters():
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
-    made.train()
+    llm.train()
     prompts = [row["messages"][1]["content"] * (1 + number % 3) for number, row in enumerate(conversations(5))]
-    alone = [generate_answers(made, words, [prompt], max_new_tokens=5)[0] for prompt in prompts]
-    assert generate_answers(made, words, prompts, max_new_tokens=5, batch_size=2) == alone
+    alone = [generate_answers(llm, words, [prompt], max_new_tokens=5)[0] for prompt in prompts]
+    assert generate_answers(llm, words, prompts, max_new_tokens=5, batch_size=2) == alone
     assert len(set(alone)) > 1
-    assert made.training
+    assert llm.training
 
 
 def test_answer_ends_at_stop_token() -> None:
     """The stop token and everything after it are removed."""
     words = tokenizer()
-    made = model(len(words))
+    llm = model(len(words))
     with torch.no_grad():
-        made.lm_head.weight.zero_()
-        made.model.norm.weight.fill_(1.0)
-        made.lm_head.weight[words.eos_token_id] = 1000.0 * made.model.embed_tokens.weight.mean(0)
-    stop = made(torch.tensor([[5, 6]])).logits[0, -1]
+        llm.lm_head.weight.zero_()
+        llm.model.norm.weight.fill_(1.0)
+        llm.lm_head.weight[words.eos_token_id] = 1000.0 * llm.model.embed_tokens.weight.mean(0)
+    stop = llm(torch.tensor([[5, 6]])).logits[0, -1]
     if stop[words.eos_token_id] <= 0:  # whichever way the states point, the stop token is to win
         with torch.no_grad():
-            made.lm_head.weight[words.eos_token_id] *= -1
-    assert generate_answers(made, words, ["class"], max_new_tokens=4) == [""]
+            llm.lm_head.weight[words.eos_token_id] *= -1
+    assert generate_answers(llm, words, ["class"], max_new_tokens=4) == [""]
 
 
 def test_answer_ends_with_positions() -> None:
     """Generation stops at the last learned position; a prompt without room for an answer is refused."""
     words = tokenizer()
     torch.manual_seed(0)  # of other weights the answer may be half a character, which is other tokens when read again
-    made = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=32, n_layer=1, n_head=2, n_positions=12))
+    llm = GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=32, n_layer=1, n_head=2, n_positions=12))
     with torch.no_grad():
-        made.lm_head.weight[words.eos_token_id] = 0.0
-    (answer,) = generate_answers(made, words, ["class " * 9], max_new_tokens=50)
+        llm.lm_head.weight[words.eos_token_id] = 0.0
+    (answer,) = generate_answers(llm, words, ["class " * 9], max_new_tokens=50)
     assert len(words(answer, add_special_tokens=False)["input_ids"]) == 3
     with pytest.raises(UsageError, match="A prompt has 12 tokens, but the model has only 12 positions"):
-        generate_answers(made, words, ["class", "class " * 12], max_new_tokens=50)
+        generate_answers(llm, words, ["class", "class " * 12], max_new_tokens=50)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 1), (0.3, 10), (1.0, 2000), (0.5, 7)])

@@ -64,9 +64,9 @@ FAMILIES = {
 
 
 def words(side: str = "right") -> Any:
-    made = tokenizer(padding_side=side)
-    made.add_tokens(predictor_tokens(2), special_tokens=True)
-    return made
+    llm = tokenizer(padding_side=side)
+    llm.add_tokens(predictor_tokens(2), special_tokens=True)
+    return llm
 
 
 def rows(count: int = 3) -> list[dict[str, Any]]:
@@ -77,35 +77,35 @@ def rows(count: int = 3) -> list[dict[str, Any]]:
 def strong(family: str, attention: str) -> PreTrainedModel:
     """Return a model whose weights distinguish positions and layers."""
     kind, config, settings = FAMILIES[family]
-    made = kind(config(vocab_size=len(words()), attn_implementation=attention, **settings)).eval()
+    llm = kind(config(vocab_size=len(words()), attn_implementation=attention, **settings)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in llm.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return made
+    return llm
 
 
 @torch.no_grad()
-def alone(made: PreTrainedModel, ids: list[int], end: int) -> torch.Tensor:
-    return get_decoder(made)(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, end]
+def alone(llm: PreTrainedModel, ids: list[int], end: int) -> torch.Tensor:
+    return get_decoder(llm)(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, end]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_views_are_encoded_independently(family: str, attention: str) -> None:
     """Packed or separate, padded on either side: views equal their single encodings, and the losses are equal."""
-    made, samples, losses = strong(family, attention), rows(), []
+    llm, samples, losses = strong(family, attention), rows(), []
     for passes in ("packed", "separate"):
         for side in ("right", "left"):
             batch = DataCollatorForPairedViews(words(side), passes)(samples)
             objective = PairedViewObjective()
-            objective.attach(made)
-            actual = made(**batch)
-            objective.detach(made)
+            objective.attach(llm)
+            actual = llm(**batch)
+            objective.detach(llm)
             losses.append(actual.loss.item())
             for at, row in enumerate(samples):
                 for name, vectors in (("text", actual.predictions), ("code", actual.targets)):
-                    expected = alone(made, row[f"{name}_input_ids"], row[f"{name}_end"])
+                    expected = alone(llm, row[f"{name}_input_ids"], row[f"{name}_end"])
                     torch.testing.assert_close(
                         vectors[at], expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
                     )
@@ -118,13 +118,13 @@ def batch_of(count: int = 3, **kwargs: Any) -> dict[str, torch.Tensor]:
 
 def test_parts_add_up_with_their_weights() -> None:
     """The loss is the weighted sum of its parts."""
-    made = model(len(words()))
+    llm = model(len(words()))
     batch = batch_of()
     objective = PairedViewObjective(lm_weight=0.5, jepa_weight=3.0)
-    objective.attach(made)
-    actual = made(**batch)
-    objective.detach(made)
-    plain = made(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+    objective.attach(llm)
+    actual = llm(**batch)
+    objective.detach(llm)
+    plain = llm(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
     cosine = torch.cosine_similarity(actual.predictions, actual.targets, dim=-1)
     torch.testing.assert_close(actual.lm_loss, plain)
     torch.testing.assert_close(actual.loss, 0.5 * plain + 3.0 * (1 - cosine).mean())
@@ -132,48 +132,48 @@ def test_parts_add_up_with_their_weights() -> None:
 
 def test_misspelt_batch_key_is_refused() -> None:
     """A misspelt `view_ends` raises; it must not silently drop the views from the loss."""
-    made, batch = model(len(words())), batch_of()
-    PairedViewObjective().attach(made)
+    llm, batch = model(len(words())), batch_of()
+    PairedViewObjective().attach(llm)
     batch["view_end"] = batch.pop("view_ends")
     with pytest.raises(TypeError, match="view_end"):
-        made(**batch)
+        llm(**batch)
 
 
 def test_micro_batches_add_up() -> None:
     """Micro-batches of unequal rows add up to the batch; a mean of means would differ."""
-    made, samples = model(len(words())), rows(4)
+    llm, samples = model(len(words())), rows(4)
     collator = DataCollatorForPairedViews(words())
-    PairedViewObjective(jepa_weight=2.0).attach(made)
-    full = made(**collator(samples))
+    PairedViewObjective(jepa_weight=2.0).attach(llm)
+    full = llm(**collator(samples))
     total = torch.stack([full.num_labels, full.num_pairs])
-    parts = [made(**collator(part), num_items_in_batch=total).loss for part in (samples[:1], samples[1:])]
+    parts = [llm(**collator(part), num_items_in_batch=total).loss for part in (samples[:1], samples[1:])]
     torch.testing.assert_close(sum(parts), full.loss)
-    mean = sum(made(**collator(part)).loss for part in (samples[:1], samples[1:])) / 2
+    mean = sum(llm(**collator(part)).loss for part in (samples[:1], samples[1:])) / 2
     assert abs(mean.item() - full.loss.item()) > 1e-4
 
 
 @pytest.mark.parametrize(("gradient", "learns"), [("full", True), ("stop", False)])
 def test_target_gradient(gradient: str, learns: bool) -> None:
     """Gradients reach a token of the second view only with target_gradient full."""
-    made = model(len(words()))
+    llm = model(len(words()))
     samples = rows(1)
     mine = next(t for t in samples[0]["code_input_ids"] if t not in samples[0]["text_input_ids"])
-    PairedViewObjective(lm_weight=0.0, target_gradient=gradient).attach(made)
-    made(**DataCollatorForPairedViews(words())(samples)).loss.backward()
-    assert bool(made.get_input_embeddings().weight.grad[mine].abs().max() > 0) == learns
+    PairedViewObjective(lm_weight=0.0, target_gradient=gradient).attach(llm)
+    llm(**DataCollatorForPairedViews(words())(samples)).loss.backward()
+    assert bool(llm.get_input_embeddings().weight.grad[mine].abs().max() > 0) == learns
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_head_runs_on_labelled_positions_only(side: str) -> None:
     """The head reads neither views nor prompts; shorter answers are filled up, plus one state without a label."""
-    made, shapes = model(len(words())), []
-    made.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[:2])))
+    llm, shapes = model(len(words())), []
+    llm.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[:2])))
     samples = rows()
     batch = DataCollatorForPairedViews(words(side))(samples)
     longest = max(sum(label != -100 for label in row["labels"][1:]) for row in samples)
     assert longest + 1 < batch["input_ids"].shape[1] / 2  # there is something to leave out
-    PairedViewObjective().attach(made)
-    made(**batch)
+    PairedViewObjective().attach(llm)
+    llm(**batch)
     assert shapes == [(3, longest + 1)]
 
 
@@ -182,16 +182,16 @@ def test_head_runs_on_labelled_positions_only(side: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lm_loss_equals_the_models_own(family: str, side: str, on_prompt: bool) -> None:
     """Next-token loss and all gradients equal those of the original forward."""
-    made = strong(family, "sdpa")
+    llm = strong(family, "sdpa")
     views = PairedViewTokenizer(words(), num_predictor_tokens=2, train_on_prompt=on_prompt)
     batch = DataCollatorForPairedViews(words(side))([views(row) for row in conversations(3)])
     mask = batch["attention_mask"]
     positions = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    plain = made(batch["input_ids"], attention_mask=mask, position_ids=positions, labels=batch["labels"]).loss
-    expected = torch.autograd.grad(plain, list(made.parameters()))
-    PairedViewObjective(jepa_weight=0.0).attach(made)
-    loss = made(**batch).loss
-    actual = torch.autograd.grad(loss, list(made.parameters()))
+    plain = llm(batch["input_ids"], attention_mask=mask, position_ids=positions, labels=batch["labels"]).loss
+    expected = torch.autograd.grad(plain, list(llm.parameters()))
+    PairedViewObjective(jepa_weight=0.0).attach(llm)
+    loss = llm(**batch).loss
+    actual = torch.autograd.grad(loss, list(llm.parameters()))
     torch.testing.assert_close(loss, plain)
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()) + 1e-12)
@@ -199,24 +199,24 @@ def test_lm_loss_equals_the_models_own(family: str, side: str, on_prompt: bool) 
 
 def test_first_token_is_not_predicted_from_padding() -> None:
     """With labels on prompts, either padding side gives as many labels and the same loss."""
-    made, actual = model(len(words())), []
+    llm, actual = model(len(words())), []
     views = PairedViewTokenizer(words(), num_predictor_tokens=2, train_on_prompt=True)
-    PairedViewObjective().attach(made)
+    PairedViewObjective().attach(llm)
     for side in ("left", "right"):
         batch = DataCollatorForPairedViews(words(side))([views(row) for row in conversations(3)])
-        output = made(**batch)
+        output = llm(**batch)
         actual.append((output.num_labels.item(), output.lm_loss.item()))
     assert actual[0] == pytest.approx(actual[1], rel=1e-5)
 
 
 def test_model_still_generates() -> None:
     """A model with an objective generates what it generated before."""
-    made = model(len(words())).eval()
+    llm = model(len(words())).eval()
     ids = torch.tensor([[5, 6, 7]])
-    before = made.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
-    PairedViewObjective().attach(made)
-    assert torch.equal(made.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0), before)
-    assert made(input_ids=ids, labels=ids).loss is not None
+    before = llm.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    PairedViewObjective().attach(llm)
+    assert torch.equal(llm.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0), before)
+    assert llm(input_ids=ids, labels=ids).loss is not None
 
 
 @pytest.fixture
@@ -228,58 +228,56 @@ def no_accelerator() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_accelerator")
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))], ids=["copy", "pickle"]
-)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda llm: pickle.loads(pickle.dumps(llm))], ids=["copy", "pickle"])
 def test_model_copies_have_their_own_objective(copied: Callable) -> None:
     """Copies have their own objective, also under accelerate's wrapped forward; an unpickled one is plain."""
-    made, batch = model(len(words())), batch_of()
-    PairedViewObjective(jepa_weight=3.0).attach(made)
+    llm, batch = model(len(words())), batch_of()
+    PairedViewObjective(jepa_weight=3.0).attach(llm)
     if copied is copy.deepcopy:
-        made = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(made)
-    expected = made(**batch).loss
-    other = copied(made)
+        llm = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(llm)
+    expected = llm(**batch).loss
+    other = copied(llm)
     if copied is not copy.deepcopy:
         ids = batch["input_ids"]
-        assert other(input_ids=ids, labels=ids).keys() == made(input_ids=ids, labels=ids).keys()
+        assert other(input_ids=ids, labels=ids).keys() == llm(input_ids=ids, labels=ids).keys()
         PairedViewObjective(jepa_weight=3.0).attach(other)
     loss = other(**batch).loss
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert all(parameter.grad is not None for parameter in other.parameters())
-    assert all(parameter.grad is None for parameter in made.parameters())
+    assert all(parameter.grad is None for parameter in llm.parameters())
 
 
 def test_attaching_replaces_the_objective() -> None:
     """A second objective replaces the first; detaching restores the model."""
-    made, batch = model(len(words())), batch_of()
-    before = [set(vars(part)) | set(part._forward_hooks) | set(part._forward_pre_hooks) for part in made.modules()]
+    llm, batch = model(len(words())), batch_of()
+    before = [set(vars(part)) | set(part._forward_hooks) | set(part._forward_pre_hooks) for part in llm.modules()]
     losses = []
     first, second = PairedViewObjective(), PairedViewObjective(jepa_weight=0.0)
     for objective in (first, second, first, first):
-        objective.attach(made)
-        losses.append(made(**batch).loss.item())
+        objective.attach(llm)
+        losses.append(llm(**batch).loss.item())
     assert losses[0] == losses[2] == losses[3] != losses[1]
-    first.detach(made)
-    after = [set(vars(part)) | set(part._forward_hooks) | set(part._forward_pre_hooks) for part in made.modules()]
+    first.detach(llm)
+    after = [set(vars(part)) | set(part._forward_hooks) | set(part._forward_pre_hooks) for part in llm.modules()]
     assert after == before
 
 
 def test_failed_pass_leaves_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that fails, for example out of memory with `auto_find_batch_size`, leaves no state behind."""
-    made, objective = model(len(words())), PairedViewObjective()
-    objective.attach(made)
+    llm, objective = model(len(words())), PairedViewObjective()
+    objective.attach(llm)
 
     def fail(module: Any, inputs: Any) -> None:
         raise MemoryError
 
-    hook = made.lm_head.register_forward_pre_hook(fail)
+    hook = llm.lm_head.register_forward_pre_hook(fail)
     with pytest.raises(MemoryError):
-        made(**batch_of())
+        llm(**batch_of())
     assert objective._states is None
     assert objective._selected_positions is None
     hook.remove()
-    made(**batch_of())
+    llm(**batch_of())
 
 
 WITHOUT_POSITIONS = {
@@ -294,21 +292,21 @@ def test_models_without_position_ids(family: str) -> None:
     kind, config = WITHOUT_POSITIONS[family]
     config.vocab_size, samples, losses = len(words()), rows(), []
     torch.manual_seed(0)
-    made = kind(config).eval()
-    verify_view_isolation(made, DataCollatorForPairedViews(words(), "separate"), samples[0])
-    PairedViewObjective().attach(made)
+    llm = kind(config).eval()
+    verify_view_isolation(llm, DataCollatorForPairedViews(words(), "separate"), samples[0])
+    PairedViewObjective().attach(llm)
     for side in ("left", "right"):
-        actual = made(**DataCollatorForPairedViews(words(side), "separate")(samples))
+        actual = llm(**DataCollatorForPairedViews(words(side), "separate")(samples))
         losses.append(actual.loss)
         for at, row in enumerate(samples):
             for name, vectors in (("text", actual.predictions), ("code", actual.targets)):
-                expected = alone(made, row[f"{name}_input_ids"], row[f"{name}_end"])
+                expected = alone(llm, row[f"{name}_input_ids"], row[f"{name}_end"])
                 torch.testing.assert_close(vectors[at], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(*losses)
     with pytest.raises(UsageError, match=r"takes no position_ids.*use --view_passes separate"):
-        verify_view_isolation(made, DataCollatorForPairedViews(words()), samples[0])
+        verify_view_isolation(llm, DataCollatorForPairedViews(words()), samples[0])
     with pytest.raises(UsageError, match=r"takes no position_ids.*use --view_passes separate"):
-        made(**DataCollatorForPairedViews(words())(samples))
+        llm(**DataCollatorForPairedViews(words())(samples))
 
 
 def test_nonstandard_loss_is_refused() -> None:
@@ -321,29 +319,29 @@ def test_nonstandard_loss_is_refused() -> None:
     router = {"num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 10.0}
     experts = MixtralForCausalLM(MixtralConfig(vocab_size=len(words()), **router, **GATED))
     verify_view_isolation(experts, DataCollatorForPairedViews(words()), samples)
-    made = model(len(words()))
-    verify_view_isolation(made, DataCollatorForPairedViews(words()), samples)
-    shared = made.loss_function
-    made.loss_function = lambda *args, num_items_in_batch, **rest: shared(*args, **rest)
+    llm = model(len(words()))
+    verify_view_isolation(llm, DataCollatorForPairedViews(words()), samples)
+    shared = llm.loss_function
+    llm.loss_function = lambda *args, num_items_in_batch, **rest: shared(*args, **rest)
     with pytest.raises(UsageError, match="LlamaForCausalLM has a loss of its own"):
-        verify_view_isolation(made, DataCollatorForPairedViews(words()), samples)
+        verify_view_isolation(llm, DataCollatorForPairedViews(words()), samples)
 
 
 def test_model_that_is_its_own_decoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some models, such as Llama4ForCausalLM, return themselves as decoder: the output has no states."""
-    made = model(len(words()))
-    monkeypatch.setattr(type(made), "get_decoder", lambda self: self)
+    llm = model(len(words()))
+    monkeypatch.setattr(type(llm), "get_decoder", lambda self: self)
     with pytest.raises(UsageError, match="does not separate its decoder from its head"):
-        PairedViewObjective().attach(made)
+        PairedViewObjective().attach(llm)
 
 
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
 def test_prompt_learning_is_refused(kind: str) -> None:
     """peft's virtual tokens are refused, because views would be encoded without them."""
     config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
-    made = peft.get_peft_model(model(len(words())), config)
+    llm = peft.get_peft_model(model(len(words())), config)
     with pytest.raises(UsageError, match="puts tokens of its own before a row"):
-        PairedViewObjective().attach(made)
+        PairedViewObjective().attach(llm)
 
 
 def test_model_that_mixes_views_is_refused() -> None:
@@ -353,15 +351,15 @@ def test_model_that_mixes_views_is_refused() -> None:
         max_position_embeddings=128, word_embed_proj_dim=32,
     )  # fmt: skip
     (samples,) = rows(1)
-    made = OPTForCausalLM(config)
+    llm = OPTForCausalLM(config)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in llm.parameters():
             parameter.normal_(std=0.3)
     with pytest.raises(UsageError, match="use --view_passes separate"):
-        verify_view_isolation(made, DataCollatorForPairedViews(words()), samples)
-    verify_view_isolation(made, DataCollatorForPairedViews(words(), "separate"), samples)
-    PairedViewObjective().attach(made)
-    losses = [made(**DataCollatorForPairedViews(words(side), "separate")(rows())).loss for side in ("left", "right")]
+        verify_view_isolation(llm, DataCollatorForPairedViews(words()), samples)
+    verify_view_isolation(llm, DataCollatorForPairedViews(words(), "separate"), samples)
+    PairedViewObjective().attach(llm)
+    losses = [llm(**DataCollatorForPairedViews(words(side), "separate")(rows())).loss for side in ("left", "right")]
     torch.testing.assert_close(*losses)
     for family in FAMILIES:
         verify_view_isolation(strong(family, "sdpa"), DataCollatorForPairedViews(words()), samples)
@@ -381,15 +379,15 @@ def test_convolutions_with_small_weights_are_refused() -> None:
 
 def test_check_uses_more_than_one_row() -> None:
     """A model that reads positions only in a batch of one row (as flash attention does) is refused."""
-    made = strong("llama", "sdpa")
-    original = made.model.forward
+    llm = strong("llama", "sdpa")
+    original = llm.model.forward
 
     def forgetful(input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
         return original(input_ids, position_ids=position_ids if len(input_ids) == 1 else None, **kwargs)
 
-    made.model.forward = forgetful
+    llm.model.forward = forgetful
     with pytest.raises(UsageError, match="use --view_passes separate"):
-        verify_view_isolation(made, DataCollatorForPairedViews(words()), rows(1)[0])
+        verify_view_isolation(llm, DataCollatorForPairedViews(words()), rows(1)[0])
 
 
 @pytest.mark.parametrize("family", ["llama", "learned positions", "a sliding window"])
@@ -397,16 +395,16 @@ def test_check_uses_more_than_one_row() -> None:
 @pytest.mark.parametrize("passes", ["packed", "separate"])
 def test_teacher_encodes_the_second_view_only(passes: str, side: str, family: str) -> None:
     """Its rows are as wide as the longest second view, and its output equals that of both views."""
-    made, teacher, samples, shapes = strong(family, "sdpa"), strong(family, "sdpa"), rows(4), []
+    llm, teacher, samples, shapes = strong(family, "sdpa"), strong(family, "sdpa"), rows(4), []
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.mul_(0.9)
     decoder = get_decoder(teacher)
     expected = torch.stack([alone(teacher, row["code_input_ids"], row["code_end"]) for row in samples])
     decoder.register_forward_hook(lambda module, args, output: shapes.append(output.last_hidden_state.shape))
-    PairedViewObjective(target_gradient="ema", teacher=decoder).attach(made)
+    PairedViewObjective(target_gradient="ema", teacher=decoder).attach(llm)
     batch = DataCollatorForPairedViews(words(side), passes)(samples)
-    actual = made(**batch).targets
+    actual = llm(**batch).targets
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     longest = max(len(row["code_input_ids"]) for row in samples)
     width = longest if passes == "packed" else batch["view_input_ids"].shape[-1]
@@ -416,8 +414,8 @@ def test_teacher_encodes_the_second_view_only(passes: str, side: str, family: st
 @pytest.mark.parametrize(("passes", "count"), [("packed", 1), ("separate", 2)])
 def test_number_of_passes(passes: str, count: int) -> None:
     """Packed views need one pass, separate ones two."""
-    made, shapes = model(len(words())), []
-    made.model.register_forward_hook(lambda module, inputs, output: shapes.append(output.last_hidden_state.shape))
-    PairedViewObjective().attach(made)
-    made(**batch_of(view_passes=passes))
+    llm, shapes = model(len(words())), []
+    llm.model.register_forward_hook(lambda module, inputs, output: shapes.append(output.last_hidden_state.shape))
+    PairedViewObjective().attach(llm)
+    llm(**batch_of(view_passes=passes))
     assert len(shapes) == count

@@ -62,9 +62,9 @@ TEXTS = [row["messages"][1]["content"] for row in conversations(10)]
 @given(st.text())
 def test_trained_tokenizer_is_lossless(text: str) -> None:
     """Every text is decoded as it was, with unseen bytes too; training is deterministic."""
-    made = train_bpe_tokenizer(TEXTS, 300, 64)
-    assert made.decode(made(text)["input_ids"]) == text
-    assert made.get_vocab() == train_bpe_tokenizer(TEXTS, 300, 64).get_vocab()
+    words = train_bpe_tokenizer(TEXTS, 300, 64)
+    assert words.decode(words(text)["input_ids"]) == text
+    assert words.get_vocab() == train_bpe_tokenizer(TEXTS, 300, 64).get_vocab()
 
 
 @pytest.mark.parametrize(

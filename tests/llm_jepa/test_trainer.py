@@ -37,19 +37,20 @@ from jepa_hf.llm_jepa.losses import pair_distance
 from jepa_hf.llm_jepa.objective import _draws_of_rows
 from jepa_hf.llm_jepa.row_tokenization import tokenize_dataset
 from jepa_hf.llm_jepa.teacher import TEACHER_FILE
+from jepa_hf.monitoring.assessment import Severity
 from jepa_hf.training.metric_accumulator import MetricAccumulator
 
 torch.set_num_threads(1)
 
 
 def trained(folder: Path, **settings: Any) -> LlmJepaTrainer:
-    made = trainer(folder, **settings)
-    made.train()
-    return made
+    run = trainer(folder, **settings)
+    run.train()
+    return run
 
 
-def logged(made: LlmJepaTrainer, name: str) -> list[float]:
-    return [entry[name] for entry in made.state.log_history if name in entry]
+def logged(run: LlmJepaTrainer, name: str) -> list[float]:
+    return [entry[name] for entry in run.state.log_history if name in entry]
 
 
 def test_batch_layouts_give_the_same_run(tmp_path: Path) -> None:
@@ -117,10 +118,10 @@ def test_stream_resume_is_exact(accumulation: int, workers: int, tmp_path: Path)
     }
 
     def streamed(folder: Path, **changed: Any) -> LlmJepaTrainer:
-        made = trainer(folder, rows=20, **settings, **changed)
+        run = trainer(folder, rows=20, **settings, **changed)
         stream = datasets.Dataset.from_list(conversations(20)).to_iterable_dataset().shuffle(seed=1, buffer_size=8)
-        arguments = {"processing_class": made.processing_class, "view_tokenizer": made.view_tokenizer}
-        return LlmJepaTrainer(made.model, made.args, train_dataset=stream, **arguments)
+        arguments = {"processing_class": run.processing_class, "view_tokenizer": run.view_tokenizer}
+        return LlmJepaTrainer(run.model, run.args, train_dataset=stream, **arguments)
 
     full = streamed(tmp_path / "full")
     full.train()
@@ -135,18 +136,18 @@ def test_stream_resume_is_exact(accumulation: int, workers: int, tmp_path: Path)
 
 def test_teacher_is_the_ema(tmp_path: Path) -> None:
     """Two steps at decay 0.5 give weights of 1/4, 1/4 and 1/2; the teacher has no gradients."""
-    made = trainer(tmp_path, target_gradient="ema", ema_decay=0.5, max_steps=2)
-    seen = [weights(get_decoder(made.model))]
+    run = trainer(tmp_path, target_gradient="ema", ema_decay=0.5, max_steps=2)
+    seen = [weights(get_decoder(run.model))]
 
     class Keep(StopAfter):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            seen.append(weights(get_decoder(made.model)))
+            seen.append(weights(get_decoder(run.model)))
 
-    made.add_callback(Keep(99))
-    made.train()
+    run.add_callback(Keep(99))
+    run.train()
     expected = {name: 0.25 * seen[0][name] + 0.25 * seen[1][name] + 0.5 * seen[2][name] for name in seen[0]}
-    assert largest_difference(weights(made.objective.teacher), expected) < 1e-6
-    assert all(parameter.grad is None for parameter in made.objective.teacher.parameters())
+    assert largest_difference(weights(run.objective.teacher), expected) < 1e-6
+    assert all(parameter.grad is None for parameter in run.objective.teacher.parameters())
 
 
 def test_two_trainers_of_one_model(tmp_path: Path) -> None:
@@ -155,12 +156,12 @@ def test_two_trainers_of_one_model(tmp_path: Path) -> None:
     args = replace(first.args, output_dir=str(tmp_path / "second"), jepa_weight=5.0)
     rows = {"train_dataset": first.train_dataset, "eval_dataset": first.eval_dataset}
     second = LlmJepaTrainer(first.model, args, processing_class=first.processing_class, **rows)
-    for made, weight in ((first, 0.0), (second, 5.0), (first, 0.0)):
-        actual = made.evaluate()
+    for run, weight in ((first, 0.0), (second, 5.0), (first, 0.0)):
+        actual = run.evaluate()
         expected = actual["eval_lm_loss"] + weight * actual["eval_pair_loss"]
         assert actual["eval_loss"] == pytest.approx(expected, rel=1e-3)
-        made.train()
-        entry = next(entry for entry in made.state.log_history if "loss" in entry)
+        run.train()
+        entry = next(entry for entry in run.state.log_history if "loss" in entry)
         assert entry["loss"] == pytest.approx(entry["lm_loss"] + weight * entry["pair_loss"], rel=1e-3)
 
 
@@ -175,36 +176,36 @@ def test_teacher_copy_has_no_objective(tmp_path: Path) -> None:
 
 def test_loss_dropout_rate_and_agreement(tmp_path: Path) -> None:
     """Updates skip the views at the given rate; the draw does not depend on the rank's generator."""
-    made = trainer(tmp_path, loss_dropout=0.75)
+    run = trainer(tmp_path, loss_dropout=0.75)
     draws = []
     for step in range(400):
-        made.state.global_step = step
-        draws.append(made._drops_views_this_step())
+        run.state.global_step = step
+        draws.append(run._drops_views_this_step())
     assert 0.68 < sum(draws) / len(draws) < 0.82
     torch.manual_seed(123)  # another rank's generator
-    made.state.global_step = 7
-    assert made._drops_views_this_step() == draws[7]
+    run.state.global_step = 7
+    assert run._drops_views_this_step() == draws[7]
 
 
 def test_all_weights_are_trained(tmp_path: Path) -> None:
     """Every weight changes, with the predictor tokens' embeddings."""
-    made = trainer(tmp_path, predictors=2)
-    before = weights(made.model)
-    made.train()
-    after = weights(made.model)
+    run = trainer(tmp_path, predictors=2)
+    before = weights(run.model)
+    run.train()
+    after = weights(run.model)
     assert [name for name in before if torch.equal(before[name], after[name])] == []
-    row = made.processing_class.convert_tokens_to_ids("<|predictor_1|>")
+    row = run.processing_class.convert_tokens_to_ids("<|predictor_1|>")
     name = "model.embed_tokens.weight"
     assert not torch.equal(before[name][row], after[name][row])
 
 
 def test_final_model_is_plain(tmp_path: Path) -> None:
     """The output directory holds a plain causal language model and no pickles."""
-    made = trained(tmp_path / "out")
-    made.save_model()
+    run = trained(tmp_path / "out")
+    run.save_model()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     words = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert largest_difference(weights(loaded), weights(made.model)) == 0.0
+    assert largest_difference(weights(loaded), weights(run.model)) == 0.0
     prompt = words.apply_chat_template(
         conversations(1)[0]["messages"][:2], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
@@ -214,9 +215,9 @@ def test_final_model_is_plain(tmp_path: Path) -> None:
 
 def test_evaluation_metrics(tmp_path: Path) -> None:
     """An evaluation reports both losses, the view metrics and the answers."""
-    made = trainer(tmp_path)
-    made.generation_examples, made.max_new_tokens = conversations(3), 4
-    metrics = made.evaluate()
+    run = trainer(tmp_path)
+    run.generation_examples, run.max_new_tokens = conversations(3), 4
+    metrics = run.evaluate()
     for name in (
         "loss",
         "lm_loss",
@@ -276,24 +277,24 @@ def test_best_checkpoint_loads_its_teacher(tmp_path: Path) -> None:
     """Loading the best model also loads the teacher of its checkpoint."""
     settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     settings |= {"load_best_model_at_end": True, "metric_for_best_model": "lm_loss", "greater_is_better": True}
-    made = trained(tmp_path, target_gradient="ema", ema_decay=0.5, max_steps=3, learning_rate=1e-2, **settings)
-    best = Path(made.state.best_model_checkpoint)
+    run = trained(tmp_path, target_gradient="ema", ema_decay=0.5, max_steps=3, learning_rate=1e-2, **settings)
+    best = Path(run.state.best_model_checkpoint)
     assert best.name == "checkpoint-1"
     expected = load_file(best / TEACHER_FILE)
-    assert largest_difference(weights(made.objective.teacher), expected) == 0.0
+    assert largest_difference(weights(run.objective.teacher), expected) == 0.0
     last = load_file(tmp_path / "checkpoint-3" / TEACHER_FILE)
     assert largest_difference(last, expected) > 0.0
 
 
 def test_untokenized_rows_are_accepted_everywhere(tmp_path: Path) -> None:
     """The constructor, evaluations, named evaluation sets and predictions tokenize rows."""
-    made = trainer(tmp_path)
-    expected = made.evaluate()["eval_loss"]
+    run = trainer(tmp_path)
+    expected = run.evaluate()["eval_loss"]
     samples = conversations(6)
-    assert made.evaluate(samples)["eval_loss"] == expected
-    assert made.predict(samples).metrics["test_loss"] == expected
+    assert run.evaluate(samples)["eval_loss"] == expected
+    assert run.predict(samples).metrics["test_loss"] == expected
     named = LlmJepaTrainer(
-        made.model, made.args, eval_dataset={"some": samples, "all": samples}, view_tokenizer=made.view_tokenizer
+        run.model, run.args, eval_dataset={"some": samples, "all": samples}, view_tokenizer=run.view_tokenizer
     )
     assert named.evaluate()["eval_all_loss"] == expected
     assert named.evaluate("some")["eval_loss"] == expected
@@ -337,24 +338,24 @@ def test_streams_are_tokenized_during_iteration(tmp_path: Path) -> None:
 )
 def test_unusable_arguments_are_refused(arguments: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     """Each is a usage error with its remedy."""
-    made = trainer(tmp_path)
-    usual = {"model": made.model, "args": made.args, "processing_class": made.processing_class}
+    run = trainer(tmp_path)
+    usual = {"model": run.model, "args": run.args, "processing_class": run.processing_class}
     with pytest.raises(UsageError, match=re.escape(sentence)):
         LlmJepaTrainer(
-            **(usual | {"train_dataset": conversations(2), "view_tokenizer": made.view_tokenizer} | arguments)
+            **(usual | {"train_dataset": conversations(2), "view_tokenizer": run.view_tokenizer} | arguments)
         )
 
 
 @pytest.mark.parametrize("collator", [DataCollatorWithPadding, DataCollatorForLanguageModeling, default_data_collator])
 def test_other_collators_are_refused(collator: Any, tmp_path: Path) -> None:
     """Collators of plain rows are a usage error before the first step."""
-    made = trainer(tmp_path)
+    run = trainer(tmp_path)
     if collator is not default_data_collator:
         settings = {"mlm": False} if collator is DataCollatorForLanguageModeling else {}
-        collator = collator(made.processing_class, **settings)
-    arguments = {"processing_class": made.processing_class, "train_dataset": made.train_dataset}
+        collator = collator(run.processing_class, **settings)
+    arguments = {"processing_class": run.processing_class, "train_dataset": run.train_dataset}
     with pytest.raises(UsageError, match="Leave it out, or use DataCollatorForPairedViews"):
-        LlmJepaTrainer(made.model, made.args, collator, **arguments).train()
+        LlmJepaTrainer(run.model, run.args, collator, **arguments).train()
 
 
 class TorchRows(torch.utils.data.Dataset):
@@ -369,37 +370,37 @@ class TorchRows(torch.utils.data.Dataset):
 
 def test_data_sets_of_every_kind(tmp_path: Path) -> None:
     """Lists, `datasets` and torch data sets give the same evaluation, a `DatasetDict` one for each split."""
-    made = trainer(tmp_path)
-    expected = made.evaluate(conversations(6))["eval_loss"]
+    run = trainer(tmp_path)
+    expected = run.evaluate(conversations(6))["eval_loss"]
     stored = datasets.Dataset.from_list(conversations(6))
     for rows in (stored, TorchRows()):
-        assert made.evaluate(rows)["eval_loss"] == expected
-        assert made.predict(rows).metrics["test_loss"] == expected
-    assert made.evaluate(datasets.DatasetDict(test=stored))["eval_test_loss"] == expected
+        assert run.evaluate(rows)["eval_loss"] == expected
+        assert run.predict(rows).metrics["test_loss"] == expected
+    assert run.evaluate(datasets.DatasetDict(test=stored))["eval_test_loss"] == expected
 
 
 def test_rows_without_labels_are_refused(tmp_path: Path) -> None:
     """A run that would learn from nothing does not start."""
-    made = trainer(tmp_path)
-    for row in made.train_dataset:
+    run = trainer(tmp_path)
+    for row in run.train_dataset:
         row["labels"] = [row["labels"][0], *[-100] * (len(row["labels"]) - 1)]
     with pytest.raises(UsageError, match="No training row has a label"):
-        made.train()
+        run.train()
 
 
 def test_evaluation_loss_is_a_mean_over_tokens_and_rows(tmp_path: Path) -> None:
     """It is the sum over all tokens and pairs, recomputed here row by row, for answers of different lengths."""
-    made = trainer(tmp_path, stp_weight=0.5, per_device_eval_batch_size=4, lm_weight=0.7, jepa_weight=2.0)
-    rows = made.eval_dataset
+    run = trainer(tmp_path, stp_weight=0.5, per_device_eval_batch_size=4, lm_weight=0.7, jepa_weight=2.0)
+    rows = run.eval_dataset
     sums = torch.zeros(3)
-    made.model.eval()
+    run.model.eval()
     for row in rows:
         with torch.no_grad():
-            output = made.model(**made.data_collator([row]))
+            output = run.model(**run.data_collator([row]))
         sums += torch.stack([output.lm_loss * output.num_labels, output.pair_loss, output.stp_loss])
     labels = sum(label != -100 for row in rows for label in row["labels"][1:])
     expected = 0.7 * sums[0] / labels + 2.0 * sums[1] / len(rows) + 0.5 * sums[2] / len(rows)
-    assert made.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert run.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_router_loss_is_logged_apart(tmp_path: Path) -> None:
@@ -417,49 +418,50 @@ def test_router_loss_is_logged_apart(tmp_path: Path) -> None:
             tmp_path, max_steps=1, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation
         )
         rows = conversations(4)
-        made = LlmJepaTrainer(
+        run = LlmJepaTrainer(
             MixtralForCausalLM(config), args, train_dataset=rows, eval_dataset=rows, processing_class=words
         )
-        metrics = made.evaluate()
+        metrics = run.evaluate()
         assert metrics["eval_lm_loss"] < 10 < metrics["eval_router_loss"]
         parts = sum(metrics[f"eval_{name}"] for name in ("lm_loss", "router_loss", "pair_loss"))
         assert metrics["eval_loss"] == pytest.approx(parts, rel=1e-5)
-        made.train()
-        runs.append(next(entry for entry in made.state.log_history if "loss" in entry))
+        run.train()
+        runs.append(next(entry for entry in run.state.log_history if "loss" in entry))
     for name in ("loss", "lm_loss", "router_loss"):
         assert runs[0][name] == pytest.approx(runs[1][name], rel=0.05), name
 
 
 def test_collapsed_views_are_reported(tmp_path: Path) -> None:
-    """A finding since the step from which they stay collapsed, on the card too; it names infonce."""
-    made = trainer(tmp_path, logging_steps=1)
+    """A finding since the step from which they stay collapsed; verdict and card advise infonce."""
+    run = trainer(tmp_path, logging_steps=1)
     cosines = [0.995, 0.5, 0.991, 0.999]
-    made.state.log_history = [{"step": step, "view_pairwise_cosine": c} for step, c in enumerate(cosines, 1)]
-    ((step, sentence),) = made.health_findings.values()
+    run.state.log_history = [{"step": step, "view_pairwise_cosine": c} for step, c in enumerate(cosines, 1)]
+    ((step, sentence),) = run.health_findings.values()
     assert step == 3
     assert "mean cosine of 0.9990" in sentence
-    assert "--pair_loss infonce" in sentence
-    made.create_model_card()
-    assert "**Warning.** Step 3: the views collapsed" in (tmp_path / "README.md").read_text()
-    made.state.log_history.append({"step": 4, "eval_b_view_pairwise_cosine": 0.2})
-    assert made.health_findings == {}
-    made.state.log_history.pop()
-    made.args.loss_dropout = 1.0  # plain fine-tuning
-    assert made.health_findings == {}
+    assert run.verdict().severity == Severity.COLLAPSED
+    assert run.verdict().lines[1] == "Next: set --pair_loss infonce, or lower --jepa_weight."
+    run.create_model_card()
+    assert "**Not healthy.** Step 3: the views collapsed" in (tmp_path / "README.md").read_text()
+    run.state.log_history.append({"step": 4, "eval_b_view_pairwise_cosine": 0.2})
+    assert run.health_findings == {}
+    run.state.log_history.pop()
+    run.args.loss_dropout = 1.0  # plain fine-tuning
+    assert run.health_findings == {}
 
 
 def test_training_measures_its_views(tmp_path: Path) -> None:
     """Without an evaluation the training's own batches show a collapse."""
-    made = trained(tmp_path)
-    assert len(logged(made, "view_pairwise_cosine")) == 4
+    run = trained(tmp_path)
+    assert len(logged(run, "view_pairwise_cosine")) == 4
 
 
 def test_streams_leave_out_overlong_rows(tmp_path: Path) -> None:
     """Those of which nothing would be left too."""
     rows = conversations(6)
     rows[1]["messages"][2]["content"] = rows[4]["messages"][1]["content"] = "name " * 80
-    made = trainer(tmp_path)
-    views = PairedViewTokenizer(made.processing_class, max_length=64, filter_overlong_rows=True)
+    run = trainer(tmp_path)
+    views = PairedViewTokenizer(run.processing_class, max_length=64, filter_overlong_rows=True)
     stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
     expected = tokenize_dataset([row for index, row in enumerate(rows) if index not in (1, 4)], views)
     assert [row["input_ids"] for row in tokenize_dataset(stream, views)] == [row["input_ids"] for row in expected]
@@ -467,46 +469,46 @@ def test_streams_leave_out_overlong_rows(tmp_path: Path) -> None:
 
 def test_unusable_rows_are_refused(tmp_path: Path) -> None:
     """Untokenized rows without a tokenizer, generation rows without one, and no rows are usage errors."""
-    made = trainer(tmp_path)
-    arguments = {"processing_class": made.processing_class, "train_dataset": made.train_dataset}
-    tokenised = LlmJepaTrainer(made.model, made.args, **arguments)
+    run = trainer(tmp_path)
+    arguments = {"processing_class": run.processing_class, "train_dataset": run.train_dataset}
+    tokenised = LlmJepaTrainer(run.model, run.args, **arguments)
     with pytest.raises(UsageError, match="Pass view_tokenizer"):
         tokenised.evaluate(conversations(2))
     with pytest.raises(UsageError, match="generation_examples need a view_tokenizer"):
-        LlmJepaTrainer(made.model, made.args, generation_examples=conversations(2), **arguments)
+        LlmJepaTrainer(run.model, run.args, generation_examples=conversations(2), **arguments)
     for rows in (None, []):
         arguments["train_dataset"] = rows
         with pytest.raises(UsageError, match="no rows to train on"):
-            LlmJepaTrainer(made.model, made.args, **arguments).train()
+            LlmJepaTrainer(run.model, run.args, **arguments).train()
 
 
 def test_visible_padding_is_refused_with_zero_weight(tmp_path: Path) -> None:
     """OPT sees left padding when views follow the conversation; refused even with jepa_weight 0."""
-    made = trainer(tmp_path, padding_side="left")
+    run = trainer(tmp_path, padding_side="left")
     config = OPTConfig(
-        vocab_size=len(made.processing_class), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
+        vocab_size=len(run.processing_class), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
         max_position_embeddings=128, word_embed_proj_dim=32, init_std=0.3,
     )  # fmt: skip
-    args = replace(made.args, jepa_weight=0.0)
+    args = replace(run.args, jepa_weight=0.0)
     other = LlmJepaTrainer(
-        OPTForCausalLM(config), args, train_dataset=made.train_dataset, processing_class=made.processing_class
+        OPTForCausalLM(config), args, train_dataset=run.train_dataset, processing_class=run.processing_class
     )
-    for use in (other.train, lambda: other.evaluate(made.eval_dataset)):
+    for use in (other.train, lambda: other.evaluate(run.eval_dataset)):
         with pytest.raises(UsageError, match="use --view_passes separate"):
             use()
 
 
 def test_view_metrics_detect_one_direction(tmp_path: Path) -> None:
     """Views in one direction keep a high rank; the pairwise cosine and the top-1 accuracy reveal them."""
-    made = trainer(tmp_path)
+    run = trainer(tmp_path)
     own = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(32, 16, generator=torch.Generator().manual_seed(1))
     metrics = {}
     for name, views in {"apart": (own, own), "one way": (100 + noise, 100 + own)}.items():
         assert pair_distance("cosine", *views).max() < 1e-3
-        made._view_metrics.embeddings, means = [views], MetricAccumulator()
-        made.finish_evaluation(means)
-        metrics[name] = means.compute_and_reset(made.accelerator)
+        run._view_metrics.embeddings, means = [views], MetricAccumulator()
+        run.finish_evaluation(means)
+        metrics[name] = means.compute_and_reset(run.accelerator)
     assert metrics["one way"]["view_rank"] > 10
     assert metrics["apart"]["view_rank"] > 10
     assert metrics["one way"]["view_pairwise_cosine"] > 0.999 > 0.1 > abs(metrics["apart"]["view_pairwise_cosine"])
@@ -517,11 +519,11 @@ def test_view_metrics_detect_one_direction(tmp_path: Path) -> None:
 def test_learns_to_reverse_words(tmp_path: Path) -> None:
     """After 150 steps on 8 conversations, the greedy answers to them are correct."""
     settings = {"rows": 8, "max_steps": 150, "learning_rate": 5e-3, "logging_steps": 50}
-    made = trainer(tmp_path, model={"hidden_size": 64}, **settings)
-    made.generation_examples, made.max_new_tokens = conversations(8), 16
-    assert made.evaluate()["eval_exact_match"] == 0.0
-    made.train()
-    assert made.evaluate()["eval_exact_match"] == 1.0
+    run = trainer(tmp_path, model={"hidden_size": 64}, **settings)
+    run.generation_examples, run.max_new_tokens = conversations(8), 16
+    assert run.evaluate()["eval_exact_match"] == 0.0
+    run.train()
+    assert run.evaluate()["eval_exact_match"] == 1.0
 
 
 def test_lora_trains_predictor_embeddings(tmp_path: Path) -> None:
@@ -533,7 +535,7 @@ def test_lora_trains_predictor_embeddings(tmp_path: Path) -> None:
     row = words.convert_tokens_to_ids("<|predictor_1|>")
     config = LoraConfig(r=4, target_modules="all-linear", trainable_token_indices={"embed_tokens": [row]})
     base = model(len(words))
-    made = LlmJepaTrainer(
+    run = LlmJepaTrainer(
         get_peft_model(base, config),
         LlmJepaTrainingArguments(
             str(tmp_path / "out"), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
@@ -542,12 +544,12 @@ def test_lora_trains_predictor_embeddings(tmp_path: Path) -> None:
         train_dataset=conversations(8),
         view_tokenizer=plain.view_tokenizer,
     )  # fmt: skip
-    before = made.model.get_base_model().get_input_embeddings()(torch.arange(len(words))).detach().clone()
-    made.train()
-    after = made.model.get_base_model().get_input_embeddings()(torch.arange(len(words))).detach()
+    before = run.model.get_base_model().get_input_embeddings()(torch.arange(len(words))).detach().clone()
+    run.train()
+    after = run.model.get_base_model().get_input_embeddings()(torch.arange(len(words))).detach()
     moved = (before != after).any(dim=1).nonzero().flatten().tolist()
     assert moved == [row]
-    made.save_model()
+    run.save_model()
     assert (tmp_path / "out" / "adapter_config.json").is_file()
 
 
@@ -565,19 +567,19 @@ def test_peft_config_as_in_trl(tmp_path: Path) -> None:
     words.save_pretrained(tmp_path / "llm")
     model(len(words)).save_pretrained(tmp_path / "llm")
     config = LoraConfig(r=2, target_modules="all-linear")
-    made = LlmJepaTrainer(
+    run = LlmJepaTrainer(
         str(tmp_path / "llm"), plain_arguments(tmp_path), train_dataset=conversations(8), peft_config=config
     )
-    made.train()
-    names = [name for name, value in made.model.named_parameters() if value.requires_grad]
+    run.train()
+    names = [name for name, value in run.model.named_parameters() if value.requires_grad]
     assert sum("trainable_tokens" in name for name in names) == 1
     assert all("lora_" in name or "trainable_tokens" in name for name in names)
     assert config.trainable_token_indices is None  # the user's object is as it was
-    made.save_model()
+    run.save_model()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == len(loaded.get_input_embeddings().weight)
     with pytest.raises(UsageError, match="has adapters already"):
-        LlmJepaTrainer(made.model, made.args, processing_class=made.processing_class, peft_config=config)
+        LlmJepaTrainer(run.model, run.args, processing_class=run.processing_class, peft_config=config)
 
 
 def test_adapters_without_predictor_token_are_refused(tmp_path: Path) -> None:
@@ -592,17 +594,17 @@ def test_adapters_without_predictor_token_are_refused(tmp_path: Path) -> None:
 
 def test_frozen_model_is_refused(tmp_path: Path) -> None:
     """A model without trainable parameters is refused, for example after merging its adapters."""
-    made = trainer(tmp_path)
-    made.model.requires_grad_(False)
+    run = trainer(tmp_path)
+    run.model.requires_grad_(False)
     with pytest.raises(UsageError, match="Nothing of the model is trained"):
-        made.train()
+        run.train()
 
 
 def test_model_card_is_valid(tmp_path: Path) -> None:
     """The Hub's client reads the card; names of data cannot become markup."""
-    made = trainer(tmp_path / "out", stp_weight=0.1)
-    made.evaluate()
-    made.create_model_card(data=DatasetInfo(train="<b>pairs</b> | x.jsonl"))
+    run = trainer(tmp_path / "out", stp_weight=0.1)
+    run.evaluate()
+    run.create_model_card(data=DatasetInfo(train="<b>pairs</b> | x.jsonl"))
     text = (tmp_path / "out" / "README.md").read_text()
     card = ModelCard(text)
     assert card.data.pipeline_tag == "text-generation"
@@ -635,9 +637,9 @@ def test_invalid_settings_are_refused(settings: dict[str, Any], sentence: str, t
 @pytest.mark.parametrize("name", ["compute_loss_func", "compute_metrics", "preprocess_logits_for_metrics"])
 def test_unused_functions_are_refused(name: str, tmp_path: Path) -> None:
     """Functions that the trainer would never call are usage errors."""
-    made = trainer(tmp_path)
+    run = trainer(tmp_path)
     with pytest.raises(UsageError, match=f"{name} would not be called"):
-        LlmJepaTrainer(made.model, made.args, processing_class=made.processing_class, **{name: print})
+        LlmJepaTrainer(run.model, run.args, processing_class=run.processing_class, **{name: print})
 
 
 def test_other_liger_kernels_are_allowed(tmp_path: Path) -> None:
@@ -667,20 +669,20 @@ def test_torch_compile_has_no_graph_breaks(tmp_path: Path) -> None:
 
 def test_a_run_from_model_init_and_plain_arguments(tmp_path: Path) -> None:
     """Each training starts from a new model of the tokenizer's size, with the objective attached."""
-    made = tokenizer()
-    size = len(made)
+    words = tokenizer()
+    size = len(words)
     args = TrainingArguments(
         output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=4, use_cpu=True, learning_rate=1e-3
     )
     run = LlmJepaTrainer(
-        args=args, model_init=lambda: model(size), processing_class=made, train_dataset=conversations(8)
+        args=args, model_init=lambda: model(size), processing_class=words, train_dataset=conversations(8)
     )
     assert isinstance(run.args, LlmJepaTrainingArguments)
     assert run.args.learning_rate == 1e-3
     for _ in range(2):
         run.train()
         assert logged(run, "view_cosine") == [] or run.state.global_step == 2
-        assert run.model.get_input_embeddings().num_embeddings == len(made)
+        assert run.model.get_input_embeddings().num_embeddings == len(words)
     assert run.evaluate(conversations(4))["eval_loss"] > 0
     assert run.predict(conversations(4)).metrics["test_loss"] > 0
 
@@ -696,11 +698,11 @@ def test_a_run_from_model_init_and_plain_arguments(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_train_is_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:
-    made = tokenizer()
+    words = tokenizer()
     given = {"args": LlmJepaTrainingArguments(output_dir=str(tmp_path), use_cpu=True, max_steps=1)}
-    given |= {"train_dataset": conversations(4), "processing_class": made}
+    given |= {"train_dataset": conversations(4), "processing_class": words}
     with pytest.raises(UsageError, match=message):
-        LlmJepaTrainer(model(len(made)), **(given | arguments)).train()
+        LlmJepaTrainer(model(len(words)), **(given | arguments)).train()
 
 
 @pytest.mark.parametrize("settings", [{}, {"stp_weight": 0.1}])

@@ -34,7 +34,7 @@ USER_FIRST = (
 TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "default system": DEFAULT_SYSTEM, "user first": USER_FIRST}
 
 
-def made(template: str | None = CHATML, predictors: int = 1, **kwargs: Any) -> PairedViewTokenizer:
+def view_tokenizer(template: str | None = CHATML, predictors: int = 1, **kwargs: Any) -> PairedViewTokenizer:
     words = tokenizer(template, bos_token="[CLS]")
     words.add_tokens(predictor_tokens(predictors), special_tokens=True)
     return PairedViewTokenizer(words, num_predictor_tokens=predictors, **kwargs)
@@ -48,7 +48,7 @@ def text(views: PairedViewTokenizer, ids: list[int]) -> str:
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_labels_are_the_answer_and_its_stop_token(template: str) -> None:
     """Only the answer and its stop token have labels."""
-    views = made(template)
+    views = view_tokenizer(template)
     for row in conversations(5):
         pair = views(row)
         answer = row["messages"][-1]["content"]
@@ -98,7 +98,7 @@ def test_labels_of_several_answers(template: str, begins: bool) -> None:
     """Labels are on the answers that the template writes and on what ends them, whatever it does with other turns."""
     turns = [("user", "class"), ("assistant", "module name"), ("user", "return value"), ("assistant", "object list")]
     turns = [*([("assistant", "import")] if begins else []), *turns, ("user", "thanks")]
-    views = made(UNUSUAL[template], 0)
+    views = view_tokenizer(UNUSUAL[template], 0)
     found = views({"messages": [{"role": role, "content": content} for role, content in turns]})
     end = ENDS.get(template, "<|im_end|>")
     expected = "".join(content.replace(" ", "") + end for role, content in turns if role == "assistant")
@@ -119,7 +119,7 @@ def test_labels_of_thoughts_in_a_content() -> None:
     """A template that leaves out earlier thoughts leaves them unlabelled; the last answer's are learned."""
     turns = [("user", "class"), ("assistant", "<think>name</think>module"), ("user", "value")]
     turns.append(("assistant", "<think>object</think>list"))
-    views = made(UNUSUAL["no earlier thoughts"], 1)
+    views = view_tokenizer(UNUSUAL["no earlier thoughts"], 1)
     found = views({"messages": [{"role": role, "content": content} for role, content in turns]})
     assert text(views, found["labels"]) == "module<|im_end|><think>object</think>list<|im_end|>"
     assert "<think>object</think>list" in text(views, found["code_input_ids"])
@@ -127,7 +127,7 @@ def test_labels_of_thoughts_in_a_content() -> None:
 
 def test_consecutive_answers_of_one_turn() -> None:
     """Answers that a template merges have labels, and one stop token."""
-    views = made(UNUSUAL["merged"], 0)
+    views = view_tokenizer(UNUSUAL["merged"], 0)
     turns = [("user", "class"), ("assistant", "module"), ("assistant", "name")]
     found = views({"messages": [{"role": role, "content": content} for role, content in turns]})
     assert text(views, found["labels"]) == "modulename<|im_end|>"
@@ -141,7 +141,7 @@ def test_tool_calls_are_learned() -> None:
         + "{{ m['content'] }}{% for call in m.tool_calls %}call {{ call['name'] }}{% endfor %}<|im_end|>\n"
         + _NEXT
     )
-    views = made(template, 1)
+    views = view_tokenizer(template, 1)
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "list"}]}
     turns = [("user", "class"), ("tool", "value"), ("assistant", "name")]
     question, result, answer = ({"role": role, "content": content, "tool_calls": None} for role, content in turns)
@@ -152,7 +152,7 @@ def test_tool_calls_are_learned() -> None:
 
 def test_prompt_and_completion() -> None:
     """TRL's rows: two texts, or two lists of messages, of which the completion alone is learned."""
-    views = made()
+    views = view_tokenizer()
     expected = views({"text": "class name", "code": "return value"})
     assert views({"prompt": "class name", "completion": "return value"}) == expected
     prompt, completion = ({"role": "user", "content": "class name"}, {"role": "assistant", "content": "return value"})
@@ -165,10 +165,10 @@ def test_prompt_and_completion() -> None:
 def test_named_columns_replace_messages() -> None:
     """A named column replaces messages and other pairs of columns; the error lists all columns."""
     row = {**conversations(1)[0], "ask": "class name", "code": "return value"}
-    views = made(text_column="ask")
+    views = view_tokenizer(text_column="ask")
     assert text(views, views(row)["labels"]) == "returnvalue<|im_end|>"
     with pytest.raises(UsageError, match=r"'question'; name the columns .* out of: messages, ask, code"):
-        made(text_column="question")(row)
+        view_tokenizer(text_column="question")(row)
 
 
 @pytest.mark.parametrize(
@@ -184,14 +184,14 @@ def test_named_columns_replace_messages() -> None:
 def test_templates_that_hide_the_answers_are_refused(template: str, sentence: str) -> None:
     """The error names the row and the reason."""
     with pytest.raises(UsageError, match=sentence):
-        made(template)({"text": "class", "code": "name"}, 3)
+        view_tokenizer(template)({"text": "class", "code": "name"}, 3)
 
 
 @pytest.mark.parametrize("predictors", [0, 1, 3])
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_view_ends_at_its_last_content_token(template: str, predictors: int) -> None:
     """With predictor tokens, the end is the last of them; they count down to 1."""
-    views = made(template, predictors)
+    views = view_tokenizer(template, predictors)
     for row in conversations(5):
         pair = views(row)
         words = {m["role"]: m["content"] for m in row["messages"]}
@@ -208,7 +208,7 @@ def test_view_ends_at_its_last_content_token(template: str, predictors: int) -> 
 
 def test_view_is_rendered_as_in_its_conversation() -> None:
     """A view has no default system prompt if the conversation has its own."""
-    views = made(DEFAULT_SYSTEM, 0)
+    views = view_tokenizer(DEFAULT_SYSTEM, 0)
     pair = views(conversations(1)[0])
     assert "youarealist" not in text(views, pair["text_input_ids"])
     assert text(views, pair["code_input_ids"]).startswith("<|im_start|>assistant")
@@ -216,7 +216,7 @@ def test_view_is_rendered_as_in_its_conversation() -> None:
 
 def test_views_start_with_the_bos_token() -> None:
     """A template's first token starts each view."""
-    views = made(LLAMA3)
+    views = view_tokenizer(LLAMA3)
     pair = views(conversations(1)[0])
     for name in ("input_ids", "text_input_ids", "code_input_ids"):
         assert pair[name][0] == views.tokenizer.bos_token_id
@@ -227,9 +227,9 @@ def test_long_conversations() -> None:
     """Every answer has labels, and any turns can be the views."""
     turns = [("user", "class"), ("assistant", "module name"), ("user", "return value"), ("assistant", "object list")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
-    pair = made()(row)
-    assert text(made(), pair["labels"]) == "modulename<|im_end|>objectlist<|im_end|>"
-    views = made(text_turn=1, code_turn=3)
+    pair = view_tokenizer()(row)
+    assert text(view_tokenizer(), pair["labels"]) == "modulename<|im_end|>objectlist<|im_end|>"
+    views = view_tokenizer(text_turn=1, code_turn=3)
     pair = views(row)
     assert "modulename<|predictor_1|>" in text(views, pair["text_input_ids"])
     assert "objectlist" in text(views, pair["code_input_ids"])
@@ -238,7 +238,7 @@ def test_long_conversations() -> None:
 def test_reverse() -> None:
     """With `reverse`, the answer predicts the question."""
     row = conversations(1)[0]
-    views = made(predictors=2, reverse=True)
+    views = view_tokenizer(predictors=2, reverse=True)
     pair = views(row)
     answer, question = (row["messages"][turn]["content"].replace(" ", "") for turn in (-1, -2))
     assert answer + "<|predictor_2|><|predictor_1|>" in text(views, pair["text_input_ids"])
@@ -248,7 +248,7 @@ def test_reverse() -> None:
 def test_predictor_tokens_before_the_content() -> None:
     """They precede the content in the order of the official code, which puts one after the other in front."""
     row = conversations(1)[0]
-    views = made(predictors=2, predictor_position="start")
+    views = view_tokenizer(predictors=2, predictor_position="start")
     pair = views(row)
     question = row["messages"][-2]["content"]
     assert "<|predictor_1|><|predictor_2|>" + question.replace(" ", "") in text(views, pair["text_input_ids"])
@@ -258,7 +258,7 @@ def test_predictor_tokens_before_the_content() -> None:
 
 def test_official_labels() -> None:
     """`train_on_prompt` labels all tokens except stop tokens."""
-    views = made(train_on_prompt=True)
+    views = view_tokenizer(train_on_prompt=True)
     pair = views(conversations(1)[0])
     stop = views.tokenizer.eos_token_id
     assert pair["labels"] == [IGNORE_INDEX if token == stop else token for token in pair["input_ids"]]
@@ -266,7 +266,7 @@ def test_official_labels() -> None:
 
 def test_columns_without_template() -> None:
     """Without a template a row is text, newline, code, stop token."""
-    views = made(None, 1)
+    views = view_tokenizer(None, 1)
     pair = views({"text": "class name", "code": "return value"})
     assert text(views, pair["input_ids"]) == "[CLS]classnamereturnvalue<|im_end|>"
     assert text(views, pair["labels"]) == "returnvalue<|im_end|>"
@@ -285,7 +285,10 @@ def attempt(views: PairedViewTokenizer, row: dict[str, Any]) -> dict[str, Any] |
 @settings(max_examples=60, deadline=None)
 def test_truncation_cuts_the_content(length: int, longest: int, predictors: int) -> None:
     """Predictor tokens and the template's text after them are kept."""
-    views, untruncated = made(predictors=predictors, max_length=longest), made(predictors=predictors, max_length=512)
+    views, untruncated = (
+        view_tokenizer(predictors=predictors, max_length=longest),
+        view_tokenizer(predictors=predictors, max_length=512),
+    )
     row = {
         "messages": [
             {"role": "user", "content": " ".join(["class"] * length)},
@@ -311,7 +314,7 @@ def test_truncation_cuts_the_content(length: int, longest: int, predictors: int)
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ({"messages": [{"role": "assistant", "content": "class"}]}, "row 4 has 1 messages, so turn -2 cannot"),
+        ({"messages": [{"role": "assistant", "content": "class"}]}, "row 4 has 1 message, so turn -2 cannot"),
         ({"messages": [{"role": "user", "content": "class"}]}, "row 4 has no answer: its messages have the roles user"),
         ({"messages": [{"role": "user", "content": None}] * 2}, "row 4 has no messages of the form"),
         ("class", "row 4 is a str, not a dictionary of columns"),
@@ -336,20 +339,20 @@ def test_truncation_cuts_the_content(length: int, longest: int, predictors: int)
 def test_unusable_rows_are_named(row: dict[str, Any], sentence: str) -> None:
     """The error names the row and the problem."""
     with pytest.raises(UsageError, match=sentence.replace("(", r"\(").replace(")", r"\)")):
-        made(max_length=128)(row, 3)
+        view_tokenizer(max_length=128)(row, 3)
 
 
 def test_messages_need_a_chat_template() -> None:
     """Messages without a chat template are a usage error."""
     with pytest.raises(UsageError, match="no chat template"):
-        made(None)(conversations(1)[0])
+        view_tokenizer(None)(conversations(1)[0])
 
 
 def test_template_that_drops_content_is_refused() -> None:
     """A view's content must be in the rendered text."""
     dropping = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|im_end|>' }}{% endfor %}"
     with pytest.raises(UsageError, match="leaves out message -2 of a row"):
-        made(dropping)(conversations(1)[0])
+        view_tokenizer(dropping)(conversations(1)[0])
 
 
 @pytest.mark.parametrize(
@@ -363,7 +366,7 @@ def test_template_that_drops_content_is_refused() -> None:
 def test_invalid_settings_are_refused(settings_: dict[str, Any], sentence: str) -> None:
     """Each invalid setting is a usage error."""
     with pytest.raises(UsageError, match=sentence):
-        made(**settings_)
+        view_tokenizer(**settings_)
 
 
 def test_missing_predictor_tokens_are_refused() -> None:
@@ -375,7 +378,7 @@ def test_missing_predictor_tokens_are_refused() -> None:
 def test_prompt_ends_where_the_answer_begins() -> None:
     """The prompt ends with the generation prompt and does not contain the answer."""
     row = conversations(1)[0]
-    prompt, right = made().prompt(row)
+    prompt, right = view_tokenizer().prompt(row)
     assert prompt.endswith("<|im_start|>assistant\n")
     assert right == row["messages"][-1]["content"]
     assert right not in prompt

@@ -168,6 +168,7 @@ def test_a_masked_language_model_is_exported_with_them_merged(tmp_path: Path) ->
     torch.testing.assert_close(states(masked_lm.base_model), states(model.context_encoder), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path) -> None:
     """Trains, says how much of it is trained, and the result loads in a process that cannot import peft."""
     name = save_tiny_encoder("bert", tmp_path / "start", std=0.1)

@@ -235,6 +235,54 @@ def test_nothing_learned_is_the_verdict_on_a_finished_run_alone() -> None:
     assert judge(history, 600).severity == Severity.HEALTHY
 
 
+def evaluated_llm(loss: float, accuracy: float, cosine: float = 0.5) -> History:
+    """A run of LLM-JEPA of 300 steps, evaluated before and after it."""
+    start = {"eval_lm_loss": 2.0, "eval_view_top1_accuracy": 0.01, "eval_view_top1_accuracy_chance": 0.01}
+    end = start | {"eval_lm_loss": loss, "eval_view_top1_accuracy": accuracy, "eval_view_pairwise_cosine": cosine}
+    return [{"step": 0, **start}, {"step": 100, "lm_loss": 2.0}, {"step": 300, "lm_loss": 9.0}, {"step": 300, **end}]
+
+
+@pytest.mark.parametrize(
+    ("run", "severity", "line"),
+    [
+        (
+            (1.0, 0.5),
+            Severity.HEALTHY,
+            "Healthy. No collapse and no divergence. The next-token loss fell from 2 to 1. The first view finds its "
+            "own second view in 50 % of the rows (chance 1 %).",
+        ),
+        (
+            (2.0, 0.015),
+            Severity.NOTHING_LEARNED,
+            "Not healthy. Step 300: nothing learned: the next-token loss did not fall, from 2 at the start to 2.",
+        ),
+        ((2.0, 0.5), Severity.HEALTHY, "Healthy. No collapse and no divergence. The next-token loss changed from 2 to"),
+        ((1.0, 0.015), Severity.NOTHING_LEARNED, "Not healthy. Step 300: nothing learned about the views: the first"),
+        ((1.0, 0.015, 0.999), Severity.COLLAPSED, "Not healthy. Step 300: the views collapsed: "),
+        ((math.nan, 0.5), Severity.DIVERGED, "Not healthy. Step 300: divergence: the next-token loss is not finite"),
+    ],
+)
+def test_a_run_of_llm_jepa_is_judged(run: tuple[float, ...], severity: Severity, line: str) -> None:
+    """By the fall of its loss, the cosine of the views, and whether a view identifies its row; in one decision."""
+    verdict = judge(evaluated_llm(*run), 300, weights={"lm_loss": 1.0, "pair_loss": 1.0})
+    assert verdict.severity == severity
+    assert verdict.lines[0].startswith(line)
+    unfinished = judge(evaluated_llm(*run), 600, weights={"lm_loss": 1.0, "pair_loss": 1.0})
+    assert unfinished.severity == (severity if severity > Severity.NOTHING_LEARNED else Severity.HEALTHY)
+
+
+def test_a_run_of_llm_jepa_without_evaluations_is_judged_by_its_training() -> None:
+    """Means over the first and last quarter of the log, because single batches vary; a few entries show nothing."""
+    weights = {"lm_loss": 0.0, "pair_loss": 1.0}
+    losses = [1.0, 0.2, 0.5, 0.5, 0.5, 0.5, 0.3, 0.9]
+    history: History = [{"step": step, "lm_loss": 1.0, "pair_loss": loss} for step, loss in enumerate(losses, 1)]
+    verdict = judge(history, 8, weights=weights)
+    assert verdict.lines[0].endswith("between the views in training did not fall, from 0.6 at the start to 0.6.")
+    history[-1]["pair_loss"] = 0.5
+    assert judge(history, 8, weights=weights).severity == Severity.HEALTHY
+    assert judge(history[:7], 7, weights=weights).severity == Severity.NOT_ASSESSED
+
+
 def test_samples_that_are_the_same_are_a_collapse() -> None:
     sentence = "Over pooled samples the context encoder has collapsed."
     verdict = judge(evaluated(), 300, samples=Assessment(sentence, Severity.COLLAPSED))

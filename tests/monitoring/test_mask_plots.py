@@ -39,6 +39,8 @@ Batch = dict[str, torch.Tensor]
 GRID, PIXELS = (4, 8), 2  # patches, and pixels of a patch
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
+pytestmark = pytest.mark.usefixtures("rendered_pictures")
+
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:

@@ -25,6 +25,8 @@ LOG: list[dict[str, Any]] = [
     {"train_runtime": 3.0, "train_loss": 0.5, "step": 5},
 ]
 
+pytestmark = pytest.mark.usefixtures("rendered_pictures")
+
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:

@@ -295,11 +295,11 @@ def test_an_interrupted_save_leaves_the_one_before(run_dir: Path, monkeypatch: p
 class MaliciousPickle:
     """Makes a file when it is unpickled."""
 
-    def __init__(self, made: Path):
-        self.made = made
+    def __init__(self, created: Path):
+        self.created = created
 
     def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.made),)
+        return os.mkdir, (str(self.created),)
 
 
 @pytest.mark.parametrize(
@@ -314,9 +314,9 @@ class MaliciousPickle:
 )
 def test_a_planted_pickle_is_refused_and_not_run(name: str, description: str, run_dir: Path, tmp_path: Path) -> None:
     """The manifest shows that the file was changed; with a forged manifest nothing is executed either."""
-    checkpoint, made = run_dir / "checkpoint-2", tmp_path / "made"
+    checkpoint, created = run_dir / "checkpoint-2", tmp_path / "made"
     known = name in json.loads((checkpoint / MANIFEST).read_text())["files"]
-    torch.save({"state": MaliciousPickle(made)}, checkpoint / name)
+    torch.save({"state": MaliciousPickle(created)}, checkpoint / name)
     if known:
         with pytest.raises(UsageError, match=rf"its {name.replace('.', chr(92) + '.')} has"):
             resumable(run_dir).train(resume_from_checkpoint=str(checkpoint))
@@ -332,7 +332,7 @@ def test_a_planted_pickle_is_refused_and_not_run(name: str, description: str, ru
         UsageError, match=rf"only numbers as the {description} in .*checkpoint-2, .*mkdir.*is not loaded"
     ):
         run.train(resume_from_checkpoint=str(checkpoint))
-    assert not made.exists()
+    assert not created.exists()
     assert not run.batches
 
 

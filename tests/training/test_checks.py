@@ -26,7 +26,7 @@ EVALUATIONS: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2}
         ({"max_steps": -5}, 8, "max_steps must be at least 1, not -5"),
         ({"max_steps": -1, "num_train_epochs": 0}, 8, "num_train_epochs must be above 0, not 0"),
         ({}, 0, "no rows to train on"),
-        ({"dataloader_drop_last": True}, 7, "The 7 training rows are fewer than a batch of 8"),
+        ({"dataloader_drop_last": True}, 7, "The training data has 7 rows, fewer than a batch of 8"),
     ],
 )
 def test_a_run_without_a_step_is_refused(settings: dict[str, Any], size: int, message: str, tmp_path: Path) -> None:

@@ -47,11 +47,14 @@ def test_a_log_entry_is_one_short_line(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_language_models_log_in_the_same_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With their own terms."""
-    lines = printed(capsys, llm.trainer(tmp_path, jepa_weight=2.0))
+    lines = printed(capsys, llm.trainer(tmp_path, jepa_weight=2.0, max_steps=8))
     steps = [line for line in lines if line.startswith("step")]
-    assert len(steps) == 4
-    assert all(re.match(r"step \d/4 · loss [\d.]+ \(next token [\d.]+, views [\d.]+×2\) · lr", line) for line in steps)
+    assert len(steps) == 8
+    assert all(re.match(r"step \d/8 · loss [\d.]+ \(next token [\d.]+, views [\d.]+×2\) · lr", line) for line in steps)
     assert not any("{" in line for line in lines)
+    verdict = lines.index(next(line for line in lines if line.startswith("Healthy")))
+    assert re.match(r"Healthy. No collapse .* The next-token loss in training fell from [\d.]+ to", lines[verdict])
+    assert lines[verdict + 1].startswith("Next: jepa-hf generate ")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,10 @@ def test_a_run_logs_about_20_times_unless_the_user_decides(
 
 
 def test_a_long_run_logs_every_500_steps() -> None:
-    callback, state = ConsoleCallback({}, None, counts_tokens=True), TrainerState(max_steps=100_000)
+    callback, state = (
+        ConsoleCallback({}, None, True, lambda: None),
+        TrainerState(max_steps=100_000),
+    )
     callback.on_train_begin(arguments("out", logging_steps=None), state, TrainerControl())
     assert state.logging_steps == 500
     assert arguments("out", logging_steps=None, eval_strategy="steps").eval_steps == 500
@@ -104,7 +110,7 @@ def test_a_log_file_gets_a_line_at_least_once_a_minute(
 
 def test_one_process_prints(capsys: pytest.CaptureFixture[str]) -> None:
     state = TrainerState(max_steps=4, global_step=1, is_world_process_zero=False)
-    callback = ConsoleCallback({}, None, counts_tokens=True)
+    callback = ConsoleCallback({}, None, True, lambda: None)
     callback.on_log(arguments("out"), state, TrainerControl(), logs={"loss": 1.0, "learning_rate": 1e-3})
     assert capsys.readouterr().out == ""
 

@@ -97,10 +97,10 @@ def test_something_else_is_no_model(encoder: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_model_init_gives_every_training_a_new_model(count: int, encoder: str, tmp_path: Path) -> None:
     """Two trainings from the same start end with the same weights."""
-    made = []
+    trials = []
 
     def model_init(*trial: Any) -> PreTrainedModel:
-        made.append(trial)
+        trials.append(trial)
         return AutoModel.from_pretrained(encoder)
 
     run = trainer(None, tmp_path, model_init=model_init if count else lambda: model_init())
@@ -108,7 +108,7 @@ def test_model_init_gives_every_training_a_new_model(count: int, encoder: str, t
     for _ in range(2):
         run.train()
         ends.append(run.model.state_dict())
-    assert len(made) == 3  # one to build the trainer with
+    assert len(trials) == 3  # one to build the trainer with
     assert all(value.equal(ends[1][name]) for name, value in ends[0].items())
     with pytest.raises(UsageError, match="compute_objective, because a collapsed model has the lowest loss"):
         run.hyperparameter_search(n_trials=1)

@@ -154,6 +154,7 @@ def accuracy_on_pairs(folder: Path) -> float:
     return (nearest == hidden).float().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_predictor_learns_that_a_hidden_token_is_a_function_of_its_neighbour(tmp_path: Path) -> None:
     """More than half of the hidden tokens are named: 0.74 of them, by chance 0.08.

@@ -66,7 +66,7 @@ def test_data_without_targets(case: str, streaming: bool) -> None:
     if streaming:
         empty, mixed = empty.to_iterable_dataset(), mixed.to_iterable_dataset()
     count = len(list(empty))
-    with pytest.raises(UsageError, match=f"None of {count} rows of the training data has a target to predict. Only "):
+    with pytest.raises(UsageError, match=f"None of {count:,} rows of the training data has a target to predict. Only "):
         check_targets(empty, collator, "training data")
     check_targets(mixed, collator, "training data")
     with pytest.raises(UsageError, match="rows of the evaluation data 'b' has"):
@@ -99,7 +99,7 @@ def test_few_rows_are_read() -> None:
     check_targets(Rows(CORPUS[0]), SPANS, "data")
     assert len(read) == 16
     read.clear()
-    with pytest.raises(UsageError, match="None of 1024 rows"):
+    with pytest.raises(UsageError, match="None of 1,024 rows"):
         check_targets(Rows("你"), SPANS, "data")
     assert (read[0], read[-1]) == (0, 10**6 - 1)
 

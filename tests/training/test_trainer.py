@@ -702,7 +702,7 @@ def test_a_batch_without_targets_has_zero_gradients(mode: str, tmp_path: Path) -
         callbacks=[RunAtStep(on_pre_optimizer_step=look)],
         max_steps=1,
     )
-    with pytest.raises(RunError, match="No row had a target in 1 steps"):
+    with pytest.raises(RunError, match="No row had a target in 1 step"):
         run.train()
     assert len(sizes) == sum(p.requires_grad for p in model.parameters())
     assert max(sizes) == 0

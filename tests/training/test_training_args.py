@@ -135,5 +135,5 @@ def test_stopping_needs_measurements(tmp_path: Path) -> None:
 def test_without_an_accelerator_the_cpu_needs_no_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither for bfloat16 nor for several processes, which gloo then connects."""
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
-    made = arguments(tmp_path, use_cpu=False, bf16=True)
-    assert (made.use_cpu, made.device.type) == (True, "cpu")
+    args = arguments(tmp_path, use_cpu=False, bf16=True)
+    assert (args.use_cpu, args.device.type) == (True, "cpu")

@@ -1,10 +1,19 @@
 """Claims about files and folders that are written whole: the old content or the new, nothing in between."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from jepa_hf.utils.atomic_files import atomic_write, atomic_write_dir, is_staging_name, remove_path, replace_atomically
+from jepa_hf.utils import atomic_files
+from jepa_hf.utils.atomic_files import (
+    atomic_write,
+    atomic_write_dir,
+    fsync_tree,
+    is_staging_name,
+    remove_path,
+    replace_atomically,
+)
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -46,6 +55,25 @@ def test_files_and_folders_are_renamed_and_others_stay(tmp_path: Path) -> None:
         assert (tmp_path / "weights").read_text() == "old"
     assert tree(tmp_path) == {"weights": "new", "jepa/new": "new", "notes": "old"}
     assert {path.name for path in tmp_path.iterdir()} == {"weights", "jepa", "notes"}
+
+
+def test_windows_flushes_files_and_opens_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, a folder cannot be opened, and `fsync` needs a file that may be written."""
+    opened: list[Path] = []
+
+    def open_as_on_windows(path: Path, flags: int) -> int:
+        assert path.is_file()
+        assert flags == os.O_RDWR
+        opened.append(path)
+        return original(path, flags)
+
+    original = os.open
+    (tmp_path / "jepa").mkdir()
+    (tmp_path / "jepa" / "weights").write_text("new")
+    monkeypatch.setattr(atomic_files.os, "name", "nt")
+    monkeypatch.setattr(atomic_files.os, "open", open_as_on_windows)
+    fsync_tree(tmp_path)
+    assert opened == [tmp_path / "jepa" / "weights"]
 
 
 def test_an_error_leaves_the_old_files(tmp_path: Path) -> None:

@@ -42,23 +42,23 @@ def run(folder: Path, processes: int, checkpoint: Path | None = None, **override
     with zero3_init_disabled():
         odd = {"vocab_size": 257}  # of its biases the two ranks have parts of differing sizes
         model = tiny_jepa("bert", "drop", strong=False, encoder=odd, initializer_range=0.1, **weights)
-    made = trainer(folder, model, data=rows("bert", 40, longest=40), **(settings | overrides))
+    run = trainer(folder, model, data=rows("bert", 40, longest=40), **(settings | overrides))
     actual: list[torch.dtype] = []
-    given = made.compute_loss
+    given = run.compute_loss
 
     def compute_loss(*args: Any, **kwargs: Any) -> torch.Tensor:
         loss = given(*args, **kwargs)
         actual.append(loss.dtype)
         return loss
 
-    made.compute_loss = compute_loss
-    made.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    made.save_model()
-    made.save_state()
-    made.state.best_model_checkpoint = str(folder / "checkpoint-4")
-    made._load_best_model()
-    made.save_model(str(folder / "best"))
-    facts = {"launch": made.accelerator.distributed_type.value, "loss": str(actual[0])}
+    run.compute_loss = compute_loss
+    run.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    run.save_model()
+    run.save_state()
+    run.state.best_model_checkpoint = str(folder / "checkpoint-4")
+    run._load_best_model()
+    run.save_model(str(folder / "best"))
+    facts = {"launch": run.accelerator.distributed_type.value, "loss": str(actual[0])}
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -94,9 +94,9 @@ def resume(folder: Path, processes: int, shards: int) -> Result:
 
     def run(name: str, checkpoint: str | None = None) -> RecordingTrainer:
         data = datasets.Dataset.from_list(LONG[:13]).to_iterable_dataset(shards).shuffle(seed=1, buffer_size=4)
-        made = trainer(folder / name, tiny_jepa(strong=False, contrastive_weight=1.0), data=data, **settings)
-        made.train(resume_from_checkpoint=checkpoint)
-        return made
+        training = trainer(folder / name, tiny_jepa(strong=False, contrastive_weight=1.0), data=data, **settings)
+        training.train(resume_from_checkpoint=checkpoint)
+        return training
 
     undisturbed = run(f"{shards} whole")
     resumed = {step: run(f"{shards} resumed", f"{undisturbed.args.output_dir}/checkpoint-{step}") for step in (1, 4, 7)}
@@ -108,7 +108,7 @@ def resume(folder: Path, processes: int, shards: int) -> Result:
     }
 
 
-def evaluate(folder: Path, processes: int, data: list[dict[str, list[int]]], **weights: float) -> Result:
+def evaluate(folder: Path, processes: int, data: Any, **weights: float) -> Result:
     """The metrics over `data` in batches of 4 on each rank."""
     model = tiny_jepa(mlm_weight=0.5, **weights)
     run = trainer(folder, model, eval_data=data, mask={"on_too_short": "skip"}, per_device_train_batch_size=4)
@@ -176,6 +176,12 @@ RUNS: dict[str, Callable[[Path, int], Result]] = {
     ),
     "evaluation": lambda folder, processes: evaluate(folder, processes, LONG[:16]),
     "uneven evaluation": lambda folder, processes: evaluate(folder, processes, LONG[20:31]),
+    # The ranks fill it up: its length is unknown, and three shards would end at different times.
+    "uneven streamed evaluation": lambda folder, processes: evaluate(
+        folder,
+        processes,
+        datasets.Dataset.from_list(LONG[20:31]).to_iterable_dataset(num_shards=3),
+    ),
     # Other ranks repeat the row, with which nothing is to be compared.
     "evaluation of one row": lambda folder, processes: evaluate(
         folder, processes, LONG[20:21], contrastive_weight=1.0, sigreg_weight=1.0

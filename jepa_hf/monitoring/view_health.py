@@ -1,0 +1,117 @@
+"""Findings about a run of LLM-JEPA: whether its views collapsed, and whether anything was learned."""
+
+import math
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Any
+
+from ..utils.formatting import format_number, format_share
+
+# Plain fine-tuning leaves 0.88 and the paper's loss 0.9996 to 0.9999 (benchmarks/RESULTS.md, section 21).
+MAX_PAIRWISE_COSINE = 0.99
+# Below this multiple of chance, the top-1 accuracy of the views counts as chance.
+MIN_CHANCE_MULTIPLE = 2.0
+# Fewer entries of the training's log do not show whether the loss fell.
+_MIN_LOG_ENTRIES = 8
+# What helps against each kind of finding.
+VIEW_REMEDIES = {
+    "divergence": "lower --learning_rate, or raise --warmup_steps.",
+    "nothing_learned": "train longer, or raise --learning_rate.",
+    "view_collapse": "set --pair_loss infonce, or lower --jepa_weight.",
+    "views_at_chance": "train longer, set --pair_loss infonce, or raise --jepa_weight.",
+}
+# Terms of the loss, that which best shows whether anything was learned first.
+_TERMS = {"lm_loss": "next-token loss", "pair_loss": "distance between the views", "stp_loss": "STP loss"}
+
+
+def view_findings(
+    history: Iterable[Mapping[str, Any]], weights: Mapping[str, float], max_steps: int | None = None
+) -> dict[str, tuple[int, str]]:
+    """Return step and sentence of each kind of finding in the log of a run.
+
+    Args:
+        history: The log. Evaluations count, and the training's own batches without any.
+        weights: Weight of each term of the loss by its name in the log; 0 for terms that are not trained.
+        max_steps: The run's length in steps, at which it is judged whether anything was learned;
+            None for no such judgment.
+    """
+    entries = [entry for entry in history if "step" in entry]
+    last_step = max((entry["step"] for entry in entries), default=0)
+    found: dict[str, tuple[int, str]] = {}
+    loss, accuracy = _loss_change(entries, weights), _view_accuracy(entries) if weights["pair_loss"] else None
+    is_at_chance = accuracy is not None and not accuracy[0] >= MIN_CHANCE_MULTIPLE * accuracy[1]
+    if loss is not None and not math.isfinite(loss[2]):
+        found["divergence"] = last_step, f"divergence: the {loss[0]} is not finite any more"
+    if weights["pair_loss"]:
+        found |= _view_collapse(entries)
+    if not max_steps or last_step < max_steps:
+        return found
+    if loss is not None and loss[2] >= loss[1] and (accuracy is None or is_at_chance):
+        sentence = f"nothing learned: the {loss[0]} did not fall, from {format_number(loss[1])} at the start to "
+        found["nothing_learned"] = last_step, sentence + format_number(loss[2])
+    elif is_at_chance and accuracy is not None and "view_collapse" not in found:
+        found["views_at_chance"] = (
+            last_step,
+            f"nothing learned about the views: the first view finds its own second view in {format_share(accuracy[0])} "
+            f"of the rows, where chance gives {format_share(accuracy[1])}",
+        )
+    return found
+
+
+def describe_learning(history: Iterable[Mapping[str, Any]], weights: Mapping[str, float]) -> str:
+    """Describe how far the loss fell, and how often the first view finds its second; empty if neither was logged."""
+    entries = [entry for entry in history if "step" in entry]
+    loss, accuracy = _loss_change(entries, weights), _view_accuracy(entries) if weights["pair_loss"] else None
+    sentences = []
+    if loss is not None:
+        verb = "fell" if loss[2] < loss[1] else "changed"
+        sentences.append(f"The {loss[0]} {verb} from {format_number(loss[1])} to {format_number(loss[2])}.")
+    if accuracy is not None:
+        own, chance = map(format_share, accuracy)
+        sentences.append(f"The first view finds its own second view in {own} of the rows (chance {chance}).")
+    return " ".join(sentences)
+
+
+def _loss_change(entries: list[Mapping[str, Any]], weights: Mapping[str, float]) -> tuple[str, float, float] | None:
+    """Return description, start and end of the first trained term; None if they were not logged.
+
+    They are those of evaluations if there is one before the first step, else means over the first and
+    the last quarter of the training's log, because single batches vary.
+    """
+    name = next(name for name in _TERMS if weights.get(name))
+    evaluated = [(entry["step"], entry[f"eval_{name}"]) for entry in entries if f"eval_{name}" in entry]
+    if evaluated and evaluated[0][0] == 0 < evaluated[-1][0]:
+        return _TERMS[name], evaluated[0][1], evaluated[-1][1]
+    trained = [entry[name] for entry in entries if name in entry]
+    if len(trained) < _MIN_LOG_ENTRIES:
+        return None
+    quarter = len(trained) // 4
+    return f"{_TERMS[name]} in training", fmean(trained[:quarter]), fmean(trained[-quarter:])
+
+
+def _view_accuracy(entries: list[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """Return the last top-1 accuracy of the views and its chance; None without an evaluation."""
+    for entry in reversed(entries):
+        for name in entry:
+            if name.endswith("view_top1_accuracy") and entry["step"] > 0:
+                return entry[name], entry[f"{name}_chance"]
+    return None
+
+
+def _view_collapse(entries: list[Mapping[str, Any]]) -> dict[str, tuple[int, str]]:
+    """Return the finding that the second views have collapsed, with the step since which they are."""
+    measured: dict[str, list[tuple[int, float]]] = {"evaluation": [], "training": []}
+    for entry in entries:
+        for name, value in entry.items():
+            if name.endswith("view_pairwise_cosine") and entry["step"] > 0:
+                measured["evaluation" if name.startswith("eval_") else "training"].append((entry["step"], value))
+    cosines = measured["evaluation"] or measured["training"]
+    apart = [index for index, (_, cosine) in enumerate(cosines) if cosine <= MAX_PAIRWISE_COSINE]
+    collapsed = cosines[apart[-1] + 1 :] if apart else cosines
+    if not collapsed:
+        return {}
+    sentence = (
+        f"the views collapsed: the second views of different rows have a mean cosine of {collapsed[-1][1]:.4f}, so "
+        "that a small distance between the views of a row says nothing"
+    )
+    return {"view_collapse": (collapsed[0][0], sentence)}
