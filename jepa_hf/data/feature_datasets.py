@@ -82,13 +82,7 @@ def load_feature_datasets(
 
 
 def select_features(dataset: Dataset, name: str, column_names: Sequence[str] | None = None) -> Dataset:
-    """Return the features of a dataset's rows, as `load_feature_datasets` does.
-
-    Args:
-        dataset: Columns of numbers, or a column of lists.
-        name: Description of the dataset for errors.
-        column_names: See `load_feature_datasets`.
-    """
+    """Return the features of a dataset's rows, as `load_feature_datasets` does; `name` describes it in errors."""
     return _FeatureLoader(DataArguments(), tuple(column_names or ())).load_table(dataset, name, "train")
 
 
@@ -112,18 +106,11 @@ def series_lengths(dataset: Dataset) -> np.ndarray:
 
 
 def feature_statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and population standard deviation of each feature, over all rows and steps.
+    """Return mean and population standard deviation of each feature, float32 `[F]`, over all rows and steps.
 
     Batches are merged in float64 as in Chan, Golub and LeVeque (1983), "Algorithms for computing
     the sample variance": memory stays constant, and a large mean costs no precision. The deviation
-    of equal values is exactly 0.
-
-    Args:
-        dataset: Column `features`, vectors `[F]` or series `[T, F]`, and at least one row.
-
-    Returns:
-        Two float32 `[F]`. The deviation of a constant feature is returned as 1, so that it can be
-        divided by.
+    of equal values is exactly 0, and is returned as 1, so that it can be divided by.
     """
     _, width = feature_shape(dataset)
     row_bytes = max(dataset.data.nbytes // dataset.data.num_rows, 1)

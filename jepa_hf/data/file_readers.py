@@ -33,11 +33,7 @@ _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 
 
 def find_files(argument: str, files: str) -> list[str]:
-    """Return the paths that a path, a glob, or several of them separated by commas match.
-
-    Args:
-        argument: Name of the argument, for errors.
-        files: Its value. A path that exists is taken literally; the matches of a glob are sorted.
+    """Return the paths that a path, a glob, or several of them separated by commas match, those of a glob sorted.
 
     Raises:
         UsageError: A path does not exist or is a directory, or a glob matches no file.

@@ -23,11 +23,7 @@ def choose_text_column(
 ) -> str:
     """Return the column to read: the `wanted` one, else `text`, else the only one of strings.
 
-    Args:
-        types: The type of each column by name.
-        wanted: Name from the user, if any.
-        source: Description of the data for errors.
-        rows: Of the data; the first one is read for an error.
+    `types` has the type of each column; the first of the `rows` is read for an error.
 
     Raises:
         UsageError: There is no such column, or it holds no strings.

@@ -260,19 +260,10 @@ def _tokenize_batch(
 ) -> dict[str, list[Any]]:
     """Tokenize a map batch of texts into rows with the given `columns`.
 
-    Args:
-        batch: Has the column `text_column_name`.
-        tokenizer: Of the model.
-        text_column_name: Column of the texts.
-        prefix: Token ids at the start of each row.
-        suffix: Token ids at its end.
-        max_text_tokens: Maximum tokens per row, without `prefix` and `suffix`.
-        overlap: Tokens that a row repeats of the previous row; None keeps only the first row of
-            each text.
-        separator: Token id to join all texts with; None keeps texts separate.
-        columns: Some of `input_ids`, `word_ids`, `length`, the number of tokens of the text before
-            truncation, and `maskable`, whether the row has two tokens (words) that may be masked.
-        special: Token ids that are never masked.
+    They are some of `input_ids`, `word_ids`, `length`, the number of tokens of the text before truncation, and
+    `maskable`, whether a row has two tokens (words) that may be masked. A row is `prefix`, at most `max_text_tokens`
+    and `suffix`. It repeats `overlap` tokens of the previous one; with None only the first row of a text is kept.
+    Texts are joined with the token id `separator`, if there is one.
     """
     rows: dict[str, list[Any]] = {column: [] for column in columns}
     texts = [text for text in batch[text_column_name] if text and not text.isspace()]

@@ -22,15 +22,7 @@ _TASK_TYPES = {"text": "text-classification", "images": "image-classification", 
 
 
 def to_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
-    """Convert an evaluation to JSON types; scores are fractions.
-
-    Args:
-        evaluation: results of `evaluate`.
-        settings: settings of the call and versions of libraries, copied unchanged.
-
-    Returns:
-        A dictionary with the keys `settings`, `models`, `tasks`, `scores` and `health`.
-    """
+    """Convert an evaluation to JSON types; scores are fractions, and `settings` are copied unchanged."""
     tasks = [
         {
             "name": task.name,
@@ -200,15 +192,10 @@ def read_card(path: Path) -> ModelCard:
 
 
 def update_card(card: ModelCard, evaluation: Evaluation, model: str) -> None:
-    """Write the tables to a card, in place of those of an earlier evaluation or at the end.
+    """Write the tables to a card of `read_card`, in place of those of an earlier evaluation or at the end.
 
-    The model's scores are added to the card's `model-index`; results of other origin are kept, and
-    so are all other text and metadata.
-
-    Args:
-        card: a card from `read_card`; changed in place.
-        evaluation: results of `evaluate`.
-        model: the card's model, one of `evaluation.models`.
+    The scores of `model`, one of `evaluation.models`, are added to the card's `model-index`; results of other origin
+    are kept, and so are all other text and metadata.
     """
     section = (
         f"{EVALUATION_START}\n## Evaluation of the frozen representations\n\n{to_markdown(evaluation)}{EVALUATION_END}"

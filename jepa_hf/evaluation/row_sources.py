@@ -36,8 +36,7 @@ class RowSource:
         count: number of rows.
         parts: returns an iterator over the rows in parts, always the same ones.
         description: files and columns that identify the source, in JSON types.
-        feature_column_names: names of the features in the samples; None for other modalities and
-            for arrays.
+        feature_column_names: names of the features in the samples, if they have names.
     """
 
     count: int

@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor
 from ..data.image_decoding import decode_image
 from ..errors import UsageError
 from .base_collator import MaskingCollator, derive_mask_keys, padded_positions, to_tensors
-from .block_sampling import default_num_context, largest_target, sample_block_masks
+from .block_sampling import BlockSampler
 from .counter_rng import content_hash, sample_keys, uniform_draws
 
 logger = logging.getLogger(__name__)
@@ -84,10 +84,9 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         self.image_processor: Any = image_processor  # transformers declares few of its attributes
         _check_channels(self.image_processor, num_channels)
         self.grid = grid
-        self.target_scale = target_scale
-        self.target_aspect_ratio = target_aspect_ratio
-        self.context_scale = context_scale
-        self.keep_blocks_inside = keep_blocks_inside
+        self.blocks = BlockSampler(
+            grid, num_masks, target_scale, target_aspect_ratio, context_scale, keep_blocks_inside
+        )
         self.random_resized_crop = random_resized_crop
         self.random_flip = random_flip
         self.image_column_name = image_column_name
@@ -101,10 +100,6 @@ class DataCollatorForBlockJEPA(MaskingCollator):
                 f"{grid[0]} x {grid[1]} patches does not divide evenly. Set the image processor's size to the model's "
                 "image_size."
             )
-        self._num_context = default_num_context(
-            grid, num_masks, target_scale, target_aspect_ratio, context_scale, keep_blocks_inside
-        )
-        self._largest_target = largest_target(grid, target_scale, target_aspect_ratio)
         self._warned_ids: set[int] = set()
 
     def for_evaluation(self) -> Self:
@@ -119,10 +114,10 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         """Settings of the views for the model card, by name."""
         return {
             "target blocks": self.num_masks,
-            "target scale": self.target_scale,
-            "target aspect ratio": self.target_aspect_ratio,
-            "context scale": self.context_scale,
-            "target blocks inside": self.keep_blocks_inside,
+            "target scale": self.blocks.target_scale,
+            "target aspect ratio": self.blocks.target_aspect_ratio,
+            "context scale": self.blocks.context_scale,
+            "target blocks inside": self.blocks.keep_blocks_inside,
             "random resized crop": self.random_resized_crop,
             "random flip": self.random_flip,
         }
@@ -142,23 +137,14 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         content = np.array([content_hash(repr(image.size).encode(), image.tobytes()) for image in images], np.uint64)
         # Two random streams per sample.
         keys, augmentation = derive_mask_keys(sample_keys(content, self.seed, self.epoch), 2).reshape(-1, 2).T
-        targets, context = sample_block_masks(
-            keys,
-            self.grid,
-            self.num_masks,
-            self.target_scale,
-            self.target_aspect_ratio,
-            self.context_scale,
-            self._num_context,
-            self.keep_blocks_inside,
-        )
+        targets, context = self.blocks.sample(keys)
         targets &= readable[:, None, None]
         context &= readable[:, None]
         return to_tensors(
             {
                 "pixel_values": self._pixel_values(self._augment(images, augmentation)),
-                **padded_positions("target", targets, (self._largest_target,)),
-                **padded_positions("context", context[:, None], (self._num_context,)),
+                **padded_positions("target", targets, (self.blocks.largest_target,)),
+                **padded_positions("context", context[:, None], (self.blocks.default_num_context,)),
             }
         )
 
@@ -269,20 +255,11 @@ def _output_size(image_processor: Any) -> tuple[int, int]:
 def _crop_box(
     width: int, height: int, scale: tuple[float, float], area: float, ratio: float, left: float, top: float
 ) -> tuple[float, float, float, float]:
-    """Return left, top, right and bottom of a random crop, in pixels.
+    """Return left, top, right and bottom of a random crop of an image, in pixels.
 
-    The area is uniform in `scale`, the logarithm of the aspect ratio uniform over the ratios that
-    fit into the image, the position uniform. If the image is too long for all allowed ratios,
-    return the largest crop that fits.
-
-    Args:
-        width: Of the image.
-        height: Of the image.
-        scale: Range of the crop's area as a share of the image's area.
-        area: Draw, uniform in [0, 1).
-        ratio: Draw, uniform in [0, 1).
-        left: Draw, uniform in [0, 1).
-        top: Draw, uniform in [0, 1).
+    The area is uniform in `scale`, as a share of the image's, the logarithm of the aspect ratio uniform over the
+    ratios that fit into the image, the position uniform. If the image is too long for all allowed ratios,
+    return the largest crop that fits. `area`, `ratio`, `left` and `top` are draws, uniform in [0, 1).
     """
     area = scale[0] + area * (scale[1] - scale[0])
     lowest, highest = (

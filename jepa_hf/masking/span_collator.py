@@ -181,16 +181,7 @@ class DataCollatorForSpanJEPA(SpanMaskingCollator):
     def _sample_masks(
         self, input_ids: np.ndarray, is_token: np.ndarray, columns: dict[str, list[np.ndarray]]
     ) -> np.ndarray:
-        """Sample the masks of N documents.
-
-        Args:
-            input_ids: `[N, L]`.
-            is_token: bool `[N, L]`, False on padding.
-            columns: Of the documents; `word_ids` and `special_tokens_mask` are read.
-
-        Returns:
-            bool `[N, M, L]`.
-        """
+        """Sample the masks of N documents, bool `[N, M, L]`; `is_token` is False on padding."""
         length = is_token.shape[1]
         word_ids = self._pad(columns["word_ids"], length, fill=-1)[0] if self.whole_word else None
         maskable = is_token & ~np.isin(input_ids, self._special_ids)

@@ -18,12 +18,8 @@ _UNCOVERED = np.iinfo(np.int32).max
 def unit_ids(maskable: np.ndarray, word_ids: np.ndarray | None = None) -> np.ndarray:
     """Number the units that spans consist of: maskable tokens, or words of them.
 
-    Without `word_ids` each maskable token is a unit. With them a unit starts where the word
-    changes, and after a special token.
-
-    Args:
-        maskable: `[B, L]` bool, False on special and padding tokens.
-        word_ids: `[B, L]` integers: adjacent tokens with the same number are one word.
+    Without `word_ids` each maskable token is a unit. With them (adjacent tokens with the same number are one word) a
+    unit starts where the word changes, and after a special token.
 
     Returns:
         `[B, L]`, each token's unit number in its row, −1 where not maskable.
@@ -38,14 +34,7 @@ def span_lengths(draws: np.ndarray, mean: float) -> np.ndarray:
     """Turn uniform draws into geometric lengths: P(k) = (1 - p)^(k - 1) p with p = 1 / `mean`.
 
     SpanBERT (Joshi et al. 2020, section 3.1) uses p = 0.2, a mean of 5, and redraws lengths above
-    10.
-
-    Args:
-        draws: Uniform in [0, 1).
-        mean: Mean of the lengths, at least 1. At 1 all lengths are 1.
-
-    Returns:
-        Positive integers as float64, in the shape of `draws`.
+    10. At a mean of 1 all lengths are 1. The lengths are float64.
     """
     with np.errstate(divide="ignore"):  # log 0 = -inf at a mean of 1
         return 1.0 + np.floor(np.log1p(-draws) / np.log1p(-1.0 / mean))
@@ -180,11 +169,7 @@ def _place_spans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the flat index of each span's first cell and the number of its cells, both `[N, S]`.
 
-    Args:
-        draws: `[N, S, 2]`, uniform in [0, 1): position and length of S spans.
-        units: Of the batch.
-        rows: `[N]`, the rows of the batch to place spans in.
-        mean_span_length: In units.
+    `draws` `[N, S, 2]` are position and length of S spans in each of the `rows` `[N]` of the batch.
     """
     counts, run_counts = units.counts[rows, None], units.run_counts[rows, None]
     run_begin = units.run_begin[rows]
@@ -204,18 +189,10 @@ def _place_spans(
 def _select_units_up_to_budget(
     first: np.ndarray, units: _Units, budget: np.ndarray, num_spans: int, from_right: np.ndarray
 ) -> np.ndarray:
-    """Choose units in the order of the first span that covers them, up to the budget.
+    """Choose units in the order of the first span that covers them, up to `budget` tokens: bool `[B, U]`.
 
-    Args:
-        first: `[B, U]`, see `_draw_spans`.
-        units: Of the batch.
-        budget: `[B]`, tokens to choose.
-        num_spans: Number of spans drawn.
-        from_right: bool `[B]`, the side from which the last span is cut. Always cutting on one side
-            would favour the other side of short rows.
-
-    Returns:
-        bool `[B, U]`.
+    `first` is that of `_draw_spans`. `from_right` is the side from which a row's last span is cut: always cutting on
+    one side would favour the other side of short rows.
     """
     batch, weight = len(first), units.weight
     cell, count = _flat_indices(first < num_spans)
