@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from .arguments import check_row_modes
 from .dropped_rows import DroppedRows, reason_to_drop
 from .packing import pack_dataset
 from .text_columns import check_text_type, feature_type, not_text_error
@@ -78,7 +79,7 @@ def tokenize_dataset(
             `stride`, `concat` and `packed` are set; `concat` with a tokenizer that has neither a
             sep nor an eos token; or no row of a map-style dataset holds text.
     """
-    _check_modes(stride, concat, packed)
+    check_row_modes(stride, concat, packed)
     _check_source(dataset, tokenizer, text_column_name, word_ids)
     prefix, suffix = special_tokens(tokenizer)
     room = _text_room(max_seq_length, len(prefix) + len(suffix), stride)
@@ -158,14 +159,6 @@ def _check_source(
         raise UsageError(
             f"Word ids need a fast tokenizer, which {type(tokenizer).__name__} is not. Load its fast version."
         )
-
-
-def _check_modes(stride: int | None, concat: bool, packed: bool) -> None:
-    if stride is not None and concat:
-        raise UsageError("stride does not go with concat, which truncates nothing. Set only one of them.")
-    if packed and (concat or stride is not None):
-        other = "concat" if concat else "stride"
-        raise UsageError(f"packed keeps each text in one row and does not go with {other}. Set only one of them.")
 
 
 def _text_room(max_seq_length: int, num_special: int, stride: int | None) -> int:

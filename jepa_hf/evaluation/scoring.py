@@ -50,7 +50,14 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Score:
+class _Place:
+    model: str
+    pooling: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Score(_Place):
     """One metric of one model on one task.
 
     Args:
@@ -65,9 +72,6 @@ class Score:
         inverse_regularization: C of the linear probe; None for other metrics.
     """
 
-    model: str
-    pooling: str
-    task: str
     metric: str
     score: Interval
     n: int
@@ -76,23 +80,13 @@ class Score:
 
 
 @dataclass(frozen=True)
-class RepresentationStats:
-    """Collapse metrics of the representations of a task's test samples (at most 2,000).
+class RepresentationStats(_Place):
+    """Collapse metrics of the representations of n test samples (at most 2,000), see `monitoring.metrics`.
 
-    Args:
-        model: name of the embedder.
-        pooling: see `Embedder`.
-        task: name of the task.
-        n: number of vectors.
-        effective_rank: see `jepa_hf.monitoring.metrics.effective_rank`.
-        mean_pairwise_cosine: see `jepa_hf.monitoring.metrics.mean_pairwise_cosine`.
-        singular_values: singular values of the centered vectors over the largest one, descending,
-            float64 `[min(N, D)]`.
+    Singular values are those of the centered vectors over the largest one, descending, float64
+    `[min(N, D)]`.
     """
 
-    model: str
-    pooling: str
-    task: str
     n: int
     effective_rank: float
     mean_pairwise_cosine: float
@@ -100,12 +94,9 @@ class RepresentationStats:
 
 
 @dataclass(frozen=True)
-class LabelledEmbeddings:
+class LabelledEmbeddings(_Place):
     """Vectors `[N, D]` of labelled test samples and their classes `[N]`, for a scatter plot."""
 
-    model: str
-    pooling: str
-    task: str
     vectors: np.ndarray
     labels: np.ndarray
 

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import UsageError
 from ..utils.keywords import ChecksKeywords
+from .span_sampling import check_span_settings
 
 
 class MaskingCollator(ChecksKeywords):
@@ -89,10 +90,7 @@ class SpanMaskingCollator(MaskingCollator):
         max_length: int | None,
         seed: int,
     ):
-        if not 0.0 < mask_ratio < 1.0:
-            raise UsageError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}.")
-        if not mean_span_length >= 1:
-            raise UsageError(f"mean_span_length must be at least 1, not {mean_span_length}.")
+        check_span_settings(mask_ratio, mean_span_length)
         if masked_tokens not in ("mask_token", "drop"):
             raise UsageError(f"masked_tokens must be drop or mask_token, not {masked_tokens!r}.")
         if on_too_short not in ("error", "skip"):

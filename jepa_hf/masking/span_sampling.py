@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import UsageError
 from .counter_rng import uniform_draws
 
 _UNCOVERED = np.iinfo(np.int32).max
@@ -38,6 +39,14 @@ def span_lengths(draws: np.ndarray, mean: float) -> np.ndarray:
     """
     with np.errstate(divide="ignore"):  # log 0 = -inf at a mean of 1
         return 1.0 + np.floor(np.log1p(-draws) / np.log1p(-1.0 / mean))
+
+
+def check_span_settings(mask_ratio: float, mean_span_length: float) -> None:
+    """Raise a `UsageError` for a ratio outside (0, 1), or a mean below 1."""
+    if not 0.0 < mask_ratio < 1.0:
+        raise UsageError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}.")
+    if not mean_span_length >= 1:
+        raise UsageError(f"mean_span_length must be at least 1, not {mean_span_length}.")
 
 
 def sample_span_mask(
@@ -71,12 +80,9 @@ def sample_span_mask(
         bool `[B, L]`, True where masked. Rows of fewer than two units stay all False.
 
     Raises:
-        ValueError: The ratio is outside (0, 1), or the mean is below 1.
+        UsageError: The ratio is outside (0, 1), or the mean is below 1.
     """
-    if not 0.0 < mask_ratio < 1.0:
-        raise ValueError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}.")
-    if not mean_span_length >= 1:
-        raise ValueError(f"mean_span_length must be at least 1, not {mean_span_length}.")
+    check_span_settings(mask_ratio, mean_span_length)
     units = _find_units(maskable, word_ids)
     possible = units.counts >= 2
     if not possible.any():
