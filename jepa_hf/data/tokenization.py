@@ -85,11 +85,11 @@ def tokenize_dataset(
     room = _text_room(max_seq_length, len(prefix) + len(suffix), stride)
     separator = _separator(tokenizer) if concat else None
 
-    streaming = isinstance(dataset, IterableDataset)
     features = Features({"input_ids": Sequence(Value("int32"))})
     if word_ids:
         features["word_ids"] = Sequence(Value("int32"))
-    counts = Features() if concat or stride is not None else Features(length=Value("int32"), maskable=Value("bool"))
+    is_counted = not concat and stride is None
+    counts = Features(length=Value("int32"), maskable=Value("bool")) if is_counted else Features()
     tokenize = partial(
         _tokenize_batch,
         tokenizer=tokenizer,
@@ -102,45 +102,51 @@ def tokenize_dataset(
         columns=[*features, *counts],
         special=frozenset(special_ids(tokenizer)),
     )
-    dropped = DroppedRows("the texts", running=streaming)
-    too_short = f"with fewer than two {'words' if word_ids else 'tokens'} to mask"
+    dropped = DroppedRows("the texts", running=isinstance(dataset, IterableDataset))
+    too_short = f"with fewer than two {'words' if word_ids else 'tokens'} to mask" if is_counted else None
     texts = dataset.select_columns([text_column_name])
     mapping: dict[str, Any] = {"batched": True, "remove_columns": [text_column_name]}
-    if streaming:
+    if isinstance(texts, IterableDataset):
         stream = partial(
             _tokenize_stream,
             dropped=dropped,
             tokenize=tokenize,
             text_column_name=text_column_name,
-            too_short=too_short if counts else None,
+            too_short=too_short,
         )
         tokenized = texts.map(stream, with_indices=True, features=features, **mapping)
         return pack_dataset(tokenized, max_seq_length) if packed else tokenized
 
     dropped.add_texts(texts, text_column_name)
+    mapping |= {"num_proc": num_proc, "load_from_cache_file": load_from_cache_file, "desc": "Tokenizing"}
     # `map` returns an empty dataset unchanged, without the new columns.
-    tokenized = texts and texts.map(
-        tokenize,
-        num_proc=num_proc,
-        load_from_cache_file=load_from_cache_file,
-        desc="Tokenizing",
-        features=Features({**features, **counts}),
-        **mapping,
-    )
-    if counts or len(tokenized) == 0:
+    tokenized = texts and texts.map(tokenize, features=Features({**features, **counts}), **mapping)
+    tokenized = _log_counts(tokenized, dropped, too_short, max_seq_length, room)
+    if packed:
+        return pack_dataset(tokenized, max_seq_length, load_from_cache_file=load_from_cache_file)
+    return tokenized
+
+
+def _log_counts(
+    tokenized: Dataset, dropped: DroppedRows, too_short: str | None, max_seq_length: int, room: int
+) -> Dataset:
+    """Log texts that give no row or, with `too_short`, no target, and what was cut; remove the columns of counts.
+
+    Raises:
+        UsageError: There are no rows.
+    """
+    if too_short is not None or len(tokenized) == 0:
         dropped.drop("without tokens", dropped.kept - len(tokenized))
     if len(tokenized) == 0:
         raise UsageError(
             f"The dataset holds no text to tokenize ({dropped.describe() or 'no rows'}). Provide rows that are not "
             "blank, or a tokenizer that contains their characters."
         )
-    if counts:
+    if too_short is not None:
         _log_truncation(tokenized.data.column("length"), max_seq_length, room)
         dropped.drop(too_short, len(tokenized) - pc.sum(tokenized.data.column("maskable")).as_py())
-        tokenized = tokenized.remove_columns(list(counts))
+        tokenized = tokenized.remove_columns(["length", "maskable"])
     dropped.log()
-    if packed:
-        return pack_dataset(tokenized, max_seq_length, load_from_cache_file=load_from_cache_file)
     return tokenized
 
 
