@@ -91,7 +91,7 @@ CASES = [
     Case("dataset unknown", GOOD.replace("train_file data.txt", "dataset_name me/none"), ["'me/none'"], alone=True),
     Case("file and dataset", "--dataset_name some", ["train_file and dataset_name exclude each other"]),
     Case("packed and concat", "--packed --concat", ["concat and packed exclude each other"]),
-    Case("packed windows", "--packed --stride 4", ["packed", "does not go with stride"]),
+    Case("packed windows", "--packed --stride 4", ["packed and stride exclude each other"]),
     Case(
         "packed DeBERTa", "--packed --model_name_or_path deberta-v2", ["not exact for deberta-v2", "Leave out --packed"]
     ),
