@@ -274,7 +274,7 @@ def test_numbers_that_are_not_finite_are_a_divergence() -> None:
 
 
 def test_findings_hold_at_the_end_and_have_the_step_since_which() -> None:
-    """A collapse that has passed is none; its first step is known all the same."""
+    """A collapse that has passed does not count; its first step is known all the same."""
     vectors, samples = cloud()
     dead = torch.full((32,), 100.0) + vectors
     history = [
