@@ -20,7 +20,7 @@ from ..errors import UsageError
 from ..hub.model_card import DatasetInfo
 from ..hub.push import LAST_CHECKPOINT, HubTarget, PushError, open_repo, push_files, push_run
 from ..monitoring.assessment import Verdict, judge
-from ..monitoring.health import findings
+from ..monitoring.health import findings, is_finished
 from ..utils.atomic_files import atomic_write
 from .results import write_metrics
 from .upstream import wait_for_pushes
@@ -120,7 +120,7 @@ class HubTrainer(Trainer):
 
     def verdict(self) -> Verdict | None:
         """Return the verdict on the run, see `assessment.judge`; None before its end."""
-        if self.state.global_step < self.state.max_steps and not self.stopped_early:
+        if not is_finished(self.state.log_history, self.state.max_steps) and not self.stopped_early:
             return None
         return self.judge()
 

@@ -136,6 +136,8 @@ def test_the_script_trains_and_leaves_a_plain_language_model(folder: Path, tmp_p
     card = (out / "README.md").read_text()
     assert ModelCard(card).data.pipeline_tag == "text-generation"
     assert "| predictor tokens | 1, at the end of the first view |" in card
+    assert re.search(r"^\| rows \| \d+ \|$", card, re.MULTILINE)
+    assert "Training started from " in card
     assert str(tmp_path) not in card
     assert re.search(
         r"llama language model, 0\.\d M parameters, pretrained start; 19 rows, 5 to evaluate on", result.stdout
