@@ -10,7 +10,8 @@ from ..data.image_decoding import leave_out_unreadable
 from ..errors import UsageError
 from ..hub.loading import load_or_usage_error
 from ..masking.block_collator import DataCollatorForBlockJEPA
-from ..models.encoder_adapters import VisionEncoderAdapter, encoder_adapter_for
+from ..models.encoder_adapters import encoder_adapter_for
+from ..models.vision_adapter import VisionEncoderAdapter
 from .arguments import ModelArguments, Parsed
 from .encoder_loading import TrainingComponents, build_model, hub_kwargs
 

@@ -41,18 +41,20 @@ def validate_deepspeed_config(config: Mapping[str, Any], optim: str) -> None:
             other than AdamW, weights in half precision, states on NVMe or split once more, or
             states or weights that DeepSpeed does not return.
     """
-    for is_refused, rule in [*_stage_rules(config), *_state_rules(config)]:
+    for is_refused, rule in _rules(config):
         if is_refused:
             raise UsageError(f"In DeepSpeed's configuration {rule}.")
     if optim not in _OPTIMIZERS:
         raise UsageError(f"Under DeepSpeed --optim must be {' or '.join(_OPTIMIZERS)}, not {optim}.")
 
 
-def _stage_rules(config: Mapping[str, Any]) -> list[tuple[bool, str]]:
-    """Return rules on stage, optimizer and precision, with whether each is violated."""
+def _rules(config: Mapping[str, Any]) -> list[tuple[bool, str]]:
+    """Return rules on stage, optimizer, precision and saved states, with whether each is violated."""
     zero, autocast = config.get("zero_optimization", {}), config.get("torch_autocast", {})
     half = any(config.get(name, {}).get("enabled") for name in ("fp16", "bf16"))
     half |= bool(autocast.get("enabled")) and "b" not in str(autocast.get("dtype", "bfloat16"))
+    offloads = [zero.get(name) or {} for name in ("offload_optimizer", "offload_param")]
+    gathers = zero.get("stage3_gather_16bit_weights_on_model_save") is True
     return [
         (zero.get("stage") not in (1, 2, 3), '"stage" must be 1, 2 or 3; use configs/accelerate/ddp.yaml without ZeRO'),
         (
@@ -64,15 +66,6 @@ def _stage_rules(config: Mapping[str, Any]) -> list[tuple[bool, str]]:
             '"fp16" and "bf16", which --fp16 and --bf16 enable, would save weights in half precision; use '
             f'"torch_autocast" with bfloat16, {_EXAMPLE}',
         ),
-    ]
-
-
-def _state_rules(config: Mapping[str, Any]) -> list[tuple[bool, str]]:
-    """Return rules on saved states and weights, with whether each is violated."""
-    zero = config.get("zero_optimization", {})
-    offloads = [zero.get(name) or {} for name in ("offload_optimizer", "offload_param")]
-    gathers = zero.get("stage3_gather_16bit_weights_on_model_save") is True
-    return [
         (
             any(part.get("device", "none") not in ("none", "cpu") or part.get("ratio", 1) != 1 for part in offloads),
             '"offload_optimizer" and "offload_param" must have "device" "cpu" and "ratio" 1, because checkpoints '
@@ -146,16 +139,7 @@ def _attach_optimizer_states(optimizer: Any) -> None:
 
 
 def load_full_state_dict(model: nn.Module, optimizer: Any, folder: str | Path) -> IncompatibleKeys:
-    """Load full weights from the safetensors files in `folder` into a sharded model.
-
-    Args:
-        model: the engine's module.
-        optimizer: the engine's optimizer; its copies of the weights are updated.
-        folder: folder of `model*.safetensors`.
-
-    Returns:
-        Incompatible names, as `fsdp_state.load_weights` returns them.
-    """
+    """Load full weights from the safetensors files in `folder` into a sharded model."""
     from deepspeed.runtime.zero import GatheredParameters
 
     state, keys = read_full_state_dict(model, folder)
@@ -183,9 +167,7 @@ def gathered_trainable_parameters(model: nn.Module, optimizer: Any) -> Iterator[
 def full_optimizer_state_dict(optimizer: Any, keep: bool) -> dict[str, Any]:
     """Return the state dict of one process's AdamW, on the CPU.
 
-    Args:
-        optimizer: the engine's optimizer.
-        keep: False on ranks that only take part in the collectives; their tensors are None.
+    Tensors are None on ranks with `keep` False, which only take part in the collectives.
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -210,10 +192,6 @@ def full_optimizer_state_dict(optimizer: Any, keep: bool) -> dict[str, Any]:
 
 def load_full_optimizer_state_dict(optimizer: Any, state: dict[str, Any]) -> None:
     """Load a full optimizer state dict; shard it like the parameters.
-
-    Args:
-        optimizer: the engine's optimizer.
-        state: full state dict, the same on all ranks.
 
     Raises:
         UsageError: see `optimizer_step_count`.
@@ -258,10 +236,6 @@ def _set_state(parameter: nn.Parameter, value: torch.Tensor, name: str) -> None:
 
 def optimizer_step_count(state: dict[str, Any], sizes: list[int]) -> float:
     """Return the number of steps in an optimizer's state, 0 if it is empty.
-
-    Args:
-        state: state dict of AdamW.
-        sizes: number of parameters in each group.
 
     Raises:
         UsageError: the state has other groups, is of another optimizer, or has parameters with

@@ -58,9 +58,7 @@ def load_full_state_dict(model: nn.Module, folder: str | Path) -> IncompatibleKe
 def full_optimizer_state_dict(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:
     """Return `optimizer.state_dict()` with full tensors on the CPU.
 
-    Args:
-        optimizer: the optimizer of the sharded parameters.
-        keep: False on ranks that only take part in the collectives; their tensors are None.
+    Tensors are None on ranks with `keep` False, which only take part in the collectives.
     """
 
     def to_full_tensor(value: Any) -> Any:

@@ -16,10 +16,6 @@ def launch(config: str, command: Sequence[str]) -> int:
 
     The processes print their own errors.
 
-    Args:
-        config: Path of the configuration.
-        command: A script or `-m module`, and its arguments.
-
     Returns:
         The exit code: that of the process that failed first, or 128 plus the number of a signal.
     """

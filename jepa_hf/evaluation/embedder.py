@@ -28,9 +28,11 @@ from ..data.image_decoding import decode_image, failure_reason
 from ..errors import UsageError
 from ..hub.loading import load_or_usage_error
 from ..models.configuration_jepa import JepaConfig
-from ..models.encoder_adapters import TextEncoderAdapter, encoder_adapter_for, encoder_and_loading_info
+from ..models.encoder_adapters import encoder_adapter_for
+from ..models.encoders import encoder_and_loading_info
 from ..models.losses import layer_norm_no_affine
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..models.text_adapters import TextEncoderAdapter
 from ..utils.types import ProcessingClass
 from .names import POOLINGS
 from .progress import progress_bar

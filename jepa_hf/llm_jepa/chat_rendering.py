@@ -34,12 +34,7 @@ class ChatRenderer:
         self.tokenizer = tokenizer
 
     def render(self, conversation: Conversation, stop: int | None = None, add_generation_prompt: bool = False) -> str:
-        """Render the messages before index `stop`, by default all; no messages are the empty text.
-
-        Raises:
-            UsageError: the tokenizer has no chat template, but the row has messages; or the template
-                rejects them.
-        """
+        """Render the messages before index `stop`, by default all; no messages are the empty text."""
         messages = conversation.messages[:stop]
         if self.tokenizer.chat_template is None:
             if conversation.has_messages:
@@ -71,11 +66,7 @@ class ChatRenderer:
         return "".join(parts)
 
     def locate(self, text: str, conversation: Conversation, index: int) -> tuple[int, int] | None:
-        """Return start and end of a message's content in `text`, the rendered conversation; None if it is left out.
-
-        Raises:
-            UsageError: the template writes the content several times, or writes other words.
-        """
+        """Return start and end of a message's content in `text`, the rendered conversation; None if it is left out."""
         marked = self.render(_with_content(conversation, index, _MARKER))
         if marked.count(_MARKER) > 1:
             raise UsageError(
@@ -101,9 +92,6 @@ class ChatRenderer:
 
         An answer starts behind the prompt that generation would continue, so that it includes what
         the template writes before its content, such as empty thoughts.
-
-        Raises:
-            UsageError: see `locate`.
         """
         found = []
         for index, message in enumerate(conversation.messages):
@@ -125,9 +113,6 @@ class ChatRenderer:
 
         Returns:
             The text, and start and end of the content in it, without surrounding whitespace.
-
-        Raises:
-            UsageError: the template changes or leaves out the content in each of them.
         """
         message = {**conversation.messages[index], "content": conversation.messages[index]["content"].strip()}
         history, alone = conversation.messages[:index], {**message, "role": "user"}

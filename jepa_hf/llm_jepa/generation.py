@@ -1,16 +1,14 @@
 """Greedy generation of answers, and their evaluation."""
 
-import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from ..evaluation.progress import progress_bar
 from .answer_scoring import get_scorer
 from .view_tokenizer import PairedViewTokenizer
 
@@ -35,8 +33,7 @@ def generate_answers(
         max_new_tokens: maximum number of tokens of an answer; fewer if the model has not enough
             positions.
         batch_size: number of prompts of a batch.
-        progress: name to show the progress under, as a bar on a terminal and as a log line every
-            half minute elsewhere; None shows none.
+        progress: name to show the progress under, see `progress_bar`; None shows none.
 
     Returns:
         The answers without special tokens and surrounding whitespace, in the order of the prompts.
@@ -53,7 +50,7 @@ def generate_answers(
     generate: Any = model.generate
     training, answers = model.training, [""] * len(prompts)
     model.eval()
-    bar = _progress_bar(len(prompts), progress)
+    bar = progress_bar(len(prompts), progress or "", "answers", show=progress is not None)
     for begin in range(0, len(order), batch_size):
         batch = order[begin : begin + batch_size]
         width = max(len(encoded[index]) for index in batch)
@@ -79,29 +76,8 @@ def generate_answers(
     return answers
 
 
-def _progress_bar(total: int, name: str | None) -> tqdm:
-    """Return a bar that redraws itself on a terminal and writes a line now and then into a file."""
-    settings: dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 30, "ncols": 0, "file": _Lines()}
-    return tqdm(total=total, desc=name, unit=" answers", disable=name is None, leave=False, **settings)
-
-
-class _Lines(io.TextIOBase):
-    """A stream to stderr that ends each state of a bar with a new line instead of a carriage return."""
-
-    def write(self, text: str) -> int:
-        """Write a state; blanks only clear the line of the one before."""
-        state = text.strip("\r\n ")
-        if state:
-            print(state, file=sys.stderr, flush=True)
-        return len(text)
-
-
 def clamp_new_tokens(config: PreTrainedConfig, length: int, max_new_tokens: int) -> int:
-    """Limit `max_new_tokens` to the positions that a prompt of `length` tokens leaves.
-
-    Raises:
-        UsageError: no position is left.
-    """
+    """Limit `max_new_tokens` to the positions that a prompt of `length` tokens leaves."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return max_new_tokens
@@ -145,6 +121,13 @@ def evaluate_generation(
     """
     scorers = {metric: get_scorer(metric, database) for metric in metrics}
     pairs = [view_tokenizer.prompt(row, number) for number, row in enumerate(rows)]
+    for (_, reference), row in zip(pairs, rows, strict=True):
+        for metric, score in scorers.items():
+            if not score(reference, reference, row):
+                raise UsageError(
+                    f"Metric {metric} cannot judge answers to a row whose reference is {reference!r:.80}: even the "
+                    "reference is wrong by it. Choose another metric."
+                )
     answers = generate_answers(model, view_tokenizer.tokenizer, [prompt for prompt, _ in pairs], **kwargs)
     results: list[dict[str, Any]] = [
         {

@@ -40,18 +40,7 @@ def add_lm_lora(
 def add_adapters(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Any, num_predictor_tokens: int
 ) -> Any:
-    """Wrap a model in a `PeftModel` by a configuration of peft, which is not changed.
-
-    Args:
-        model: see `add_lm_lora`, as for the others.
-        tokenizer: the tokenizer, with the predictor tokens.
-        config: a `PeftConfig`. If it is for LoRA and does not say which tokens' embeddings are
-            trained, those of the predictor tokens are.
-        num_predictor_tokens: k.
-
-    Raises:
-        UsageError: the model has adapters already, or peft finds no matching layers.
-    """
+    """Wrap a model in a `PeftModel` by a configuration of peft, which is not changed."""
     if has_lora(model):
         raise UsageError("The model has adapters already. Leave out peft_config, or merge them (merge_and_unload).")
     from peft import LoraConfig, get_peft_model  # only adapters need peft
@@ -84,13 +73,6 @@ def save_adapters(
     the configuration does not mention them, and the tokenizer does not contain them. Their trained
     embeddings are ignored by all who load the adapters into another model. If other embeddings are
     trained, peft saves everything.
-
-    Args:
-        model: the `PeftModel`.
-        tokenizer: its tokenizer.
-        folder: output directory, created if missing.
-        state_dict: full weights; needed if the model's own are sharded.
-        with_predictor: whether to save the predictor tokens' embeddings, as checkpoints do.
     """
     config = model.peft_config[model.active_adapter]
     base = Path(config.base_model_name_or_path or "")

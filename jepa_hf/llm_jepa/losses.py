@@ -9,25 +9,13 @@ PAIR_LOSSES = ("cosine", "l2", "mse", "infonce")
 
 
 def pair_distance(loss_type: str, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Compute the distance of each pair in float32.
+    """Compute the distance of each pair in float32: `[N, D]`, `[N, D]` -> `[N]`.
 
     LLM-JEPA, Huang et al. 2025 (arXiv 2509.14252), section 3.1 and table 3:
 
     - "cosine": 1 − cos(prediction, target), the paper's choice.
     - "l2": ‖prediction − target‖.
     - "mse": mean over D of the squared differences.
-
-    Args:
-        loss_type: one of these; "infonce" compares the rows of a batch, see
-            `models.contrastive.infonce`.
-        prediction: `[N, D]`.
-        target: `[N, D]`.
-
-    Returns:
-        `[N]`.
-
-    Raises:
-        ValueError: another `loss_type`.
     """
     prediction, target = prediction.float(), target.float()
     if loss_type == "cosine":
@@ -71,9 +59,6 @@ def stp_distance(states: torch.Tensor, triples: torch.Tensor) -> torch.Tensor:
     Args:
         states: `[B, L, D]`.
         triples: long `[B, 3]`, positions s, r, t.
-
-    Returns:
-        `[B]`, in float32.
     """
     s, r, t = gather_positions(states, triples).float().unbind(dim=1)
     return cosine_distance(t - r, r - s)

@@ -7,11 +7,9 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..hub.model_card import DatasetInfo, describe_hardware, hub_repo_id_or_none
-from ..utils.atomic_files import atomic_write
 from ..utils.markdown import escape_markdown, markdown_table, single_line, strip_code_delimiters
 from ..version import __version__
 from .decoder import has_lora
-from .training_args import LlmJepaTrainingArguments
 from .view_tokenizer import PairedViewTokenizer
 
 _TEMPLATE = """\
@@ -90,38 +88,12 @@ STP = """\
 }"""
 
 
-def render_llm_card(
-    name: str,
-    version: str,
-    training: dict[str, Any],
-    metrics: dict[str, float],
-    data: DatasetInfo,
-    *,
-    cites_stp: bool = False,
-    with_template: bool = True,
-    base_model: str | None = None,
-    base_name: str | None = None,
-    health: str = "",
-    language: str | None = None,
-    license: str | None = None,
-) -> ModelCard:
-    """Render the card. All strings are plain text: markup in them is escaped.
-
-    Args:
-        name: argument of `from_pretrained`.
-        version: version of this package.
-        training: rows of the training table; None and empty values are left out.
-        metrics: rows of the result table, from the last evaluation.
-        data: names of the data.
-        cites_stp: whether the loss contained STP, whose paper is then cited.
-        with_template: whether prompts use a chat template; otherwise they are plain text.
-        base_model: Hub name of the model that training started from, if there is one.
-        base_name: how to name that model without a Hub name.
-        health: the verdict on the run, or a warning for each finding, in Markdown; may be empty.
-        language: language of the data, if known.
-        license: license of the weights, if known.
-    """
+def render_llm_card(trainer: Any, name: str, data: DatasetInfo, language: str | None, license: str | None) -> ModelCard:
+    """Render the card of an `LlmJepaTrainer`'s run. All strings are plain text: markup in them is escaped."""
+    args = trainer.args
     title = name.rstrip("/").split("/")[-1]
+    start = trainer.model.config.name_or_path
+    base_model = hub_repo_id_or_none(start)
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -132,66 +104,29 @@ def render_llm_card(
         license=license and single_line(license),
         model_name=single_line(title) or "model",
     )
-    rows = {"data": data.train, "evaluated on": data.validation, **training}
-    settings = [
-        (escape_markdown(key), escape_markdown(str(value))) for key, value in rows.items() if value not in ("", None)
-    ]
-    results = [(escape_markdown(key), f"{value:.4g}") for key, value in metrics.items()]
+    results = _result_rows(trainer.state.log_history, trainer.generation_metrics)
+    start_name = escape_markdown(base_model or f"the local model {Path(start).name}") if start else ""
     text = _TEMPLATE.format(
         metadata=metadata.to_yaml(),
         title=escape_markdown(title),
-        start=f"Training started from {escape_markdown(base_model or base_name or '')}. "
-        if base_model or base_name
-        else "",
+        start=f"Training started from {start_name}. " if start else "",
         name=strip_code_delimiters(name),
-        inputs=_USAGE[with_template],
-        version=version,
-        training=markdown_table(("setting", "value"), settings),
-        health=health,
-        results=markdown_table(("evaluation", "at the end"), results) if results else "No evaluation was run.",
-        citations="\n\n".join([LLM_JEPA, *([STP] if cites_stp else [])]),
+        inputs=_USAGE[trainer.processing_class.chat_template is not None],
+        version=__version__,
+        training=_table(("setting", "value"), _training_rows(trainer, data)),
+        health=_health(trainer),
+        results=_table(("evaluation", "at the end"), results) if results else "No evaluation was run.",
+        citations="\n\n".join([LLM_JEPA, *([STP] if args.stp_weight else [])]),
     )
     return ModelCard(text, ignore_metadata_errors=True)
 
 
-def write_llm_card(trainer: Any, model_name: str | None, data: DatasetInfo, **kwargs: Any) -> None:
-    """Write the `README.md` of an `LlmJepaTrainer`'s run.
-
-    Args:
-        trainer: the trainer.
-        model_name: argument of `from_pretrained`; default the Hub repository, or the last part of
-            the output directory.
-        data: names of the data.
-        **kwargs: `language`, `license` and `dataset`, as for `Trainer.create_model_card`.
-    """
-    args, folder = trainer.args, Path(trainer.args.output_dir)
-    datasets_on_hub = kwargs.get("dataset") or []
-    data.datasets += [datasets_on_hub] if isinstance(datasets_on_hub, str) else datasets_on_hub
-    start = trainer.model.config.name_or_path
-    training = {
-        "steps": trainer.state.global_step,
-        "adapters": "LoRA" if has_lora(trainer.model) else None,
-        "rows per step": trainer.get_total_train_batch_size(args),
-        **objective_rows(args, trainer.view_tokenizer),
-        "hardware": describe_hardware(args.device, args.world_size),
-        "seed": args.seed,
-    }
-    card = render_llm_card(
-        trainer.hub_model_id or args.hub_model_id or model_name or folder.absolute().name,
-        __version__,
-        training,
-        result_rows(trainer.state.log_history, trainer.generation_metrics),
-        data,
-        cites_stp=bool(args.stp_weight),
-        with_template=trainer.processing_class.chat_template is not None,
-        base_model=hub_repo_id_or_none(start),
-        base_name=f"the local model {Path(start).name}" if start else None,
-        health=_health(trainer),
-        language=kwargs.get("language"),
-        license=kwargs.get("license"),
+def _table(header: tuple[str, str], rows: Mapping[str, Any]) -> str:
+    """Build a table of values, without those that are None or empty."""
+    cells = [(key, f"{value:.4g}" if isinstance(value, float) else str(value)) for key, value in rows.items()]
+    return markdown_table(
+        header, [(escape_markdown(key), escape_markdown(value)) for key, value in cells if value not in ("", "None")]
     )
-    with atomic_write(folder / "README.md") as file:
-        card.save(file)
 
 
 def _health(trainer: Any) -> str:
@@ -206,15 +141,23 @@ def _health(trainer: Any) -> str:
     return "".join(f"\n{line}\n" for line in lines)
 
 
-def objective_rows(args: LlmJepaTrainingArguments, views: PairedViewTokenizer | None) -> dict[str, Any]:
-    """Return the rows of the training table about the objective and, if known, the views."""
+def _training_rows(trainer: Any, data: DatasetInfo) -> dict[str, Any]:
+    """Return the rows of the training table."""
+    args, views = trainer.args, trainer.view_tokenizer
     return {
-        "learning rate": f"{args.learning_rate:.4g}",
+        "data": data.train,
+        "evaluated on": data.validation,
+        "steps": trainer.state.global_step,
+        "adapters": "LoRA" if has_lora(trainer.model) else None,
+        "rows per step": trainer.get_total_train_batch_size(args),
+        "learning rate": args.learning_rate,
         "weights": f"next token {args.lm_weight}, views {args.jepa_weight} ({args.pair_loss})",
         **({} if views is None else _view_rows(views)),
         "gradient through the predicted view": args.target_gradient,
         "loss dropout": args.loss_dropout,
         "STP": f"{args.stp_weight} ({args.stp_variant})" if args.stp_weight else None,
+        "hardware": describe_hardware(args.device, args.world_size),
+        "seed": args.seed,
     }
 
 
@@ -228,7 +171,7 @@ def _view_rows(views: PairedViewTokenizer) -> dict[str, Any]:
     }
 
 
-def result_rows(log_history: Iterable[Mapping[str, Any]], generation_metrics: Sequence[str]) -> dict[str, float]:
+def _result_rows(log_history: Iterable[Mapping[str, Any]], generation_metrics: Sequence[str]) -> dict[str, float]:
     """Return the rows of the result table: the metrics of the last evaluation in a run's log."""
     evaluations = [entry for entry in log_history if "eval_loss" in entry]
     last = evaluations[-1] if evaluations else {}

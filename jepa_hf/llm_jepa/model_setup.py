@@ -33,11 +33,7 @@ def is_adapter_dir(name: str) -> bool:
 
 
 def refuse_adapter_dir(name: str, argument: str) -> None:
-    """Refuse adapters as the start of a training.
-
-    Raises:
-        UsageError: the directory holds adapters.
-    """
+    """Refuse adapters as the start of a training."""
     if is_adapter_dir(name):
         raise UsageError(
             f"{argument} {name!r} contains adapters, and no others can be trained on top; start from their base "
@@ -48,11 +44,7 @@ def refuse_adapter_dir(name: str, argument: str) -> None:
 def load_start(
     model: Any, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a model and a tokenizer that can pad; a model's name is loaded in float32, with its tokenizer.
-
-    Raises:
-        UsageError: there is no language model of this name, or no tokenizer.
-    """
+    """Return a model and a tokenizer that can pad; a model's name is loaded in float32, with its tokenizer."""
     if isinstance(model, (str, Path)):
         name = str(model)
         refuse_adapter_dir(name, "model")
@@ -83,12 +75,7 @@ def prepare_language_model(
     view_tokenizer: PairedViewTokenizer | None,
     peft_config: Any,
 ) -> Any:
-    """Give the model embeddings of the predictor tokens, and adapters if `peft_config` is not None.
-
-    Raises:
-        UsageError: the model is not a causal language model, or has adapters but fewer embeddings
-            than the tokenizer has tokens.
-    """
+    """Give the model embeddings of the predictor tokens, and adapters if `peft_config` is not None."""
     if not model.can_generate():
         raise UsageError(
             f"{type(model).__name__} is not a causal language model. LLM-JEPA adds to next-token prediction; use "
@@ -103,11 +90,7 @@ def prepare_language_model(
 
 
 def default_view_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PairedViewTokenizer:
-    """Return a view tokenizer with one predictor token, which is added to the tokenizer.
-
-    Raises:
-        UsageError: the model has adapters that do not train this token's embedding.
-    """
+    """Return a view tokenizer with one predictor token, which is added to the tokenizer."""
     if has_lora(model) and predictor_tokens(1)[0] not in tokenizer.get_added_vocab():
         raise _missing_embeddings()
     tokenizer.add_tokens(predictor_tokens(1), special_tokens=True)
@@ -123,14 +106,7 @@ def _missing_embeddings() -> UsageError:
 
 
 def set_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Iterable[Any]) -> None:
-    """Add the tokenizer's and the template's stop tokens to those at which `generate` ends.
-
-    Args:
-        model: its generation configuration is changed in place.
-        tokenizer: its tokenizer.
-        rows: tokenized training rows; the last label of one that is not truncated is the template's
-            stop token, if it is a special token.
-    """
+    """Add the tokenizer's and the template's stop tokens to those at which `generate` ends."""
     config = cast(GenerationConfig, model.generation_config)
     stops = [*(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])]
     stops.append(tokenizer.eos_token_id)
@@ -144,11 +120,7 @@ def set_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 
 def check_model_init(model_init: Any, target_gradient: str, peft_config: Any) -> None:
-    """Refuse `model_init` with a teacher or adapters, which belong to one model.
-
-    Raises:
-        UsageError: it is not None, and there is one of these.
-    """
+    """Refuse `model_init` with a teacher or adapters, which belong to one model."""
     if model_init is None:
         return
     if target_gradient == "ema":
@@ -158,11 +130,7 @@ def check_model_init(model_init: Any, target_gradient: str, peft_config: Any) ->
 
 
 def refuse_names(**datasets: Any) -> None:
-    """Refuse names of data sets, by the name of the argument.
-
-    Raises:
-        UsageError: a data set is a string or path.
-    """
+    """Refuse names of data sets, by the name of the argument."""
     for name, dataset in datasets.items():
         if isinstance(dataset, (str, Path)):
             raise UsageError(f"{name} is the name {str(dataset)!r}. Pass rows, such as datasets.load_dataset(...).")

@@ -59,16 +59,7 @@ class PairedRow(NamedTuple):
 def load_paired_rows(
     args: PairedDataArguments, *, seed: int, need_validation: bool
 ) -> tuple[list[PairedRow], list[PairedRow] | None]:
-    """Load the training and evaluation rows from the sources of `resolve_splits`, without any from `builtin_rows`.
-
-    Args:
-        args: the sources.
-        seed: seed of the held-out rows.
-        need_validation: whether to load evaluation rows; without it they are None.
-
-    Raises:
-        UsageError: files or data sets are missing, unreadable or empty, or several sources are named.
-    """
+    """Load the training and evaluation rows from the sources of `resolve_splits`, without any from `builtin_rows`."""
     train, validation = resolve_splits(
         args,
         seed=seed,
@@ -96,11 +87,7 @@ def load_file_rows(argument: str, files: str) -> list[PairedRow]:
 
 
 def row_texts(row: PairedRow, args: PairedDataArguments) -> list[str]:
-    """Return the texts of a row's messages.
-
-    Raises:
-        UsageError: the row is not a conversation, see `read_conversation`.
-    """
+    """Return the texts of a row's messages."""
     try:
         conversation = read_conversation(row.content, row.number, **args.columns)
     except UsageError as error:

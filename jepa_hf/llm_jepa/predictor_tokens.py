@@ -18,9 +18,6 @@ def predictor_tokens(count: int) -> list[str]:
 
     >>> predictor_tokens(2)
     ['<|predictor_2|>', '<|predictor_1|>']
-
-    Raises:
-        UsageError: the count is below 0 or above 10.
     """
     if not 0 <= count <= MAX_PREDICTOR_TOKENS:
         raise UsageError(f"num_predictor_tokens must be between 0 and {MAX_PREDICTOR_TOKENS}, not {count}.")

@@ -2,12 +2,13 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import datasets
 
 from ..errors import UsageError
+from ..training.inputs import iterate_rows
 from ..utils.counts import counted
 from .paired_data import PairedRow
 from .view_tokenizer import IGNORE_INDEX, OverlongRowError, PairedViewTokenizer, special_ids
@@ -16,12 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def tokenize_rows(rows: Iterable[PairedRow], view_tokenizer: PairedViewTokenizer) -> list[dict[str, Any]]:
-    """Tokenize rows, and log how many were truncated, left out, or have no stop token.
-
-    Raises:
-        UsageError: a row cannot be tokenized, see `PairedViewTokenizer`; or all are left out. The
-            message names the row's source.
-    """
+    """Tokenize rows, and log how many were truncated, left out, or have no stop token."""
     tokenized: list[dict[str, Any]] = []
     left_out = 0
     for row in rows:
@@ -86,24 +82,10 @@ def is_untokenized(dataset: Any) -> bool:
     return first is not None and not (isinstance(first, Mapping) and "stp_span" in first)
 
 
-def iterate_rows(dataset: Any) -> Iterator[Any]:
-    """Iterate over a data set; a torch `Dataset` may have nothing but a length and rows by number."""
-    if hasattr(dataset, "__iter__"):
-        return iter(dataset)
-    return (dataset[index] for index in range(len(dataset)))
-
-
 def tokenize_dataset(dataset: Any, view_tokenizer: PairedViewTokenizer | None) -> Any:
     """Tokenize a data set like `tokenize_rows`; tokenized rows are returned unchanged.
 
     Rows of a stream are tokenized during iteration, without the counts.
-
-    Args:
-        dataset: rows; or several data sets, by name; or the name of one.
-        view_tokenizer: tokenizes the rows.
-
-    Raises:
-        UsageError: rows that are not tokenized, without a `view_tokenizer`.
     """
     if not is_untokenized(dataset):
         return dataset

@@ -3,38 +3,24 @@
 import copy
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, TrainerState
+from transformers import PreTrainedModel
 
 from ..errors import UsageError
-from ..training.callbacks import MovingAverageCallback
 from ..training.ema import match_parameters
 from .decoder import get_decoder
 
 TEACHER_FILE = "teacher.safetensors"
 
 
-class TeacherCallback(MovingAverageCallback):
-    """Move the teacher with a constant decay."""
-
-    def __init__(self, decay: float):
-        super().__init__()
-        self._constant_decay = decay
-
-    def pair(self, decoder: nn.Module, teacher: nn.Module) -> None:
-        """Match the decoder's trainable parameters with the teacher's by name."""
-        trainable = {name for name, parameter in decoder.named_parameters() if parameter.requires_grad}
-        self.pairs = match_parameters(
-            *(
-                ((name, parameter) for name, parameter in module.named_parameters() if name in trainable)
-                for module in (decoder, teacher)
-            )
-        )
-
-    def step_decay(self, state: TrainerState) -> float:
-        """Return the constant decay."""
-        return self._constant_decay
+def match_teacher(decoder: nn.Module, teacher: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Pair the decoder's trainable parameters with the teacher's by name."""
+    trainable = {name for name, parameter in decoder.named_parameters() if parameter.requires_grad}
+    return match_parameters(
+        *([item for item in module.named_parameters() if item[0] in trainable] for module in (decoder, teacher))
+    )
 
 
 def copy_decoder(model: PreTrainedModel) -> nn.Module:
@@ -51,11 +37,7 @@ def save_teacher(teacher: nn.Module, checkpoint: Path) -> None:
 
 
 def load_teacher(teacher: nn.Module, checkpoint: str) -> None:
-    """Load the teacher's weights from a checkpoint.
-
-    Raises:
-        UsageError: the checkpoint has no teacher.
-    """
+    """Load the teacher's weights from a checkpoint."""
     path = Path(checkpoint) / TEACHER_FILE
     if not path.is_file():
         raise UsageError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -16,15 +17,16 @@ from ..hub.model_card import DatasetInfo
 from ..monitoring.assessment import Verdict, judge
 from ..monitoring.view_health import view_findings
 from ..training.base_trainer import BaseJepaTrainer
+from ..training.callbacks import MovingAverageCallback
 from ..training.checkpoints import is_staging_checkpoint
 from ..training.console import ConsoleCallback
-from ..training.inputs import check_collator, check_single_split, resolve_arguments
+from ..training.inputs import check_collator, check_single_split, iterate_rows, resolve_arguments
 from ..training.metric_accumulator import MetricAccumulator
 from .data_collator import DataCollatorForPairedViews
 from .decoder import get_decoder, has_lora
 from .generation import evaluate_generation
 from .lora import save_adapters
-from .model_card import write_llm_card
+from .model_card import render_llm_card
 from .model_setup import (
     check_model_init,
     default_view_tokenizer,
@@ -34,13 +36,14 @@ from .model_setup import (
     set_stop_tokens,
 )
 from .objective import PairedViewObjective
-from .row_tokenization import has_label, is_untokenized, iterate_rows, tokenize_dataset
-from .teacher import TeacherCallback, copy_decoder, load_teacher, save_teacher
+from .row_tokenization import has_label, is_untokenized, tokenize_dataset
+from .teacher import copy_decoder, load_teacher, match_teacher, save_teacher
 from .training_args import LlmJepaTrainingArguments
 from .view_isolation import verify_view_isolation
 from .view_metrics import ViewMetrics
 from .view_tokenizer import IGNORE_INDEX, PairedViewTokenizer
 
+_OBJECTIVE_ARGUMENTS = ("lm_weight", "jepa_weight", "pair_loss", "target_gradient", "stp_weight", "stp_variant")
 _VIEWS = ("view_input_ids", "view_position_ids", "view_ends", "second_view")
 
 
@@ -123,8 +126,12 @@ class LlmJepaTrainer(BaseJepaTrainer):
         if data_collator is None:
             data_collator = DataCollatorForPairedViews(processing_class, args.view_passes)
         teacher = copy_decoder(language_model) if args.target_gradient == "ema" else None
-        self._teacher_callback = TeacherCallback(args.ema_decay)
-        self.objective = _make_objective(args, teacher)
+        self._teacher_callback = MovingAverageCallback(lambda state: args.ema_decay)
+        self.objective = PairedViewObjective(
+            temperature=args.infonce_temperature,
+            teacher=teacher,
+            **{name: getattr(args, name) for name in _OBJECTIVE_ARGUMENTS},
+        )
         self._generation_batch_size = args.per_device_eval_batch_size
         if args.pair_loss == "infonce":
             self.evaluate_in_training_batches(args)
@@ -152,7 +159,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
         self._views_verified = False
         if teacher is not None:
             teacher.to(args.device)
-            self._teacher_callback.pair(get_decoder(self.model), teacher)
+            self._teacher_callback.pairs = match_teacher(get_decoder(self.model), teacher)
 
     def prepare_model(self, model: Any) -> Any:
         """Give a later model of `model_init` the tokenizer's size and the objective."""
@@ -163,19 +170,11 @@ class LlmJepaTrainer(BaseJepaTrainer):
         return model
 
     def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse: `Trainer` would store the result of a trial in `objective`.
-
-        Raises:
-            UsageError: Always.
-        """
+        """Refuse: `Trainer` would store the result of a trial in `objective`."""
         raise UsageError("hyperparameter_search is not supported by LlmJepaTrainer. Build a trainer for each trial.")
 
     def check_training(self) -> None:
-        """Like the base's, and check the model with `verify_view_isolation`.
-
-        Raises:
-            UsageError: As by the base, or no row has a label.
-        """
+        """Like the base's, and check the model with `verify_view_isolation`."""
         super().check_training()
         self._attach()
         dataset: Any = self.train_dataset
@@ -274,7 +273,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
     @property
     def health_findings(self) -> dict[str, tuple[int, str]]:
         """Findings about the run by kind: step and sentence, see `view_health.view_findings`."""
-        return view_findings(self.state.log_history, self.loss_weights, self.state.max_steps)
+        return view_findings(self.state.log_history, self.loss_weights, self.state.max_steps)[0]
 
     @property
     def succeeded(self) -> bool:
@@ -292,7 +291,9 @@ class LlmJepaTrainer(BaseJepaTrainer):
         self._attach()
         self._check(dataloader.dataset)
         output = super().evaluation_loop(*args, **kwargs, metric_key_prefix=metric_key_prefix)  # type: ignore[misc]
-        parts = _weighted_losses(self.args, output.metrics, metric_key_prefix)
+        weights = {**self.loss_weights, "pair_loss": self.args.jepa_weight, "router_loss": self.args.lm_weight}
+        named = {f"{metric_key_prefix}_{name}": weight for name, weight in weights.items()}
+        parts = [weight * output.metrics[name] for name, weight in named.items() if name in output.metrics]
         if parts:
             # Trainer's loss is a mean over rows, and depends on the batches, because rows differ in
             # labels.
@@ -346,18 +347,9 @@ class LlmJepaTrainer(BaseJepaTrainer):
         if self.objective.teacher is not None:
             load_teacher(self.objective.teacher, cast(str, self.state.best_model_checkpoint))
 
-    def plot_log(self, path: Path) -> None:
-        """Draw the losses and the view metrics to a PNG file."""
-        from ..monitoring.training_plots import plot_language_model  # late, because matplotlib loads slowly
-
-        plot_language_model(self.state.log_history, path)
-
-    def create_model_card(  # type: ignore[override]  # **kwargs holds Trainer's arguments
-        self, model_name: str | None = None, data: DatasetInfo | None = None, **kwargs: Any
-    ) -> None:
-        """Write `README.md`, with the arguments of `HubTrainer.create_model_card`."""
-        if self.is_world_process_zero():
-            write_llm_card(self, model_name, data or DatasetInfo(), **kwargs)
+    def render_card(self, name: str, data: DatasetInfo, language: str | None, license: str | None) -> ModelCard:
+        """Render the card of the model that users will load as `name`."""
+        return render_llm_card(self, name, data, language, license)
 
     def load_weights(self, checkpoint: str) -> nn.Module:
         """Load the model of a checkpoint, or the model of its LoRA weights."""
@@ -375,23 +367,3 @@ class LlmJepaTrainer(BaseJepaTrainer):
         else:
             model.save_pretrained(output_dir, state_dict=state_dict)
             self.processing_class.save_pretrained(output_dir)
-
-
-def _weighted_losses(args: LlmJepaTrainingArguments, metrics: dict[str, float], prefix: str) -> list[float]:
-    """Return the parts of the loss that an evaluation measured, times their weights."""
-    weights = {"lm": args.lm_weight, "router": args.lm_weight, "pair": args.jepa_weight, "stp": args.stp_weight}
-    names = {f"{prefix}_{part}_loss": weight for part, weight in weights.items()}
-    return [weight * metrics[name] for name, weight in names.items() if name in metrics]
-
-
-def _make_objective(args: LlmJepaTrainingArguments, teacher: nn.Module | None) -> PairedViewObjective:
-    return PairedViewObjective(
-        lm_weight=args.lm_weight,
-        jepa_weight=args.jepa_weight,
-        pair_loss=args.pair_loss,
-        temperature=args.infonce_temperature,
-        target_gradient=args.target_gradient,
-        teacher=teacher,
-        stp_weight=args.stp_weight,
-        stp_variant=args.stp_variant,
-    )

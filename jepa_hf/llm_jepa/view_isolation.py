@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from ..errors import UsageError
+from ..training.inputs import check_batch
 from .decoder import (
     accepts_position_ids,
     check_decoder,
@@ -23,12 +24,6 @@ def verify_view_isolation(
     model: PreTrainedModel, collator: Callable[..., dict[str, torch.Tensor]], row: dict[str, Any]
 ) -> None:
     """Check that a model encodes views independently of their row and has the standard loss.
-
-    Args:
-        model: a causal language model, or a `PeftModel` around one.
-        collator: `DataCollatorForPairedViews`; without views in its batches, only the loss is
-            checked.
-        row: a row of `PairedViewTokenizer`.
 
     Raises:
         UsageError: the second view's representation depends on its neighbours or on padding; the
@@ -70,12 +65,7 @@ def _collate(collator: Callable[..., Any], row: dict[str, Any]) -> dict[str, tor
             f"The data_collator {name} cannot read rows with two views ({' '.join(str(error).split())[:200]}). Use "
             "DataCollatorForPairedViews, or leave data_collator out."
         ) from None
-    missing = [key for key in ("labels", "label_positions", "stp_span") if key not in batch]
-    if missing:
-        raise UsageError(
-            f"The batches of the data_collator {name} have no {missing[0]}. Use DataCollatorForPairedViews, or leave "
-            "data_collator out."
-        )
+    check_batch(batch, ("labels", "label_positions", "stp_span"))
     return batch
 
 

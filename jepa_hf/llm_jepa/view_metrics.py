@@ -21,14 +21,7 @@ class ViewMetrics:
     def update(
         self, outputs: Any, row_valid: torch.Tensor | None, means: MetricAccumulator, is_evaluation: bool
     ) -> None:
-        """Add one micro-batch to `means`; the vectors of an evaluation are kept up to a maximum.
-
-        Args:
-            outputs: a `PairedViewOutput`; nothing is added without views.
-            row_valid: bool `[B]`, False for rows that do not count; default all count.
-            means: the accumulator.
-            is_evaluation: whether `finish` follows.
-        """
+        """Add one micro-batch to `means`; the vectors of an evaluation are kept up to a maximum."""
         if outputs.predictions is None:
             return
         predictions, targets = outputs.predictions.detach().float(), outputs.targets.detach().float()

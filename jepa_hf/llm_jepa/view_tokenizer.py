@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,15 +29,8 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {*tokenizer.all_special_ids, *added} - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
 
 
-@dataclass(frozen=True)
-class View:
-    """One view of a row.
-
-    Args:
-        input_ids: its token ids.
-        end_index: index of the token whose state represents it.
-        truncated: whether its content was truncated.
-    """
+class View(NamedTuple):
+    """Token ids of a view, the index of the token whose state represents it, and whether it was truncated."""
 
     input_ids: list[int]
     end_index: int
@@ -152,22 +144,14 @@ class PairedViewTokenizer:
         }
 
     def is_overlong(self, row: Any, number: int | None = None) -> bool:
-        """Return whether a part of a row exceeds `max_length`.
-
-        Raises:
-            UsageError: as for `__call__`.
-        """
+        """Return whether a part of a row exceeds `max_length`."""
         try:
             return self(row, number)["truncated"]
         except OverlongRowError:
             return True
 
     def prompt(self, row: Any, number: int | None = None) -> tuple[str, str]:
-        """Return the rendered prompt, up to where the answer begins, and the reference answer.
-
-        Raises:
-            UsageError: as for `__call__`; or the second view is not an answer.
-        """
+        """Return the rendered prompt, up to where the answer begins, and the reference answer."""
         conversation = self._read(row, number)
         turn = self.turns[1] % len(conversation.messages)
         message = conversation.messages[turn]

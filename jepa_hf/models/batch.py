@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .encoder_adapters import EncoderAdapter
+from .encoder_adapter import EncoderAdapter
 
 
 class JepaBatch(NamedTuple):

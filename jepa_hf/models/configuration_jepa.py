@@ -13,7 +13,8 @@ from transformers import AutoConfig, IJepaConfig, PreTrainedConfig
 
 from .argument_names import refuse_unread_arguments
 from .configuration_feature_encoder import FeatureEncoderConfig
-from .encoder_adapters import EncoderAdapter, encoder_adapter_for
+from .encoder_adapter import EncoderAdapter
+from .encoder_adapters import encoder_adapter_for
 from .errors import UsageError
 from .jepa_config_checks import validate_jepa_config
 

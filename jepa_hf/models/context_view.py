@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .batch import JepaBatch
-from .encoder_adapters import EncoderAdapter
+from .encoder_adapter import EncoderAdapter
 from .packed_sequences import gather_document_ids
 from .positions import repeat_interleave_samples
 

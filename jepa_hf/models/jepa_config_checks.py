@@ -4,7 +4,7 @@ import math
 from numbers import Real
 from typing import Any
 
-from .encoder_adapters import EncoderAdapter
+from .encoder_adapter import EncoderAdapter
 from .errors import UsageError
 from .lora import lora_config
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from .encoder_adapters import is_pooler_parameter
+from .encoders import is_pooler_parameter
 from .errors import UsageError
 
 

@@ -10,7 +10,8 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from .encoder_adapters import TEXT_WITH_PADDING_OFFSET, is_pooler_parameter
+from .encoder_adapters import TEXT_WITH_PADDING_OFFSET
+from .encoders import is_pooler_parameter
 from .errors import UsageError
 
 

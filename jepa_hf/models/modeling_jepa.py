@@ -13,7 +13,7 @@ from .argument_names import refuse_unread_arguments
 from .batch import JepaBatch, make_batch
 from .configuration_jepa import JepaConfig
 from .context_view import ContextView, encode_masked_view, encode_visible_view
-from .encoder_adapters import encoder_from_pretrained, is_pooler_parameter
+from .encoders import encoder_from_pretrained, is_pooler_parameter
 from .errors import UsageError
 from .lora import add_lora
 from .mlm_head import MaskedLMHead, head_from_pretrained

@@ -10,7 +10,8 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_jepa import JepaConfig
-from .encoder_adapters import encoder_adapter_for, encoder_from_config, is_pooler_parameter
+from .encoder_adapters import encoder_adapter_for
+from .encoders import encoder_from_config, is_pooler_parameter
 from .lora import add_lora, initialize_lora, is_lora_parameter, merge_lora
 from .mlm_head import MaskedLMHead
 from .modeling_feature_encoder import FeatureEncoderModel

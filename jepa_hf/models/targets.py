@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from .batch import JepaBatch
 from .configuration_jepa import JepaConfig
-from .encoder_adapters import EncoderAdapter
+from .encoder_adapter import EncoderAdapter
 from .losses import layer_norm_no_affine
 from .packed_sequences import instance_normalize, mean_pool_by_document
 from .positions import gather_positions

@@ -18,13 +18,16 @@ from .health import (
     best_baseline,
     findings,
     is_measurement,
+    is_number,
     measurements,
 )
-from .view_health import VIEW_REMEDIES, describe_learning, view_findings
+from .view_health import VIEW_REMEDIES, view_findings
 
 History = list[dict[str, Any]]
 # Prefix of metrics that are measured on a fixed batch, else in evaluations.
 MEASURED_PREFIX = "measured_"
+# Step and value of each entry of a curve.
+Points = list[tuple[int, float]]
 # Curves of a panel: name in the log (see `metric_series`), and label.
 Curves = tuple[tuple[str, str], ...]
 
@@ -76,34 +79,21 @@ class Verdict:
         return [" ".join(filter(None, (f"{self.title}.", self.reasons[0], more, self.skill))), f"Next: {self.advice}"]
 
 
-@dataclass(frozen=True)
-class Thresholds:
-    """Thresholds of warnings about curves. A collapse has those of the watchdog, see `health`.
-
-    Args:
-        chance: Below this multiple of chance, a top-1 accuracy counts as chance.
-        skill: Below this fraction of the way from chance to 1, a top-1 accuracy among a sample's own
-            targets counts as chance.
-        rank: A rank below this fraction of the start's, or of random weights', is a warning.
-        cosine: A mean pairwise cosine that has risen above this is a warning.
-        std: A normalized standard deviation that has fallen below this is a warning.
-    """
-
-    chance: float = 2.0
-    skill: float = 0.05
-    rank: float = 0.5
-    cosine: float = 0.9
-    std: float = 0.3
-
-
-THRESHOLDS = Thresholds()
+# Thresholds of warnings about curves. A collapse has those of the watchdog, see `health`.
+# Below this multiple of chance, a top-1 accuracy counts as chance; among a sample's own targets, below
+# this fraction of the way from chance to 1.
+_MIN_CHANCE_MULTIPLE, _MIN_SKILL = 2.0, 0.05
+# A rank below this fraction of the start's, or of random weights'.
+_LOW_RANK_RATIO = 0.5
+# A mean pairwise cosine that has risen above, a normalized standard deviation that has fallen below this.
+_HIGH_COSINE, _LOW_STD = 0.9, 0.3
 # Kinds of findings whose sentence says how little was learned.
 _NOTHING_LEARNED = {"nothing_learned", "views_at_chance"}
 
 Assessor = Callable[[History, Curves, int | None], Assessment]
 
 
-def metric_series(history: History, name: str) -> list[tuple[int, float]]:
+def metric_series(history: History, name: str) -> Points:
     """Return step and value of every entry with this name.
 
     The prefix `MEASURED_PREFIX` stands for `health_` (the fixed batch), or in a run without it for
@@ -112,7 +102,7 @@ def metric_series(history: History, name: str) -> list[tuple[int, float]]:
     if name.startswith(MEASURED_PREFIX):
         source = "health_" if any(map(is_measurement, history)) else "eval_"
         name = source + name.removeprefix(MEASURED_PREFIX)
-    return [(entry["step"], float(entry[name])) for entry in history if "step" in entry and _is_number(entry.get(name))]
+    return [(entry["step"], float(entry[name])) for entry in history if "step" in entry and is_number(entry.get(name))]
 
 
 def assess_loss(history: History, curves: Curves, width: int | None = None) -> Assessment:
@@ -149,15 +139,11 @@ def assess_loss(history: History, curves: Curves, width: int | None = None) -> A
 def assess_top1_accuracy(history: History, curves: Curves, width: int | None = None) -> Assessment:
     """Assess the top-1 accuracy against chance, in the sample if that was measured."""
     name = _top1_accuracy(history)
-    points, chance = (
-        metric_series(history, f"{MEASURED_PREFIX}{name}"),
-        metric_series(history, f"{MEASURED_PREFIX}{name}_chance"),
-    )
+    points, by_chance = _with_chance(history, name)
     in_sample = name == "top1_accuracy_in_sample"
     change = f"The top-1 accuracy among {'a sample' if in_sample else 'the batch'}'s targets {_describe_change(points)}"
-    if not points or not chance or not chance[-1][1] > 0:
+    if by_chance is None:
         return Assessment(f"{change}.")
-    by_chance = chance[-1][1]
     if not _at_chance(history):
         ratio = f"{format_number(points[-1][1] / by_chance)} times chance"
         loss = metric_series(history, f"{MEASURED_PREFIX}prediction_loss")
@@ -175,16 +161,13 @@ def assess_top1_accuracy(history: History, curves: Curves, width: int | None = N
 
 def assess_sample_top1_accuracy(history: History, curves: Curves, width: int | None = None) -> Assessment:
     """Assess whether a sample's context identifies it among the others."""
-    points, chance = (
-        metric_series(history, "measured_sample_top1_accuracy"),
-        metric_series(history, "measured_sample_top1_accuracy_chance"),
-    )
+    points, by_chance = _with_chance(history, "sample_top1_accuracy")
     change = f"The share of samples that their context identifies {_describe_change(points)}"
-    if not points or not chance or not chance[-1][1] > 0:
+    if by_chance is None:
         return Assessment(f"{change}.")
-    end, by_chance = points[-1][1], chance[-1][1]
-    if end >= THRESHOLDS.chance * by_chance:
-        return Assessment(f"{change}, {format_number(end / by_chance)} times chance.", Severity.HEALTHY)
+    ratio = points[-1][1] / by_chance
+    if ratio >= _MIN_CHANCE_MULTIPLE:
+        return Assessment(f"{change}, {format_number(ratio)} times chance.", Severity.HEALTHY)
     return Assessment(
         f"{change}, where chance gives {format_number(by_chance)}: contexts do not distinguish samples.",
         Severity.WARNING,
@@ -194,20 +177,18 @@ def assess_sample_top1_accuracy(history: History, curves: Curves, width: int | N
 def assess_rank(
     history: History, curves: Curves, width: int | None = None, left: float = RANK_COLLAPSE_RATIO
 ) -> Assessment:
-    """Assess the effective rank, the worst curve; below `left` of the start is collapse."""
-    total = "" if width is None else f" of {width}"
+    """Assess the effective rank; below `left` of the start is collapse."""
 
-    def assess(label: str, points: list[tuple[int, float]]) -> Assessment:
+    def outcome(points: Points) -> tuple[str, Severity]:
         start, end = points[0][1], points[-1][1]
-        change = f"The effective rank of the {label} {_describe_change(points)}{total} directions"
+        directions = f"{'' if width is None else f' of {width}'} directions"
         if end < left * start:
-            return Assessment(f"{change}: the representation has collapsed.", Severity.COLLAPSED)
-        if end < THRESHOLDS.rank * start:
-            return Assessment(f"{change}: more than half of the directions are lost.", Severity.WARNING)
-        outcome = "" if len(points) == 1 else ": the directions are kept"
-        return Assessment(f"{change}{outcome}.", Severity.HEALTHY)
+            return f"{directions}: the representation has collapsed", Severity.COLLAPSED
+        if end < _LOW_RANK_RATIO * start:
+            return f"{directions}: more than half of the directions are lost", Severity.WARNING
+        return f"{directions}{': the directions are kept' if points[1:] else ''}", Severity.HEALTHY
 
-    return _worst_assessment(history, curves, assess)
+    return _worst_assessment(history, curves, "The effective rank of the {}", outcome, format_number)
 
 
 def assess_pooled_rank(history: History, curves: Curves, width: int | None = None) -> Assessment:
@@ -216,50 +197,40 @@ def assess_pooled_rank(history: History, curves: Curves, width: int | None = Non
 
 
 def assess_cosine(history: History, curves: Curves, width: int | None = None) -> Assessment:
-    """Assess the mean pairwise cosine, the worst curve."""
+    """Assess the mean pairwise cosine."""
 
-    def assess(label: str, points: list[tuple[int, float]]) -> Assessment:
+    def outcome(points: Points) -> tuple[str, Severity]:
         start, end = points[0][1], points[-1][1]
-        change = f"The mean cosine between {label} {_describe_change(points, _fixed)}"
         if 1 - end < COSINE_COLLAPSE_RATIO * (1 - start):
-            return Assessment(
-                f"{change}: all of them are nearly the same, the representation has collapsed.", Severity.COLLAPSED
-            )
-        if end > THRESHOLDS.cosine >= start:
-            return Assessment(f"{change}: they have become very similar.", Severity.WARNING)
-        outcome = "they were as similar at the start" if end > THRESHOLDS.cosine else "they differ"
-        return Assessment(f"{change}, where 1 is collapse: {outcome}.", Severity.HEALTHY)
+            return ": all of them are nearly the same, the representation has collapsed", Severity.COLLAPSED
+        if end > _HIGH_COSINE >= start:
+            return ": they have become very similar", Severity.WARNING
+        similarity = "they were as similar at the start" if end > _HIGH_COSINE else "they differ"
+        return f", where 1 is collapse: {similarity}", Severity.HEALTHY
 
-    return _worst_assessment(history, curves, assess)
+    return _worst_assessment(history, curves, "The mean cosine between {}", outcome)
 
 
 def assess_normalized_std(history: History, curves: Curves, width: int | None = None) -> Assessment:
-    """Assess the normalized standard deviation, the worst curve."""
+    """Assess the normalized standard deviation."""
 
-    def assess(label: str, points: list[tuple[int, float]]) -> Assessment:
-        start, end = points[0][1], points[-1][1]
-        subject = f"The normalized standard deviation of the {label}"
-        change = f"{subject} {_describe_change(points, _fixed)}, where about 1 is healthy"
-        if end < THRESHOLDS.std <= start:
-            return Assessment(f"{change}: they nearly point the same way.", Severity.WARNING)
-        return Assessment(f"{change}.", Severity.HEALTHY)
+    def outcome(points: Points) -> tuple[str, Severity]:
+        if points[-1][1] < _LOW_STD <= points[0][1]:
+            return ", where about 1 is healthy: they nearly point the same way", Severity.WARNING
+        return ", where about 1 is healthy", Severity.HEALTHY
 
-    return _worst_assessment(history, curves, assess)
+    return _worst_assessment(history, curves, "The normalized standard deviation of the {}", outcome)
 
 
 def assess_within_sample(history: History, curves: Curves, width: int | None = None) -> Assessment:
-    """Assess whether the positions of a sample still differ from each other, the worst curve."""
+    """Assess whether the positions of a sample still differ from each other."""
 
-    def assess(label: str, points: list[tuple[int, float]]) -> Assessment:
-        start, end = points[0][1], points[-1][1]
-        change = f"The share of the variance of the {label} that is within samples {_describe_change(points, _fixed)}"
-        if end < TOKEN_COLLAPSE_RATIO * start:
-            return Assessment(
-                f"{change}: all positions of a sample are nearly the same, token collapse.", Severity.COLLAPSED
-            )
-        return Assessment(f"{change}.", Severity.HEALTHY)
+    def outcome(points: Points) -> tuple[str, Severity]:
+        if points[-1][1] < TOKEN_COLLAPSE_RATIO * points[0][1]:
+            return ": all positions of a sample are nearly the same, token collapse", Severity.COLLAPSED
+        return "", Severity.HEALTHY
 
-    return _worst_assessment(history, curves, assess)
+    return _worst_assessment(history, curves, "The share of the variance of the {} that is within samples", outcome)
 
 
 def assess_change(history: History, curves: Curves, width: int | None = None) -> Assessment:
@@ -270,13 +241,7 @@ def assess_change(history: History, curves: Curves, width: int | None = None) ->
 
 
 def assess_samples(ranks: dict[str, float], cosines: dict[str, float], width: int) -> Assessment:
-    """Compare the pooled samples of the trained encoders with those of random weights.
-
-    Args:
-        ranks: Effective rank of the vectors by encoder: "context", "target" and "random".
-        cosines: Their mean pairwise cosine by encoder.
-        width: Width of the vectors.
-    """
+    """Compare the pooled samples of the trained encoders with those of random weights."""
     description = (
         f"Over pooled samples the context encoder uses {format_number(ranks['context'])} of {width} directions, the "
         f"target encoder {format_number(ranks['target'])}, the same network with random weights "
@@ -292,7 +257,7 @@ def assess_samples(ranks: dict[str, float], cosines: dict[str, float], width: in
         return Assessment(
             f"{description}: samples are hardly distinguished, the representation has collapsed.", Severity.COLLAPSED
         )
-    if ranks["context"] < THRESHOLDS.rank * ranks["random"]:
+    if ranks["context"] < _LOW_RANK_RATIO * ranks["random"]:
         return Assessment(f"{description}: training has cost more than half of them.", Severity.WARNING)
     return Assessment(f"{description}.", Severity.HEALTHY)
 
@@ -318,8 +283,7 @@ def judge(
         next_step = f"jepa-hf evaluate {output_dir} --tasks FILE, or jepa-hf report {output_dir} for all curves."
         unmeasured = "set --health_steps above 0, or --do_eval."
     else:
-        found, remedies = view_findings(history, weights, max_steps), VIEW_REMEDIES
-        skill = describe_learning(history, weights)
+        (found, skill), remedies = view_findings(history, weights, max_steps), VIEW_REMEDIES
         next_step = f"jepa-hf generate {output_dir} --data_file FILE for answers to new rows."
         unmeasured = "lower --logging_steps, or set --do_eval."
     kinds = sorted(found, key=_severity_of, reverse=True)
@@ -353,10 +317,23 @@ def _describe_skill(history: History) -> str:
     return f"The prediction loss is {format_percent(share)} below that of {name}, the best guess without context."
 
 
+def _fixed(value: float) -> str:
+    """Format a value between -1 and 1.
+
+    >>> _fixed(-0.00004), _fixed(0.99949)
+    ('0.000', '0.999')
+    """
+    return f"{value:.3f}".removeprefix("-") if abs(value) < 0.0005 else f"{value:.3f}"
+
+
 def _worst_assessment(
-    history: History, curves: Curves, assess: Callable[[str, list[tuple[int, float]]], Assessment]
+    history: History,
+    curves: Curves,
+    subject: str,
+    outcome: Callable[[Points], tuple[str, Severity]],
+    render: Callable[[float], str] = _fixed,
 ) -> Assessment:
-    """Return the reading of the worst curve."""
+    """Return the reading of the worst curve: its subject, its change and the outcome."""
     readings = []
     for name, label in curves:
         points, label = metric_series(history, name), label.partition(",")[0]
@@ -365,8 +342,10 @@ def _worst_assessment(
         if (step := _not_finite(points)) is not None:
             sentence = f"The curve of the {label} is not a finite number at step {step}: the run has diverged."
             readings.append(Assessment(sentence, Severity.DIVERGED))
-        else:
-            readings.append(assess(label, points))
+            continue
+        ending, severity = outcome(points)
+        change = _describe_change(points, render)
+        readings.append(Assessment(f"{subject.format(label)} {change}{ending}.", severity))
     return max(readings, key=lambda reading: reading.severity)
 
 
@@ -387,49 +366,37 @@ def _top1_accuracy(history: History) -> str:
     )
 
 
+def _with_chance(history: History, name: str) -> tuple[Points, float | None]:
+    """Return the points of an accuracy, and its last chance; None if one of them was not measured."""
+    points, chances = (metric_series(history, f"{MEASURED_PREFIX}{name}{suffix}") for suffix in ("", "_chance"))
+    return points, chances[-1][1] if points and chances and chances[-1][1] > 0 else None
+
+
 def _at_chance(history: History) -> bool:
     """Return whether the last top-1 accuracy is that of chance; False if it is unknown."""
     name = _top1_accuracy(history)
-    accuracies, chances = (
-        metric_series(history, f"{MEASURED_PREFIX}{name}"),
-        metric_series(history, f"{MEASURED_PREFIX}{name}_chance"),
-    )
-    if not accuracies or not chances:
+    points, chance = _with_chance(history, name)
+    if chance is None:
         return False
-    accuracy, chance = accuracies[-1][1], chances[-1][1]
-    minimum = THRESHOLDS.chance * chance if name == "top1_accuracy" else chance + THRESHOLDS.skill * (1 - chance)
-    return not accuracy >= minimum
+    minimum = _MIN_CHANCE_MULTIPLE * chance if name == "top1_accuracy" else chance + _MIN_SKILL * (1 - chance)
+    return not points[-1][1] >= minimum
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _not_finite(points: list[tuple[int, float]]) -> int | None:
+def _not_finite(points: Points) -> int | None:
     """Return the first step whose value is not finite."""
     return next((step for step, value in points if not math.isfinite(value)), None)
 
 
-def _describe_change(points: list[tuple[int, float]], render: Callable[[float], str] | None = None) -> str:
+def _describe_change(points: Points, render: Callable[[float], str] = format_number) -> str:
     """Describe the change from the first to the last point, as a predicate."""
     if not points:
         return "was not logged"
-    render = render or format_number
     start, end = points[0][1], points[-1][1]
     if len(points) == 1:
         return f"is {render(end)} at step {points[0][0]}"
     if render(start) == render(end):
         return f"stayed at {render(end)}"
     return f"{'fell' if end < start else 'rose'} from {render(start)} to {render(end)}"
-
-
-def _fixed(value: float) -> str:
-    """Format a value between -1 and 1.
-
-    >>> _fixed(-0.00004), _fixed(0.99949)
-    ('0.000', '0.999')
-    """
-    return f"{value:.3f}".removeprefix("-") if abs(value) < 0.0005 else f"{value:.3f}"
 
 
 def format_percent(share: float) -> str:

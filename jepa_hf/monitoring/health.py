@@ -162,9 +162,6 @@ def _first_of_each(keys: torch.Tensor) -> torch.Tensor:
 def best_baseline(measured: Mapping[str, float]) -> tuple[str, float]:
     """Return description and loss of the baseline with the lowest loss.
 
-    Args:
-        measured: Metrics of `prediction_health`.
-
     >>> best_baseline({"constant_baseline_loss": 0.43, "position_baseline_loss": 0.31})
     ('the position alone', 0.31)
     """
@@ -306,13 +303,13 @@ def measurements(history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]
     entries = [entry for entry in history if "step" in entry]
     watched = [entry for entry in entries if is_measurement(entry)]
     if watched:
-        return [{name: value for name, value in entry.items() if _is_number(value)} for entry in watched]
+        return [{name: value for name, value in entry.items() if is_number(value)} for entry in watched]
     found = []
     for entry in entries:
         values = {
             f"health_{name.removeprefix('eval_')}": value
             for name, value in entry.items()
-            if name.startswith("eval_") and _is_number(value)
+            if name.startswith("eval_") and is_number(value)
         }
         if "health_top1_accuracy" not in values:  # of a predictor that is not trained
             values.pop("health_prediction_loss", None)
@@ -321,7 +318,8 @@ def measurements(history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]
     return found
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number and no bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

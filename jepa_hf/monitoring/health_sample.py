@@ -39,13 +39,7 @@ class HealthSample:
         self._batches: list[dict[str, torch.Tensor]] = []
 
     def add(self, output: Any, batch: dict[str, torch.Tensor], pool_targets: bool) -> None:
-        """Add the rows of a batch. This synchronizes with the device.
-
-        Args:
-            output: The model's `JepaOutput` in eval mode.
-            batch: The inputs.
-            pool_targets: As in `JepaConfig`.
-        """
+        """Add the rows of a batch. This synchronizes with the device."""
         rows = self._rows_to_take(output.target_valid)
         if not rows:
             return

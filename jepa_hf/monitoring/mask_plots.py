@@ -55,19 +55,7 @@ def write_masks(
     processing_class: ProcessingClass | None = None,
     rows: int = 6,
 ) -> None:
-    """Draw the first rows of a data set as the collator masks them in its current epoch.
-
-    Args:
-        model: The JEPA.
-        collator: The run's collator.
-        dataset: Rows for the collator; only the first `rows` are read.
-        path: As for `plot_masks`.
-        processing_class: As for `plot_masks`.
-        rows: As for `plot_masks`.
-
-    Raises:
-        UsageError: As by `plot_masks` and by the collator.
-    """
+    """Draw the first rows of a data set as the collator masks them in its current epoch."""
     plot_masks(model, collator(list(islice(dataset, rows))), path, processing_class, rows)
 
 

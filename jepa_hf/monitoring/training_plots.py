@@ -1,6 +1,5 @@
 """Plots of a run's curves: loss and health over its steps."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,28 +198,15 @@ def draw_panel(axis: Axes, panel: Panel, log_history: list[dict[str, Any]]) -> N
 
 
 def plot_training(log_history: list[dict[str, Any]], path: str | Path) -> None:
-    """Draw the first four of `PANELS` that the log has curves for to a PNG.
-
-    Args:
-        log_history: `trainer.state.log_history`.
-        path: File to write.
-    """
-    _plot(PANELS, log_history, path)
-
-
-def plot_language_model(log_history: list[dict[str, Any]], path: str | Path) -> None:
-    """Draw the first four of `LLM_PANELS` that the log has curves for to a PNG."""
-    _plot(LLM_PANELS, log_history, path)
-
-
-def _plot(panels: Sequence[Panel], log_history: list[dict[str, Any]], path: str | Path) -> None:
-    panels = [panel for panel in panels if any(metric_series(log_history, name) for name, _ in panel.curves)][:4]
+    """Draw the first four panels that the log of a JEPA or a language model has curves for to a PNG."""
+    panels = LLM_PANELS if any("lm_loss" in entry or "eval_lm_loss" in entry for entry in log_history) else PANELS
+    drawn = [panel for panel in panels if any(metric_series(log_history, name) for name, _ in panel.curves)][:4]
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(2, 2).flat)
-    for axis, panel in zip(axes, panels, strict=False):
+    for axis, panel in zip(axes, drawn, strict=False):
         draw_panel(axis, panel, log_history)
         axis.set_title(panel.title, fontsize=10)
-    for axis in axes[len(panels) :]:
+    for axis in axes[len(drawn) :]:
         axis.set_axis_off()
     figure.savefig(path, dpi=110)

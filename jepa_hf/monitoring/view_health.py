@@ -26,8 +26,8 @@ _TERMS = {"lm_loss": "next-token loss", "pair_loss": "distance between the views
 
 def view_findings(
     history: Iterable[Mapping[str, Any]], weights: Mapping[str, float], max_steps: int | None = None
-) -> dict[str, tuple[int, str]]:
-    """Return step and sentence of each kind of finding in the log of a run.
+) -> tuple[dict[str, tuple[int, str]], str]:
+    """Return step and sentence of each kind of finding in the log of a run, and a sentence about what was learned.
 
     Args:
         history: The log. Evaluations count, and the training's own batches without any.
@@ -37,39 +37,28 @@ def view_findings(
     """
     entries = [entry for entry in history if "step" in entry]
     last_step = max((entry["step"] for entry in entries), default=0)
-    found: dict[str, tuple[int, str]] = {}
+    found = _view_collapse(entries) if weights["pair_loss"] else {}
     loss, accuracy = _loss_change(entries, weights), _view_accuracy(entries) if weights["pair_loss"] else None
-    is_at_chance = accuracy is not None and not accuracy[0] >= MIN_CHANCE_MULTIPLE * accuracy[1]
-    if loss is not None and not math.isfinite(loss[2]):
-        found["divergence"] = last_step, f"divergence: the {loss[0]} is not finite any more"
-    if weights["pair_loss"]:
-        found |= _view_collapse(entries)
-    if not max_steps or last_step < max_steps:
-        return found
-    if loss is not None and loss[2] >= loss[1] and (accuracy is None or is_at_chance):
-        sentence = f"nothing learned: the {loss[0]} did not fall, from {format_number(loss[1])} at the start to "
-        found["nothing_learned"] = last_step, sentence + format_number(loss[2])
-    elif is_at_chance and accuracy is not None and "view_collapse" not in found:
-        found["views_at_chance"] = (
-            last_step,
-            f"nothing learned about the views: the first view finds its own second view in {format_share(accuracy[0])} "
-            f"of the rows, where chance gives {format_share(accuracy[1])}",
-        )
-    return found
-
-
-def describe_learning(history: Iterable[Mapping[str, Any]], weights: Mapping[str, float]) -> str:
-    """Describe how far the loss fell, and how often the first view finds its second; empty if neither was logged."""
-    entries = [entry for entry in history if "step" in entry]
-    loss, accuracy = _loss_change(entries, weights), _view_accuracy(entries) if weights["pair_loss"] else None
-    sentences = []
-    if loss is not None:
-        verb = "fell" if loss[2] < loss[1] else "changed"
-        sentences.append(f"The {loss[0]} {verb} from {format_number(loss[1])} to {format_number(loss[2])}.")
+    learned, is_at_chance = [], False
     if accuracy is not None:
+        is_at_chance = not accuracy[0] >= MIN_CHANCE_MULTIPLE * accuracy[1]
         own, chance = map(format_share, accuracy)
-        sentences.append(f"The first view finds its own second view in {own} of the rows (chance {chance}).")
-    return " ".join(sentences)
+        learned = [f"The first view finds its own second view in {own} of the rows (chance {chance})."]
+    if loss is not None:
+        name, start, end = loss
+        change = f"from {format_number(start)} to {format_number(end)}"
+        learned.insert(0, f"The {name} {'fell' if end < start else 'changed'} {change}.")
+        if not math.isfinite(end):
+            found["divergence"] = last_step, f"divergence: the {name} is not finite any more"
+        elif end >= start and (accuracy is None or is_at_chance):
+            found["nothing_learned"] = last_step, f"nothing learned: the {name} did not fall, but went {change}"
+    if is_at_chance and not {"view_collapse", "nothing_learned"}.intersection(found):
+        sentence = f"the first view finds its own second view in {own} of the rows, where chance gives {chance}"
+        found["views_at_chance"] = last_step, f"nothing learned about the views: {sentence}"
+    if not max_steps or last_step < max_steps:
+        found.pop("nothing_learned", None)
+        found.pop("views_at_chance", None)
+    return found, " ".join(learned)
 
 
 def _loss_change(entries: list[Mapping[str, Any]], weights: Mapping[str, float]) -> tuple[str, float, float] | None:

@@ -26,7 +26,7 @@ from .console import ConsoleCallback
 from .inputs import check_batch
 from .metric_accumulator import MetricAccumulator
 from .run_trainer import RunTrainer
-from .stream_padding import PADDING_ROW_KEY, FixedBatchSizeCollator, PadStreamToMultiple, mark_padding
+from .stream_padding import PADDING_ROW_KEY, FixedBatchSizeCollator, PadStreamToMultiple
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class BaseJepaTrainer(RunTrainer):
 
         On several ranks a stream's batches have the same size.
         """
-        with self._with_collator(MaskingCollator.for_training), data_loading.padded_stream(self, self.mask_rows):
+        with self._with_collator(MaskingCollator.for_training), data_loading.padded_stream(self):
             loader = data_loading.isolate_generator(super().get_train_dataloader(), self.args.seed)
         data_loading.keep_workers_through_signals(loader, self._training)
         return loader
@@ -141,7 +141,7 @@ class BaseJepaTrainer(RunTrainer):
         with self._with_collator(MaskingCollator.for_evaluation):
             if self.args.world_size > 1 and not has_length(evaluated):
                 size = self.args.eval_batch_size
-                self.data_collator = FixedBatchSizeCollator(cast(Any, self.data_collator), size, mark_padding)
+                self.data_collator = FixedBatchSizeCollator(cast(Any, self.data_collator), size)
                 rows = PadStreamToMultiple(evaluated, size * self.args.world_size)
             yield rows
 
@@ -162,15 +162,19 @@ class BaseJepaTrainer(RunTrainer):
         """Collect the micro-batches of an update, and count its divisors.
 
         The last update of a stream's pass gets as many micro-batches as the others: `Trainer` would
-        not end a shorter one, and add its gradients to the next pass's first update. Padded
-        micro-batches are removed from the loss.
+        not end a shorter one, and add its gradients to the next pass's first update. Padded rows
+        and micro-batches are removed from the loss.
         """
         batches = list(islice(epoch_iterator, num_batches))
+        for batch in batches:
+            is_padding = batch.pop(PADDING_ROW_KEY, None)
+            if is_padding is not None:
+                self.mask_rows(batch, ~is_padding)
         count = self._count_update(batches, device) if batches else None
         missing = num_batches - len(batches)
         if self._is_stream and batches and missing:
             empty = dict(batches[-1])
-            data_loading.keep_first_rows(empty, 0, self.mask_rows)
+            self._keep_first_rows(empty, 0)
             batches += [empty] * missing
         return batches, count
 
@@ -182,7 +186,7 @@ class BaseJepaTrainer(RunTrainer):
         if self.args.world_size > 1 and self.accelerator.gradient_state.end_of_dataloader and self._last_update_size:
             size = len(next(iter(batches[-1].values())))
             rows = data_loading.own_rows(size, self._last_update_size, self.accelerator.process_index)
-            data_loading.keep_first_rows(batches[-1], rows, self.mask_rows)
+            self._keep_first_rows(batches[-1], rows)
         check_batch(batches[0], self.batch_keys)
         count = torch.stack([self.count_items(batch) for batch in batches]).sum(dim=0).to(device)
         self._targets = self._targets + count.sum()
@@ -190,6 +194,11 @@ class BaseJepaTrainer(RunTrainer):
             count = self.accelerator.gather(count[None]).sum(dim=0)
         # Without any target the loss is 0, not 0 / 0.
         return count.clamp_min(1)
+
+    def _keep_first_rows(self, inputs: dict[str, torch.Tensor], rows: int) -> None:
+        """Remove all rows of a micro-batch but the first `rows` from the loss."""
+        first = next(iter(inputs.values()))
+        self.mask_rows(inputs, torch.arange(len(first), device=first.device) < rows)
 
     @property
     def _last_update_size(self) -> int:
@@ -275,7 +284,7 @@ class BaseJepaTrainer(RunTrainer):
         # row is masked.
         inputs = {name: value[: max(rows, 1)] for name, value in inputs.items()}
         if self.args.world_size > 1 and (gradient_state.end_of_dataloader or is_padding is not None):
-            data_loading.keep_first_rows(inputs, rows, self.mask_rows)
+            self._keep_first_rows(inputs, rows)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         if rows:

@@ -32,12 +32,7 @@ def add_batch_metrics(
 ) -> torch.Tensor:
     """Add the parts of the loss, the masked fraction and the number of rows without targets.
 
-    Args:
-        means: Receives them.
-        outputs: The model's `JepaOutput`.
-        inputs: The micro-batch.
-        tokens: Its number of positions; None for vectors that are one token: it is masked in part,
-            which cannot be counted.
+    `tokens` is None for vectors that are one token: a part of it is masked, which cannot be counted.
 
     Returns:
         Number of samples with targets, a scalar.

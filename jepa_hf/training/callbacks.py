@@ -2,7 +2,6 @@
 
 import logging
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -34,30 +33,29 @@ def unwrap_jepa(model: nn.Module) -> JepaForRepresentationPrediction:
 
 
 class MovingAverageCallback(TrainerCallback):
-    """Base: move averaged parameters once per optimizer step, before evaluation and saving.
+    """Move averaged parameters once per optimizer step, before evaluation and saving.
 
-    A skipped optimizer step (fp16 overflow) moves nothing. Subclasses set `pairs` before the first
-    step.
+    A skipped optimizer step (fp16 overflow) moves nothing.
+
+    Args:
+        step_decay: Returns the decay of update number `state.global_step`.
 
     Attributes:
         pairs: Trained and averaged parameters in the same order (see `match_parameters`); under
-            FSDP2 and ZeRO-3, this rank's shards.
+            FSDP2 and ZeRO-3, this rank's shards. To be set before the first step.
         decay: Decay of the last update.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, step_decay: Callable[[TrainerState], float]) -> None:
+        self._step_decay = step_decay
         self.pairs: tuple[list[torch.Tensor], list[torch.Tensor]] | None = None
         self.decay: float | None = None
-
-    @abstractmethod
-    def step_decay(self, state: TrainerState) -> float:
-        """Return the decay of update number `state.global_step`."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Update the averaged parameters."""
         if self.pairs is None or kwargs["optimizer"].step_was_skipped:
             return
-        self.decay = self.step_decay(state)
+        self.decay = self._step_decay(state)
         update_target(*self.pairs, self.decay)
 
 
@@ -84,7 +82,7 @@ class EmaTargetCallback(MovingAverageCallback):
         pretrained: bool = False,
         default: tuple[float, float] | None = None,
     ):
-        super().__init__()
+        super().__init__(self.step_decay)
         self.first, self.last, self.schedule, self.pretrained = first, last, schedule, pretrained
         self.default = default
 
@@ -215,12 +213,7 @@ class TrainBeginCallback(TrainerCallback):
 
 
 class MaskEpochCallback(TrainerCallback):
-    """Set the collator's epoch, from which masks are drawn, before workers start.
-
-    Args:
-        collator: The run's collator, whose copies in workers share the epoch.
-        passes: Returns the number of passes that have ended.
-    """
+    """Set the collator's epoch, from which masks are drawn, before workers start."""
 
     def __init__(self, collator: MaskingCollator, passes: Callable[[], int]):
         self.collator, self.passes = collator, passes

@@ -1,5 +1,6 @@
 """Contents of a checkpoint: weights, optimizer, scheduler, random states."""
 
+import logging
 import os
 import pickle  # nosec B403
 import re
@@ -30,6 +31,8 @@ from .checkpoints import (
 )
 from .upstream import save_optimizer_and_scheduler, save_rng_state, save_scaler
 
+logger = logging.getLogger(__name__)
+
 # Files that torch unpickles, by what they hold.
 _PICKLED = {
     "optimizer or scheduler": ("optimizer.*", "scheduler.*"),
@@ -42,40 +45,32 @@ _PICKLED = {
 # ---- before resuming
 
 
-def resolve_checkpoint(run_dir: Path, requested: str | bool | None) -> tuple[str | None, list[str]]:
-    """Find and verify the checkpoint to resume from.
+def resolve_checkpoint(run_dir: Path, requested: str | bool | None) -> str | None:
+    """Find and verify the checkpoint to resume from: True is the newest complete one in `run_dir`.
 
-    Args:
-        run_dir: The run's output directory.
-        requested: A checkpoint, True for the newest complete one, or None or False for none.
-
-    Returns:
-        Its path, and a warning for each newer checkpoint that is incomplete.
+    Newer incomplete ones are skipped with a warning.
 
     Raises:
         UsageError: The checkpoint is incomplete, or there is none.
     """
     if not requested:
-        return None, []
+        return None
     if requested is not True:
         validate_checkpoint(requested)
-        return requested, []
+        return requested
     newest, skipped = latest_valid_checkpoint(run_dir)
     if newest is None:
         raise UsageError(
             f"Expected output_dir {str(run_dir)!r} to hold a complete checkpoint, found none. "
             "Leave out resume_from_checkpoint to start."
         )
-    return str(newest), skipped
+    for warning in skipped:
+        logger.warning(warning)
+    return str(newest)
 
 
 def check_states(trainer: Trainer, checkpoint: Path) -> None:
-    """Refuse a checkpoint without all states: `Trainer` would go on with fresh or random ones.
-
-    Raises:
-        UsageError: It holds another model, or it was written with `save_only_model`, by DeepSpeed
-            itself, or as a sharded state dict.
-    """
+    """Refuse a checkpoint without all states: `Trainer` would go on with fresh or random ones."""
     written_by_trainer = trainer.is_fsdp_enabled and sharded_states(trainer) is None
     if not written_by_trainer and not (checkpoint / OPTIMIZER_NAME).is_file():
         raise UsageError(
@@ -131,13 +126,7 @@ def _unsafe_part(checkpoint: Path) -> str | None:
 
 
 def write_checkpoint(trainer: Trainer, checkpoint: Path, size: int) -> None:
-    """Write a checkpoint: all ranks write to a staging directory, which rank 0 then renames.
-
-    Args:
-        trainer: The trainer.
-        checkpoint: Final path.
-        size: Approximate size in bytes, for the error message about a full disk.
-    """
+    """Write a checkpoint: all ranks write to a staging directory, which rank 0 then renames."""
     with disk_errors_as_run_error(checkpoint, checkpoint.parent, size):
         if trainer.args.should_save:
             create_staging_dir(checkpoint)
@@ -201,33 +190,13 @@ def sharded_states(trainer: Trainer) -> ModuleType | None:
     """
     if trainer.is_deepspeed_enabled:
         return deepspeed_state
-    return fsdp_state if trainer.is_fsdp_enabled and _saves_full_model(trainer) else None
+    return fsdp_state if trainer.is_fsdp_enabled and saves_full_model(trainer) else None
 
 
-def _saves_full_model(trainer: Trainer) -> bool:
+def saves_full_model(trainer: Trainer) -> bool:
     """Return whether checkpoints hold all weights, and not only PEFT adapters."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     return isinstance(model, PreTrainedModel)
-
-
-def load_sharded_weights(trainer: Any, checkpoint: str, load_adapters: Any) -> Any:
-    """Load weights into a sharded model; call this only where `sharded_states` is not None.
-
-    Args:
-        trainer: The trainer.
-        checkpoint: Directory with the full state dict.
-        load_adapters: `Trainer`'s own loading, for PEFT adapters under DeepSpeed.
-
-    Returns:
-        Missing and unexpected keys, or None for adapters.
-    """
-    if trainer.is_fsdp_enabled:
-        return fsdp_state.load_full_state_dict(trainer.model, checkpoint)
-    if _saves_full_model(trainer):
-        return deepspeed_state.load_full_state_dict(trainer.model, trainer.optimizer.optimizer, checkpoint)
-    with deepspeed_state.gathered_trainable_parameters(trainer.model, trainer.optimizer.optimizer):
-        load_adapters(checkpoint, trainer.model)
-    return None
 
 
 def load_sharded_optimizer(trainer: Any, checkpoint: str, sharded: ModuleType) -> None:
@@ -241,16 +210,7 @@ def load_sharded_optimizer(trainer: Any, checkpoint: str, sharded: ModuleType) -
 
 
 def check_keys(model: Any, missing: list[str], unexpected: list[str]) -> None:
-    """Refuse weights of another model.
-
-    Args:
-        model: The unwrapped model; its tied weights may be missing.
-        missing: Names of the model's weights that the checkpoint lacks.
-        unexpected: Names or shapes that the model lacks.
-
-    Raises:
-        UsageError: Any weight is missing or unexpected.
-    """
+    """Refuse weights of another model."""
     tied = set(model.all_tied_weights_keys)
     different = [name for name in missing if name not in tied] + unexpected
     if different:

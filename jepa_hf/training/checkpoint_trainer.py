@@ -1,6 +1,6 @@
-"""`CheckpointTrainer`: complete checkpoints, exact resumes, atomic final directories."""
+"""`CheckpointTrainer`: complete checkpoints, exact resumes, atomic final directories, no non-finite update."""
 
-import logging
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,18 +11,23 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
-from ..errors import UsageError
+from ..distributed import deepspeed_state, fsdp_state
+from ..errors import RunError, UsageError
 from ..utils.atomic_files import atomic_write_dir
+from ..utils.counts import counted
 from . import checkpoint_io, upstream
 from .callbacks import PassCallback
 from .checkpoints import is_staging_checkpoint, remove_incomplete, rotate
+from .data_loading import describe_samples
 from .hub_trainer import HubTrainer
-
-logger = logging.getLogger(__name__)
+from .nonfinite_guard import NonFiniteGuard, NonFiniteUpdate
 
 
 class CheckpointTrainer(HubTrainer):
     """A `Trainer` that resumes exactly, from complete checkpoints only.
+
+    It skips an update that is not finite, saves the weights before it, and raises. Subclasses call
+    `_check_last_update` where the host waits for the device anyway.
 
     Each private method of `Trainer` that is overridden here or in a subclass has a comment on why
     no public hook serves, and a contract in `test_upstream.py`.
@@ -32,32 +37,29 @@ class CheckpointTrainer(HubTrainer):
 
     def __init__(self, **kwargs: Any):
         self.resumed = False
+        self._guard: NonFiniteGuard | None = None
         super().__init__(**kwargs)
         self.add_callback(PassCallback)
 
     # ---- resuming
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Like `Trainer.train`, but resume from complete checkpoints only.
-
-        Args:
-            resume_from_checkpoint: A checkpoint, or True for the newest complete one in
-                `args.output_dir`. Newer incomplete ones are skipped with a warning.
-            *args: As for `Trainer.train`.
-            **kwargs: As for `Trainer.train`.
+        """Like `Trainer.train`, but resume from complete checkpoints only: a path, or True for the newest one.
 
         Raises:
             UsageError: The checkpoint is incomplete, or there is none.
+            RunError: An update was not finite.
         """
-        checkpoint, warnings = checkpoint_io.resolve_checkpoint(self._output_dir, resume_from_checkpoint)
-        for warning in warnings:
-            logger.warning(warning)
+        checkpoint = checkpoint_io.resolve_checkpoint(self._output_dir, resume_from_checkpoint)
         if checkpoint is not None:
             checkpoint_io.check_states(self, Path(checkpoint))
         if self.args.should_save:
             remove_incomplete(self._output_dir)
-        with checkpoint_io.pickles_as_usage_errors(checkpoint):
-            return super().train(checkpoint, *args, **kwargs)
+        try:
+            with checkpoint_io.pickles_as_usage_errors(checkpoint):
+                return super().train(checkpoint, *args, **kwargs)
+        finally:
+            self._guard = None
 
     @property
     def _passes(self) -> PassCallback:
@@ -93,7 +95,7 @@ class CheckpointTrainer(HubTrainer):
 
     # No public hook lies between wrapping the model and loading a checkpoint into it.
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, checkpoint: str | None) -> Any:
-        """Like `Trainer`'s, but load sharded states from full ones."""
+        """Like `Trainer`'s, but load sharded states from full ones, and build the non-finite guard."""
         sharded = checkpoint_io.sharded_states(self)
         try:
             prepared = super()._prepare_for_training(
@@ -107,6 +109,17 @@ class CheckpointTrainer(HubTrainer):
             self._load_from_checkpoint(checkpoint)
             checkpoint_io.load_sharded_optimizer(self, checkpoint, sharded)
             upstream.load_scaler(self, checkpoint)
+        trained = [
+            (name, parameter)
+            for name, parameter in cast(nn.Module, self.model).named_parameters()
+            if parameter.requires_grad
+        ]
+        if not trained:
+            raise UsageError("Nothing of the model is trained: no parameter has requires_grad. Unfreeze some.")
+        # With a gradient scaler (fp16) such updates are regular: it skips them and lowers its
+        # scale. DeepSpeed does not expose its gradients.
+        unguarded = self.accelerator.scaler is not None or self.is_deepspeed_enabled
+        self._guard = None if unguarded else NonFiniteGuard(self.optimizer.optimizer, trained)
         return prepared
 
     # `Trainer` loads a sharded model only from the files that FSDP or DeepSpeed write themselves.
@@ -124,11 +137,75 @@ class CheckpointTrainer(HubTrainer):
         """Load weights into a sharded model; return False where `Trainer` does it."""
         if checkpoint_io.sharded_states(self) is None:
             return False
-        keys = checkpoint_io.load_sharded_weights(self, checkpoint, super()._load_from_checkpoint)
-        if keys is not None:
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            checkpoint_io.check_keys(model, keys.missing_keys, keys.unexpected_keys)
+        model: Any = self.model
+        if self.is_fsdp_enabled:
+            keys = fsdp_state.load_full_state_dict(model, checkpoint)
+        elif checkpoint_io.saves_full_model(self):
+            keys = deepspeed_state.load_full_state_dict(model, self.optimizer.optimizer, checkpoint)
+        else:  # PEFT adapters under DeepSpeed
+            with deepspeed_state.gathered_trainable_parameters(model, self.optimizer.optimizer):
+                super()._load_from_checkpoint(checkpoint, model)
+            return True
+        unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        checkpoint_io.check_keys(unwrapped, keys.missing_keys, keys.unexpected_keys)
         return True
+
+    # ---- non-finite updates
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Like `Trainer.training_step`, and hand the loss to the non-finite guard."""
+        loss = super().training_step(model, *args, **kwargs)
+        if self._guard is not None:
+            self._guard.add_loss(loss)
+        return loss
+
+    # `on_pre_optimizer_step` comes after clipping, which spreads a NaN to all gradients.
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        self._inspect_gradients()
+        guard = self._norm_guard()
+        return super()._clip_grad_norm(model) if guard is None else guard.clip(self.args.max_grad_norm)
+
+    # Without clipping, this is the only method between backward and the optimizer that returns the
+    # logged norm.
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
+        if grad_norm is None:
+            self._inspect_gradients()
+            guard = self._norm_guard()
+            grad_norm = None if guard is None else guard.clip(math.inf)
+        return super()._get_grad_norm(model, grad_norm)
+
+    def _norm_guard(self) -> NonFiniteGuard | None:
+        """Return the guard if it has the norms of full gradients."""
+        has_full_gradients = self._guard is not None and self._guard.has_full_gradients and not self.is_fsdp_enabled
+        return self._guard if has_full_gradients else None
+
+    def _inspect_gradients(self) -> None:
+        if self._guard is not None:
+            self._raise_non_finite(self._guard.inspect_gradients(self.state.global_step + 1))
+
+    def _check_last_update(self) -> None:
+        """Raise if the last update was not finite. This synchronizes with the device."""
+        if self._guard is not None:
+            self._raise_non_finite(self._guard.poll())
+
+    def _raise_non_finite(self, update: NonFiniteUpdate | None) -> None:
+        """End a run whose last update was skipped, with a checkpoint of the weights before it."""
+        if update is None:
+            return
+        self._guard = None  # raise once
+        checkpoint = self._checkpoint_path()
+        cast(nn.Module, self.model).zero_grad()
+        self._write_checkpoint(checkpoint)
+        subject = "The loss is" if update.parameter is None else f"The gradient of {update.parameter} is"
+        others = f", like that of {counted(update.parameters - 1, 'more parameter')}," if update.parameters > 1 else ""
+        samples = describe_samples(
+            self.callback_handler.train_dataloader, update.step, self.args.gradient_accumulation_steps
+        )
+        raise RunError(
+            f"{subject} not finite{others} in step {update.step} ({samples}). The step was skipped, and the weights "
+            f"before it are in {checkpoint}. Start from them with --model_name_or_path, another --output_dir, and a "
+            "lower --learning_rate or other data."
+        )
 
     # ---- checkpoints and the final directory
 

@@ -100,11 +100,6 @@ def commit_checkpoint(checkpoint: Path) -> None:
 def disk_errors_as_run_error(place: Path, run_dir: Path, needed: int) -> Iterator[None]:
     """Turn disk errors into a `RunError`, and remove a half-written checkpoint.
 
-    Args:
-        place: The checkpoint, or the directory of the results.
-        run_dir: The run's output directory.
-        needed: Approximate size in bytes, for the message.
-
     Raises:
         RunError: The disk is full, read-only, or fails.
     """
@@ -124,10 +119,6 @@ def disk_errors_as_run_error(place: Path, run_dir: Path, needed: int) -> Iterato
 
 def resume_hint(run_dir: Path, first: str = "") -> str:
     """Return sentences that say how to continue an interrupted run.
-
-    Args:
-        run_dir: The run's output directory.
-        first: What to do before, up to "and".
 
     >>> resume_hint(Path("no such run"), "Make room, and")
     'Make room, and give the same command again to start over: no checkpoint is complete yet.'
@@ -151,13 +142,7 @@ def _megabytes(size: int) -> str:
 
 
 def rotate(run_dir: Path, limit: int | None, keep: Collection[Path]) -> None:
-    """Delete checkpoints until `limit` remain: incomplete ones first, then the oldest.
-
-    Args:
-        run_dir: The run's output directory.
-        limit: `save_total_limit`; None or 0 for no limit.
-        keep: Checkpoints that are never deleted: the newest, which is complete, and the best.
-    """
+    """Delete checkpoints until `limit` remain, but none of `keep`: incomplete ones first, then the oldest."""
     checkpoints = _checkpoints(run_dir)
     if not limit or limit < 0 or len(checkpoints) <= limit:
         return
@@ -187,9 +172,7 @@ def remove_incomplete(run_dir: Path) -> None:
 def find_corruption(checkpoint: Path, contents: bool = True) -> str | None:
     """Return the damage of a checkpoint as a clause; None for a complete one.
 
-    Args:
-        checkpoint: The directory.
-        contents: Compare the SHA-256 of every file; otherwise only the sizes.
+    Without `contents` only the sizes of files are compared, not their SHA-256.
     """
     try:
         if not (checkpoint / STATE_FILE).is_file():
@@ -214,10 +197,6 @@ def find_corruption(checkpoint: Path, contents: bool = True) -> str | None:
 
 def latest_valid_checkpoint(run_dir: Path, contents: bool = True) -> tuple[Path | None, list[str]]:
     """Find a run's newest complete checkpoint.
-
-    Args:
-        run_dir: The run's output directory.
-        contents: As for `find_corruption`.
 
     Returns:
         The checkpoint, or None; and a warning for each newer one that is incomplete.

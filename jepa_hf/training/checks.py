@@ -1,22 +1,24 @@
 """Checks of a trainer's arguments and rows, before a run starts and after it has ended."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
+import datasets
 from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from ..errors import RunError, UsageError
-from ..utils.counts import counted
+from ..masking.base_collator import MaskingCollator
+from ..utils.counts import counted, evenly_spaced
 from .inputs import is_packed
+
+# Rows that `check_targets` collates at most, and at a time.
+_MAX_ROWS, _BATCH_ROWS = 1024, 16
 
 
 def check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
-    """Refuse arguments of `Trainer` that would be ignored or would break a loss per target.
-
-    Raises:
-        UsageError: Any of them is set.
-    """
+    """Refuse arguments of `Trainer` that would be ignored or would break a loss per target."""
     if args.n_gpu > 1:
         raise UsageError(
             f"DataParallel is not supported, but this process sees {args.n_gpu} GPUs. Launch with "
@@ -45,11 +47,7 @@ def check_arguments(args: TrainingArguments, kwargs: Mapping[str, Any]) -> None:
 
 
 def check_run_length(args: TrainingArguments) -> None:
-    """Refuse a run of no steps, which would leave an untrained model.
-
-    Raises:
-        UsageError: `max_steps` is 0 or below -1, or `num_train_epochs` is not above 0.
-    """
+    """Refuse a run of no steps, which would leave an untrained model."""
     if args.max_steps == 0 or args.max_steps < -1:
         raise UsageError(
             f"max_steps must be at least 1, not {args.max_steps}. Leave it out to train for num_train_epochs."
@@ -61,16 +59,7 @@ def check_run_length(args: TrainingArguments) -> None:
 
 
 def check_train_rows(rows: Any, batch_size: int, drop_last: bool) -> None:
-    """Refuse rows that give no batch.
-
-    Args:
-        rows: The training rows, of a stream only whether there are any is unknown.
-        batch_size: Rows in a micro-batch of all ranks.
-        drop_last: `dataloader_drop_last`.
-
-    Raises:
-        UsageError: There are no rows, or fewer than a batch although smaller batches are dropped.
-    """
+    """Refuse rows that give no batch."""
     if rows is None or (has_length(rows) and len(rows) == 0):
         raise UsageError("There are no rows to train on. Pass train_dataset=... to the trainer.")
     if drop_last and has_length(rows) and len(rows) < batch_size:
@@ -83,11 +72,7 @@ def check_train_rows(rows: Any, batch_size: int, drop_last: bool) -> None:
 
 
 def check_batch_size(args: TrainingArguments, rows: Any) -> None:
-    """Refuse batches of one sample for a contrastive term.
-
-    Raises:
-        UsageError: A batch of all ranks has one row, and rows are not packed.
-    """
+    """Refuse batches of one sample for a contrastive term."""
     if args.train_batch_size * args.world_size < 2 and not is_packed(rows):
         raise UsageError(
             "contrastive_weight compares the samples of a batch with each other, and a batch here has one. Raise "
@@ -96,15 +81,7 @@ def check_batch_size(args: TrainingArguments, rows: Any) -> None:
 
 
 def check_comparable(name: str, rows: Any) -> None:
-    """Refuse a data set of one sample for a contrastive term.
-
-    Args:
-        name: Name of the argument.
-        rows: The data set, or several by name.
-
-    Raises:
-        UsageError: It has one row, which is not packed.
-    """
+    """Refuse a data set of one sample for a contrastive term."""
     for part in rows.values() if isinstance(rows, dict) else [rows]:
         if has_length(part) and len(part) == 1 and not is_packed(part):
             raise UsageError(
@@ -114,16 +91,7 @@ def check_comparable(name: str, rows: Any) -> None:
 
 
 def check_best_metric(args: TrainingArguments, callbacks: Collection[Any], names: Collection[str]) -> None:
-    """Check that evaluations measure `metric_for_best_model`.
-
-    Args:
-        args: The run's arguments.
-        callbacks: Those of the trainer.
-        names: Names of the metrics that an evaluation returns, without `eval_`; empty if unknown.
-
-    Raises:
-        UsageError: It is not among them, or it is missing although early stopping needs it.
-    """
+    """Check that evaluations measure `metric_for_best_model`."""
     metric, evaluates = args.metric_for_best_model, args.eval_strategy != "no"
     if any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks) and (metric is None or not evaluates):
         raise UsageError(
@@ -144,10 +112,6 @@ def check_best_metric(args: TrainingArguments, callbacks: Collection[Any], names
 def check_learned(steps: int, targets: int) -> None:
     """Refuse the result of a run that has learned nothing.
 
-    Args:
-        steps: Steps of the run, including those before a resume.
-        targets: Targets of all of them.
-
     Raises:
         RunError: No step was taken, or no row had a target.
     """
@@ -161,3 +125,36 @@ def check_learned(steps: int, targets: int) -> None:
             f"No row had a target in {counted(steps, 'step')}, so the run learned nothing and its loss is 0. Check "
             "that tokenizer and data fit together, and that rows have at least two positions to mask."
         )
+
+
+def check_targets(dataset: Any, collator: Any, name: str) -> None:
+    """Check that some row of a data set has a target, from as few rows as possible.
+
+    At most 1024 rows are collated: of a map-style data set evenly spaced ones, of a stream the first
+    ones. Streams of other libraries, which may be read only once, are not checked.
+    """
+    if isinstance(dataset, dict):
+        for part_name, part in dataset.items():
+            check_targets(part, collator, f"{name} {part_name!r}")
+        return
+    if not isinstance(collator, MaskingCollator):
+        return
+    rows, count = _sample(dataset), 0
+    while batch := list(islice(rows, _BATCH_ROWS)):
+        if collator(batch)["target_valid"].any():
+            return
+        count += len(batch)
+    if not count and isinstance(dataset, datasets.IterableDataset):
+        raise UsageError(f"The stream of {name} has no rows. {collator.target_requirement}")
+    if count:
+        raise UsageError(
+            f"None of {counted(count, 'row')} of the {name} has a target to predict. {collator.target_requirement}"
+        )
+
+
+def _sample(dataset: Any) -> Iterator[Any]:
+    if isinstance(dataset, datasets.IterableDataset):
+        return islice(iter(dataset), _MAX_ROWS)
+    if not hasattr(dataset, "__len__"):
+        return iter(())
+    return (dataset[index] for index in evenly_spaced(len(dataset), _MAX_ROWS))

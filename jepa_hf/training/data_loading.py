@@ -19,8 +19,6 @@ from .signals import install_worker_signal_handlers
 from .stream_padding import FixedBatchSizeCollator, PadStreamToMultiple
 from .upstream import loader_batch_size, row_sampler, torch_loader
 
-MaskRows = Callable[[dict[str, torch.Tensor], torch.Tensor], None]
-
 # Maximum number of rows that a message about a failed update lists.
 _MAX_LISTED_ROWS = 16
 
@@ -49,24 +47,16 @@ def _start_worker(init: Callable[[int], None] | None, training: torch.Tensor, wo
 
 
 @contextmanager
-def padded_stream(trainer: Trainer, mask_rows: MaskRows) -> Iterator[None]:
+def padded_stream(trainer: Trainer) -> Iterator[None]:
     """Make loaders that are built meanwhile pad a stream's last batches, see `stream_padding`.
 
-    Only streams on several ranks need it.
-
-    Args:
-        trainer: its `train_dataset` and `data_collator` are replaced for the time being.
-        mask_rows: removes rows from the loss, as `BaseJepaTrainer.leave_out` does.
-
-    Raises:
-        UsageError: A strategy is "epoch" although each rank has its own shards: their passes end at
-            different times.
+    Only streams on several ranks need it. `train_dataset` and `data_collator` are replaced for the time being.
     """
     rows, collator = trainer.train_dataset, trainer.data_collator
     args, ranks = trainer.args, trainer.args.world_size
     if ranks > 1 and isinstance(rows, datasets.IterableDataset):
         batch_size = loader_batch_size(trainer)
-        trainer.data_collator = FixedBatchSizeCollator(cast(Any, collator), batch_size, mask_rows)
+        trainer.data_collator = FixedBatchSizeCollator(cast(Any, collator), batch_size)
         if rows.n_shards < ranks:  # otherwise accelerate gives each rank its own shards, which end separately
             trainer.train_dataset = PadStreamToMultiple(rows, batch_size * ranks)
         elif "epoch" in (args.eval_strategy, args.save_strategy, args.logging_strategy):
@@ -83,12 +73,6 @@ def padded_stream(trainer: Trainer, mask_rows: MaskRows) -> Iterator[None]:
 # ---- rows that repeat others
 
 
-def keep_first_rows(inputs: dict[str, torch.Tensor], rows: int, mask_rows: MaskRows) -> None:
-    """Remove all rows of a micro-batch but the first `rows` from the loss."""
-    first = next(iter(inputs.values()))
-    mask_rows(inputs, torch.arange(len(first), device=first.device) < rows)
-
-
 def rows_of_incomplete_update(loader: Any, drop_last: bool) -> int:
     """Count the rows of all ranks in an epoch's last update; 0 for a full one and for streams.
 
@@ -102,10 +86,7 @@ def rows_of_incomplete_update(loader: Any, drop_last: bool) -> int:
 def own_rows(batch_size: int, remainder: int, rank: int) -> int:
     """Count the rows of a rank's last batch that are not repeated to fill it up.
 
-    Args:
-        batch_size: Rows in the batch.
-        remainder: Rows of all ranks in the last batches; 0 or less if these are full.
-        rank: Index of this process.
+    `remainder` is the number of rows of all ranks in the last batches; 0 or less if these are full.
     """
     return batch_size if remainder <= 0 else min(max(remainder - rank * batch_size, 0), batch_size)
 

@@ -60,11 +60,7 @@ def default_callbacks(
     model: JepaForRepresentationPrediction,
     args: JepaTrainingArguments,
 ) -> list[type[TrainerCallback] | TrainerCallback]:
-    """Add the callbacks for the target encoder and the weight decay to those of the user.
-
-    Raises:
-        UsageError: There are two of the target encoder.
-    """
+    """Add the callbacks for the target encoder and the weight decay to those of the user."""
     check_single_ema(callbacks)
     added: list[type[TrainerCallback] | TrainerCallback] = []
     if not any(map(_is_ema, callbacks)):
@@ -88,11 +84,7 @@ def _is_ema(callback: type[TrainerCallback] | TrainerCallback) -> bool:
 
 
 def check_single_ema(callbacks: Sequence[type[TrainerCallback] | TrainerCallback]) -> None:
-    """Refuse two callbacks that move the target encoder.
-
-    Raises:
-        UsageError: There are two.
-    """
+    """Refuse two callbacks that move the target encoder."""
     if sum(map(_is_ema, callbacks)) > 1:
         raise UsageError(
             "There is already an EmaTargetCallback; a second one would move the target encoder twice per step. Pass "

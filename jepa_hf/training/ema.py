@@ -119,13 +119,7 @@ def _check_pair(name: str, context: torch.Tensor, target: torch.Tensor) -> None:
 
 @torch.no_grad()
 def update_target(context: Sequence[torch.Tensor], target: Sequence[torch.Tensor], decay: float) -> None:
-    """Set target ← decay · target + (1 − decay) · context, in place, in a few fused kernels.
-
-    Args:
-        context: Parameters of the context encoder.
-        target: Parameters of the target encoder in the same order (see `match_parameters`).
-        decay: 0 copies the context encoder, 1 keeps the target encoder.
-    """
+    """Set target ← decay · target + (1 − decay) · context, in place, in a few fused kernels."""
     # Each rank averages its own shards: an elementwise average needs no communication.
     upstream.lerp_([local_shard(param) for param in target], [local_shard(param) for param in context], 1.0 - decay)
 
@@ -135,10 +129,6 @@ def relative_parameter_distance(context: Sequence[torch.Tensor], target: Sequenc
     """Return ‖context − target‖ / ‖context‖ over all parameters; 0 if both encoders are the same.
 
     Each rank sums over its own shards, and the sums are reduced over ranks.
-
-    Args:
-        context: Parameters of the context encoder.
-        target: Parameters of the target encoder in the same order (see `match_parameters`).
     """
     context_shards, target_shards = [local_shard(param) for param in context], [local_shard(param) for param in target]
     difference = upstream.differences(context_shards, target_shards)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, ModelCard
 from torch import nn
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
@@ -17,12 +17,12 @@ from transformers.utils import PushInProgress
 
 from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
-from ..hub.model_card import DatasetInfo, ModelCardInfo, render_card
+from ..hub.model_card import DatasetInfo
 from ..hub.push import LAST_CHECKPOINT, HubTarget, PushError, open_repo, push_files, push_run
 from ..monitoring.assessment import Verdict, judge
 from ..monitoring.health import findings
 from ..utils.atomic_files import atomic_write
-from .results import METRICS_FILE, write_metrics
+from .results import write_metrics
 from .upstream import wait_for_pushes
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ PUSH_STAGING_DIR = "_push"
 class HubTrainer(Trainer):
     """A `Trainer` whose result is the directory that `export_final_model` writes.
 
-    Subclasses define that directory (`export_final_model`) and the facts on its model card (`model_card_info`).
+    Subclasses define that directory (`export_final_model`) and its model card (`render_card`).
     It is pushed at the end and, depending on `hub_strategy`, during training. A failing Hub does
     not end a run.
     """
@@ -55,19 +55,13 @@ class HubTrainer(Trainer):
 
     @abstractmethod
     def export_final_model(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
-        """Write the directory that users load.
+        """Write the directory that users load."""
 
-        Args:
-            model: The model without wrappers.
-            output_dir: The directory.
-            state_dict: Full weights, if those of `model` are sharded.
-        """
+    @abstractmethod
+    def render_card(self, name: str, data: DatasetInfo, language: str | None, license: str | None) -> ModelCard:
+        """Render the card of the model that users will load as `name`."""
 
-    def model_card_info(self, name: str) -> ModelCardInfo:
-        """Return the facts for the card of the model that users will load as `name`."""
-        raise NotImplementedError
-
-    def create_model_card(  # type: ignore[override]  # the other arguments of `Trainer`'s are in the facts
+    def create_model_card(  # type: ignore[override]  # the run gives the other arguments of `Trainer`'s
         self, model_name: str | None = None, data: DatasetInfo | None = None, **kwargs: Any
     ) -> None:
         """Write `README.md`.
@@ -82,17 +76,12 @@ class HubTrainer(Trainer):
             return
         # The path is local: only its last part is a name for others.
         folder = self._output_dir.absolute().name
-        facts = self.model_card_info(self.hub_model_id or self.args.hub_model_id or model_name or folder)
-        facts.language, facts.license = kwargs.get("language"), kwargs.get("license")
-        names = kwargs.get("dataset") or []
-        facts.data = data or DatasetInfo()
-        facts.data.datasets += [names] if isinstance(names, str) else names
+        name = self.hub_model_id or self.args.hub_model_id or model_name or folder
+        data, datasets = data or DatasetInfo(), kwargs.get("dataset") or []
+        data.datasets += [datasets] if isinstance(datasets, str) else datasets
+        card = self.render_card(name, data, kwargs.get("language"), kwargs.get("license"))
         with atomic_write(self._output_dir / "README.md") as staging:
-            render_card(facts).save(staging)
-
-    @abstractmethod
-    def plot_log(self, path: Path) -> None:
-        """Draw the log to a PNG file."""
+            card.save(staging)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Like `Trainer.save_model`; in the output directory of a run also `write_results`."""
@@ -102,17 +91,15 @@ class HubTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def write_results(self, **kwargs: Any) -> None:
-        """Write the log to `metrics.json` and `training.png`, and after training the model card.
-
-        Args:
-            **kwargs: As for `create_model_card`.
-        """
+        """Write the log to `metrics.json` and `training.png`, and after training the model card."""
         if not self.args.should_save:
             return
+        from ..monitoring.training_plots import plot_training  # late, because matplotlib loads slowly
+
         self._output_dir.mkdir(parents=True, exist_ok=True)
-        write_metrics(self._output_dir / METRICS_FILE, self.state, self.health_findings, self.verdict())
+        write_metrics(self)
         with atomic_write(self._output_dir / "training.png") as staging:
-            self.plot_log(staging)
+            plot_training(self.state.log_history, staging)
         if self.state.global_step:
             self.create_model_card(**kwargs)
 
@@ -160,11 +147,7 @@ class HubTrainer(Trainer):
         return HubTarget(name, args.hub_private_repo, args.hub_revision, args.hub_token)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Like `Trainer`'s, but fail without write permission, and only warn if the Hub fails.
-
-        Raises:
-            UsageError: The token is missing, invalid or lacks write permission.
-        """
+        """Like `Trainer`'s, but fail without write permission, and only warn if the Hub fails."""
         if not self.is_world_process_zero():
             return
         self.push_in_progress = None

@@ -1,12 +1,13 @@
 """Arguments, models, rows and collators in the forms that users of `Trainer` pass."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import islice
 from typing import Any, TypeVar, cast
 
 import datasets
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import has_length
@@ -15,6 +16,7 @@ from ..data.tokenization import num_token_ids, tokenize_dataset
 from ..errors import UsageError
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..utils.counts import counted
 from .training_args import BaseJepaTrainingArguments
 
 Arguments = TypeVar("Arguments", bound=BaseJepaTrainingArguments)
@@ -27,9 +29,6 @@ def resolve_arguments(args: TrainingArguments | None, kind: type[Arguments]) -> 
         args: Those of the user; None for all defaults. Of plain `TrainingArguments` the values that
             differ from their defaults are taken.
         kind: The trainer's class of arguments.
-
-    Raises:
-        UsageError: `args` are those of another trainer of this package.
     """
     if args is None:
         return kind()
@@ -64,15 +63,32 @@ def jepa_around(model: nn.Module) -> JepaForRepresentationPrediction:
         missing, _ = part.load_state_dict(encoder.state_dict(), strict=False)
         if missing:
             raise UsageError(f"{type(model).__name__} lacks the weights {', '.join(missing[:3])} of its encoder.")
+    frozen = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
+    for name, parameter in jepa.context_encoder.named_parameters():
+        parameter.requires_grad_(name not in frozen)
     return jepa.eval()
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: JepaForRepresentationPrediction) -> None:
-    """Refuse a tokenizer with more tokens than the model has embeddings.
+def check_optimizer(optimizer: torch.optim.Optimizer | None, model: nn.Module) -> None:
+    """Refuse an optimizer of other parameters than the model's, which would train nothing of it.
 
     Raises:
-        UsageError: It has.
+        UsageError: It holds a parameter that the model does not have.
     """
+    if optimizer is None:
+        return
+    known = set(map(id, model.parameters()))
+    unknown = [value for group in optimizer.param_groups for value in group["params"] if id(value) not in known]
+    if unknown:
+        raise UsageError(
+            f"optimizers holds {counted(len(unknown), 'parameter')} that the trained model does not have, because a "
+            "JEPA is built around a copy of an encoder. Pass a JepaForRepresentationPrediction and an optimizer of its "
+            "parameters, or optimizer_cls_and_kwargs."
+        )
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: JepaForRepresentationPrediction) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings."""
     tokens, embeddings = num_token_ids(tokenizer), cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     if tokens > embeddings:
         raise UsageError(
@@ -82,26 +98,14 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: JepaForRepresent
 
 
 def check_collator(collator: Any, remedy: str) -> None:
-    """Refuse transformers' own collators, which make no views.
-
-    Args:
-        collator: The collator of the user; None for the default one.
-        remedy: Name of the collator to use.
-
-    Raises:
-        UsageError: It is one of them.
-    """
+    """Refuse transformers' own collators, which make no views."""
     name = getattr(collator, "__name__", type(collator).__name__)
     if getattr(collator, "__module__", "").partition(".")[0] in ("transformers", "trl", "sentence_transformers"):
         raise UsageError(f"data_collator {name} makes no views of a row. Leave it out, or use {remedy}.")
 
 
 def check_batch(batch: dict[str, Any], needed: Sequence[str]) -> None:
-    """Check the entries of a collated batch.
-
-    Raises:
-        UsageError: The collator does not make one of them.
-    """
+    """Check the entries of a collated batch."""
     missing = [name for name in needed if name not in batch]
     if missing:
         raise UsageError(
@@ -114,11 +118,7 @@ def check_batch(batch: dict[str, Any], needed: Sequence[str]) -> None:
 
 
 def check_single_split(dataset: Any) -> None:
-    """Refuse several splits where one data set is needed.
-
-    Raises:
-        UsageError: `dataset` is a `DatasetDict` or another dictionary.
-    """
+    """Refuse several splits where one data set is needed."""
     if isinstance(dataset, dict):
         names = ", ".join(map(repr, dataset))
         raise UsageError(
@@ -137,13 +137,6 @@ def is_packed(dataset: Any) -> bool:
 def tokenized(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, word_ids: bool) -> Any:
     """Tokenize rows of text; pass on None, names of data sets, and rows of token ids.
 
-    Args:
-        dataset: Rows, or a dictionary of data sets. Rows are strings, or dictionaries with the key
-            `text`, in a list, a data set of `datasets` or one of torch.
-        tokenizer: The tokenizer.
-        max_seq_length: Maximum number of tokens in a row; longer texts are truncated.
-        word_ids: Add the column of word indices, for masking of complete words.
-
     Raises:
         UsageError: The data set has neither a column `input_ids` nor `text`, or a text is not a
             string.
@@ -153,7 +146,7 @@ def tokenized(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: 
     if isinstance(dataset, dict):
         return {name: tokenized(part, tokenizer, max_seq_length, word_ids) for name, part in dataset.items()}
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
-        first = _first_row(dataset)
+        first = next(iterate_rows(dataset), None)
         if first is None or (isinstance(first, Mapping) and "input_ids" in first):
             return dataset
         dataset = _as_text_dataset(dataset)
@@ -172,17 +165,16 @@ def tokenized(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: 
     return tokenize_dataset(dataset, tokenizer, max_seq_length=max_seq_length, word_ids=word_ids)
 
 
-def _first_row(dataset: Any) -> Any:
-    is_sized = has_length(dataset)
-    return next((dataset[index] for index in range(min(len(dataset), 1))) if is_sized else iter(dataset), None)
+def iterate_rows(dataset: Any) -> Iterator[Any]:
+    """Iterate over a data set; a torch `Dataset` may have nothing but a length and rows by number."""
+    return iter(dataset) if hasattr(dataset, "__iter__") else (dataset[index] for index in range(len(dataset)))
 
 
 def _as_text_dataset(dataset: Any) -> datasets.Dataset | datasets.IterableDataset:
     """Convert a list of rows or a data set of torch; only the texts are kept."""
-    is_sized = has_length(dataset)
 
     def rows() -> Any:
-        for row in (dataset[index] for index in range(len(dataset))) if is_sized else dataset:
+        for row in iterate_rows(dataset):
             if isinstance(row, Mapping) and "text" not in row:
                 raise UsageError(f"A row has neither input_ids nor text, only {', '.join(map(str, row))}.")
             text = row["text"] if isinstance(row, Mapping) else row
@@ -190,7 +182,7 @@ def _as_text_dataset(dataset: Any) -> datasets.Dataset | datasets.IterableDatase
             yield {"text": text}
 
     features = datasets.Features(text=datasets.Value("string"))
-    if is_sized:
+    if has_length(dataset):
         return datasets.Dataset.from_list(list(rows()), features=features)
     return datasets.IterableDataset.from_generator(rows, features=features)
 

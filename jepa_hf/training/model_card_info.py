@@ -9,7 +9,7 @@ from transformers import SchedulerType
 from ..hub.model_card import ModelCardInfo, describe_hardware, hub_repo_id_or_none
 from ..masking.base_collator import MaskingCollator
 from ..models.configuration_jepa import JepaConfig
-from ..models.encoder_adapters import no_pooler_argument
+from ..models.encoders import no_pooler_argument
 from ..models.jepa_config_checks import WEIGHTS
 from ..monitoring.health import BASELINES, measurements
 from ..version import __version__
@@ -36,14 +36,7 @@ _UNITS = {"text": "tokens", "images": "patches", "features": "positions"}
 
 
 def collect_facts(trainer: Any, name: str, passes: int | None) -> ModelCardInfo:
-    """Collect the facts about a `JepaTrainer`'s run.
-
-    Args:
-        trainer: The trainer.
-        name: Name that users pass to `from_pretrained`.
-        passes: Complete passes over a stream; None for rows of known number, of which the epochs
-            are known.
-    """
+    """Collect the facts about a `JepaTrainer`'s run."""
     model, state, dataset = trainer.model, trainer.state, trainer.train_dataset
     config, modality = model.config, model.encoder_adapter.modality
     measured = measurements(state.log_history)

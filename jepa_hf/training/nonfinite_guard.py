@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,16 +12,8 @@ from .deferred_max import DeferredMax
 from .upstream import norms, set_found_inf, supports_found_inf
 
 
-@dataclass(frozen=True)
-class NonFiniteUpdate:
-    """A non-finite update.
-
-    Args:
-        step: Number of the update, 1 for the run's first.
-        parameter: First parameter with a NaN or an inf in its gradient; None if only the loss was
-            not finite.
-        parameters: Number of parameters with such a gradient.
-    """
+class NonFiniteUpdate(NamedTuple):
+    """Step of an update, first parameter (None: only the loss) and number of parameters that were not finite."""
 
     step: int
     parameter: str | None
@@ -40,10 +32,6 @@ class NonFiniteGuard:
 
     The norms also serve clipping (`clip`), so that gradients are not read twice. The norms of
     shards (`has_full_gradients` is False) are not the model's, so clipping is then left to `Trainer`.
-
-    Args:
-        optimizer: The optimizer without accelerate's wrapper.
-        parameters: The trained parameters with their names.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[tuple[str, nn.Parameter]]):
@@ -86,9 +74,6 @@ class NonFiniteGuard:
 
     def clip(self, max_norm: float) -> torch.Tensor:
         """Clip the gradients that were inspected last, as `torch.nn.utils.clip_grad_norm_` does.
-
-        Args:
-            max_norm: Maximum norm of all gradients together; `inf` leaves them unchanged.
 
         Returns:
             Their norm before clipping, a scalar tensor.

@@ -7,24 +7,15 @@ from typing import Any
 from transformers import TrainerState
 
 from ..masking.base_collator import MaskingCollator
-from ..monitoring.assessment import Verdict
 from ..utils.atomic_files import atomic_write
 from .callbacks import unwrap_jepa
 
 METRICS_FILE = "metrics.json"
 
 
-def write_metrics(
-    path: Path, state: TrainerState, findings: dict[str, tuple[int, str]], verdict: Verdict | None
-) -> None:
-    """Write the metrics of training and of the last evaluation, the findings and the full log.
-
-    Args:
-        path: File to write.
-        state: State of the run.
-        findings: Health findings by kind: step and sentence.
-        verdict: The verdict on the run, None if it is not judged.
-    """
+def write_metrics(trainer: Any) -> None:
+    """Write the metrics of training and of the last evaluation, the verdict, the findings and the full log."""
+    state, verdict, findings = trainer.state, trainer.verdict(), trainer.health_findings
     train = [entry for entry in state.log_history if "train_loss" in entry]
     evaluations = [entry for entry in state.log_history if any(name.startswith("eval_") for name in entry)]
     # Several data sets are evaluated one after the other in the same step.
@@ -40,7 +31,7 @@ def write_metrics(
         "max_steps": state.max_steps,
         "history": state.log_history,
     }
-    with atomic_write(path) as staging:
+    with atomic_write(Path(trainer.args.output_dir) / METRICS_FILE) as staging:
         staging.write_text(f"{json.dumps(content, indent=1)}\n", encoding="utf-8")
 
 

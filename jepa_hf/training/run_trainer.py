@@ -16,10 +16,10 @@ from ..errors import RunError, UsageError
 from ..utils.keywords import ChecksKeywords
 from . import upstream
 from .callbacks import Totals, TotalsCallback, TrainBeginCallback
+from .checkpoint_trainer import CheckpointTrainer
 from .checkpoints import resume_hint
 from .checks import check_arguments, check_best_metric, check_learned, check_run_length, check_train_rows
-from .guarded_trainer import GuardedTrainer
-from .inputs import check_single_split
+from .inputs import check_optimizer, check_single_split
 from .metric_accumulator import MetricAccumulator
 from .signals import GracefulShutdownCallback
 from .stream_padding import PADDING_ROW_KEY
@@ -28,7 +28,7 @@ from .stream_padding import PADDING_ROW_KEY
 _WORKER_DIED = re.compile(r"DataLoader worker \(pid")
 
 
-class RunTrainer(GuardedTrainer, ChecksKeywords):
+class RunTrainer(CheckpointTrainer, ChecksKeywords):
     """A `Trainer` that refuses a run that cannot learn, and saves when it is interrupted.
 
     Subclasses make models and rows ready (`prepare_model`, `tokenize_rows`), and fill
@@ -53,6 +53,7 @@ class RunTrainer(GuardedTrainer, ChecksKeywords):
             eval_dataset=self.tokenize_rows(eval_dataset),
             **kwargs,
         )
+        check_optimizer(self.optimizer, model)
         self.model_init: Any = model_init
         upstream.keep_columns(self, (*getattr(self.data_collator, "extra_columns", ()), PADDING_ROW_KEY))
         self._means: dict[str, MetricAccumulator] = defaultdict(MetricAccumulator)
@@ -81,16 +82,12 @@ class RunTrainer(GuardedTrainer, ChecksKeywords):
         """Make a model, as the user passes it or as `model_init` returns it, ready to train."""
 
     def resolve_model(self, model: Any, model_init: Callable[..., PreTrainedModel] | None) -> Any:
-        """Return the prepared model, before the constructor of `Trainer` runs.
-
-        Raises:
-            UsageError: Not exactly one of `model` and `model_init` is given.
-        """
+        """Return the prepared model, before the constructor of `Trainer` runs."""
         if (model is None) == (model_init is None):
             raise UsageError("Pass either model or model_init to the trainer.")
+        set_seed(self.args.seed)  # as `Trainer` does, but before a predictor is drawn
         if model_init is None:
             return self.prepare_model(model)
-        set_seed(self.args.seed)
         self.model_init = model_init
         return self.call_model_init()
 
@@ -101,11 +98,7 @@ class RunTrainer(GuardedTrainer, ChecksKeywords):
     def hyperparameter_search(
         self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Like `Trainer.hyperparameter_search`, which by default minimizes the sum of all metrics.
-
-        Raises:
-            UsageError: Without `compute_objective`.
-        """
+        """Like `Trainer.hyperparameter_search`, which by default minimizes the sum of all metrics."""
         if compute_objective is None:
             raise UsageError(
                 "hyperparameter_search needs compute_objective, because a collapsed model has the lowest loss. Pass "
@@ -167,10 +160,10 @@ class RunTrainer(GuardedTrainer, ChecksKeywords):
         return set()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Like `GuardedTrainer.train`.
+        """Like `CheckpointTrainer.train`.
 
         Raises:
-            UsageError: As by `GuardedTrainer.train` and `check_training`.
+            UsageError: As by `CheckpointTrainer.train` and `check_training`.
             RunError: A data-loader worker died, an update was not finite, the disk is full, or the
                 run learned nothing: it took no step, or no row had a target.
             KeyboardInterrupt, SystemExit: After Ctrl-C or SIGTERM, with a checkpoint of the current

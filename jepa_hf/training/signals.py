@@ -30,9 +30,6 @@ def install_worker_signal_handlers(training: torch.Tensor) -> None:
     down after it has saved. A second SIGTERM ends the worker. So does the first one after training,
     because Python sends it at exit, for instance after an error, and then waits. torch takes every
     exit code but 0 for a worker's failure.
-
-    Args:
-        training: Shared-memory flag `[1]`, 1 during training.
     """
     received = 0
 
@@ -113,12 +110,7 @@ class GracefulShutdownCallback(TrainerCallback):
                 signal.signal(number, previous_handler)
 
     def leave(self, checkpoint: Path) -> None:
-        """End the program after training has stopped; without `raises` the caller does that.
-
-        Raises:
-            KeyboardInterrupt: After SIGINT; a notebook or shell goes on.
-            SystemExit: After SIGTERM.
-        """
+        """End the program after training has stopped; without `raises` the caller does that."""
         if not self.stopped or not self.raises or self.signal_received is None:
             return
         message = (

@@ -1,11 +1,13 @@
 """`JepaTrainer`: a `Trainer` for `JepaForRepresentationPrediction`."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers import (
     BaseImageProcessor,
@@ -18,7 +20,7 @@ from transformers.debug_utils import DebugOption
 
 from ..distributed.deepspeed_state import zero3_init_disabled
 from ..hub.export import export_run
-from ..hub.model_card import ModelCardInfo
+from ..hub.model_card import DatasetInfo, ModelCardInfo, render_card
 from ..masking.base_collator import MaskingCollator
 from ..masking.span_collator import DataCollatorForSpanJEPA
 from ..models.jepa_config_checks import WEIGHTS
@@ -27,7 +29,7 @@ from ..monitoring.health_sample import HealthSample
 from .base_trainer import BaseJepaTrainer
 from .batch_metrics import add_batch_metrics, count_targets, evaluation_metrics, weighted_loss
 from .callbacks import EmaTargetCallback, HealthCallback, unwrap_jepa
-from .checks import check_batch_size, check_comparable
+from .checks import check_batch_size, check_comparable, check_targets
 from .console import ConsoleCallback
 from .defaults import (
     check_single_ema,
@@ -36,14 +38,15 @@ from .defaults import (
     default_collator_class,
     load_processing_class,
 )
+from .ema import match_parameters, relative_parameter_distance
 from .flops import PREDICTOR_TABLES, ParameterCounts, count_parameters, training_flops
-from .health_measurement import health_batches, measure_health
+from .health_batches import health_batches
 from .inputs import check_collator, check_vocabulary, jepa_around, resolve_arguments, tokenized
 from .metric_accumulator import MetricAccumulator
 from .model_card_info import collect_facts
 from .results import write_masks
-from .target_check import check_targets
 from .training_args import JepaTrainingArguments
+from .upstream import to_device
 
 # Targets of an evaluation that its health is measured on: a bound on memory.
 _EVALUATED_TARGETS = 8192
@@ -123,6 +126,7 @@ class JepaTrainer(BaseJepaTrainer):
             check_batch_size(args, train_dataset)
         self.evaluate_in_training_batches(args)
         self.probe = probe
+        health = HealthCallback(self.measure_health, self.log, args.health_steps, args.stop_on_collapse)
         super().__init__(
             model=jepa,
             args=args,
@@ -130,7 +134,7 @@ class JepaTrainer(BaseJepaTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            callbacks=[*default_callbacks(callbacks or (), jepa, args), *self._health_callbacks(args)],
+            callbacks=[*default_callbacks(callbacks or (), jepa, args), *([health] if args.health_steps else [])],
             model_init=model_init,
             **kwargs,
         )
@@ -242,13 +246,7 @@ class JepaTrainer(BaseJepaTrainer):
         return ConsoleCallback(weights, config.hidden_size, is_text, self.verdict)
 
     def update_metrics(self, outputs: Any, inputs: dict[str, torch.Tensor], means: MetricAccumulator) -> None:
-        """Add the parts of the loss, the masked fraction and the number of rows without targets.
-
-        Args:
-            outputs: The model's `JepaOutput`.
-            inputs: The micro-batch.
-            means: Of training or of an evaluation.
-        """
+        """Add the parts of the loss, the masked fraction and the number of rows without targets."""
         has_positions = bool(self._unwrapped.encoder_adapter.grid)
         samples = add_batch_metrics(means, outputs, inputs, self.count_tokens(inputs) if has_positions else None)
         if outputs.contrastive_loss is not None:
@@ -302,25 +300,33 @@ class JepaTrainer(BaseJepaTrainer):
 
     # ---- health
 
-    def _health_callbacks(self, args: JepaTrainingArguments) -> list[TrainerCallback]:
-        if not args.health_steps:
-            return []
-        return [HealthCallback(self.measure_health, self.log, args.health_steps, args.stop_on_collapse)]
-
     @cached_property
     def _health_batches(self) -> list[dict[str, torch.Tensor]]:
         return health_batches(self)
 
+    @torch.no_grad()
     def measure_health(self) -> dict[str, float]:
         """Measure the health of encoders and predictor on a fixed batch, the same on all ranks.
 
         Returns:
-            The metrics of `health_measurement.measure_health` with the prefix `health_`; empty if
-            the batch has targets of fewer than two samples.
+            The metrics of `HealthSample.measure` and `encoder_distance`, the relative L2 distance
+            between the parameters of both encoders, with the prefix `health_`. Empty if the batch
+            has targets of fewer than two samples.
         """
-        was_training = self.model.training
-        values = measure_health(self, self._unwrapped, self._health_batches, self.ema_callback.pairs)
-        self._unwrapped.train(was_training)
+        model, sample = self._unwrapped, HealthSample()
+        was_training = model.training
+        model.eval()
+        for batch in self._health_batches:
+            inputs = to_device(self, batch)
+            with self.compute_loss_context_manager():
+                output = model(**inputs, return_loss=False)
+            sample.add(output, inputs, model.config.pool_targets)
+        model.train(was_training)
+        values = sample.measure(model.config)
+        if values:
+            encoders = (encoder.named_parameters() for encoder in (model.context_encoder, model.target_encoder))
+            pairs = self.ema_callback.pairs or match_parameters(*encoders)
+            values["encoder_distance"] = relative_parameter_distance(*pairs)
         return {f"health_{name}": value for name, value in values.items()}
 
     # ---- the final directory
@@ -331,16 +337,15 @@ class JepaTrainer(BaseJepaTrainer):
         if self.state.global_step and not (self._output_dir / "masks.png").exists():
             write_masks(self)
 
-    def plot_log(self, path: Path) -> None:
-        """Draw loss, health and rates to a PNG file."""
-        from ..monitoring.training_plots import plot_training
-
-        plot_training(self.state.log_history, path)
-
     def export_final_model(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write the exported encoder with its processing class, and the full JEPA below it."""
         jepa = cast(JepaForRepresentationPrediction, model)
         export_run(jepa, output_dir, cast(Any, self.processing_class), self.args.export_encoder, state_dict)
+
+    def render_card(self, name: str, data: DatasetInfo, language: str | None, license: str | None) -> ModelCard:
+        """Render the card of the model that users will load as `name`."""
+        facts = replace(self.model_card_info(name), data=data, language=language, license=license)
+        return render_card(facts)
 
     def model_card_info(self, name: str) -> ModelCardInfo:
         """Return the facts for the card of the model that users will load as `name`."""

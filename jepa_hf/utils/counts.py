@@ -20,13 +20,7 @@ def describe_counts(reasons: Mapping[str, int]) -> str:
 
 
 def left_out_message(reasons: Mapping[str, int], total: int, noun: str = "rows") -> str:
-    """Return such as "left out 3 of 12 rows: 2 without text, 1 too short".
-
-    Args:
-        reasons: number of rows by reason.
-        total: number of all rows.
-        noun: plural name of a row.
-    """
+    """Return such as "left out 3 of 12 rows: 2 without text, 1 too short"."""
     return f"left out {sum(reasons.values()):,} of {total:,} {noun}: {describe_counts(reasons)}"
 
 

@@ -82,7 +82,7 @@ def test_a_killed_command_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) 
         (["model", "header.csv"], "'header.csv' has no rows"),
         (["model", "table.csv"], "No column 'text' in 'table.csv'. Set --text_column_name to the column with the text"),
         (["model", "table.csv", "--text_column_name", "c"], "No column 'c' in 'table.csv'"),
-        (["model", "wrong.jsonl"], "Expected a string in column 'text', got int in row 2 of 'wrong.jsonl'"),
+        (["model", "wrong.jsonl"], "Row 2 of 'wrong.jsonl' has int (3) in column 'text', which must hold strings"),
         (["model", "taken.parquet"], "'taken.parquet' has a column 'embedding' already. Rename it"),
         (["model", "data.txt", "--output", "x.csv"], "Expected output to end in .parquet or .npy, got 'x.csv'"),
         (["model", "data.txt", "--output", "there.npy"], "Output 'there.npy' exists. Delete it, or name another"),

@@ -25,7 +25,8 @@ from helpers.batches import image_batch, image_config, rows, scale_weights, skip
 from helpers.tiny_models import FAMILIES, save_tiny_encoder, tiny_config, tiny_tokenizer
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction, UsageError
 from jepa_hf.hub.export import export_masked_lm
-from jepa_hf.models.encoder_adapters import encoder_adapter_for, encoder_from_config, encoder_from_pretrained
+from jepa_hf.models.encoder_adapters import encoder_adapter_for
+from jepa_hf.models.encoders import encoder_from_config, encoder_from_pretrained
 from jepa_hf.models.mlm_head import masked_lm_head_layout
 from jepa_hf.models.positions import gather_positions, sincos_positions
 

@@ -335,7 +335,7 @@ def test_a_row_of_padding_alone_gives_no_nan(implementation: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_reach_every_parameter(mode: str, checkpointing: bool) -> None:
     """Also through gradient checkpointing, with the same values. With one token (flat) the softmax is constant: the
-    query and key parts of qkv get gradients of exactly zero, the value part does not."""
+    query and key parts of qkv get gradients of zero (some processors' kernels round), the value part does not."""
     model, x = strong_encoder(mode, hidden_dropout_prob=0.0), inputs(mode)
     model.train()
 
@@ -357,8 +357,8 @@ def test_gradients_reach_every_parameter(mode: str, checkpointing: bool) -> None
         if mode == "time" and name == "embeddings.position_embeddings":
             gradient = gradient[:9]
         if mode == "flat" and ".qkv." in name:
-            assert (gradient[:32] == 0).all(), name
-            gradient = gradient[32:]
+            query_and_key, gradient = gradient[:32].abs().max(), gradient[32:]
+            assert query_and_key < 1e-5 * gradient.abs().max(), name
         assert gradient.abs().max() > 0, name
     if mode == "patches":
         patches = actual["embeddings.weight"].abs().amax(dim=2)

@@ -254,7 +254,7 @@ def evaluated_llm(loss: float, accuracy: float, cosine: float = 0.5) -> History:
         (
             (2.0, 0.015),
             Severity.NOTHING_LEARNED,
-            "Not healthy. Step 300: nothing learned: the next-token loss did not fall, from 2 at the start to 2.",
+            "Not healthy. Step 300: nothing learned: the next-token loss did not fall, but went from 2 to 2.",
         ),
         ((2.0, 0.5), Severity.HEALTHY, "Healthy. No collapse and no divergence. The next-token loss changed from 2 to"),
         ((1.0, 0.015), Severity.NOTHING_LEARNED, "Not healthy. Step 300: nothing learned about the views: the first"),
@@ -277,7 +277,7 @@ def test_a_run_of_llm_jepa_without_evaluations_is_judged_by_its_training() -> No
     losses = [1.0, 0.2, 0.5, 0.5, 0.5, 0.5, 0.3, 0.9]
     history: History = [{"step": step, "lm_loss": 1.0, "pair_loss": loss} for step, loss in enumerate(losses, 1)]
     verdict = judge(history, 8, weights=weights)
-    assert verdict.lines[0].endswith("between the views in training did not fall, from 0.6 at the start to 0.6.")
+    assert verdict.lines[0].endswith("between the views in training did not fall, but went from 0.6 to 0.6.")
     history[-1]["pair_loss"] = 0.5
     assert judge(history, 8, weights=weights).severity == Severity.HEALTHY
     assert judge(history[:7], 7, weights=weights).severity == Severity.NOT_ASSESSED

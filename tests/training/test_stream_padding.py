@@ -20,10 +20,6 @@ def stream(count: int) -> datasets.IterableDataset:
     return datasets.IterableDataset.from_generator(lambda: ({"row": row} for row in range(count)))
 
 
-def leave_out(batch: dict[str, torch.Tensor], own: torch.Tensor) -> None:
-    batch["row"][~own] = -1
-
-
 @given(count=st.integers(0, 9), size=st.integers(1, 5))
 def test_all_rows_come_once_and_padding_is_marked(count: int, size: int) -> None:
     """The length is the next multiple; a second pass is the first again."""
@@ -51,24 +47,27 @@ def test_a_new_epoch_reaches_the_stream() -> None:
     assert [row["row"] for row in rows] != first
 
 
-def test_rows_read_before_are_left_out_and_the_collator_does_not_see_the_sign() -> None:
+def test_rows_read_before_are_marked_and_the_collator_does_not_see_the_mark() -> None:
     def collate(features: list[dict[str, int]]) -> dict[str, torch.Tensor]:
         assert all(set(feature) == {"row"} for feature in features)
         return {"row": torch.tensor([feature["row"] for feature in features])}
 
-    batch = FixedBatchSizeCollator(collate, 3, leave_out)([{"row": 3}, {"row": 0, PADDING_ROW_KEY: True}, {"row": 4}])
-    assert batch["row"].tolist() == [3, -1, 4]
+    batch = FixedBatchSizeCollator(collate, 3)([{"row": 3}, {"row": 0, PADDING_ROW_KEY: True}, {"row": 4}])
+    assert batch["row"].tolist() == [3, 0, 4]
+    assert batch[PADDING_ROW_KEY].tolist() == [False, True, False]
 
 
-def test_a_smaller_batch_is_filled_up_with_rows_that_are_left_out() -> None:
+def test_a_smaller_batch_is_filled_up_with_rows_that_are_marked() -> None:
     """As where a rank's or a worker's shards of a stream end."""
 
     def collate(features: list[dict[str, int]]) -> dict[str, torch.Tensor]:
         return {"row": torch.tensor([feature["row"] for feature in features])}
 
-    undisturbed = FixedBatchSizeCollator(collate, 4, leave_out)
-    assert undisturbed([{"row": 3}, {"row": 4}])["row"].tolist() == [3, 4, -1, -1]
-    assert undisturbed([{"row": row} for row in range(4)])["row"].tolist() == [0, 1, 2, 3]
+    undisturbed = FixedBatchSizeCollator(collate, 4)
+    batch = undisturbed([{"row": 3}, {"row": 4}])
+    assert batch["row"].tolist() == [3, 4, 3, 3]
+    assert batch[PADDING_ROW_KEY].tolist() == [False, False, True, True]
+    assert not undisturbed([{"row": row} for row in range(4)])[PADDING_ROW_KEY].any()
 
 
 @pytest.mark.parametrize("setting", ["eval_strategy", "save_strategy", "logging_strategy"])
@@ -80,5 +79,5 @@ def test_work_at_the_end_of_a_pass_is_refused_where_ranks_have_shards_of_their_o
     for shards, refused in ((1, nullcontext()), (2, pytest.raises(UsageError, match=setting))):
         data = datasets.Dataset.from_list(rows("bert", 8)).to_iterable_dataset(num_shards=shards)
         run = trainer(tmp_path, data=data, eval_data=rows("bert", 4), **{setting: "epoch"})
-        with refused, padded_stream(run, run.mask_rows):
+        with refused, padded_stream(run):
             pass

@@ -14,7 +14,7 @@ from jepa_hf.masking.base_collator import MaskingCollator
 from jepa_hf.masking.block_collator import DataCollatorForBlockJEPA
 from jepa_hf.masking.feature_collator import DataCollatorForFeatureJEPA
 from jepa_hf.masking.span_collator import DataCollatorForSpanJEPA
-from jepa_hf.training.target_check import check_targets
+from jepa_hf.training.checks import check_targets
 
 
 def text_rows(texts: list[str], max_seq_length: int = 32, word_ids: bool = False) -> Dataset:

@@ -533,6 +533,36 @@ def test_every_part_by_hand(tmp_path: Path) -> None:
     assert step_logs(run)[-1]["masked_fraction"] > 0.4
 
 
+class TestEncoderGivenAsAnObject:
+    """A JEPA is built around a copy of the encoder that a user passes."""
+
+    def test_an_optimizer_of_its_parameters_is_refused(self, encoder_directory: str, tmp_path: Path) -> None:
+        """It would move the encoder outside the JEPA, and nothing of what is saved."""
+        encoder = AutoModel.from_pretrained(encoder_directory)
+        optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
+        with pytest.raises(UsageError, match=r"optimizers holds .* the trained model does not have"):
+            JepaTrainer(encoder, arguments(tmp_path), train_dataset=TEXT, optimizers=(optimizer, None))
+
+    def test_frozen_parameters_stay_frozen(self, encoder_directory: str, tmp_path: Path) -> None:
+        encoder = AutoModel.from_pretrained(encoder_directory)
+        encoder.embeddings.requires_grad_(False)
+        run = JepaTrainer(encoder, arguments(tmp_path, max_steps=1, learning_rate=0.1), train_dataset=TEXT)
+        run.train()
+        frozen = run.model.context_encoder.embeddings.state_dict()
+        assert largest_difference(frozen, encoder.embeddings.state_dict()) == 0
+        assert largest_difference(weights(run.model.context_encoder.encoder), weights(encoder.encoder)) > 0
+
+    def test_the_seed_draws_the_predictor(self, encoder_directory: str, tmp_path: Path) -> None:
+        """Whatever was drawn in the process before."""
+        predictors = []
+        for seed in (1, 1, 2):
+            torch.rand(seed + len(predictors))
+            run = JepaTrainer(encoder_directory, arguments(tmp_path, seed=seed), train_dataset=TEXT)
+            predictors.append(weights(run.model.predictor))
+        assert largest_difference(predictors[0], predictors[1]) == 0
+        assert largest_difference(predictors[0], predictors[2]) > 0
+
+
 def test_arguments_may_be_left_out(encoder_directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`JepaTrainer(model=..., train_dataset=...)` is enough."""
     monkeypatch.chdir(tmp_path)
