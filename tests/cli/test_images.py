@@ -267,9 +267,10 @@ def test_only_visible_patches_go_through_the_context_encoder(images: Path) -> No
 def test_a_checkpoint_is_exported_with_its_processor(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
     from transformers import AutoImageProcessor
 
-    from jepa_hf.cli.export import main as export
+    from jepa_hf.cli.main import main as jepa_hf_main
 
-    assert export([str(undisturbed[0] / "checkpoint-2"), str(tmp_path / "exported"), "--encoder", "target"]) == 0
+    source, exported_to = str(undisturbed[0] / "checkpoint-2"), str(tmp_path / "exported")
+    assert jepa_hf_main(["export", source, exported_to, "--encoder", "target"]) == 0
     exported = AutoModel.from_pretrained(tmp_path / "exported").state_dict()
     full = JepaForRepresentationPrediction.from_pretrained(undisturbed[0] / "checkpoint-2")
     assert all(value.equal(exported[name]) for name, value in full.target_encoder.state_dict().items())
