@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import PreTrainedConfig, TrainerCallback
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..data.tokenizer_training import train_bpe_tokenizer
 from ..errors import UsageError
