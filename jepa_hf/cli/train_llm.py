@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+from transformers import PreTrainedConfig, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers import TrainerCallback
 
 from ..data.tokenizer_training import train_bpe_tokenizer
 from ..errors import UsageError
@@ -23,7 +23,7 @@ from ..llm_jepa.answer_scoring import get_scorer
 from ..llm_jepa.decoder import has_lora
 from ..llm_jepa.generation import clamp_new_tokens
 from ..llm_jepa.model_setup import set_padding_token
-from ..llm_jepa.paired_data import load_paired_rows, row_texts
+from ..llm_jepa.paired_data import PairedRow, load_paired_rows, row_texts
 from ..llm_jepa.predictor_tokens import predictor_tokens
 from ..llm_jepa.row_tokenization import tokenize_rows
 from ..llm_jepa.view_isolation import verify_view_isolation
@@ -38,7 +38,7 @@ from .language_model_loading import (
     parse_dtype,
     read_template,
 )
-from .llm_arguments import LlmModelArguments, LlmParsed
+from .llm_arguments import GenerationArguments, LlmModelArguments, LlmParsed
 from .run import (
     apply_smoke_test,
     check_minimum,
@@ -144,17 +144,6 @@ def _prepare(parsed: LlmParsed, callbacks: Sequence[TrainerCallback] | None, pla
     lora = model_args.lora_settings()
     if lora is not None:
         model = add_lm_lora(model, tokenizer, lora, count)
-    answerable = (
-        row.content
-        for row in eval_rows or ()
-        if not (views.filter_overlong_rows and views.is_overlong(row.content, row.number))
-    )
-    prompts = list(islice(answerable, answer_args.generation_samples))
-    for row in prompts:
-        prompt, _ = views.prompt(row)
-        clamp_new_tokens(
-            config, len(tokenizer(prompt, add_special_tokens=False)["input_ids"]), answer_args.max_new_tokens
-        )
     return LlmJepaTrainer(
         model,
         args,
@@ -163,12 +152,27 @@ def _prepare(parsed: LlmParsed, callbacks: Sequence[TrainerCallback] | None, pla
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         view_tokenizer=views,
-        generation_examples=prompts,
+        generation_examples=_prompts(views, eval_rows or (), answer_args, config),
         generation_metrics=answer_args.generation_metrics,
         database=answer_args.database,
         max_new_tokens=answer_args.max_new_tokens,
         callbacks=callbacks,
     )
+
+
+def _prompts(
+    views: PairedViewTokenizer, rows: Sequence[PairedRow], answer_args: GenerationArguments, config: PreTrainedConfig
+) -> list[dict[str, Any]]:
+    """Return the first rows to answer at each evaluation, whose prompts and answers the model has positions for."""
+    answerable = (
+        row.content for row in rows if not (views.filter_overlong_rows and views.is_overlong(row.content, row.number))
+    )
+    prompts = list(islice(answerable, answer_args.generation_samples))
+    for row in prompts:
+        prompt, _ = views.prompt(row)
+        length = len(views.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        clamp_new_tokens(config, length, answer_args.max_new_tokens)
+    return prompts
 
 
 def _tokenizer(model_args: LlmModelArguments, kwargs: dict[str, Any], plan: RunPlan) -> Tokenizer | None:
