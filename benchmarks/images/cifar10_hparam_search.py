@@ -26,7 +26,7 @@ from transformers import IJepaConfig
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction
 from jepa_hf.evaluation.scoring import knn_predict, linear_probe
 from jepa_hf.masking.base_collator import pad_true_indices
-from jepa_hf.masking.block_sampling import default_num_context, largest_target, sample_block_masks
+from jepa_hf.masking.block_sampling import BlockSampler
 from jepa_hf.masking.counter_rng import sample_keys
 from jepa_hf.models import targets
 from jepa_hf.models.losses import covariance_loss, sigreg, variance_loss
@@ -100,12 +100,10 @@ def mask_bank(settings: dict, grid: tuple[int, int]) -> tuple[torch.Tensor, ...]
     """Masks of 32,768 samples, on the device: each step draws from them."""
     names = ("num_targets", "target_scale", "context_scale", "keep_blocks_inside")
     shape = {name: settings[name] for name in names}
-    count = settings["num_context"] or default_num_context(grid, **shape)
+    sampler = BlockSampler(grid, **shape)
     keys = sample_keys(np.arange(32768, dtype=np.uint64), settings["seed"], 0)
-    targets, context = sample_block_masks(keys, grid, num_context=count, **shape)
-    positions, valid = pad_true_indices(
-        targets.reshape(-1, targets.shape[-1]), (largest_target(grid, settings["target_scale"]),)
-    )
+    targets, context = sampler.sample(keys, settings["num_context"] or None)
+    positions, valid = pad_true_indices(targets.reshape(-1, targets.shape[-1]), (sampler.largest_target,))
     seen, seen_valid = pad_true_indices(context)
     shaped = (x.reshape(*targets.shape[:2], -1) for x in (positions, valid))
     return tuple(torch.from_numpy(x).to(DEVICE) for x in (*shaped, seen[:, None], seen_valid[:, None]))

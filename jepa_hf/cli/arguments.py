@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from ..data.arguments import DataArguments
 from ..errors import UsageError
@@ -10,60 +10,49 @@ from ..training.training_args import JepaTrainingArguments
 from ..utils.types import MayChange
 
 
+def flag(default: Any, text: str) -> Any:
+    """Return a field of a dataclass: a flag with its default and its help."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass
 class BaseModelArguments:
     """The model that a run starts from, for every objective."""
 
-    objective: MayChange[str | None] = field(
-        default=None,
-        metadata={
-            "help": "span (text), images, features, or llm (LLM-JEPA, with its own flags: --objective llm --help); "
-            "default: that of the model or the data."
-        },
+    # Set on an instance if the model was passed from Python, and so saved to a temporary `model_name_or_path`: the
+    # directory or Hub name from which it was loaded, if any.
+    passed_model: ClassVar[str | None] = None
+
+    objective: MayChange[str | None] = flag(
+        None,
+        "span (text), images, features, or llm (LLM-JEPA, with its own flags: --objective llm --help); "
+        "default: that of the model or the data.",
     )
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Pretrained start: directory or Hub name of an encoder, an MLM checkpoint or a JEPA."},
+    model_name_or_path: str | None = flag(
+        None, "Pretrained start: directory or Hub name of an encoder, an MLM checkpoint or a JEPA."
     )
-    model_type: str | None = field(
-        default=None,
-        metadata={
-            "help": "For a random start: bert, distilbert, roberta, electra, deberta-v2, modernbert; ijepa, vit, "
-            "dinov2; feature_encoder."
-        },
+    model_type: str | None = flag(
+        None,
+        "For a random start: bert, distilbert, roberta, electra, deberta-v2, modernbert; ijepa, vit, "
+        "dinov2; feature_encoder.",
     )
-    config_name: str | None = field(
-        default=None, metadata={"help": "For a random start: directory or Hub name of a configuration."}
+    config_name: str | None = flag(None, "For a random start: directory or Hub name of a configuration.")
+    config_overrides: str | None = flag(
+        None, "For a random start: changes to the configuration, e.g. hidden_size=128,num_hidden_layers=4."
     )
-    config_overrides: str | None = field(
-        default=None,
-        metadata={
-            "help": "For a random start: changes to the configuration, e.g. hidden_size=128,num_hidden_layers=4."
-        },
-    )
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer (default: the model's)."})
-    tokenizer_vocab_size: int = field(
-        default=8192, metadata={"help": "Vocabulary size of the tokenizer that is trained for a random start."}
-    )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
-    dtype: str = field(
-        default="float32", metadata={"help": "Data type of the weights; --bf16 computes in bfloat16 whatever it is."}
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention implementation: sdpa, eager, ..."}
-    )
-    smoke_test: MayChange[bool] = field(
-        default=False, metadata={"help": "Train a tiny random model on the built-in corpus for 20 steps."}
-    )
-    use_peft: bool = field(
-        default=False, metadata={"help": "Train LoRA adapters; the weights of the model stay frozen."}
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of the LoRA adapters, times their rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the LoRA inputs."})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Suffixes of the modules that get an adapter (default: all linear layers)."}
+    tokenizer_name: str | None = flag(None, "Tokenizer (default: the model's).")
+    tokenizer_vocab_size: int = flag(8192, "Vocabulary size of the tokenizer that is trained for a random start.")
+    model_revision: str = flag("main", "Branch, tag or commit of the model on the Hub.")
+    trust_remote_code: bool = flag(False, "Run code that comes with the model.")
+    dtype: str = flag("float32", "Data type of the weights; --bf16 computes in bfloat16 whatever it is.")
+    attn_implementation: str | None = flag(None, "Attention implementation: sdpa, eager, ...")
+    smoke_test: MayChange[bool] = flag(False, "Train a tiny random model on the built-in corpus for 20 steps.")
+    use_peft: bool = flag(False, "Train LoRA adapters; the weights of the model stay frozen.")
+    lora_r: int = flag(16, "Rank of the LoRA adapters.")
+    lora_alpha: int = flag(32, "Scale of the LoRA adapters, times their rank.")
+    lora_dropout: float = flag(0.05, "Dropout on the LoRA inputs.")
+    lora_target_modules: list[str] | None = flag(
+        None, "Suffixes of the modules that get an adapter (default: all linear layers)."
     )
 
     def lora_settings(self) -> dict[str, Any] | None:
@@ -80,66 +69,40 @@ class BaseModelArguments:
 class ModelArguments(BaseModelArguments):
     """The encoder, and the JEPA around it."""
 
-    image_processor_name: str | None = field(default=None, metadata={"help": "Image processor (default: the model's)."})
-    add_tokens: str | None = field(
-        default=None, metadata={"help": "Text file of tokens to add to the tokenizer, one per line."}
-    )
-    resize_token_embeddings: bool = field(
-        default=False,
-        metadata={
-            "help": "Accept a tokenizer that is not the pretrained model's, and enlarge the embeddings to its size. "
-            "Tokens that the model does not have start from random embeddings, tokens of other numbers from wrong ones."
-        },
+    image_processor_name: str | None = flag(None, "Image processor (default: the model's).")
+    add_tokens: str | None = flag(None, "Text file of tokens to add to the tokenizer, one per line.")
+    resize_token_embeddings: bool = flag(
+        False,
+        "Accept a tokenizer that is not the pretrained model's, and enlarge the embeddings to its size. "
+        "Tokens that the model does not have start from random embeddings, tokens of other numbers from wrong ones.",
     )
     # From here on arguments of JepaConfig; None means its default.
-    masked_tokens: str | None = field(
-        default=None, metadata={"help": "Masked positions are kept as [MASK] tokens, or dropped from the context."}
+    masked_tokens: str | None = flag(None, "Masked positions are kept as [MASK] tokens, or dropped from the context.")
+    predictor_type: str | None = flag(None, "Predictor: transformer or mlp.")
+    pred_hidden_size: int | None = flag(None, "Width of the transformer predictor.")
+    pred_num_hidden_layers: int | None = flag(None, "Number of layers of the transformer predictor.")
+    pred_num_attention_heads: int | None = flag(None, "Number of attention heads of the transformer predictor.")
+    pred_mlp_ratio: float | None = flag(None, "Hidden width of the predictor's MLPs, as a multiple of their input.")
+    pred_dropout: float | None = flag(None, "Dropout in the predictor.")
+    pred_init: str | None = flag(
+        None,
+        "Initialization of the transformer predictor: unit_gain, or small (std 0.02; default for encoders "
+        "with absolute positions).",
     )
-    predictor_type: str | None = field(default=None, metadata={"help": "Predictor: transformer or mlp."})
-    pred_hidden_size: int | None = field(default=None, metadata={"help": "Width of the transformer predictor."})
-    pred_num_hidden_layers: int | None = field(
-        default=None, metadata={"help": "Number of layers of the transformer predictor."}
+    loss: str | None = flag(None, "Prediction loss: smooth_l1, l2, l1 or cosine.")
+    smooth_l1_beta: float | None = flag(None, "Error at which smooth L1 turns from quadratic to linear.")
+    average_top_k_layers: int | None = flag(None, "Number of top layers that the targets average.")
+    target_norm: str | None = flag(None, "Normalization of the targets: layer, instance or none.")
+    prediction_weight: float | None = flag(None, "Weight of the prediction loss; 0 trains on the other terms only.")
+    mlm_weight: float | None = flag(None, "Weight of the masked-language-model loss.")
+    variance_weight: float | None = flag(None, "Weight of VICReg's variance loss.")
+    covariance_weight: float | None = flag(None, "Weight of VICReg's covariance loss.")
+    sigreg_weight: float | None = flag(None, "Weight of LeJEPA's SIGReg loss.")
+    contrastive_weight: float | None = flag(
+        None, "Weight of the contrastive loss between samples (default: 1 for text, else 0)."
     )
-    pred_num_attention_heads: int | None = field(
-        default=None, metadata={"help": "Number of attention heads of the transformer predictor."}
-    )
-    pred_mlp_ratio: float | None = field(
-        default=None, metadata={"help": "Hidden width of the predictor's MLPs, as a multiple of their input."}
-    )
-    pred_dropout: float | None = field(default=None, metadata={"help": "Dropout in the predictor."})
-    pred_init: str | None = field(
-        default=None,
-        metadata={
-            "help": "Initialization of the transformer predictor: unit_gain, or small (std 0.02; default for encoders "
-            "with absolute positions)."
-        },
-    )
-    loss: str | None = field(default=None, metadata={"help": "Prediction loss: smooth_l1, l2, l1 or cosine."})
-    smooth_l1_beta: float | None = field(
-        default=None, metadata={"help": "Error at which smooth L1 turns from quadratic to linear."}
-    )
-    average_top_k_layers: int | None = field(
-        default=None, metadata={"help": "Number of top layers that the targets average."}
-    )
-    target_norm: str | None = field(
-        default=None, metadata={"help": "Normalization of the targets: layer, instance or none."}
-    )
-    prediction_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the prediction loss; 0 trains on the other terms only."}
-    )
-    mlm_weight: float | None = field(default=None, metadata={"help": "Weight of the masked-language-model loss."})
-    variance_weight: float | None = field(default=None, metadata={"help": "Weight of VICReg's variance loss."})
-    covariance_weight: float | None = field(default=None, metadata={"help": "Weight of VICReg's covariance loss."})
-    sigreg_weight: float | None = field(default=None, metadata={"help": "Weight of LeJEPA's SIGReg loss."})
-    contrastive_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the contrastive loss between samples (default: 1 for text, else 0)."}
-    )
-    contrastive_temperature: float | None = field(
-        default=None, metadata={"help": "Temperature of the contrastive loss."}
-    )
-    pool_targets: bool | None = field(
-        default=None, metadata={"help": "Predict the mean of a mask's targets instead of each target."}
-    )
+    contrastive_temperature: float | None = flag(None, "Temperature of the contrastive loss.")
+    pool_targets: bool | None = flag(None, "Predict the mean of a mask's targets instead of each target.")
 
     def jepa_kwargs(self) -> dict[str, Any]:
         """Return the arguments of `JepaConfig` that are set."""
@@ -153,41 +116,29 @@ class ModelArguments(BaseModelArguments):
 class MaskArguments:
     """Masks: the collators' arguments; None means their default."""
 
-    mask_ratio: float | None = field(
-        default=None,
-        metadata={"help": "Fraction of tokens, time steps or feature patches to mask (default: 0.3)."},
+    mask_ratio: float | None = flag(None, "Fraction of tokens, time steps or feature patches to mask (default: 0.3).")
+    mean_span_length: float | None = flag(
+        None, "Mean length of a masked span (default: 5 tokens or time steps, 1 feature patch)."
     )
-    mean_span_length: float | None = field(
-        default=None,
-        metadata={"help": "Mean length of a masked span (default: 5 tokens or time steps, 1 feature patch)."},
+    whole_word: bool = flag(False, "Mask complete words; spans then count words.")
+    num_masks: int | None = flag(None, "Masks per sample, which share one target pass (default: 1; images: 4 blocks).")
+    on_too_short: str | None = flag(
+        None, "Rows with fewer than two maskable positions: skip and count them (default), or error."
     )
-    whole_word: bool = field(default=False, metadata={"help": "Mask complete words; spans then count words."})
-    num_masks: int | None = field(
-        default=None, metadata={"help": "Masks per sample, which share one target pass (default: 1; images: 4 blocks)."}
+    target_scale: list[float] | None = flag(
+        None, "Images: range of a target block's area as a fraction of the image (default: 0.15 0.2)."
     )
-    on_too_short: str | None = field(
-        default=None,
-        metadata={"help": "Rows with fewer than two maskable positions: skip and count them (default), or error."},
+    target_aspect_ratio: list[float] | None = flag(
+        None, "Images: range of a target block's height / width (default: 0.75 1.5)."
     )
-    target_scale: list[float] | None = field(
-        default=None,
-        metadata={"help": "Images: range of a target block's area as a fraction of the image (default: 0.15 0.2)."},
+    context_scale: list[float] | None = flag(
+        None, "Images: range of the context block's area before targets are removed (default: 0.85 1.0)."
     )
-    target_aspect_ratio: list[float] | None = field(
-        default=None, metadata={"help": "Images: range of a target block's height / width (default: 0.75 1.5)."}
+    keep_blocks_inside: bool = flag(
+        False, "Images: keep target blocks inside the image; edges are then masked less often."
     )
-    context_scale: list[float] | None = field(
-        default=None,
-        metadata={"help": "Images: range of the context block's area before targets are removed (default: 0.85 1.0)."},
-    )
-    keep_blocks_inside: bool = field(
-        default=False,
-        metadata={"help": "Images: keep target blocks inside the image; edges are then masked less often."},
-    )
-    random_resized_crop: list[float] | None = field(
-        default=None, metadata={"help": "Images: range of the area of a random crop, e.g. 0.4 1.0."}
-    )
-    random_flip: bool = field(default=False, metadata={"help": "Images: flip half of the images horizontally."})
+    random_resized_crop: list[float] | None = flag(None, "Images: range of the area of a random crop, e.g. 0.4 1.0.")
+    random_flip: bool = flag(False, "Images: flip half of the images horizontally.")
 
     def __post_init__(self) -> None:
         for name in ("target_scale", "target_aspect_ratio", "context_scale", "random_resized_crop"):
@@ -196,15 +147,7 @@ class MaskArguments:
                 raise UsageError(f"{name} takes two numbers, minimum and maximum, not {value}. Give both.")
 
     def given_for(self, objective: str, names: Sequence[str]) -> dict[str, Any]:
-        """Return the arguments that are set.
-
-        Args:
-            objective: for the error message.
-            names: those that the objective uses.
-
-        Raises:
-            UsageError: an argument that the objective does not use.
-        """
+        """Return the arguments that are set; refuse those that the objective does not use."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values = {name: value for name, value in values.items() if value is not None and value is not False}
         for name in values:
@@ -219,11 +162,9 @@ class MaskArguments:
 class CommandArguments:
     """Arguments of a run that a `Trainer` does not have, for every objective."""
 
-    overwrite_output_dir: MayChange[bool] = field(
-        default=False, metadata={"help": "Start over, deleting what an earlier run wrote to output_dir."}
-    )
-    do_train: MayChange[bool | None] = field(
-        default=None, metadata={"help": "Train. Default: unless --do_eval alone is given, which only evaluates."}
+    overwrite_output_dir: MayChange[bool] = flag(False, "Start over, deleting what an earlier run wrote to output_dir.")
+    do_train: MayChange[bool | None] = flag(
+        None, "Train. Default: unless --do_eval alone is given, which only evaluates."
     )
 
 

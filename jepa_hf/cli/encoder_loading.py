@@ -1,10 +1,12 @@
 """Loading of encoder configurations, tokenizers and models; the components of a run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
 from ..data.arguments import DataArguments
 from ..distributed.deepspeed_state import zero3_init_disabled
@@ -15,22 +17,18 @@ from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..utils.types import ProcessingClass
 from .arguments import BaseModelArguments, ModelArguments
+from .quick_checks import suggestion
+
+T = TypeVar("T")
 
 TEXT_MODEL_TYPES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
 VISION_MODEL_TYPES = ("ijepa", "vit", "dinov2", "dinov2_with_registers")
+SUPPORTED = f"Supported are {', '.join(TEXT_MODEL_TYPES)}, and for images {', '.join(VISION_MODEL_TYPES)}."
 
 
 @dataclass
 class TrainingComponents:
-    """Components of a training run.
-
-    Args:
-        model: the JEPA.
-        collator: makes its batches.
-        train_dataset: rows that the collator reads.
-        eval_dataset: the same for evaluation; None without it.
-        processing_class: tokenizer or image processor; None for feature vectors.
-    """
+    """Components of a training run; there is no processing class for feature vectors."""
 
     model: JepaForRepresentationPrediction
     collator: MaskingCollator
@@ -55,12 +53,10 @@ def load_encoder_config(model_args: ModelArguments, data_args: DataArguments) ->
     if name is None:
         try:
             config = AutoConfig.for_model(str(model_args.model_type))
-        except UsageError:
-            raise
         except ValueError:
+            meant = suggestion(str(model_args.model_type), (*TEXT_MODEL_TYPES, *VISION_MODEL_TYPES))
             raise UsageError(
-                f"model_type {model_args.model_type!r} is unknown to transformers; use "
-                f"{', '.join((*TEXT_MODEL_TYPES, *VISION_MODEL_TYPES))}"
+                f"model_type {model_args.model_type!r} is not that of an encoder.{meant} {SUPPORTED}"
             ) from None
     else:
         argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
@@ -73,27 +69,34 @@ def load_encoder_config(model_args: ModelArguments, data_args: DataArguments) ->
 def apply_config_overrides(
     config: PreTrainedConfig, overrides: str | None, is_default: bool = False
 ) -> PreTrainedConfig:
-    """Change a configuration, and derive the values that depend on the changes.
+    """Change a configuration by `name=value,name=value`, and derive the values that depend on the changes.
 
-    Args:
-        config: the configuration.
-        overrides: `name=value,name=value`.
-        is_default: it has its class's defaults, so that other values (a Llama's `head_dim`) are derived anew.
+    With `is_default`, it has its class's defaults, so that other values (a Llama's `head_dim`) are derived anew.
     """
     if not overrides:
         return config
+    parts = [part.partition("=") for part in overrides.split(",")]
+    for name, equals, _ in parts:
+        if not equals:
+            raise UsageError(f"config_overrides {overrides!r} gives {name!r} no value. Write name=value,name=value.")
+        if not hasattr(config, name):
+            meant = suggestion(name, (*config.to_dict(), *config.attribute_map))
+            raise UsageError(
+                f"config_overrides {overrides!r}: the configuration of a {config.model_type} model has no {name!r}."
+                f"{meant} Its names are those of {type(config).__name__}."
+            )
     try:
         config.update_from_string(overrides)
         values = config.to_dict()
         if is_default:
-            values = {name: values[name] for name in dict(part.split("=") for part in overrides.split(","))}
+            values = {config.attribute_map.get(name, name): getattr(config, name) for name, _, _ in parts}
         elif len(values.get("layer_types") or ()) != config.num_hidden_layers:
             values.pop("layer_types", None)  # ModernBERT's follow from the number of layers
         return type(config).from_dict(values)
     except (ValueError, IndexError, TypeError, StrictDataclassError) as error:
         raise UsageError(
-            f"config_overrides {overrides!r} must have the form name=value,name=value with names of the "
-            f"{config.model_type} configuration: {' '.join(str(error).split())}"
+            f"config_overrides {overrides!r} has a wrong value for a {config.model_type} model: "
+            f"{' '.join(str(error).split())}"
         ) from None
 
 
@@ -107,13 +110,7 @@ def load_tokenizer(argument: str, name: str, kwargs: dict[str, Any]) -> PreTrain
 def resolve_max_seq_length(possible: float, tokenizer: PreTrainedTokenizerBase | None, requested: int | None) -> int:
     """Return the maximum tokens of a row: the requested length, or the model's and tokenizer's up to 512.
 
-    Args:
-        possible: positions of the model.
-        tokenizer: None if one is trained for this length.
-        requested: `max_seq_length`.
-
-    Raises:
-        UsageError: `requested` exceeds the positions of the model.
+    Without a tokenizer, one is trained for this length.
     """
     if requested is None:
         return int(min(possible, 512, tokenizer.model_max_length if tokenizer is not None else 512))
@@ -124,19 +121,16 @@ def resolve_max_seq_length(possible: float, tokenizer: PreTrainedTokenizerBase |
     return requested
 
 
+def on_main_process(args: TrainingArguments, make: Callable[[], T]) -> T:
+    """Make an object in the main process and broadcast it."""
+    return broadcast_object_list([make() if args.process_index == 0 else None])[0]
+
+
 def build_model(
     model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig
 ) -> JepaForRepresentationPrediction:
-    """Build the JEPA around the pretrained encoder, or a random one.
-
-    Args:
-        model_args: the arguments of the model.
-        data_args: the arguments of the data.
-        config: configuration of the encoder; for a random start also that of the JEPA.
-    """
-    attention = (
-        {} if model_args.attn_implementation is None else {"attn_implementation": model_args.attn_implementation}
-    )
+    """Build the JEPA around the pretrained encoder, or a random one, whose `config` may be that of the JEPA."""
+    attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
     if model_args.model_name_or_path is None:
         is_jepa = isinstance(config, JepaConfig)
         jepa_config = config if is_jepa else JepaConfig.for_encoder(config, **model_args.jepa_kwargs())
@@ -149,7 +143,7 @@ def build_model(
             raise UsageError(
                 f"the {jepa_config.encoder_config.model_type} encoder cannot be built with this configuration: {error}"
             ) from None
-    return load_or_usage_error(
+    model = load_or_usage_error(
         model_args.model_name_or_path,
         lambda name, **kwargs: JepaForRepresentationPrediction.from_any_pretrained(
             name, encoder_kwargs=kwargs, **model_args.jepa_kwargs()
@@ -157,3 +151,6 @@ def build_model(
         {**hub_kwargs(model_args, data_args), **attention},
         "model_name_or_path",
     )
+    if model_args.passed_model is not None:
+        model.config.name_or_path = model_args.passed_model
+    return model

@@ -8,7 +8,7 @@ from transformers import AutoImageProcessor
 from ..errors import UsageError
 from ..hub.export import JEPA_FOLDER, export_custom_code, export_encoder, export_masked_lm
 from ..hub.loading import load_or_usage_error
-from ..hub.onnx_export import export_onnx
+from ..hub.onnx_export import check_onnx_installed, export_onnx
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..utils.output_directory import check_output_dir
@@ -28,6 +28,8 @@ def run(options: argparse.Namespace) -> None:
         export_language_model(options, target)
         print(f"written to {target}")
         return
+    if options.onnx:
+        check_onnx_installed()
     source = _find_jepa(Path(options.source))
     model = load_or_usage_error(str(source), JepaForRepresentationPrediction.from_pretrained, {})
     processing_class = _processing_class(source)
@@ -56,11 +58,8 @@ def _processing_class(folder: Path) -> ProcessingClass | None:
 def _find_jepa(folder: Path) -> Path:
     """Return the folder itself or its subfolder of the full model."""
     for candidate in (folder, folder / JEPA_FOLDER):
-        if (candidate / "config.json").is_file() and _is_jepa(candidate):
-            return candidate
+        if (candidate / "config.json").is_file():
+            config, _ = JepaConfig.get_config_dict(candidate)
+            if config.get("model_type") == JepaConfig.model_type:
+                return candidate
     raise UsageError(f"{str(folder)!r} contains no full JEPA model; name a checkpoint-N, an out/jepa, or its out/")
-
-
-def _is_jepa(folder: Path) -> bool:
-    config, _ = JepaConfig.get_config_dict(folder)
-    return config.get("model_type") == JepaConfig.model_type

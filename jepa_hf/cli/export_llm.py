@@ -29,15 +29,7 @@ def is_language_model_dir(folder: Path) -> bool:
 
 
 def export_language_model(options: argparse.Namespace, target: Path) -> None:
-    """Write the model of a checkpoint or of a finished run with its tokenizer, for `AutoModelForCausalLM`.
-
-    Args:
-        options: of `jepa-hf export`.
-        target: an empty or missing directory.
-
-    Raises:
-        UsageError: an option of encoders, or the model cannot be loaded.
-    """
+    """Write the model of a checkpoint or of a finished run with its tokenizer, for `AutoModelForCausalLM`."""
     source = options.source
     if options.head or options.custom_code or options.onnx or options.encoder != "context":
         raise UsageError(

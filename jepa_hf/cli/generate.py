@@ -83,11 +83,7 @@ def _view_tokenizer(name: str, rows: Sequence[PairedRow], options: argparse.Name
 
 
 def _evaluate_model(
-    name: str,
-    rows: Sequence[PairedRow],
-    views: PairedViewTokenizer,
-    process: PartialState,
-    options: argparse.Namespace,
+    name: str, rows: Sequence[PairedRow], views: PairedViewTokenizer, process: PartialState, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Return each row's answer. Each rank generates a part of them."""
     model = load_generation_model(name, _hub_kwargs(options), parse_dtype(options.dtype))

@@ -67,12 +67,7 @@ def usage(command: str) -> str:
 
 
 def short_help(command: str, objective: str | None) -> str:
-    """Return the help on the most frequent flags of an objective.
-
-    Args:
-        command: As the user types it.
-        objective: "llm", or any other.
-    """
+    """Return the help on the most frequent flags of an objective."""
     is_llm = objective == "llm"
     lines = [usage(command), "", *textwrap.wrap(_DESCRIPTIONS[is_llm], 100)]
     for title, flags in (_LLM if is_llm else _ENCODER).items():

@@ -13,10 +13,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..distributed.deepspeed_state import zero3_init_disabled
@@ -27,6 +24,7 @@ from ..training.checkpoints import latest_valid_checkpoint
 from ..training.run_directory import RUN_FILE, read_run
 from .arguments import BaseModelArguments
 from .encoder_loading import apply_config_overrides
+from .quick_checks import suggestion
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -39,11 +37,7 @@ def parse_dtype(name: str) -> torch.dtype:
 
 
 def load_language_config(model_args: BaseModelArguments, kwargs: dict[str, Any]) -> PreTrainedConfig:
-    """Load the configuration of the pretrained model, or create that of a random start.
-
-    Raises:
-        UsageError: it is not a causal language model's.
-    """
+    """Load the configuration of the pretrained causal language model, or create that of a random start."""
     name = model_args.model_name_or_path or model_args.config_name
     if name is not None:
         argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
@@ -52,7 +46,10 @@ def load_language_config(model_args: BaseModelArguments, kwargs: dict[str, Any])
     elif model_args.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         config = AutoConfig.for_model(str(model_args.model_type))
     else:
-        raise UsageError(f"model_type {model_args.model_type!r} is not a causal language model; use llama, gpt2, qwen3")
+        meant = suggestion(str(model_args.model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise UsageError(
+            f"model_type {model_args.model_type!r} is not a causal language model.{meant} Use llama, gpt2 or qwen3."
+        )
     check_causal(config)
     return apply_config_overrides(config, model_args.config_overrides, is_default=name is None)
 
@@ -63,21 +60,15 @@ def check_causal(config: PreTrainedConfig) -> None:
         config, "is_decoder", False
     )
     if is_bidirectional or config.is_encoder_decoder or config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "not a causal language model"
         raise UsageError(
-            f"a {config.model_type} model is not a causal language model, which the objective llm needs; name a llama, "
-            "gpt2, qwen3 or similar, or omit --objective llm to train an encoder"
+            f"A {config.model_type} model is {kind}, but the objective llm needs a decoder such as llama, gpt2 or "
+            "qwen3. Name one, or omit --objective llm to train an encoder."
         )
 
 
 def load_lm_tokenizer(argument: str, name: str, kwargs: dict[str, Any], template: str | None) -> Tokenizer:
-    """Load the tokenizer of a language model.
-
-    Args:
-        argument: option that named it, for error messages.
-        name: directory or Hub name.
-        kwargs: arguments of `from_pretrained`.
-        template: file with a chat template that replaces the tokenizer's.
-    """
+    """Load a language model's tokenizer; the chat template in the file `template` replaces its own."""
     tokenizer = load_or_usage_error(name, AutoTokenizer.from_pretrained, kwargs, argument)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # For a directory without a tokenizer, transformers returns one with special tokens only.
@@ -126,15 +117,16 @@ def build_language_model(
                 f"the {config.model_type} model cannot be built with this configuration: {reason}"
             ) from None
     name = model_args.model_name_or_path
-    return load_or_usage_error(name, AutoModelForCausalLM.from_pretrained, {**kwargs, **settings}, "model_name_or_path")
+    model = load_or_usage_error(
+        name, AutoModelForCausalLM.from_pretrained, {**kwargs, **settings}, "model_name_or_path"
+    )
+    if model_args.passed_model is not None:
+        model.config.name_or_path = model_args.passed_model
+    return model
 
 
 def refuse_unfinished_run(argument: str, name: str) -> None:
-    """Refuse the directory of a run that has not written its model yet.
-
-    Raises:
-        UsageError: the run in the directory is unfinished; the message names its newest checkpoint.
-    """
+    """Refuse the directory of a run that has not written its model yet, and name its newest checkpoint."""
     if (Path(name) / RUN_FILE).is_file() and not read_run(name)["finished"]:
         checkpoint, _ = latest_valid_checkpoint(Path(name))
         remedy = "repeat its command to finish it" + ("" if checkpoint is None else f", or name {checkpoint}")

@@ -5,56 +5,38 @@ from dataclasses import dataclass, field
 from ..llm_jepa import LlmJepaTrainingArguments
 from ..llm_jepa.paired_data import PairedDataArguments
 from ..utils.types import MayChange
-from .arguments import BaseModelArguments, CommandArguments
+from .arguments import BaseModelArguments, CommandArguments, flag
 
 
 @dataclass
 class LlmModelArguments(BaseModelArguments):
     """Language model and chat template."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Causal language model to start from: a directory or Hub name."}
-    )
-    model_type: str | None = field(
-        default=None, metadata={"help": "For a random start: llama, gpt2, qwen3 or any other causal language model."}
-    )
-    chat_template_path: str | None = field(
-        default=None, metadata={"help": "File with a Jinja chat template (default: the tokenizer's)."}
-    )
+    model_name_or_path: str | None = flag(None, "Causal language model to start from: a directory or Hub name.")
+    model_type: str | None = flag(None, "For a random start: llama, gpt2, qwen3 or any other causal language model.")
+    chat_template_path: str | None = flag(None, "File with a Jinja chat template (default: the tokenizer's).")
 
 
 @dataclass
 class ViewArguments:
     """Division of a row into two views: the arguments of `PairedViewTokenizer`."""
 
-    max_seq_length: int | None = field(
-        default=None,
-        metadata={"help": "Maximum tokens of a row and of a view (default: the model's maximum, at most 512)."},
+    max_seq_length: int | None = flag(
+        None, "Maximum tokens of a row and of a view (default: the model's maximum, at most 512)."
     )
-    filter_overlong_rows: bool = field(
-        default=False,
-        metadata={"help": "Leave out rows longer than max_seq_length, instead of truncating or refusing them."},
+    filter_overlong_rows: bool = flag(
+        False, "Leave out rows longer than max_seq_length, instead of truncating or refusing them."
     )
-    text_turn: int = field(
-        default=-2,
-        metadata={"help": "Index of the message that is the first view; -2: the one before the last answer."},
+    text_turn: int = flag(-2, "Index of the message that is the first view; -2: the one before the last answer.")
+    code_turn: int = flag(-1, "Index of the message that is the second view; -1: the last answer.")
+    num_predictor_tokens: int = flag(
+        1, "Number of predictor tokens (k), 0 to 10; 0: the last token of the text predicts."
     )
-    code_turn: int = field(
-        default=-1, metadata={"help": "Index of the message that is the second view; -1: the last answer."}
-    )
-    num_predictor_tokens: int = field(
-        default=1, metadata={"help": "Number of predictor tokens (k), 0 to 10; 0: the last token of the text predicts."}
-    )
-    predictor_position: str = field(
-        default="end", metadata={"help": "Position of the predictor tokens in the first view: end or start."}
-    )
-    reverse: bool = field(default=False, metadata={"help": "The second view predicts the first."})
-    pad_to_multiple_of: int | None = field(
-        default=None, metadata={"help": "Pad to a multiple of this number of tokens."}
-    )
-    train_on_prompt: bool = field(
-        default=False,
-        metadata={"help": "Next-token loss on prompts too, and not on the stop token, as in the paper's script."},
+    predictor_position: str = flag("end", "Position of the predictor tokens in the first view: end or start.")
+    reverse: bool = flag(False, "The second view predicts the first.")
+    pad_to_multiple_of: int | None = flag(None, "Pad to a multiple of this number of tokens.")
+    train_on_prompt: bool = flag(
+        False, "Next-token loss on prompts too, and not on the stop token, as in the paper's script."
     )
 
 
@@ -62,17 +44,13 @@ class ViewArguments:
 class GenerationArguments:
     """Generation at each evaluation."""
 
-    generation_samples: MayChange[int] = field(
-        default=0, metadata={"help": "Number of rows to answer and score at each evaluation."}
-    )
+    generation_samples: MayChange[int] = flag(0, "Number of rows to answer and score at each evaluation.")
     generation_metrics: MayChange[list[str]] = field(
         default_factory=lambda: ["exact_match", "prefix_match"],
         metadata={"help": "Scores of answers: exact_match, prefix_match, gsm8k (final number), sql (result rows)."},
     )
-    max_new_tokens: MayChange[int] = field(default=128, metadata={"help": "Maximum tokens of an answer."})
-    database: MayChange[str | None] = field(
-        default=None, metadata={"help": "For the score sql: an SQLite file, or a folder of NAME/NAME.sqlite."}
-    )
+    max_new_tokens: MayChange[int] = flag(128, "Maximum tokens of an answer.")
+    database: MayChange[str | None] = flag(None, "For the score sql: an SQLite file, or a folder of NAME/NAME.sqlite.")
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """`jepa-hf`: the console command."""
 
-import argparse
 import gc
 import os
 import select
@@ -14,10 +13,10 @@ from typing import Any, NoReturn, TextIO
 from ..errors import UsageError
 from ..version import __version__
 from . import masks
-from .console import quiet_libraries, report_error
+from .console import CommandParser, quiet_libraries, report_error
 from .help import short_help
 from .options import PARSERS
-from .quick_checks import check_train_command, peek_objective
+from .quick_checks import check_train_command, peek_objective, suggestion
 from .requirements import check_packages
 
 _COMMANDS = ("train", "masks", *PARSERS)
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command not in PARSERS:
             message = f"The commands are {', '.join(_COMMANDS[:-1])} and {_COMMANDS[-1]}."
-            raise UsageError(f"Unknown command {command!r}. {message}")
+            raise UsageError(f"Unknown command {command!r}.{suggestion(command, _COMMANDS)} {message}")
         options = PARSERS[command]().parse_args(rest)
         check_packages({command: True, **vars(options)})
         quiet_libraries()
@@ -108,17 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: Sequence[str], command: str) -> int:
-    """Check a training command, and run it here, or with --accelerate_config in processes of accelerate's launcher.
-
-    Args:
-        arguments: After the command.
-        command: As the user types it.
-
-    Returns:
-        The exit code, see `train.main`.
-    """
+    """Check a training command, and run it here, or with --accelerate_config in processes of accelerate's launcher."""
     try:
-        config, rest = _split_accelerate_config(list(arguments))
+        parser = CommandParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--accelerate_config", "--accelerate-config", dest="config", nargs="?", const="")
+        options, rest = parser.parse_known_args(list(arguments))
+        config = options.config
+        if config is not None and not Path(config).is_file():
+            raise UsageError(f"accelerate_config {config!r} is not a file. Name one like those in configs/accelerate.")
         help_flags = {"-h", "--help", "--help_all", "--help-all"} & set(rest)
         check_train_command([argument for argument in rest if argument not in help_flags])
         if help_flags <= {"-h", "--help"} and help_flags:
@@ -131,32 +127,14 @@ def train(arguments: Sequence[str], command: str) -> int:
     return import_module(".train", __package__).main(rest, command)
 
 
-def _split_accelerate_config(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """Separate the value of --accelerate_config from the other arguments."""
-    for index, argument in enumerate(arguments):
-        name, has_value, value = argument.partition("=")
-        if name in ("--accelerate_config", "--accelerate-config"):
-            value = value if has_value else "".join(arguments[index + 1 : index + 2])
-            if not Path(value).is_file():
-                raise UsageError(
-                    f"accelerate_config {value!r} is not a file. Name one like those in configs/accelerate."
-                )
-            return value, arguments[:index] + arguments[index + (1 if has_value else 2) :]
-    return None, arguments
-
-
 def _launch(config: str, arguments: list[str]) -> int:
     """Train in the processes of an accelerate configuration; returns the exit code of the first that failed."""
-    arguments, tokens = _strip_hub_tokens(arguments)
-    if len(tokens) > 1:
-        raise UsageError("token and hub_token differ. With accelerate_config, give one for both.")
-    os.environ |= dict(zip(("HF_TOKEN",), tokens, strict=False))
-    return import_module("..distributed.launch", __package__).launch(config, ["-m", "jepa_hf.cli", "train", *arguments])
-
-
-def _strip_hub_tokens(arguments: list[str]) -> tuple[list[str], set[str]]:
-    """Separate the Hub's tokens from the other arguments, because a process list would show them."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # Without the Hub's tokens, which a process list would show.
+    parser = CommandParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--token", "--hub_token", "--hub-token", dest="tokens", action="append", default=[])
     options, rest = parser.parse_known_args(arguments)
-    return rest, set(options.tokens)
+    if len(set(options.tokens)) > 1:
+        raise UsageError("token and hub_token differ. With accelerate_config, give one for both.")
+    if options.tokens:
+        os.environ["HF_TOKEN"] = options.tokens[0]
+    return import_module("..distributed.launch", __package__).launch(config, ["-m", "jepa_hf.cli", "train", *rest])

@@ -1,12 +1,11 @@
 """`jepa-hf masks`: a picture of the masks of a run that has not started."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from .console import quiet_libraries, report_error
+from .console import CommandParser, quiet_libraries, report_error
 from .quick_checks import check_train_command, peek_objective
 
 _HELP = """\
@@ -54,12 +53,9 @@ def _draw(flags: Sequence[str], picture: Path) -> None:
 
 def _picture(argv: Sequence[str]) -> tuple[Path, list[str]]:
     """Separate the path of the picture, checked, from all other flags."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = CommandParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--picture", default="masks.png")
-    try:
-        options, flags = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UsageError(f"{str(error).removeprefix('argument ')}. Give a path.") from None
+    options, flags = parser.parse_known_args(argv)
     picture = Path(options.picture)
     if picture.suffix.lower() != ".png":
         raise UsageError(f"picture {options.picture!r} does not end in .png. Name a PNG.")

@@ -205,8 +205,8 @@ def _export() -> ArgumentParser:
 def _report() -> ArgumentParser:
     parser = _parser(
         "report",
-        "Write one self-contained HTML page about a run, finished or not: curves with a sentence about each, masks, "
-        "probes, spectrum, map and nearest neighbours of the run's samples, settings and versions.",
+        "Write one self-contained HTML page about a run, finished or not: curves with a sentence about each, settings, "
+        "versions, and of an encoder masks, probes, spectrum, map and nearest neighbours of the run's samples.",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=_directory, help="the output_dir of a run")
     parser.add_argument("--output", metavar="PATH", help="file to write; default RUN_DIR/report.html")

@@ -18,7 +18,7 @@ from .arguments import MaskArguments, ModelArguments, RunArguments
 from .console import CommandParser
 from .dictionary_flags import dictionary_flags, merge_dictionaries
 from .help import usage
-from .quick_checks import describe_unknown, read_recipe
+from .quick_checks import describe_unknown, read_recipe, read_valid_recipe
 
 # A negative number with an exponent.
 _NEGATIVE = re.compile(r"-\d*\.?\d+[eE][+-]?\d+")
@@ -41,12 +41,7 @@ class _Parser(HfArgumentParser):
 
 
 def complete_help(command: str, classes: Sequence[type] = _CLASSES) -> str:
-    """Return the help on all flags, in a group per class.
-
-    Args:
-        command: as the user types it.
-        classes: dataclasses whose fields are the flags.
-    """
+    """Return the help on all flags, in a group per class."""
     parts = [usage(command)]
     for kind in classes:
         parser = _Parser(kind, prog=command, add_help=False, usage=argparse.SUPPRESS, allow_abbrev=False)
@@ -57,10 +52,6 @@ def complete_help(command: str, classes: Sequence[type] = _CLASSES) -> str:
 
 def parse_command(argv: Sequence[str], classes: Sequence[type] = _CLASSES) -> tuple[Any, ...]:
     """Parse `[CONFIG.yaml] [--flag value ...]`; flags override the file.
-
-    Args:
-        argv: the command line without the program's name.
-        classes: dataclasses whose fields are the flags; default those of an encoder's run.
 
     Returns:
         An instance of each class.
@@ -73,7 +64,7 @@ def parse_command(argv: Sequence[str], classes: Sequence[type] = _CLASSES) -> tu
     if argv and not argv[0].startswith("-"):
         # A pretrained model on the command line replaces the random start of a recipe.
         pretrained = any(flag.split("=")[0].replace("-", "_") == "__model_name_or_path" for flag in argv[1:])
-        argv = _read_yaml(argv[0], parser, _RANDOM_START if pretrained else ()) + argv[1:]
+        argv = _read_yaml(argv[0], classes, _RANDOM_START if pretrained else ()) + argv[1:]
     argv = _join_negative_numbers(argv)
     argv = _merge_repeated(argv, dictionary_flags(classes))
     try:
@@ -99,14 +90,8 @@ def parse_flags(
 ) -> tuple[Any, ...]:
     """Parse arguments given from Python, as `parse_command` does those of a command line.
 
-    Args:
-        flags: values by name. Paths may be `Path` objects, several files a list, and values of
-            dictionary flags dictionaries.
-        classes: see `parse_command`.
-        config: recipe whose values they override.
-
-    Raises:
-        UsageError: an unknown name, or a recipe that cannot be read.
+    Paths may be `Path` objects, several files a list, and values of dictionary flags dictionaries. They override the
+    recipe `config`.
     """
     parser = _Parser(classes)
     valid = _field_names(parser)
@@ -116,7 +101,7 @@ def parse_flags(
     flags = {name: _from_python(name, value, classes) for name, value in flags.items()}
     if config is not None:
         left_out = _RANDOM_START if flags.get("model_name_or_path") else ()
-        parsed = vars(parser.parse_args(_read_yaml(config, parser, left_out)))
+        parsed = vars(parser.parse_args(_read_yaml(config, classes, left_out)))
         recipe = {name: parsed[name] for name, value in read_recipe(config).items() if value is not None}
         for name in dictionary_flags(classes):
             if name in flags and name in recipe and name not in left_out:
@@ -165,7 +150,6 @@ def _join_negative_numbers(argv: Sequence[str]) -> list[str]:
 
 
 def _objective(classes: Sequence[type]) -> str | None:
-    """Return "llm" for the classes of LLM-JEPA."""
     return None if classes is _CLASSES else "llm"
 
 
@@ -177,24 +161,18 @@ def _field_names(parser: HfArgumentParser) -> list[str]:
 _RANDOM_START = ("model_type", "config_name", "config_overrides")
 
 
-def _read_yaml(path: str, parser: HfArgumentParser, leave_out: Sequence[str] = ()) -> list[str]:
+def _read_yaml(path: str, classes: Sequence[type], leave_out: Sequence[str] = ()) -> list[str]:
     """Return the file as flags, so that its values are converted and checked like a command line's."""
-    content = read_recipe(path)
-    valid = _field_names(parser)
-    for key in content:
-        if key not in valid:
-            unknown = describe_unknown(str(key), valid, "key", content.get("objective"))
-            raise UsageError(f"Config file {path!r} has the unknown {unknown}")
     argv = []
-    for key, value in content.items():
+    for key, value in read_valid_recipe(path, _objective(classes)).items():
         if key in leave_out:
             continue
         if isinstance(value, list):
-            if not _takes(key, parser.dataclass_types, list):
+            if not _takes(key, classes, list):
                 raise UsageError(f"Config file {path!r}: {key} takes one value, not the list {value}. Give one.")
             argv += [f"--{key}", *map(str, value)]
         elif isinstance(value, bool):  # YAML reads `save_strategy: no` as False
-            if _takes(key, parser.dataclass_types, (int, float)) and not _takes(key, parser.dataclass_types, bool):
+            if _takes(key, classes, (int, float)) and not _takes(key, classes, bool):
                 raise UsageError(f"Config file {path!r}: {key} takes a number, not {value}. Give the number.")
             argv.append(f"--{key}={'yes' if value else 'no'}")
         elif value is not None:

@@ -2,8 +2,6 @@
 
 from dataclasses import fields
 
-from transformers import PreTrainedConfig
-
 from ..errors import UsageError
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
 from ..models.encoder_adapters import encoder_adapter_for
@@ -30,13 +28,11 @@ _OBJECTIVE_ARGUMENTS = {
 
 
 def prepare(parsed: Parsed, plan: RunPlan) -> TrainingComponents:
-    """Load and check everything that a run needs; nothing is written.
-
-    Raises:
-        UsageError: bad input.
-    """
-    model_args = parsed[0]
-    config = _encoder_config(parsed)
+    """Load and check everything that a run needs; nothing is written."""
+    model_args, data_args, _, _ = parsed
+    # The width of a random feature encoder depends on features that are not read yet.
+    is_random_feature_encoder = model_args.model_type == FeatureEncoderConfig.model_type
+    config = None if is_random_feature_encoder else load_encoder_config(model_args, data_args)
     modality = "features" if config is None else encoder_adapter_for(config).modality
     if model_args.objective not in (None, _OBJECTIVES[modality]):
         family = FeatureEncoderConfig.model_type if config is None else config.model_type
@@ -65,11 +61,3 @@ def _reject_foreign_arguments(parsed: Parsed, objective: str) -> None:
         for name in names if other != objective else ():
             if name in set_by_user:
                 raise UsageError(f"{name} is for the objective {other}, and this run's is {objective}; omit it")
-
-
-def _encoder_config(parsed: Parsed) -> PreTrainedConfig | None:
-    """Load the encoder's configuration; None if its width depends on features that are not read yet."""
-    model_args, data_args, _, _ = parsed
-    if model_args.model_type == FeatureEncoderConfig.model_type:
-        return None
-    return load_encoder_config(model_args, data_args)

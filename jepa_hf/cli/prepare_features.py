@@ -28,12 +28,7 @@ _MASKS = ("mask_ratio", "mean_span_length", "num_masks", "on_too_short")
 
 
 def prepare_features(parsed: Parsed, config: PreTrainedConfig | None) -> TrainingComponents:
-    """Prepare model, collator and rows of features.
-
-    Args:
-        parsed: the arguments of the run.
-        config: the encoder's; None for a random start, whose width is that of the data.
-    """
+    """Prepare model, collator and rows of features; without `config`, the encoder has the width of the data."""
     model_args, data_args, mask_args, args = parsed
     masks = {"on_too_short": "skip", **mask_args.given_for("features", _MASKS)}
     columns = None if config is None else config.feature_column_names
@@ -66,11 +61,7 @@ def prepare_features(parsed: Parsed, config: PreTrainedConfig | None) -> Trainin
 
 
 def _longest_series(train_rows: Dataset, eval_rows: Dataset | None, on_too_short: str) -> int:
-    """Return the number of steps of the longest series, and count those of one step, which have no targets.
-
-    Raises:
-        UsageError: All series of a part have one step, or one of them, with `on_too_short` "error".
-    """
+    """Return the number of steps of the longest series; refuse, or count, those of one step, which have no targets."""
     longest = 0
     for part, rows in (("training", train_rows), ("validation", eval_rows)):
         if rows is None:

@@ -3,12 +3,11 @@
 import os
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..data.arguments import DataArguments
 from ..data.text_datasets import load_text_datasets
@@ -21,14 +20,14 @@ from ..models.encoder_adapters import encoder_adapter_for
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..models.text_adapters import TextEncoderAdapter
 from ..training.run_directory import RunPlan
-from .arguments import ModelArguments, Parsed, RunArguments
+from .arguments import ModelArguments, Parsed
 from .encoder_loading import (
-    TEXT_MODEL_TYPES,
-    VISION_MODEL_TYPES,
+    SUPPORTED,
     TrainingComponents,
     build_model,
     hub_kwargs,
     load_tokenizer,
+    on_main_process,
     resolve_max_seq_length,
 )
 
@@ -49,17 +48,32 @@ def prepare_text(parsed: Parsed, config: PreTrainedConfig, plan: RunPlan) -> Tra
     is_pretrained = model_args.model_name_or_path is not None
     jepa_config = None if is_pretrained else JepaConfig.for_encoder(config, **model_args.jepa_kwargs())
     tokenizer = _tokenizer(model_args, data_args, plan)
-    length = _check_length(config, tokenizer, data_args)
+    length = resolve_max_seq_length(_adapter(config).max_length, tokenizer, data_args.max_seq_length)
     if tokenizer is not None:
         model, collator = _model_and_collator(parsed, config, jepa_config, tokenizer, length)
     with args.main_process_first(desc="loading data"):
         train_texts, eval_texts = load_text_datasets(data_args, seed=args.seed, need_validation=args.do_eval)
     if tokenizer is None:
-        tokenizer = _train_tokenizer(args, model_args, train_texts, length)
+        sample = (row["text"] for row in islice(train_texts, _TOKENIZER_TEXTS))
+        tokenizer = on_main_process(
+            args, lambda: train_wordpiece_tokenizer(sample, model_args.tokenizer_vocab_size, length)
+        )
         model, collator = _model_and_collator(parsed, config, jepa_config, tokenizer, length)
     with args.main_process_first(desc="tokenising"):
         train_rows, eval_rows = (
-            None if texts is None else _tokenize(texts, tokenizer, data_args, length, collator.whole_word)
+            None
+            if texts is None
+            else tokenize_dataset(
+                texts,
+                tokenizer,
+                max_seq_length=length,
+                stride=data_args.stride,
+                concat=data_args.concat,
+                packed=data_args.packed,
+                word_ids=collator.whole_word,
+                num_proc=data_args.preprocessing_num_workers,
+                load_from_cache_file=not data_args.overwrite_cache,
+            )
             for texts in (train_texts, eval_texts)
         )
     return TrainingComponents(model, collator, train_rows, eval_rows, tokenizer)
@@ -69,10 +83,12 @@ def _check_encoder(config: PreTrainedConfig) -> None:
     needed = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")
     is_bidirectional = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
     if not is_bidirectional or not all(hasattr(config, name) for name in needed):
-        raise UsageError(
-            f"a {config.model_type} model is not a text encoder; use {', '.join(TEXT_MODEL_TYPES)}, or for images "
-            f"{', '.join(VISION_MODEL_TYPES)}"
-        )
+        kind = "has no encoder that JEPA supports"
+        if config.is_encoder_decoder:
+            kind = "is an encoder-decoder, and JEPA trains an encoder alone"
+        elif config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            kind = "is a causal language model, which --objective llm fine-tunes"
+        raise UsageError(f"A {config.model_type} model {kind}. {SUPPORTED}")
 
 
 def _tokenizer(model_args: ModelArguments, data_args: DataArguments, plan: RunPlan) -> PreTrainedTokenizerBase | None:
@@ -93,11 +109,6 @@ def _tokenizer(model_args: ModelArguments, data_args: DataArguments, plan: RunPl
     if argument == "config_name":
         return None
     raise UsageError(f"{argument} {name!r} contains no tokenizer; name one with --tokenizer_name")
-
-
-def _check_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None, data_args: DataArguments) -> int:
-    """Return the maximum tokens of a row: `max_seq_length`, or the model's and tokenizer's up to 512."""
-    return resolve_max_seq_length(_adapter(config).max_length, tokenizer, data_args.max_seq_length)
 
 
 def _adapter(config: PreTrainedConfig) -> TextEncoderAdapter:
@@ -170,17 +181,6 @@ def _sync_token_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
             setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
 
 
-def _train_tokenizer(
-    args: RunArguments, model_args: ModelArguments, texts: Any, length: int
-) -> PreTrainedTokenizerBase:
-    """Train a WordPiece tokenizer on the texts in the main process and broadcast it."""
-    shared: list[PreTrainedTokenizerBase | None] = [None]
-    if args.process_index == 0:
-        sample = (row["text"] for row in islice(texts, _TOKENIZER_TEXTS))
-        shared = [train_wordpiece_tokenizer(sample, model_args.tokenizer_vocab_size, length)]
-    return broadcast_object_list(shared)[0]
-
-
 def _add_tokens(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) -> None:
     if model_args.add_tokens is None:
         return
@@ -194,19 +194,3 @@ def _add_tokens(tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) 
     except UnicodeDecodeError:
         raise UsageError(f"add_tokens {model_args.add_tokens!r} is not UTF-8; convert it to UTF-8") from None
     tokenizer.add_tokens([line.strip() for line in lines if line.strip()])
-
-
-def _tokenize(
-    texts: Any, tokenizer: PreTrainedTokenizerBase, data_args: DataArguments, length: int, word_ids: bool
-) -> Any:
-    return tokenize_dataset(
-        texts,
-        tokenizer,
-        max_seq_length=length,
-        stride=data_args.stride,
-        concat=data_args.concat,
-        packed=data_args.packed,
-        word_ids=word_ids,
-        num_proc=data_args.preprocessing_num_workers,
-        load_from_cache_file=not data_args.overwrite_cache,
-    )

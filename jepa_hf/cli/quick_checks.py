@@ -9,9 +9,11 @@ import ast
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -52,21 +54,11 @@ _FLAG_OF = {
 
 
 def check_train_command(argv: Sequence[str]) -> None:
-    """Check `[CONFIG.yaml] [--flag value ...]`.
-
-    Raises:
-        UsageError: The recipe or a data file does not exist, the recipe cannot be read, a key or flag is unknown, or a
-            flag's package is not installed.
-    """
+    """Check the recipe, the names of keys and flags, their packages, and data files."""
     objective = peek_objective(argv)
     valid = flag_names(objective)
     is_recipe = bool(argv) and not argv[0].startswith("-")
-    values = dict(read_recipe(argv[0])) if is_recipe else {}
-    for key in values:
-        if key not in valid:
-            raise UsageError(
-                f"Config file {argv[0]!r} has the unknown {describe_unknown(str(key), valid, 'key', objective)}"
-            )
+    values = dict(read_valid_recipe(argv[0], objective)) if is_recipe else {}
     flag = ""
     for argument in argv[is_recipe:]:
         if not argument.startswith("--"):
@@ -118,11 +110,7 @@ def peek_objective(argv: Sequence[str]) -> str | None:
 
 
 def read_recipe(path: str) -> dict[Any, Any]:
-    """Read the keys and values of a YAML file.
-
-    Raises:
-        UsageError: It does not exist or does not hold `key: value` lines.
-    """
+    """Read the keys and values of a YAML file."""
     if not Path(path).is_file():
         raise UsageError(f"Config file {path!r} does not exist. Check the path.")
     try:
@@ -138,24 +126,30 @@ def read_recipe(path: str) -> dict[Any, Any]:
     return content
 
 
+def read_valid_recipe(path: str, objective: str | None) -> dict[str, Any]:
+    """Read a recipe, whose keys must be flags of the objective."""
+    content, valid = read_recipe(path), flag_names(objective)
+    for key in content:
+        if key not in valid:
+            raise UsageError(
+                f"Config file {path!r} has the unknown {describe_unknown(str(key), valid, 'key', objective)}"
+            )
+    return content
+
+
+@cache
 def flag_names(objective: str | None) -> set[str]:
     """Return the names of the flags of an objective.
 
     >>> "jepa_weight" in flag_names("llm"), "jepa_weight" in flag_names("span"), "seed" in flag_names("span")
     (True, False, True)
     """
-    names = _class_fields(_transformers_arguments(), ("TrainingArguments",))
+    transformers = Path(cast(str, cast(ModuleSpec, find_spec("transformers")).origin))
+    names = _class_fields(transformers.with_name("training_args.py"), ("TrainingArguments",))
     for classes in (_SHARED_CLASSES, _LLM_CLASSES if objective == "llm" else _ENCODER_CLASSES):
         for path, wanted in classes.items():
             names |= _class_fields(_PACKAGE / path, wanted)
     return names
-
-
-def _transformers_arguments() -> Path:
-    spec = find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise UsageError("transformers is not installed. Install it with: pip install transformers")
-    return Path(spec.origin).with_name("training_args.py")
 
 
 def _class_fields(path: Path, classes: Sequence[str]) -> set[str]:
@@ -170,25 +164,28 @@ def _class_fields(path: Path, classes: Sequence[str]) -> set[str]:
     }
 
 
-def describe_unknown(name: str, valid: Iterable[str], kind: str, objective: str | None = None) -> str:
-    """Describe an unknown name, and the valid one that was probably meant.
+def suggestion(name: str, valid: Iterable[str], prefix: str = "") -> str:
+    """Name the valid name that a misspelt one probably means; empty if no valid name is near.
 
-    Args:
-        name: As given.
-        valid: Valid names, without hyphens.
-        kind: "flag", "key" or "argument".
-        objective: Of the run, whose flags `valid` are.
+    >>> suggestion("hiden_size", ["hidden_size", "vocab_size"])
+    ' Did you mean hidden_size?'
+    """
+    close = difflib.get_close_matches(name, sorted(valid), n=1, cutoff=0.75)
+    return f" Did you mean {prefix}{close[0]}?" if close else ""
+
+
+def describe_unknown(name: str, valid: Iterable[str], kind: str, objective: str | None = None) -> str:
+    """Describe an unknown flag, key or argument, and the valid one that was probably meant.
 
     >>> describe_unknown("--lerning_rate", ["learning_rate"], "flag")
     'flag --lerning_rate. Did you mean --learning_rate?'
     """
     key, dashes = name.lstrip("-").replace("-", "_"), "--" if kind == "flag" else ""
-    close = difflib.get_close_matches(key, sorted(valid), n=1, cutoff=0.75)
     if key in flag_names(None if objective == "llm" else "llm"):
         others, this = ("span, images and features", "llm") if objective == "llm" else ("llm", objective or "span")
-        hint = f"It is for the objective {others}, and this run's is {this}. Omit it."
-    elif key in _FLAG_OF or close:
-        hint = f"Did you mean {dashes}{_FLAG_OF.get(key) or close[0]}?"
+        hint = f" It is for the objective {others}, and this run's is {this}. Omit it."
+    elif key in _FLAG_OF:
+        hint = f" Did you mean {dashes}{_FLAG_OF[key]}?"
     else:
-        hint = "See --help_all for all flags."
-    return f"{kind} {name}. {hint}"
+        hint = suggestion(key, valid, dashes) or " See --help_all for all flags."
+    return f"{kind} {name}.{hint}"

@@ -35,20 +35,12 @@ _FLAGS = {
     "use_peft": {"peft": "'jepa_hf[peft]'"},
     "probe_task": {"sklearn": "'jepa_hf[evaluate]'"},
     "evaluate": {"sentence_transformers": "'jepa_hf[evaluate]'", "sklearn": "'jepa_hf[evaluate]'"},
-    "onnx": {"onnx": "'jepa_hf[onnx]'", "onnxscript": "'jepa_hf[onnx]'"},
 }
 _UNSET = (None, False, "", "no", "none", "false", "False")
 
 
 def check_packages(values: Mapping[str, Any]) -> None:
-    """Check that the packages of the flags are installed.
-
-    Args:
-        values: values by flag; other flags are ignored.
-
-    Raises:
-        UsageError: one is missing. The message has the command that installs it.
-    """
+    """Refuse flags whose packages are not installed, with the command that installs them."""
     for flag, module, package in _needed(values):
         if find_spec(module) is None:
             raise UsageError(

@@ -4,13 +4,13 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import constants, get_token
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..data.fingerprint import data_fingerprint
@@ -21,7 +21,7 @@ from ..training.base_trainer import BaseJepaTrainer
 from ..training.checkpoints import disk_errors_as_run_error
 from ..training.checks import check_run_length
 from ..training.console import can_be_judged, has_last_evaluation
-from ..training.results import METRICS_FILE, read_state
+from ..training.results import METRICS_FILE, read_state, write_masks
 from ..training.run_directory import RunPlan, check_data, finish_run, plan_run, start_run
 from ..training.signals import GracefulShutdownCallback
 from ..training.training_args import MAY_CHANGE
@@ -29,16 +29,13 @@ from ..utils.types import may_change
 from .arguments import BaseModelArguments, CommandArguments
 from .requirements import check_packages
 
+Trainer = TypeVar("Trainer", bound=BaseJepaTrainer)
+
 # ---- before the run
 
 
 def resolve_defaults(parts: Sequence[Any], args: TrainingArguments) -> None:
-    """Resolve `do_train` and `do_eval`, and reject impossible names.
-
-    Args:
-        parts: all argument classes of the run.
-        args: the one of them that is the Trainer's.
-    """
+    """Resolve `do_train` and `do_eval`, and reject impossible names."""
     for part in parts:
         for name, value in vars(part).items():
             if isinstance(value, str) and "\0" in value:
@@ -115,14 +112,7 @@ def check_minimum(name: str, value: float, minimum: float) -> None:
 
 
 def apply_smoke_test(model_args: Any, data_args: Any, args: TrainingArguments, model: dict[str, Any]) -> None:
-    """Set the arguments of --smoke_test: a tiny random model, the built-in data, 20 steps.
-
-    Args:
-        model_args: changed in place, as the next two.
-        data_args: those of the data.
-        args: those of the Trainer.
-        model: the tiny model's arguments; they and other names of a model exclude --smoke_test.
-    """
+    """Set the arguments of --smoke_test, in place: a tiny random model, the built-in data, 20 steps."""
     for name in ("model_name_or_path", "config_name", "model_type", "config_overrides", "tokenizer_name"):
         if getattr(model_args, name):
             raise UsageError(f"smoke_test has its own tiny model. Omit {name}.")
@@ -133,7 +123,7 @@ def apply_smoke_test(model_args: Any, data_args: Any, args: TrainingArguments, m
         args.max_steps = 20
 
 
-def serialize_settings(parts: Sequence[Any]) -> dict[str, Any]:
+def _serialize_settings(parts: Sequence[Any]) -> dict[str, Any]:
     """Return all arguments as JSON values, without secrets."""
     merged: dict[str, Any] = {}
     for part in parts:
@@ -142,18 +132,14 @@ def serialize_settings(parts: Sequence[Any]) -> dict[str, Any]:
             if isinstance(part, TrainingArguments)
             else {item.name: getattr(part, item.name) for item in fields(part)}
         )
+    if parts[0].passed_model is not None:
+        merged["model_name_or_path"] = "(passed from Python)"
     secrets = ("token", "hub_token", "push_to_hub_token")
     return json.loads(json.dumps({name: value for name, value in merged.items() if name not in secrets}, default=str))
 
 
-def make_run_plan(parts: Sequence[Any], args: Any, settings: dict[str, Any]) -> RunPlan:
-    """Plan what to do in the output directory; prints a message if the run there is finished.
-
-    Args:
-        parts: all argument classes of the run.
-        args: the one of them that is the Trainer's.
-        settings: those of `serialize_settings`.
-    """
+def _make_run_plan(parts: Sequence[Any], args: Any, settings: dict[str, Any]) -> RunPlan:
+    """Plan what to do in the output directory; prints a message if the run there is finished."""
     changeable = MAY_CHANGE.union(*(may_change(type(part)) for part in parts))
     plan = plan_run(args.output_dir, settings, args.overwrite_output_dir, args.resume_from_checkpoint, changeable)
     if plan.finished:
@@ -170,14 +156,8 @@ def make_run_plan(parts: Sequence[Any], args: Any, settings: dict[str, Any]) -> 
     return plan
 
 
-def describe_data(data_args: Any, args: TrainingArguments, own: str = "") -> DatasetInfo:
-    """Return the public names of the data for the model card: a Hub name, or the last part of a path.
-
-    Args:
-        data_args: the arguments of the data.
-        args: the Trainer's arguments.
-        own: name of the built-in data, if no other is given.
-    """
+def _describe_data(data_args: Any, args: TrainingArguments) -> DatasetInfo:
+    """Return the public names of the data for the model card: a Hub name, or the last part of a path."""
     names = DatasetInfo()
     if data_args.splits is not None:
         names.train = "a data set passed from Python"
@@ -185,11 +165,11 @@ def describe_data(data_args: Any, args: TrainingArguments, own: str = "") -> Dat
         names.datasets = [data_args.dataset_name]
         names.train = data_args.dataset_name
     elif data_args.dataset_name or data_args.train_file:
-        names.train = basenames(data_args.dataset_name or data_args.train_file)
+        names.train = _basenames(data_args.dataset_name or data_args.train_file)
     else:
-        names.train = own
+        names.train = "Python's language reference"  # the built-in data
     if args.do_eval and data_args.validation_file:
-        names.validation = basenames(data_args.validation_file)
+        names.validation = _basenames(data_args.validation_file)
     elif args.do_eval and data_args.dataset_name:
         names.validation = names.train
     elif args.do_eval:
@@ -197,10 +177,10 @@ def describe_data(data_args: Any, args: TrainingArguments, own: str = "") -> Dat
     return names
 
 
-def basenames(source: str | None) -> str:
+def _basenames(source: str | None) -> str:
     """Return the last parts of paths separated by commas.
 
-    >>> basenames("here/a.txt, there/b.txt")
+    >>> _basenames("here/a.txt, there/b.txt")
     'a.txt, b.txt'
     """
     return ", ".join(Path(part.strip()).name for part in (source or "").split(","))
@@ -210,7 +190,7 @@ def basenames(source: str | None) -> str:
 
 
 @contextlib.contextmanager
-def no_empty_output_dir(args: TrainingArguments) -> Iterator[None]:
+def _no_empty_output_dir(args: TrainingArguments) -> Iterator[None]:
     """Remove the output directory after bad input, if `Trainer` created it and nothing was written."""
     folder, existed = run_folder(args), run_folder(args).exists()
     try:
@@ -221,46 +201,78 @@ def no_empty_output_dir(args: TrainingArguments) -> Iterator[None]:
         raise
 
 
-def execute_run(
-    trainer: BaseJepaTrainer,
-    plan: RunPlan,
-    settings: dict[str, Any],
-    names: DatasetInfo,
+def run_trainer(
+    parsed: Sequence[Any],
+    build: Callable[[RunPlan], Trainer],
+    describe: Callable[[Trainer], tuple[str, str]],
+    model_folder: str,
     interruption: GracefulShutdownCallback | None,
-    on_start: Callable[[], None],
-    usage_message: str,
-    train_file: str | None,
-) -> None:
-    """Train, evaluate and write the results. Everything has been checked before; from here on files are written.
+    load_finished: bool,
+    probe_task: str | None = None,
+) -> Trainer | None:
+    """Check, prepare, train, evaluate, write. Nothing on disk changes before everything has been checked.
+
+    With `push_to_hub`, checkpoints are pushed during training; the caller pushes the result.
 
     Args:
-        trainer: ready to train.
-        plan: what to do in the output directory, see `make_run_plan`.
-        settings: the run's settings, saved in its directory.
-        names: public names of the data, for the card.
+        parsed: the arguments; those of the data come second, the trainer's last.
+        build: loads model and data, and returns a trainer for them.
+        describe: returns a message before training, and one after it about the files and how to load them.
+        model_folder: folder of the output directory with the weights that the trainer loads.
         interruption: ends the training on a termination signal; None for the one of `BaseJepaTrainer.train`.
-        on_start: called after the directory has been claimed and before training.
-        usage_message: message after training: the files written and how to load them.
-        train_file: files of the training data, whose content is recorded.
+        load_finished: if the run is finished already, load it and return its trainer instead of None.
+        probe_task: data of the probe, for the card.
+
+    Raises:
+        UsageError: bad input.
+        RunError: the run cannot continue.
     """
+    data_args, args = parsed[1], parsed[-1]
+    settings = _serialize_settings(parsed)
+    plan = _make_run_plan(parsed, args, settings)
+    if plan.finished and not load_finished:
+        return None
+    if plan.finished:
+        plan = replace(plan, checkpoint=run_folder(args))  # it holds the tokenizer
+    set_seed(args.seed)
+    with _no_empty_output_dir(args):
+        trainer = build(plan)
+        data = data_fingerprint(trainer.train_dataset, data_args.train_file)
+        if plan.finished:
+            check_data(plan, data)
+            trained = trainer.load_weights(str(run_folder(args) / model_folder))
+            trainer.accelerator.unwrap_model(trainer.model).load_state_dict(trained.state_dict())
+            trainer.state = read_state(run_folder(args) / METRICS_FILE)
+            return trainer
+        if args.do_train:
+            trainer.check_training()
+            check_data(plan, data)
+        start_message, end_message = describe(trainer)
+        if interruption is not None:
+            trainer.add_callback(interruption)
+        if plan.note:
+            print_rank0(args, plan.note)
+        if args.should_save:
+            start_run(run_folder(args), settings, plan, data)
+        if args.do_train:
+            write_masks(trainer)  # before training, so that users can look at it
+        print_rank0(args, start_message)
+        if args.do_train:
+            trainer.train(resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint))
+        if interruption is not None and interruption.stopped:
+            print_rank0(args, _interruption_message(trainer, interruption))
+            return trainer
+        names = _describe_data(data_args, args)
+        names.probe = _basenames(probe_task)
+        _finish(trainer, settings, data, names, end_message)
+    return trainer
+
+
+def _finish(
+    trainer: BaseJepaTrainer, settings: dict[str, Any], data: dict[str, Any], names: DatasetInfo, message: str
+) -> None:
+    """Evaluate, write the results and print the verdict."""
     args, folder = trainer.args, run_folder(trainer.args)
-    data = data_fingerprint(trainer.train_dataset, train_file)
-    if args.do_train:
-        trainer.check_training()
-        check_data(plan, data)
-    if interruption is not None:
-        trainer.add_callback(interruption)
-    if plan.note:
-        print_rank0(args, plan.note)
-    if args.should_save:
-        start_run(folder, settings, plan, data)
-    on_start()
-    checkpoint = None if plan.checkpoint is None else str(plan.checkpoint)
-    if args.do_train:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    if interruption is not None and interruption.stopped:
-        print_rank0(args, _interruption_message(trainer, interruption))
-        return
     is_judged = args.do_train and can_be_judged(args, trainer.state)  # and the verdict printed, by the console
     if args.do_eval and not has_last_evaluation(trainer.state):
         trainer.evaluate()
@@ -275,37 +287,12 @@ def execute_run(
         print_rank0(args, "\n".join(verdict.lines))
     if trainer.stopped_early:
         print_rank0(args, f"Stopped at step {trainer.state.global_step} by --stop_on_collapse.")
-    if args.do_train:
-        print_rank0(args, f"\nwritten to {args.output_dir}: {usage_message}")
-    else:
-        print_rank0(args, f"\nwritten to {args.output_dir}: metrics.json, training.png")
-
-
-def load_finished_run(trainer: BaseJepaTrainer, plan: RunPlan, model_dir: Path, train_file: str | None) -> None:
-    """Give a trainer the model and the state of the run that its output directory holds, finished.
-
-    Args:
-        trainer: built as for the run.
-        plan: the plan of the output directory.
-        model_dir: directory of the trained model.
-        train_file: see `execute_run`.
-
-    Raises:
-        UsageError: the run had other training data.
-    """
-    check_data(plan, data_fingerprint(trainer.train_dataset, train_file))
-    trained = trainer.load_weights(str(model_dir))
-    trainer.accelerator.unwrap_model(trainer.model).load_state_dict(trained.state_dict())
-    trainer.state = read_state(run_folder(trainer.args) / METRICS_FILE)
+    written = message if args.do_train else "metrics.json, training.png"
+    print_rank0(args, f"\nwritten to {args.output_dir}: {written}")
 
 
 def push(trainer: BaseJepaTrainer) -> None:
-    """Push the result of the run from the main process.
-
-    Raises:
-        PushError: the Hub failed or refused; the message ends with the command that repeats the push.
-        UsageError: the same for a wrong name or token.
-    """
+    """Push the result of the run from the main process; an error ends with the command that repeats the push."""
     args = trainer.args
     if not trainer.is_world_process_zero():
         return

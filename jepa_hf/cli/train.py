@@ -1,14 +1,12 @@
 """`run_jepa.py`, `jepa-hf train` and `jepa_hf.pretrain`: one training run, from flags to files."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.arguments import DataArguments
 from ..errors import RunError, UsageError
@@ -16,33 +14,27 @@ from ..hub.export import JEPA_FOLDER
 from ..hub.push import PushError
 from ..llm_jepa import LlmJepaTrainer
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
-from ..training.results import write_masks
+from ..training.run_directory import RunPlan
 from ..training.signals import GracefulShutdownCallback
 from ..training.trainer import JepaTrainer
+from ..utils.types import ProcessingClass
 from .arguments import ModelArguments, Parsed, RunArguments
 from .console import quiet_libraries, report_error
 from .encoder_loading import TrainingComponents
 from .llm_arguments import LLM_CLASSES
 from .parsing import complete_help, parse_command, parse_flags
-from .passed_datasets import set_datasets
+from .passed_objects import model_directory, quiet_datasets, set_datasets
 from .prepare import prepare
 from .quick_checks import peek_objective
 from .run import (
     apply_smoke_test,
-    basenames,
     check_minimum,
     check_run,
     check_start,
-    describe_data,
     describe_parameters,
-    execute_run,
-    load_finished_run,
-    make_run_plan,
-    no_empty_output_dir,
-    print_rank0,
     push,
     resolve_defaults,
-    serialize_settings,
+    run_trainer,
 )
 from .train_llm import run as run_llm
 
@@ -123,8 +115,9 @@ def _report_interrupted_step(command: str, error: Exception, interruption: Grace
 
 
 def pretrain(
-    model: str | Path | None = None,
+    model: str | Path | PreTrainedModel | None = None,
     *,
+    processing_class: ProcessingClass | None = None,
     train_dataset: Any = None,
     eval_dataset: Any = None,
     config: str | Path | None = None,
@@ -136,7 +129,10 @@ def pretrain(
     Ctrl-C and SIGTERM save a checkpoint, see `BaseJepaTrainer.train`; the same call then continues.
 
     Args:
-        model: directory or Hub name of the model to start from (`model_name_or_path`).
+        model: directory or Hub name of the model to start from (`model_name_or_path`), or a model of transformers: an
+            encoder, a JEPA, or with `objective="llm"` a language model. A copy of it is trained.
+        processing_class: the tokenizer or image processor of a model that is passed as an object. Default: that of the
+            directory or Hub name from which it was loaded.
         train_dataset: instead of `train_file` or `dataset_name`: a `Dataset`, an `IterableDataset`, a data set of
             torch, or a list of rows.
         eval_dataset: the same to evaluate on; it implies `do_eval`.
@@ -162,25 +158,22 @@ def pretrain(
     >>> trainer.state.global_step
     1
     """
-    if model is not None:
-        if not isinstance(model, (str, os.PathLike)):
-            raise UsageError(
-                f"model must be a directory or Hub name, not a {type(model).__name__}; save it with save_pretrained, "
-                "or pass it to JepaTrainer(model=...)"
-            )
-        flags["model_name_or_path"] = model
     if eval_dataset is not None:
         flags = {"do_eval": True, "do_train": True, **flags}
     recipe = None if config is None else str(config)
     objective = flags["objective"] if "objective" in flags else peek_objective([] if recipe is None else [recipe])
     classes = {"classes": LLM_CLASSES} if objective == "llm" else {}
-    parsed = parse_flags(flags, config=recipe, **classes)
-    if train_dataset is not None:
-        set_datasets(parsed[1], train_dataset, eval_dataset)
-    elif eval_dataset is not None:
-        raise UsageError("eval_dataset needs train_dataset; name files to evaluate on with validation_file")
-    execute = run_llm if objective == "llm" else run
-    trainer = execute(parsed, callbacks=callbacks, load_finished=True)
+    with quiet_datasets(), model_directory(model, processing_class) as (name, passed_model):
+        if name is not None:
+            flags["model_name_or_path"] = name
+        parsed = parse_flags(flags, config=recipe, **classes)
+        parsed[0].passed_model = passed_model
+        if train_dataset is not None:
+            set_datasets(parsed[1], train_dataset, eval_dataset)
+        elif eval_dataset is not None:
+            raise UsageError("eval_dataset needs train_dataset; name files to evaluate on with validation_file")
+        execute = run_llm if objective == "llm" else run
+        trainer = execute(parsed, callbacks=callbacks, load_finished=True)
     assert trainer is not None  # nosec B101  # None stands for a finished run that is not loaded
     if trainer.args.push_to_hub:
         push(trainer)
@@ -193,53 +186,24 @@ def run(
     callbacks: Sequence[TrainerCallback] | None = None,
     load_finished: bool = False,
 ) -> JepaTrainer | None:
-    """Check, prepare, train, evaluate, write. Nothing on disk changes before everything has been checked.
-
-    With `push_to_hub`, checkpoints are pushed during training; the caller pushes the result.
-
-    Args:
-        parsed: the arguments.
-        interruption: see `execute_run`.
-        callbacks: additional callbacks of the trainer.
-        load_finished: if the run is finished already, load it and return its trainer instead of None.
-    """
+    """Run JEPA on an encoder, see `run_trainer`."""
     model_args, data_args, _, args = parsed
     finalize_arguments(model_args, data_args, args)
-    settings = serialize_settings(parsed)
-    run_plan = make_run_plan(parsed, args, settings)
-    if run_plan.finished:
-        if not load_finished:
-            return None
-        run_plan = replace(run_plan, checkpoint=Path(str(args.output_dir)))  # it holds the tokenizer
-    set_seed(args.seed)
-    with no_empty_output_dir(args):
-        prepared = prepare(parsed, run_plan)
-        probe = None if data_args.probe_task is None else _probe(data_args.probe_task, prepared, args)
-        trainer = JepaTrainer(
+
+    def build(plan: RunPlan) -> JepaTrainer:
+        prepared = prepare(parsed, plan)
+        return JepaTrainer(
             prepared.model,
             args,
             data_collator=prepared.collator,
             train_dataset=prepared.train_dataset,
             eval_dataset=prepared.eval_dataset,
             processing_class=prepared.processing_class,
-            probe=probe,
+            probe=None if data_args.probe_task is None else _probe(data_args.probe_task, prepared, args),
             callbacks=callbacks,
         )
-        if run_plan.finished:
-            load_finished_run(trainer, run_plan, Path(args.output_dir) / JEPA_FOLDER, data_args.train_file)
-            return trainer
 
-        def begin() -> None:
-            if args.do_train:
-                write_masks(trainer)  # before training, so that users can look at it
-            _print_summary(trainer, args)
-
-        names = describe_data(data_args, args, own="Python's language reference")
-        names.probe = basenames(data_args.probe_task)
-        execute_run(
-            trainer, run_plan, settings, names, interruption, begin, _usage_message(trainer), data_args.train_file
-        )
-    return trainer
+    return run_trainer(parsed, build, _describe, JEPA_FOLDER, interruption, load_finished, data_args.probe_task)
 
 
 # ---- before the run
@@ -254,7 +218,9 @@ def finalize_arguments(model_args: ModelArguments, data_args: DataArguments, arg
     if model_args.objective not in (None, "span", "images", "features"):
         raise UsageError(f"objective must be one of span, images, features, llm, not {model_args.objective!r}.")
     has_start = any((model_args.model_name_or_path, model_args.model_type, model_args.config_name))
-    if not has_start and (model_args.objective == "features" or _is_array_file(data_args.train_file)):
+    if not has_start and (
+        model_args.objective == "features" or (data_args.train_file or "").lower().endswith((".npy", ".npz"))
+    ):
         model_args.model_type = FeatureEncoderConfig.model_type
     elif not has_start:
         raise UsageError(
@@ -288,35 +254,25 @@ def _probe(source: str, prepared: TrainingComponents, args: RunArguments) -> Cal
     return probe
 
 
-def _is_array_file(files: str | None) -> bool:
-    """Return whether the files are arrays, and so the data features."""
-    return files is not None and files.lower().endswith((".npy", ".npz"))
-
-
 # ---- console messages
 
 
-def _print_summary(trainer: JepaTrainer, args: RunArguments) -> None:
-    """Print encoder, start and predictor of the run."""
-    model = trainer.model
+def _describe(trainer: JepaTrainer) -> tuple[str, str]:
+    """Return messages about encoder, start and predictor, and about the files written and how to load them."""
+    model, folder = trainer.model, trainer.args.output_dir
     start = "pretrained" if trainer.ema_callback.pretrained else "random"
     parameters = describe_parameters(model.context_encoder, model.config.lora is not None)
-    print_rank0(
-        args,
+    summary = (
         f"{model.config.encoder_config.model_type} encoder, {parameters}, {start} start; "
         f"{model.config.predictor_type} predictor, masked positions "
-        f"{'dropped' if model.config.masked_tokens == 'drop' else 'replaced'}",
+        f"{'dropped' if model.config.masked_tokens == 'drop' else 'replaced'}"
     )
-
-
-def _usage_message(trainer: JepaTrainer) -> str:
-    """Return the message about the files written and how to load them."""
-    folder = trainer.args.output_dir
-    processing_class, loading = _USAGE_BY_MODALITY[trainer.model.encoder_adapter.modality]
-    return (
+    processing_class, loading = _USAGE_BY_MODALITY[model.encoder_adapter.modality]
+    usage = (
         f"the encoder{processing_class}, README.md (card), metrics.json, training.png; "
         f"{folder}/jepa: the full model for further training\n\n{loading.format(folder=folder)}"
     )
+    return summary, usage
 
 
 # The processing class saved with the encoder, and the code that loads both.

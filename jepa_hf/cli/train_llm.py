@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence, Sized
-from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedConfig, TrainerCallback, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import TrainerCallback
 
 from ..data.tokenizer_training import train_bpe_tokenizer
 from ..errors import UsageError
@@ -24,14 +23,14 @@ from ..llm_jepa.answer_scoring import get_scorer
 from ..llm_jepa.decoder import has_lora
 from ..llm_jepa.generation import clamp_new_tokens
 from ..llm_jepa.model_setup import set_padding_token
-from ..llm_jepa.paired_data import PairedRow, load_paired_rows, row_texts
+from ..llm_jepa.paired_data import load_paired_rows, row_texts
 from ..llm_jepa.predictor_tokens import predictor_tokens
 from ..llm_jepa.row_tokenization import tokenize_rows
 from ..llm_jepa.view_isolation import verify_view_isolation
 from ..training.run_directory import RunPlan
 from ..training.signals import GracefulShutdownCallback
 from ..utils.counts import counted
-from .encoder_loading import hub_kwargs, resolve_max_seq_length
+from .encoder_loading import hub_kwargs, on_main_process, resolve_max_seq_length
 from .language_model_loading import (
     build_language_model,
     load_language_config,
@@ -39,21 +38,15 @@ from .language_model_loading import (
     parse_dtype,
     read_template,
 )
-from .llm_arguments import LlmModelArguments, LlmParsed, ViewArguments
+from .llm_arguments import LlmModelArguments, LlmParsed
 from .run import (
     apply_smoke_test,
     check_minimum,
     check_run,
     check_start,
-    describe_data,
     describe_parameters,
-    execute_run,
-    load_finished_run,
-    make_run_plan,
-    no_empty_output_dir,
-    print_rank0,
     resolve_defaults,
-    serialize_settings,
+    run_trainer,
 )
 
 _SMOKE_TEST_MODEL = {
@@ -70,44 +63,10 @@ def run(
     callbacks: Sequence[TrainerCallback] | None = None,
     load_finished: bool = False,
 ) -> LlmJepaTrainer | None:
-    """Check, prepare, train, evaluate, write. Nothing on disk changes before everything has been checked.
-
-    Args:
-        parsed: the arguments.
-        interruption: see `execute_run`.
-        callbacks: additional callbacks of the trainer.
-        load_finished: see `train.run`.
-
-    Returns:
-        The trainer, or None if the output directory contains the same run, finished.
-
-    Raises:
-        UsageError: bad input.
-        RunError: the run cannot continue.
-    """
-    _, data_args, _, _, args = parsed
+    """Run LLM-JEPA, see `run_trainer`."""
     _finalize_arguments(parsed)
-    settings = serialize_settings(parsed)
-    run_plan = make_run_plan(parsed, args, settings)
-    if run_plan.finished:
-        if not load_finished:
-            return None
-        run_plan = replace(run_plan, checkpoint=Path(str(args.output_dir)))  # it holds the tokenizer
-    set_seed(args.seed)
-    with no_empty_output_dir(args):
-        trainer = _prepare(parsed, run_plan, callbacks)
-        if run_plan.finished:
-            load_finished_run(trainer, run_plan, Path(str(args.output_dir)), data_args.train_file)
-            return trainer
-
-        def begin() -> None:
-            _print_summary(trainer, parsed)
-
-        names = describe_data(data_args, args, own="Python's language reference")
-        execute_run(
-            trainer, run_plan, settings, names, interruption, begin, _usage_message(trainer), data_args.train_file
-        )
-    return trainer
+    build = partial(_prepare, parsed, callbacks)
+    return run_trainer(parsed, build, partial(_describe, parsed), "", interruption, load_finished)
 
 
 # ---- before the run
@@ -146,17 +105,21 @@ def _finalize_arguments(parsed: LlmParsed) -> None:
         raise UsageError("generation_samples are answered in evaluations; give --do_eval, or --eval_strategy steps")
 
 
-def _prepare(parsed: LlmParsed, plan: RunPlan, callbacks: Sequence[TrainerCallback] | None) -> LlmJepaTrainer:
+def _prepare(parsed: LlmParsed, callbacks: Sequence[TrainerCallback] | None, plan: RunPlan) -> LlmJepaTrainer:
     """Build the trainer of a run. Errors of the model are raised before the data is read."""
     model_args, data_args, view_args, answer_args, args = parsed
     kwargs = hub_kwargs(model_args, data_args)
     config = load_language_config(model_args, kwargs)
     tokenizer = _tokenizer(model_args, kwargs, plan)
-    length = _length(config, tokenizer, view_args)
+    possible = getattr(config, "max_position_embeddings", None) or math.inf  # some models have no positions
+    length = resolve_max_seq_length(possible, tokenizer, view_args.max_seq_length)
     with args.main_process_first(desc="loading data"):
         train_rows, eval_rows = load_paired_rows(data_args, seed=args.seed, need_validation=args.do_eval)
     if tokenizer is None:
-        tokenizer = _train_tokenizer(parsed, train_rows, length)
+        texts = [text for row in train_rows for text in row_texts(row, data_args)]  # on all ranks, for the same errors
+        tokenizer = on_main_process(args, lambda: train_bpe_tokenizer(texts, model_args.tokenizer_vocab_size, length))
+        if model_args.chat_template_path is not None:
+            tokenizer.chat_template = read_template(model_args.chat_template_path)
     set_padding_token(tokenizer)
     model = build_language_model(model_args, config, tokenizer, kwargs)
     count = view_args.num_predictor_tokens
@@ -222,51 +185,27 @@ def _tokenizer(model_args: LlmModelArguments, kwargs: dict[str, Any], plan: RunP
     return load_lm_tokenizer("config_name", name, kwargs, template)
 
 
-def _length(config: PreTrainedConfig, tokenizer: Tokenizer | None, view_args: ViewArguments) -> int:
-    """Return the maximum tokens of a row and of a view: `max_seq_length`, or the model's maximum up to 512."""
-    possible = getattr(config, "max_position_embeddings", None) or math.inf  # some models have no positions
-    return resolve_max_seq_length(possible, tokenizer, view_args.max_seq_length)
-
-
-def _train_tokenizer(parsed: LlmParsed, rows: Sequence[PairedRow], length: int) -> Tokenizer:
-    """Train a byte-level BPE tokenizer on the rows in the main process and broadcast it."""
-    model_args, data_args, _, _, args = parsed
-    shared: list[Tokenizer | None] = [None]
-    texts = [text for row in rows for text in row_texts(row, data_args)]  # on all ranks, for the same errors
-    if args.process_index == 0:
-        shared = [train_bpe_tokenizer(texts, model_args.tokenizer_vocab_size, length)]
-    tokenizer = broadcast_object_list(shared)[0]
-    if model_args.chat_template_path is not None:
-        tokenizer.chat_template = read_template(model_args.chat_template_path)
-    return tokenizer
-
-
 # ---- console messages
 
 
-def _print_summary(trainer: LlmJepaTrainer, parsed: LlmParsed) -> None:
-    """Print model, data and losses of the run."""
+def _describe(parsed: LlmParsed, trainer: LlmJepaTrainer) -> tuple[str, str]:
+    """Return messages about model, data and losses, and about the files written and how to load them."""
     model_args, _, view_args, _, args = parsed
     parameters = describe_parameters(trainer.model, model_args.use_peft)
-    start = "pretrained" if model_args.model_name_or_path else "random"
+    is_pretrained = model_args.model_name_or_path is not None and model_args.passed_model != ""
     answers = "prompts and answers, no stop token" if view_args.train_on_prompt else "answers"
     train_rows, eval_rows = cast(Sized, trainer.train_dataset), cast(Sized | None, trainer.eval_dataset)
     rows = counted(len(train_rows), "row") + ("" if eval_rows is None else f", {len(eval_rows):,} to evaluate on")
-    print_rank0(
-        args,
-        f"{trainer.model.config.model_type} language model, {parameters}, {start} start; "
-        f"{rows}; next-token loss on {answers}, views {args.jepa_weight:g} x {args.pair_loss}, "
-        + counted(view_args.num_predictor_tokens, "predictor token"),
+    summary = (
+        f"{trainer.model.config.model_type} language model, {parameters}, "
+        f"{'pretrained' if is_pretrained else 'random'} start; {rows}; next-token loss on {answers}, "
+        f"views {args.jepa_weight:g} x {args.pair_loss}, {counted(view_args.num_predictor_tokens, 'predictor token')}"
     )
-
-
-def _usage_message(trainer: LlmJepaTrainer) -> str:
-    """Return the message about the files written and how to load them."""
-    folder = trainer.args.output_dir
     result = "adapters of the language model" if has_lora(trainer.model) else "the language model"
-    return (
+    usage = (
         f"{result}, its tokenizer, README.md (card), metrics.json, training.png\n\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f'model, tokenizer = AutoModelForCausalLM.from_pretrained("{folder}"), '
-        f'AutoTokenizer.from_pretrained("{folder}")'
+        f'model, tokenizer = AutoModelForCausalLM.from_pretrained("{args.output_dir}"), '
+        f'AutoTokenizer.from_pretrained("{args.output_dir}")'
     )
+    return summary, usage

@@ -10,6 +10,23 @@ from ..utils.types import MayChange
 PASSED_DATASET = "(passed from Python)"
 
 
+def check_at_least_one(args: Any, *names: str) -> None:
+    """Raise a `UsageError` if an attribute of one of these names is below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}. Omit it for no limit.")
+
+
+def check_row_modes(stride: int | None, concat: bool, packed: bool, line_by_line: bool = False) -> None:
+    """Raise a `UsageError` if two of the ways to make rows of texts are chosen; `stride` is by line."""
+    is_stride = stride is not None and not line_by_line
+    chosen = {"line_by_line": line_by_line, "concat": concat, "packed": packed, "stride": is_stride}
+    names = [name for name, is_chosen in chosen.items() if is_chosen]
+    if len(names) > 1:
+        raise UsageError(f"{names[0]} and {names[1]} exclude each other. Set only one of them.")
+
+
 @dataclass
 class BaseDataArguments:
     """Sources of training and validation rows, for every objective.
@@ -56,13 +73,7 @@ class BaseDataArguments:
             raise UsageError(
                 f"validation_split_percentage must be from 1 to 99, not {self.validation_split_percentage}."
             )
-        self._check_at_least_one("max_train_samples", "max_eval_samples")
-
-    def _check_at_least_one(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}. Omit it for no limit.")
+        check_at_least_one(self, "max_train_samples", "max_eval_samples")
 
 
 @dataclass
@@ -135,12 +146,8 @@ class DataArguments(BaseDataArguments):
     )
 
     def __post_init__(self) -> None:
-        modes = [name for name in ("line_by_line", "concat", "packed") if getattr(self, name)]
-        if len(modes) > 1:
-            raise UsageError(f"{modes[0]} and {modes[1]} exclude each other. Set only one of them.")
-        if self.line_by_line is False and not modes:
+        check_row_modes(self.stride, self.concat, self.packed, bool(self.line_by_line))
+        if self.line_by_line is False and not (self.concat or self.packed):
             raise UsageError("line_by_line is off and no other mode is chosen. Set --concat or --packed.")
-        if self.packed and self.stride is not None:
-            raise UsageError("packed keeps each text in one row and does not go with stride. Set only one of them.")
         super().__post_init__()
-        self._check_at_least_one("pad_to_multiple_of", "preprocessing_num_workers")
+        check_at_least_one(self, "pad_to_multiple_of", "preprocessing_num_workers")

@@ -15,12 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 class DroppedRows:
-    """Count rows with and without usable text.
+    """Count rows with and without usable text; `source` describes the data.
 
-    Args:
-        source: Description of the data.
-        running: For streams, whose end may not be reached: log the count so far when 10, 100 and so
-            on rows are dropped, and each sentence once in a process.
+    Of a `running` stream, whose end may not be reached, the count so far is logged when 10, 100 and so on rows are
+    dropped, and each sentence once in a process.
     """
 
     def __init__(self, source: str, running: bool = False):

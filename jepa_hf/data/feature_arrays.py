@@ -15,7 +15,7 @@ from .feature_columns import label_columns
 
 # Errors of numpy and zipfile on damaged files. An array's header is a Python literal, hence also
 # syntax errors.
-ARRAY_ERRORS = (
+_ARRAY_ERRORS = (
     ValueError, EOFError, SyntaxError, TokenError, TypeError, MemoryError, OverflowError, RuntimeError, struct.error,
     zlib.error, BadZipFile,
 )  # fmt: skip
@@ -27,7 +27,7 @@ def load_npy(path: str, args: DataArguments) -> tuple[np.ndarray, None]:
         raise UsageError(f"'{path}' has no column names. Omit --feature_column_names.")
     try:
         return np.lib.format.open_memmap(path, mode="r"), None
-    except ARRAY_ERRORS as error:
+    except _ARRAY_ERRORS as error:
         raise _array_error(path, error) from None
 
 
@@ -40,7 +40,7 @@ def load_npz(path: str, args: DataArguments) -> tuple[np.ndarray, np.ndarray | N
             lengths = np.asarray(archive["lengths"]) if "lengths" in archive.files and array.ndim == 3 else None
     except UsageError:
         raise
-    except ARRAY_ERRORS as error:
+    except _ARRAY_ERRORS as error:
         raise _array_error(path, error) from None
     if lengths is not None:
         if lengths.shape != array.shape[:1] or lengths.dtype.kind not in "iu":
@@ -84,6 +84,16 @@ def _array_error(path: str, error: Exception) -> UsageError:
         f"'{path}' cannot be read as an array of numbers: {reason}. Write it with numpy.save, or a padded array of "
         "series and their lengths with numpy.savez."
     )
+
+
+def flat_arrays(path: str) -> dict[str, np.ndarray]:
+    """Return the one-dimensional arrays of an npz file, such as labels."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (*_ARRAY_ERRORS, OSError) as error:
+        raise UsageError(f"'{path}' cannot be read as arrays: {' '.join(str(error).split())}. Save it again.") from None
+    return {name: array for name, array in arrays.items() if array.ndim == 1}
 
 
 def array_blocks(array: np.ndarray, lengths: np.ndarray | None, source: Provenance) -> Iterator[Block]:

@@ -43,18 +43,10 @@ def choose_columns(
     expected: Sequence[str] = (),
     index_columns: Sequence[str] = (),
 ) -> tuple[Provenance, str]:
-    """Choose the columns to read.
+    """Choose the columns to read, and describe in a message which ones are read and which left out.
 
-    Args:
-        types: The type of each column by name.
-        name: Description of the data for errors.
-        args: `feature_column_names` or `label_column_name`, if the user set them.
-        expected: Columns of a trained encoder or of earlier data, read in this order. Empty: all
-            columns of numbers, except labels and row numbers.
-        index_columns: Further columns that hold row numbers.
-
-    Returns:
-        The columns, and which of them are read and which left out, for a message.
+    The user's `feature_column_names` come first, then the `expected` columns of a trained encoder or of earlier
+    data, in their order, else all columns of numbers except labels, row numbers and `index_columns`.
 
     Raises:
         UsageError: A column is missing or holds no numbers, or lists are combined with other

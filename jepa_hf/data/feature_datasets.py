@@ -82,13 +82,7 @@ def load_feature_datasets(
 
 
 def select_features(dataset: Dataset, name: str, column_names: Sequence[str] | None = None) -> Dataset:
-    """Return the features of a dataset's rows, as `load_feature_datasets` does.
-
-    Args:
-        dataset: Columns of numbers, or a column of lists.
-        name: Description of the dataset for errors.
-        column_names: See `load_feature_datasets`.
-    """
+    """Return the features of a dataset's rows, as `load_feature_datasets` does; `name` describes it in errors."""
     return _FeatureLoader(DataArguments(), tuple(column_names or ())).load_table(dataset, name, "train")
 
 
@@ -112,18 +106,11 @@ def series_lengths(dataset: Dataset) -> np.ndarray:
 
 
 def feature_statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and population standard deviation of each feature, over all rows and steps.
+    """Return mean and population standard deviation of each feature, float32 `[F]`, over all rows and steps.
 
     Batches are merged in float64 as in Chan, Golub and LeVeque (1983), "Algorithms for computing
     the sample variance": memory stays constant, and a large mean costs no precision. The deviation
-    of equal values is exactly 0.
-
-    Args:
-        dataset: Column `features`, vectors `[F]` or series `[T, F]`, and at least one row.
-
-    Returns:
-        Two float32 `[F]`. The deviation of a constant feature is returned as 1, so that it can be
-        divided by.
+    of equal values is exactly 0, and is returned as 1, so that it can be divided by.
     """
     _, width = feature_shape(dataset)
     row_bytes = max(dataset.data.nbytes // dataset.data.num_rows, 1)
@@ -160,17 +147,17 @@ class _FeatureLoader:
         chunks: list[pa.Array] = []
         for path in paths:
             with file_errors_as_usage_error(path):
-                file = open_feature_file(path, kind, self.args, self.columns)
-                self._note_columns(file.source, file.message)
-                file_chunks = _arrow_chunks(file.source, file.blocks)
+                source, blocks, message = open_feature_file(path, kind, self.args, self.columns)
+                self._note_columns(source, message)
+                file_chunks = _arrow_chunks(source, blocks)
             # Compare descriptions, because the types of series are equal whatever their width.
             if chunks and _describe_shape(file_chunks[0].type) != _describe_shape(chunks[0].type):
                 raise UsageError(
-                    f"{file.source.name} holds {_describe_shape(file_chunks[0].type)} and '{paths[0]}' "
+                    f"{source.name} holds {_describe_shape(file_chunks[0].type)} and '{paths[0]}' "
                     f"{_describe_shape(chunks[0].type)}. Provide files with the same features."
                 )
             chunks += file_chunks
-        return _to_dataset(chunks, file.source.columns, argument.removesuffix("_file"))
+        return _to_dataset(chunks, source.columns, argument.removesuffix("_file"))
 
     def load_split(self, dataset: Dataset, split: str) -> Dataset:
         """Load the rows of a split of `args.dataset_name`."""

@@ -78,12 +78,7 @@ def _json_column(values: list[Any], number: int, source: Provenance, first_row: 
 
 
 def _first_invalid(values: list[Any], depth: int) -> tuple[tuple[int, ...], str] | None:
-    """Return the indices and the text of the first value that is neither a number nor missing.
-
-    Args:
-        values: Nested lists.
-        depth: Of the lists, at least 1.
-    """
+    """Return the indices and the text of the first value in lists of this depth that is neither a number nor null."""
     if depth == 1 and set(map(type, values)) <= {int, float, type(None)}:
         return None
     for number, value in enumerate(values):

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
 
@@ -18,34 +17,26 @@ from .file_readers import TABLE_FORMATS, file_format, is_gzip, open_parquet
 ARRAY_FORMATS = {".npy": "npy", ".npz": "npz"}
 
 
-@dataclass(frozen=True)
-class FeatureFile:
-    """A file of features, opened.
-
-    Attributes:
-        source: The file and the columns that are read.
-        blocks: The rows, read lazily.
-        message: The columns that are read and left out; empty for an array.
-    """
-
-    source: Provenance
-    blocks: Iterator[Block]
-    message: str = ""
-
-
 def array_format(path: str) -> str:
     """Return the kind of a feature file, from its suffix, or raise a `UsageError`."""
     return file_format(path, ARRAY_FORMATS | TABLE_FORMATS)
 
 
-def open_feature_file(path: str, kind: str, args: DataArguments, expected: Sequence[str] = ()) -> FeatureFile:
-    """Open a file of the kind `array_format`; see `choose_columns` for the `expected` columns."""
+def open_feature_file(
+    path: str, kind: str, args: DataArguments, expected: Sequence[str] = ()
+) -> tuple[Provenance, Iterator[Block], str]:
+    """Open a file of the kind `array_format`; see `choose_columns` for the `expected` columns.
+
+    Returns:
+        The file with the columns that are read; its rows, read lazily; and a message about columns that are read
+        and left out, empty for an array.
+    """
     if kind in ARRAY_FORMATS.values():
         if is_gzip(path):
             raise UsageError(f"'{path}' is a gzipped array. Unpack it.")
         array, lengths = load_npy(path, args) if kind == "npy" else load_npz(path, args)
         source = Provenance(f"'{path}'")
-        return FeatureFile(source, array_blocks(array, lengths, source))
+        return source, array_blocks(array, lengths, source), ""
     types, index_columns = _column_types(path, kind)
     source, message = choose_columns(types, f"'{path}'", args, expected, index_columns)
     match kind:
@@ -55,7 +46,7 @@ def open_feature_file(path: str, kind: str, args: DataArguments, expected: Seque
             blocks = column_blocks(json_batches(path, source), source)
         case _:
             blocks = csv_blocks(path, kind, source)
-    return FeatureFile(source, blocks, message)
+    return source, blocks, message
 
 
 def _column_types(path: str, kind: str) -> tuple[dict[str, pa.DataType], list[str]]:

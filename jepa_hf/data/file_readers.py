@@ -1,6 +1,5 @@
 """Readers of text, JSON, CSV and Parquet files, plain or gzipped."""
 
-import codecs
 import csv
 import gzip
 import json
@@ -34,11 +33,7 @@ _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 
 
 def find_files(argument: str, files: str) -> list[str]:
-    """Return the paths that a path, a glob, or several of them separated by commas match.
-
-    Args:
-        argument: Name of the argument, for errors.
-        files: Its value. A path that exists is taken literally; the matches of a glob are sorted.
+    """Return the paths that a path, a glob, or several of them separated by commas match, those of a glob sorted.
 
     Raises:
         UsageError: A path does not exist or is a directory, or a glob matches no file.
@@ -54,9 +49,14 @@ def find_files(argument: str, files: str) -> list[str]:
     return list(paths)
 
 
+def split_paths(files: str) -> list[str]:
+    """Return the paths and globs of a list with commas; a path that exists is taken literally."""
+    return [files] if os.path.exists(files) else list(map(str.strip, files.split(",")))
+
+
 def match_files(files: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each path or glob of a list with commas, and the files that it matches, sorted."""
-    for pattern in [files] if os.path.exists(files) else map(str.strip, files.split(",")):
+    for pattern in split_paths(files):
         candidates = [pattern] if os.path.exists(pattern) else sorted(glob(pattern, recursive=True))
         yield pattern, [path for path in candidates if not os.path.isdir(path)]
 
@@ -303,17 +303,15 @@ def file_errors_as_usage_error(path: str) -> Iterator[None]:
 
 def _first_invalid_utf8_offset(path: str) -> int:
     """Return the offset, in the unpacked file, of the first byte that is not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     with open_bytes(path) as file:
-        while True:
-            chunk = file.read(2**20)
-            pending = len(decoder.getstate()[0])
+        for line in file:
             try:
-                decoder.decode(chunk, final=not chunk)
+                line.decode()
             except UnicodeDecodeError as error:
-                return offset - pending + error.start
-            offset += len(chunk)
+                return offset + error.start
+            offset += len(line)
+    return offset
 
 
 def replace_lone_surrogates(text: str) -> str:

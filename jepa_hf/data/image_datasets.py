@@ -9,7 +9,7 @@ from datasets.exceptions import DatasetsError
 
 from ..errors import UsageError
 from .arguments import DataArguments
-from .file_readers import file_errors_as_usage_error, find_files, open_parquet, single_kind
+from .file_readers import file_errors_as_usage_error, find_files, open_parquet, single_kind, split_paths
 from .image_files import is_image_file, list_images
 from .splits import resolve_splits
 
@@ -51,7 +51,7 @@ def _load_files(argument: str, args: DataArguments) -> Dataset:
     """Load the images of the files that the argument of this name lists."""
     files = getattr(args, argument)
     split = argument.removesuffix("_file")
-    paths = _list_files(argument, files)
+    paths = list_image_files(argument, files)
     if single_kind(argument, files, map(_kind, paths)) == "parquet":
         return _load_parquet(f"{argument} '{files}'", paths, args, split)
     return _encoded_image_column(Dataset.from_dict({"image": paths}, split=NamedSplit(split)), "image")
@@ -59,7 +59,7 @@ def _load_files(argument: str, args: DataArguments) -> Dataset:
 
 def parquet_image_column(argument: str, args: DataArguments) -> str | None:
     """Return the column of images in the Parquet files that the argument of this name lists; None for image files."""
-    names = _split_names(getattr(args, argument))
+    names = split_paths(getattr(args, argument))
     if any(map(os.path.isdir, names)):
         return None
     path = find_files(argument, names[0])[0]
@@ -69,16 +69,12 @@ def parquet_image_column(argument: str, args: DataArguments) -> str | None:
         return _choose_column(parquet.schema_arrow, args.image_column_name, f"'{path}'")
 
 
-def _list_files(argument: str, files: str) -> list[str]:
+def list_image_files(argument: str, files: str) -> list[str]:
     """Return the files, and the images in the folders, that an argument lists."""
     paths: dict[str, None] = {}
-    for name in _split_names(files):
+    for name in split_paths(files):
         paths |= dict.fromkeys(list_images(argument, name) if os.path.isdir(name) else find_files(argument, name))
     return list(paths)
-
-
-def _split_names(files: str) -> list[str]:
-    return [files] if os.path.exists(files) else list(map(str.strip, files.split(",")))
 
 
 def _kind(path: str) -> str:
@@ -123,13 +119,7 @@ def _load_parquet(source: str, paths: list[str], args: DataArguments, split: str
 
 
 def _choose_column(schema: pa.Schema, wanted: str | None, source: str) -> str:
-    """Return the column to read: the `wanted` one, `image`, `img`, or the only possible one.
-
-    Args:
-        schema: Of the data.
-        wanted: Name from the user, if any.
-        source: Description of the data for errors.
-    """
+    """Return the column to read: the `wanted` one, `image`, `img`, or the only possible one."""
     candidates = [column.name for column in schema if _can_hold_images(column.type)]
     if wanted is None:
         wanted = next((name for name in ("image", "img") if name in candidates), None)

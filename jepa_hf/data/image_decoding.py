@@ -132,11 +132,8 @@ def failure_reason(error: Exception) -> str:
 def leave_out_unreadable(images: Dataset, part: str) -> Dataset:
     """Decode images before a run, at most 1,000 spread evenly, and leave out those that are damaged.
 
-    A message counts them by reason. Later damaged ones are skipped by the collator.
-
-    Args:
-        images: Column `image`, not decoded.
-        part: Name of the rows, "training" or "validation".
+    A message counts them by reason and names the `part`, "training" or "validation". Later damaged ones are skipped
+    by the collator.
 
     Raises:
         UsageError: No image that was tried can be decoded, or a file is missing.

@@ -82,15 +82,8 @@ def _pack_batch(batch: dict[str, list[list[int]]], *, max_seq_length: int) -> di
 def best_fit_decreasing(sizes: list[int], capacity: int) -> list[list[int]]:
     """Assign items to bins, the largest first, each to the fullest bin with enough room.
 
-    Bins hold their items in order, and are sorted by their first items, so that large and small
-    items stay mixed.
-
-    Args:
-        sizes: Of the items, none above `capacity`.
-        capacity: Of each bin.
-
-    Returns:
-        The indices of each bin's items.
+    Bins hold the indices of their items in order, and are sorted by their first items, so that large and small
+    items stay mixed. No size may be above `capacity`.
 
     >>> best_fit_decreasing([1, 3, 2, 1], capacity=4)
     [[0, 1], [2, 3]]

@@ -30,17 +30,8 @@ def resolve_splits(
     Training rows come from `dataset_name` or `train_file`, without either from `load_default`.
     Validation rows come from `validation_file`, else from the validation split of `dataset_name`,
     else `validation_split_percentage` of the training rows are held out (see `train_validation_split`). Finally
-    both are cut to `max_train_samples` and `max_eval_samples`.
-
-    Args:
-        args: Sources and limits.
-        seed: Seed of the held-out rows, not negative.
-        need_validation: False ignores all validation sources.
-        load_files: Loads rows from the files in the argument of this name, "train_file" or
-            "validation_file".
-        load_split: Loads rows from a split of `dataset_name` and its name.
-        load_default: Loads training rows if no source is named. None: a source is required.
-        streaming: Load `dataset_name` as a stream.
+    both are cut to `max_train_samples` and `max_eval_samples`. `load_files` receives the name of the argument that
+    lists the files, `load_split` a split and its name.
 
     Returns:
         The training and the validation rows; None for the latter unless `need_validation`.
@@ -112,18 +103,10 @@ def pick_split(splits: dict[str, Any], split: str, args: BaseDataArguments) -> A
 
 
 def train_validation_split(rows: Rows, percentage: int, seed: int) -> tuple[Rows, Rows]:
-    """Set `percentage` % of the rows apart for validation: at least one, and not all.
+    """Set 1 to 99 % of the rows apart for validation: at least one, and not all.
 
-    The choice depends only on the number of rows and the seed. Both parts keep their order, because
-    `concat` joins texts in order.
-
-    Args:
-        rows: A map-style dataset or a list.
-        percentage: From 1 to 99.
-        seed: Not negative.
-
-    Returns:
-        The remaining and the held-out rows.
+    The choice depends only on the number of rows and the seed. Both parts, the remaining and the held-out rows, keep
+    their order, because `concat` joins texts in order.
 
     Raises:
         UsageError: There are fewer than two rows, or `rows` is a stream.

@@ -23,11 +23,7 @@ def choose_text_column(
 ) -> str:
     """Return the column to read: the `wanted` one, else `text`, else the only one of strings.
 
-    Args:
-        types: The type of each column by name.
-        wanted: Name from the user, if any.
-        source: Description of the data for errors.
-        rows: Of the data; the first one is read for an error.
+    `types` has the type of each column; the first of the `rows` is read for an error.
 
     Raises:
         UsageError: There is no such column, or it holds no strings.
@@ -53,10 +49,13 @@ def check_text_type(types: dict[str, str], name: str, source: str, rows: Iterabl
         return
     strings = ", ".join(other for other, kind in types.items() if kind in _STRING_TYPES)
     value = f"{next(iter(rows), {}).get(name)!r:.40}"
-    remedy = f"Name a column of strings with --text_column_name: {strings}" if strings else "No column holds strings"
+    remedy = (
+        f"Name one of the columns of strings with --text_column_name: {strings}"
+        if strings
+        else ("No column holds strings, so convert the texts")
+    )
     raise UsageError(
-        f"Column '{name}' of {source} holds {types[name]}, not strings; its first row has {value}. {remedy}, or "
-        "convert the values to strings."
+        f"Column '{name}' of {source} holds {types[name]}, not strings; its first row has {value}. {remedy}."
     )
 
 

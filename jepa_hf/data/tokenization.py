@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from .arguments import check_row_modes
 from .dropped_rows import DroppedRows, reason_to_drop
 from .packing import pack_dataset
 from .text_columns import check_text_type, feature_type, not_text_error
@@ -78,17 +79,17 @@ def tokenize_dataset(
             `stride`, `concat` and `packed` are set; `concat` with a tokenizer that has neither a
             sep nor an eos token; or no row of a map-style dataset holds text.
     """
-    _check_modes(stride, concat, packed)
+    check_row_modes(stride, concat, packed)
     _check_source(dataset, tokenizer, text_column_name, word_ids)
     prefix, suffix = special_tokens(tokenizer)
     room = _text_room(max_seq_length, len(prefix) + len(suffix), stride)
     separator = _separator(tokenizer) if concat else None
 
-    streaming = isinstance(dataset, IterableDataset)
     features = Features({"input_ids": Sequence(Value("int32"))})
     if word_ids:
         features["word_ids"] = Sequence(Value("int32"))
-    counts = Features() if concat or stride is not None else Features(length=Value("int32"), maskable=Value("bool"))
+    is_counted = not concat and stride is None
+    counts = Features(length=Value("int32"), maskable=Value("bool")) if is_counted else Features()
     tokenize = partial(
         _tokenize_batch,
         tokenizer=tokenizer,
@@ -101,45 +102,51 @@ def tokenize_dataset(
         columns=[*features, *counts],
         special=frozenset(special_ids(tokenizer)),
     )
-    dropped = DroppedRows("the texts", running=streaming)
-    too_short = f"with fewer than two {'words' if word_ids else 'tokens'} to mask"
+    dropped = DroppedRows("the texts", running=isinstance(dataset, IterableDataset))
+    too_short = f"with fewer than two {'words' if word_ids else 'tokens'} to mask" if is_counted else None
     texts = dataset.select_columns([text_column_name])
     mapping: dict[str, Any] = {"batched": True, "remove_columns": [text_column_name]}
-    if streaming:
+    if isinstance(texts, IterableDataset):
         stream = partial(
             _tokenize_stream,
             dropped=dropped,
             tokenize=tokenize,
             text_column_name=text_column_name,
-            too_short=too_short if counts else None,
+            too_short=too_short,
         )
         tokenized = texts.map(stream, with_indices=True, features=features, **mapping)
         return pack_dataset(tokenized, max_seq_length) if packed else tokenized
 
     dropped.add_texts(texts, text_column_name)
+    mapping |= {"num_proc": num_proc, "load_from_cache_file": load_from_cache_file, "desc": "Tokenizing"}
     # `map` returns an empty dataset unchanged, without the new columns.
-    tokenized = texts and texts.map(
-        tokenize,
-        num_proc=num_proc,
-        load_from_cache_file=load_from_cache_file,
-        desc="Tokenizing",
-        features=Features({**features, **counts}),
-        **mapping,
-    )
-    if counts or len(tokenized) == 0:
+    tokenized = texts and texts.map(tokenize, features=Features({**features, **counts}), **mapping)
+    tokenized = _log_counts(tokenized, dropped, too_short, max_seq_length, room)
+    if packed:
+        return pack_dataset(tokenized, max_seq_length, load_from_cache_file=load_from_cache_file)
+    return tokenized
+
+
+def _log_counts(
+    tokenized: Dataset, dropped: DroppedRows, too_short: str | None, max_seq_length: int, room: int
+) -> Dataset:
+    """Log texts that give no row or, with `too_short`, no target, and what was cut; remove the columns of counts.
+
+    Raises:
+        UsageError: There are no rows.
+    """
+    if too_short is not None or len(tokenized) == 0:
         dropped.drop("without tokens", dropped.kept - len(tokenized))
     if len(tokenized) == 0:
         raise UsageError(
             f"The dataset holds no text to tokenize ({dropped.describe() or 'no rows'}). Provide rows that are not "
             "blank, or a tokenizer that contains their characters."
         )
-    if counts:
+    if too_short is not None:
         _log_truncation(tokenized.data.column("length"), max_seq_length, room)
         dropped.drop(too_short, len(tokenized) - pc.sum(tokenized.data.column("maskable")).as_py())
-        tokenized = tokenized.remove_columns(list(counts))
+        tokenized = tokenized.remove_columns(["length", "maskable"])
     dropped.log()
-    if packed:
-        return pack_dataset(tokenized, max_seq_length, load_from_cache_file=load_from_cache_file)
     return tokenized
 
 
@@ -158,14 +165,6 @@ def _check_source(
         raise UsageError(
             f"Word ids need a fast tokenizer, which {type(tokenizer).__name__} is not. Load its fast version."
         )
-
-
-def _check_modes(stride: int | None, concat: bool, packed: bool) -> None:
-    if stride is not None and concat:
-        raise UsageError("stride does not go with concat, which truncates nothing. Set only one of them.")
-    if packed and (concat or stride is not None):
-        other = "concat" if concat else "stride"
-        raise UsageError(f"packed keeps each text in one row and does not go with {other}. Set only one of them.")
 
 
 def _text_room(max_seq_length: int, num_special: int, stride: int | None) -> int:
@@ -260,19 +259,10 @@ def _tokenize_batch(
 ) -> dict[str, list[Any]]:
     """Tokenize a map batch of texts into rows with the given `columns`.
 
-    Args:
-        batch: Has the column `text_column_name`.
-        tokenizer: Of the model.
-        text_column_name: Column of the texts.
-        prefix: Token ids at the start of each row.
-        suffix: Token ids at its end.
-        max_text_tokens: Maximum tokens per row, without `prefix` and `suffix`.
-        overlap: Tokens that a row repeats of the previous row; None keeps only the first row of
-            each text.
-        separator: Token id to join all texts with; None keeps texts separate.
-        columns: Some of `input_ids`, `word_ids`, `length`, the number of tokens of the text before
-            truncation, and `maskable`, whether the row has two tokens (words) that may be masked.
-        special: Token ids that are never masked.
+    They are some of `input_ids`, `word_ids`, `length`, the number of tokens of the text before truncation, and
+    `maskable`, whether a row has two tokens (words) that may be masked. A row is `prefix`, at most `max_text_tokens`
+    and `suffix`. It repeats `overlap` tokens of the previous one; with None only the first row of a text is kept.
+    Texts are joined with the token id `separator`, if there is one.
     """
     rows: dict[str, list[Any]] = {column: [] for column in columns}
     texts = [text for text in batch[text_column_name] if text and not text.isspace()]

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -241,21 +241,14 @@ class Embedder:
                 raise UsageError(f"Expected pooling to be one of {', '.join(POOLINGS)}, got {name!r}.")
         if len(samples) == 0:
             raise UsageError("Got no samples to embed. Give at least one.")
-        columns = self._column_order(feature_column_names) if self.modality == "features" else None
-        if columns is not None and feature_column_names is not None:
-            width = len(feature_column_names)
-            for number, sample in enumerate(samples):
-                if np.shape(sample)[-1:] != (width,):
-                    raise UsageError(
-                        f"Expected {width} features, as feature_column_names has, got the shape "
-                        f"{list(np.shape(sample))} in sample {number + 1}. Name each feature."
-                    )
-            samples = [np.asarray(sample)[..., columns] for sample in samples]
-        is_image = self.modality == "images"
-        rows = (
-            samples if is_image else [self._row(number, sample) for number, sample in self._tokenize_samples(samples)]
-        )
-        lengths = [0 if is_image else len(row) for row in rows]
+        match self.modality:
+            case "text":
+                rows: Sequence[Any] = self._token_rows(samples)
+            case "features":
+                rows = self._feature_rows(samples, feature_column_names)
+            case _:
+                rows = samples
+        lengths = [0 if self.modality == "images" else len(row) for row in rows]
         # The longest first, so that running out of memory shows at once.
         order = np.argsort(np.negative(lengths), kind="stable")
         results: dict[str, np.ndarray] = {}
@@ -292,46 +285,53 @@ class Embedder:
             )
         return max_seq_length or limit
 
-    def _tokenize_samples(self, samples: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """Yield the samples with their numbers; texts as lists of token ids."""
-        if self.modality == "features":
-            yield from enumerate(samples)
-            return
+    def _token_rows(self, samples: Sequence[Any]) -> list[torch.Tensor]:
+        """Tokenize texts, each to long `[L]`."""
         for number, sample in enumerate(samples):
             if not isinstance(sample, str):
                 raise UsageError(f"{self.name!r} reads texts, but sample {number + 1} is {type(sample).__name__}.")
         # Tokenizers without a limit have a huge one, which overflows.
         limit = self.max_seq_length if self.max_seq_length and self.max_seq_length < 2**31 else None
+        rows: list[torch.Tensor] = []
         for begin in range(0, len(samples), 1000):
             texts = list(samples[begin : begin + 1000])
             tokens = self._tokenizer(texts, truncation=limit is not None, max_length=limit)
-            yield from enumerate(tokens["input_ids"], begin)
+            rows += map(torch.tensor, tokens["input_ids"])
+        empty = next((number for number, row in enumerate(rows) if not len(row)), None)
+        if empty is not None:
+            raise UsageError(f"Sample {empty + 1} has no tokens. Leave it out.")
+        return rows
 
-    def _row(self, number: int, sample: Any) -> torch.Tensor:
-        """Convert a text to long `[L]`, features to float32 `[F]` or `[T, F]`."""
-        if self.modality == "text":
-            if not sample:
-                raise UsageError(f"Sample {number + 1} has no tokens. Leave it out.")
-            return torch.tensor(sample)
-        try:
-            row = torch.from_numpy(np.array(sample, dtype=np.float32))
-        except (TypeError, ValueError):
-            raise UsageError(
-                f"{self.name!r} reads features, but sample {number + 1} is not a rectangular array of numbers."
-            ) from None
+    def _feature_rows(self, samples: Sequence[Any], names: Sequence[str] | None) -> list[torch.Tensor]:
+        """Convert features to the encoder's columns, each to float32 `[F]` or `[T, F]`."""
+        columns = self._column_order(names)
         config = self.encoder.config
         shape = ["steps", config.input_dim] if config.mode == "time" else [config.input_dim]
-        if row.dim() != len(shape) or row.shape[-1] != config.input_dim or not row.numel():
-            raise UsageError(
-                f"Expected features of shape {shape} for {self.name!r}, got {list(row.shape)} in sample {number + 1}. "
-                f"Give the columns it was trained on{self._column_hint()}."
-            )
-        if not row.isfinite().all():
-            raise UsageError(f"Sample {number + 1} has a number that is not finite. Fix it or leave it out.")
-        return row
-
-    def _column_hint(self) -> str:
-        return f": {abbreviate(self.feature_column_names)}" if self.feature_column_names else ""
+        rows = []
+        for number, sample in enumerate(samples, 1):
+            try:
+                row = torch.from_numpy(np.array(sample, dtype=np.float32))
+            except (TypeError, ValueError):
+                raise UsageError(
+                    f"{self.name!r} reads features, but sample {number} is not a rectangular array of numbers."
+                ) from None
+            if columns is not None and names is not None:
+                if row.shape[-1:] != (len(names),):
+                    raise UsageError(
+                        f"Expected {len(names)} features, as feature_column_names has, got the shape "
+                        f"{list(row.shape)} in sample {number}. Name each feature."
+                    )
+                row = row[..., columns]
+            if row.dim() != len(shape) or row.shape[-1] != config.input_dim or not row.numel():
+                hint = f": {abbreviate(self.feature_column_names)}" if self.feature_column_names else ""
+                raise UsageError(
+                    f"Expected features of shape {shape} for {self.name!r}, got {list(row.shape)} in sample {number}. "
+                    f"Give the columns it was trained on{hint}."
+                )
+            if not row.isfinite().all():
+                raise UsageError(f"Sample {number} has a number that is not finite. Fix it or leave it out.")
+            rows.append(row)
+        return rows
 
     def _batch(self, rows: Sequence[Any], numbers: np.ndarray) -> dict[str, torch.Tensor]:
         """Collate the rows with these numbers into the encoder's arguments."""

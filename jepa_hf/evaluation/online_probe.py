@@ -44,15 +44,9 @@ class OnlineProbe:
         seed: int = 42,
         feature_column_names: Sequence[str] | None = None,
     ) -> "OnlineProbe":
-        """Load a task with at most 5,000 training and 2,000 test rows.
+        """Load a task with at most 5,000 training and 2,000 test rows, see `load_tasks` for the `source`.
 
-        Args:
-            source: a file, a folder with `train.*` and `test.*`, or the name of a dataset on the
-                Hub.
-            processing_class: see `OnlineProbe`.
-            batch_size: see `OnlineProbe`.
-            seed: see `OnlineProbe`; also the seed of the drawn and held-out rows.
-            feature_column_names: see `load_tasks`.
+        The seed is also that of the drawn and held-out rows.
 
         Raises:
             UsageError: the source holds no task that can be read.

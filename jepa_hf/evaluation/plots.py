@@ -29,10 +29,6 @@ def plot_scores(evaluation: Evaluation, path: str | Path) -> None:
     """Plot scores as bars with 95 % intervals to a PNG.
 
     Each task and metric has a group of bars, each model a color, and each pooling a hatch pattern.
-
-    Args:
-        evaluation: results of `evaluate`.
-        path: the file to write.
     """
     groups = list(dict.fromkeys((score.task, score.metric) for score in evaluation.scores))
     count = math.ceil(len(groups) / _GROUPS_IN_A_ROW)
@@ -86,10 +82,6 @@ def plot_spectrum(evaluation: Evaluation, path: str | Path) -> None:
     """Plot singular values, relative to the largest, to a PNG with one panel for each task.
 
     A curve that falls early means that the representation uses few directions.
-
-    Args:
-        evaluation: results of `evaluate`.
-        path: the file to write.
     """
     tasks = [task.name for task in evaluation.tasks]
     figure, axes = _panels(len(tasks), 4.2, 3.4)
@@ -121,11 +113,6 @@ def plot_embeddings(evaluation: Evaluation, path: str | Path, seed: int = 42) ->
     At most 2,000 samples are shown, with the first pooling. They are reduced to 50 principal
     components, then by t-SNE (van der Maaten and Hinton 2008); fewer than 50 samples are reduced to
     two components. The 20 largest classes have colors.
-
-    Args:
-        evaluation: results of `evaluate`.
-        path: the file to write.
-        seed: seed of PCA and t-SNE.
 
     Raises:
         ValueError: no task has labels.

@@ -14,14 +14,7 @@ _LINE = "{desc}: {n_fmt} of {total_fmt}{unit}, {remaining} left"
 
 
 def progress_bar(total: int, description: str, unit: str, show: bool = True) -> std_tqdm:
-    """Return a context manager with `update(count)` that shows progress.
-
-    Args:
-        total: number of units.
-        description: the work, in a few words.
-        unit: plural name of a unit.
-        show: whether to show anything.
-    """
+    """Return a context manager with `update(count)` that shows progress, in units of a plural name."""
     kind = tqdm if sys.stderr.isatty() or "ipykernel" in sys.modules else _ProgressLines
     return kind(total=total, desc=description, unit=f" {unit}", disable=not show, leave=False)
 

@@ -1,6 +1,7 @@
 """Results of an evaluation as JSON, as Markdown tables, and as a section of a model card."""
 
 import logging
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,15 +23,7 @@ _TASK_TYPES = {"text": "text-classification", "images": "image-classification", 
 
 
 def to_json(evaluation: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
-    """Convert an evaluation to JSON types; scores are fractions.
-
-    Args:
-        evaluation: results of `evaluate`.
-        settings: settings of the call and versions of libraries, copied unchanged.
-
-    Returns:
-        A dictionary with the keys `settings`, `models`, `tasks`, `scores` and `health`.
-    """
+    """Convert an evaluation to JSON types; scores are fractions, and `settings` are copied unchanged."""
     tasks = [
         {
             "name": task.name,
@@ -73,55 +66,40 @@ def _health_json(health: RepresentationStats) -> dict[str, Any]:
 
 def to_markdown(evaluation: Evaluation) -> str:
     """Format Markdown tables of scores, differences to the first model, and collapse metrics."""
+    best = _significantly_best(evaluation)
+    differences = {
+        score: _cell(score.difference, not score.difference.low <= 0 <= score.difference.high, "+")
+        for score in evaluation.scores
+        if score.difference is not None
+    }
     parts = [
-        _score_table(evaluation),
+        _table(evaluation, {score: _cell(score.score, score in best) for score in evaluation.scores}),
         "Scores x 100 on test samples, with 95 % intervals (percentile bootstrap over these samples). Bold: the best "
         "value of a column, if its interval contains no other value. *Linear probe* and *kNN* are accuracies. The "
         "linear probe is a logistic regression on standardized vectors; its C is chosen on part of the training "
         "samples. kNN is a vote of the 20 nearest training samples by cosine.",
     ]
-    if any(score.difference for score in evaluation.scores):
+    if differences:
         first = evaluation.short_names[evaluation.models[0]]
         parts += [
             f"Difference to {escape_markdown(first)} on the same samples, with paired 95 % intervals. Bold: the "
             "interval excludes 0.",
-            _differences(evaluation),
+            _table(evaluation, differences),
         ]
     parts += ["Representations of the test samples:", _health_table(evaluation)]
     return "\n\n".join(parts) + "\n"
 
 
-def _score_table(evaluation: Evaluation) -> str:
-    best = _significantly_best(evaluation)
-    cells = {}
-    for score in evaluation.scores:
-        value = f"{100 * score.score.value:.1f}"
-        value = f"**{value}**" if score in best else value
-        interval = f"[{100 * score.score.low:.1f}, {100 * score.score.high:.1f}]"
-        cells[score.model, score.pooling, score.task, score.metric] = f"{value} {interval}"
-    return _table(evaluation, cells)
-
-
-def _differences(evaluation: Evaluation) -> str:
-    cells = {
-        (score.model, score.pooling, score.task, score.metric): _difference(score.difference)
-        for score in evaluation.scores
-        if score.difference is not None
-    }
-    return _table(evaluation, cells)
-
-
-def _difference(interval: Interval) -> str:
-    """Format a difference x 100 with its interval, bold if the interval excludes 0."""
+def _cell(interval: Interval, is_bold: bool, sign: str = "") -> str:
+    """Format a value x 100 with its interval; the sign "+" shows that of positive numbers."""
     # Adding 0 turns -0.0 into 0.0.
     value, low, high = (
-        f"{round(100 * number, 1) + 0.0:+.1f}" for number in (interval.value, interval.low, interval.high)
+        f"{round(100 * number, 1) + 0.0:{sign}.1f}" for number in (interval.value, interval.low, interval.high)
     )
-    excludes_zero = interval.low > 0 or interval.high < 0
-    return f"{f'**{value}**' if excludes_zero else value} [{low}, {high}]"
+    return f"{f'**{value}**' if is_bold else value} [{low}, {high}]"
 
 
-def _table(evaluation: Evaluation, cells: dict[tuple[str, str, str, str], str]) -> str:
+def _table(evaluation: Evaluation, cells: dict[Score, str]) -> str:
     """Format a row for each model and pooling with cells, a column for each task and metric."""
     columns = list(dict.fromkeys((score.task, score.metric, score.n) for score in evaluation.scores))
     header = [
@@ -129,15 +107,17 @@ def _table(evaluation: Evaluation, cells: dict[tuple[str, str, str, str], str]) 
         "pooling",
         *(f"{escape_markdown(task)}, {METRIC_LABELS.get(metric, metric)} (n = {n:,})" for task, metric, n in columns),
     ]
+    rows: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+    for score, cell in cells.items():
+        rows.setdefault((score.model, score.pooling), {})[score.task, score.metric] = cell
     lines = [
         [
             escape_markdown(evaluation.short_names[model]),
-            name,
-            *(cells[model, name, task, metric] for task, metric, _ in columns),
+            pooling,
+            *(rows[model, pooling][task, metric] for task, metric, _ in columns),
         ]
-        for model in evaluation.models
-        for name in evaluation.pooling
-        if (model, name, *columns[0][:2]) in cells
+        for model, pooling in product(evaluation.models, evaluation.pooling)
+        if (model, pooling) in rows
     ]
     return markdown_table(header, lines)
 
@@ -200,15 +180,10 @@ def read_card(path: Path) -> ModelCard:
 
 
 def update_card(card: ModelCard, evaluation: Evaluation, model: str) -> None:
-    """Write the tables to a card, in place of those of an earlier evaluation or at the end.
+    """Write the tables to a card of `read_card`, in place of those of an earlier evaluation or at the end.
 
-    The model's scores are added to the card's `model-index`; results of other origin are kept, and
-    so are all other text and metadata.
-
-    Args:
-        card: a card from `read_card`; changed in place.
-        evaluation: results of `evaluate`.
-        model: the card's model, one of `evaluation.models`.
+    The scores of `model`, one of `evaluation.models`, are added to the card's `model-index`; results of other origin
+    are kept, and so are all other text and metadata.
     """
     section = (
         f"{EVALUATION_START}\n## Evaluation of the frozen representations\n\n{to_markdown(evaluation)}{EVALUATION_END}"

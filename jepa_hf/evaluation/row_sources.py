@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ import pyarrow as pa
 from datasets import Dataset
 
 from ..data.arguments import DataArguments
+from ..data.feature_arrays import flat_arrays
 from ..data.feature_datasets import feature_column_names, load_feature_datasets
 from ..data.feature_readers import array_format
-from ..data.file_readers import file_format, find_files
-from ..data.image_datasets import load_image_datasets, parquet_image_column
+from ..data.file_readers import file_format, find_files, single_kind
+from ..data.image_datasets import list_image_files, load_image_datasets, parquet_image_column
 from ..data.text_datasets import text_column
 from ..errors import UsageError
 from ..utils.counts import counted
@@ -36,8 +36,7 @@ class RowSource:
         count: number of rows.
         parts: returns an iterator over the rows in parts, always the same ones.
         description: files and columns that identify the source, in JSON types.
-        feature_column_names: names of the features in the samples; None for other modalities and
-            for arrays.
+        feature_column_names: names of the features in the samples, if they have names.
     """
 
     count: int
@@ -99,10 +98,7 @@ def _limited(source: RowSource, count: int) -> RowSource:
 
 def _text_source(files: str, column_name: str | None, size: int) -> RowSource:
     paths = find_files("FILES", files)
-    kinds = sorted({file_format(path) for path in paths})
-    if len(kinds) > 1:
-        raise UsageError(f"Expected files of one kind, got {' and '.join(kinds)} files.")
-    (kind,) = kinds
+    kind = single_kind("FILES", files, map(file_format, paths))
     columns = {path: text_column(path, kind, column_name) for path in paths if os.stat(path).st_size}
     if not columns:
         raise UsageError(f"'{paths[0]}' is empty. Give a file with rows.")
@@ -125,19 +121,20 @@ def _text_source(files: str, column_name: str | None, size: int) -> RowSource:
 
 def _image_source(args: DataArguments, size: int) -> RowSource:
     dataset, _ = load_image_datasets(args, seed=0, need_validation=False)
+    paths = list_image_files("train_file", args.train_file or "")
     column = parquet_image_column("train_file", args)
     if column is None:
         folders = [Path(image["path"]).parent.name for image in dataset["image"]]
         kept = _in_memory({"label": folders} if len(set(folders)) > 1 else {}, len(dataset), size)
     else:
-        kept = open_tables(find_files("train_file", args.train_file or ""), "parquet", size, exclude=[column])
+        kept = open_tables(paths, "parquet", size, exclude=[column])
 
     def part(table: pa.Table, rows: range) -> Part:
         images = [dataset[row]["image"] for row in rows]
         paths = pa.array([image["path"] for image in images], pa.string())
         return _with_first_column(table, "path", paths), images
 
-    return _aligned_source(dataset, kept, part, args)
+    return _aligned_source(dataset, kept, part, args, paths)
 
 
 def _feature_source(args: DataArguments, column_names: Sequence[str] | None, size: int) -> RowSource:
@@ -154,23 +151,15 @@ def _feature_source(args: DataArguments, column_names: Sequence[str] | None, siz
         samples = list(dataset.with_format("numpy")[rows.start : rows.stop]["features"])
         return _with_first_column(table, "row", pa.array(rows, pa.int64())), samples
 
-    return replace(_aligned_source(dataset, kept, part, args), feature_column_names=names)
+    return replace(_aligned_source(dataset, kept, part, args, paths), feature_column_names=names)
 
 
 def _array_columns(paths: Sequence[str], count: int) -> dict[str, Any]:
     """Return the arrays of npz files with one entry per row, such as labels."""
-    columns: dict[str, list[np.ndarray]] = {}
-    for path in paths:
-        with np.load(path, allow_pickle=False) as archive:
-            for name in archive.files:
-                try:
-                    columns.setdefault(name, []).append(archive[name])
-                except ValueError:
-                    raise UsageError(
-                        f"Array '{name}' of '{path}' holds Python objects. Save it as numbers or strings."
-                    ) from None
-    flat = {name: np.concatenate(arrays) for name, arrays in columns.items() if all(a.ndim == 1 for a in arrays)}
-    return {name: array for name, array in flat.items() if len(array) == count}
+    files = [flat_arrays(path) for path in paths]
+    shared = [name for name in files[0] if all(name in arrays for arrays in files)]
+    columns = {name: np.concatenate([arrays[name] for arrays in files]) for name in shared}
+    return {name: column for name, column in columns.items() if len(column) == count}
 
 
 def _in_memory(columns: dict[str, Any], count: int, size: int) -> Tables:
@@ -183,7 +172,7 @@ def _in_memory(columns: dict[str, Any], count: int, size: int) -> Tables:
 
 
 def _aligned_source(
-    dataset: Dataset, kept: Tables, part: Callable[[pa.Table, range], Part], args: DataArguments
+    dataset: Dataset, kept: Tables, part: Callable[[pa.Table, range], Part], args: DataArguments, paths: list[str]
 ) -> RowSource:
     """Join the samples of a dataset with the columns that are kept of its rows."""
     if kept.count != len(dataset):
@@ -199,8 +188,7 @@ def _aligned_source(
             first += length
 
     columns = [args.image_column_name, args.feature_column_names, args.label_column_name]
-    files = _file_fingerprints(_expand_paths(args.train_file or ""))
-    return RowSource(len(dataset), parts, {"files": files, "columns": columns})
+    return RowSource(len(dataset), parts, {"files": _file_fingerprints(paths), "columns": columns})
 
 
 def _with_first_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
@@ -208,13 +196,6 @@ def _with_first_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table
     return pa.table({name: values} | others)
 
 
-def _expand_paths(files: str) -> list[str]:
-    """Return the named files and folders, and the folders' contents."""
-    names = [files] if os.path.exists(files) else list(map(str.strip, files.split(",")))
-    folders = (map(str, Path(name).rglob("*")) if os.path.isdir(name) else [name] for name in names)
-    return sorted(chain.from_iterable(folders))
-
-
 def _file_fingerprints(paths: list[str]) -> list[list[Any]]:
     """Return name, size and modification time of each file; parts are obsolete if any changes."""
-    return [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths if os.path.isfile(path)]
+    return [[path, os.stat(path).st_size, os.stat(path).st_mtime_ns] for path in paths]

@@ -52,10 +52,8 @@ def list_features(
 ) -> tuple[list[Any], bool, Sequence[str] | None]:
     """Return the rows of features, whether a single one was given, and the columns' names if it is a table.
 
-    Args:
-        samples: rows, or a table (DataFrame, Dataset, or rows with names: dicts, namedtuples, rows of a DataFrame).
-        row_dims: dimensions of a row: 1 of a vector, 2 of a series.
-        names: columns that the encoder reads; None if unknown.
+    A table is a DataFrame, a Dataset, or rows with names (dicts, namedtuples, rows of a DataFrame). A row has
+    `row_dims` dimensions; `names` are the columns that the encoder reads, if they are known.
 
     Raises:
         UsageError: a table lacks a column, or there is nothing to iterate over.

@@ -50,7 +50,14 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Score:
+class _Place:
+    model: str
+    pooling: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Score(_Place):
     """One metric of one model on one task.
 
     Args:
@@ -65,9 +72,6 @@ class Score:
         inverse_regularization: C of the linear probe; None for other metrics.
     """
 
-    model: str
-    pooling: str
-    task: str
     metric: str
     score: Interval
     n: int
@@ -76,23 +80,13 @@ class Score:
 
 
 @dataclass(frozen=True)
-class RepresentationStats:
-    """Collapse metrics of the representations of a task's test samples (at most 2,000).
+class RepresentationStats(_Place):
+    """Collapse metrics of the representations of n test samples (at most 2,000), see `monitoring.metrics`.
 
-    Args:
-        model: name of the embedder.
-        pooling: see `Embedder`.
-        task: name of the task.
-        n: number of vectors.
-        effective_rank: see `jepa_hf.monitoring.metrics.effective_rank`.
-        mean_pairwise_cosine: see `jepa_hf.monitoring.metrics.mean_pairwise_cosine`.
-        singular_values: singular values of the centered vectors over the largest one, descending,
-            float64 `[min(N, D)]`.
+    Singular values are those of the centered vectors over the largest one, descending, float64
+    `[min(N, D)]`.
     """
 
-    model: str
-    pooling: str
-    task: str
     n: int
     effective_rank: float
     mean_pairwise_cosine: float
@@ -100,12 +94,9 @@ class RepresentationStats:
 
 
 @dataclass(frozen=True)
-class LabelledEmbeddings:
+class LabelledEmbeddings(_Place):
     """Vectors `[N, D]` of labelled test samples and their classes `[N]`, for a scatter plot."""
 
-    model: str
-    pooling: str
-    task: str
     vectors: np.ndarray
     labels: np.ndarray
 
@@ -247,12 +238,7 @@ def _mean_of(outcomes: np.ndarray) -> tuple[float, Statistic]:
 
 
 def linear_classifier(c: float = 1.0, max_iter: int = 500) -> Pipeline:
-    """Build the unfitted classifier of the probe: standardization, then logistic regression.
-
-    Args:
-        c: inverse strength of the L2 penalty, `C` in scikit-learn.
-        max_iter: most iterations of the solver.
-    """
+    """Build the unfitted classifier of the probe: standardization, then logistic regression with scikit-learn's C."""
     return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=max_iter))
 
 
@@ -263,18 +249,11 @@ def linear_probe(
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     seed: int = 42,
 ) -> tuple[np.ndarray, float]:
-    """Classify test rows by logistic regression on standardized, frozen vectors.
+    """Classify test rows `[M, D]` by logistic regression on standardized, frozen training vectors `[N, D]`.
 
-    C is the value of `INVERSE_REGULARIZATION` with the highest validation accuracy, the smallest one if several
-    are equal. The final classifier is then fitted on all training rows.
-
-    Args:
-        train: training vectors `[N, D]`.
-        labels: their classes `[N]`.
-        test: test vectors `[M, D]`.
-        validation: vectors and classes to choose C on. Default: a stratified fifth of the training
-            rows.
-        seed: seed of that fifth.
+    C is the value of `INVERSE_REGULARIZATION` with the highest accuracy on the vectors and classes of `validation`,
+    the smallest one if several are equal. By default a stratified fifth of the training rows is held out, with this
+    seed. The final classifier is then fitted on all training rows.
 
     Returns:
         The predicted classes of the test rows `[M]`, and C.
@@ -303,16 +282,9 @@ def _fitted(c: float, vectors: np.ndarray, labels: np.ndarray) -> Pipeline:
 
 
 def knn_predict(train: np.ndarray, labels: np.ndarray, test: np.ndarray, neighbours: int = NEIGHBOURS) -> np.ndarray:
-    """Classify test rows by their nearest training rows by cosine, weighted by inverse distance.
+    """Classify test rows `[M, D]` by their nearest training rows `[N, D]` by cosine, weighted by inverse distance.
 
-    Args:
-        train: training vectors `[N, D]`.
-        labels: their classes `[N]`.
-        test: test vectors `[M, D]`.
-        neighbours: number of neighbours, all N rows if there are fewer.
-
-    Returns:
-        The predicted classes `[M]`.
+    All N rows count if there are fewer than `neighbours`.
     """
     classifier = KNeighborsClassifier(min(neighbours, len(train)), metric="cosine", weights="distance")
     return classifier.fit(train, labels).predict(test)
@@ -333,12 +305,7 @@ def retrieval_metrics(split: Split, queries: np.ndarray, documents: np.ndarray) 
     """Compute recall at 1, 5 and 10, and the reciprocal rank up to 10, of each query by cosine.
 
     The corpus is the second side of the pairs. Equal texts are one query or one document; a query
-    may have several relevant documents.
-
-    Args:
-        split: pairs of texts.
-        queries: vectors of the first side, `[N, D]`.
-        documents: vectors of the second side, `[N, D]`.
+    may have several relevant documents. `queries` and `documents` are the vectors of both sides, `[N, D]`.
 
     Returns:
         By metric, one value for each of the Q distinct queries, `[Q]`.
@@ -375,13 +342,8 @@ def _unique(texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
 def bootstrap(statistic: Statistic, size: int, resamples: int = 1000, seed: int = 42) -> np.ndarray:
     """Compute a statistic on rows drawn with replacement (Efron 1979): `[resamples]`.
 
-    Equal sizes and seeds draw the same rows, so the difference of two results is a paired one.
-
-    Args:
-        statistic: function from row numbers `[R, size]` to values `[R]`.
-        size: number of rows.
-        resamples: number of resamples.
-        seed: seed of the draws.
+    The statistic turns row numbers `[R, size]` into values `[R]`. Equal sizes and seeds draw the same rows, so the
+    difference of two results is a paired one.
     """
     rng = np.random.default_rng(seed)
     # Bounds the memory of the row numbers to 32 MiB, or to one resample.

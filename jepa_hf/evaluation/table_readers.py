@@ -17,12 +17,9 @@ EMBEDDING_COLUMN = "embedding"
 
 @dataclass(frozen=True)
 class Tables:
-    """Rows of files.
+    """Rows of files, and a function that reads them as tables with their numbers of rows.
 
-    Args:
-        count: number of rows.
-        read: returns an iterator over tables and their numbers of rows (a table without columns
-            has none).
+    A table without columns has no number of its own.
     """
 
     count: int
@@ -32,18 +29,11 @@ class Tables:
 def open_tables(
     paths: Sequence[str], kind: str, size: int, text_column: str | None = None, exclude: Sequence[str] = ()
 ) -> Tables:
-    """Open files of one kind.
-
-    Args:
-        paths: of the files.
-        kind: see `file_format`.
-        size: maximum rows per table.
-        text_column: column whose values must be strings or null.
-        exclude: columns that are not read.
+    """Open files of one kind as tables of at most `size` rows, without the columns `exclude`.
 
     Raises:
-        UsageError: files cannot be read or differ in their columns, a value of `text_column` is not
-            a string, or a column has the name of the embeddings.
+        UsageError: Files cannot be read or differ in their columns, a value of `text_column` is neither
+            a string nor null, or a column has the name of the embeddings.
     """
     if kind == "parquet":
         names, tables = _open_parquet_files(paths, size, exclude)

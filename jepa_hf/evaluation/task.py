@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import UsageError
+from ..data.arguments import check_at_least_one
 
 Kind = Literal["labels", "similarity", "retrieval"]
 
@@ -98,7 +98,4 @@ class TaskArguments:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("max_train_samples", "max_test_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"Expected {name} to be at least 1, got {value}. Leave it out to use all rows.")
+        check_at_least_one(self, "max_train_samples", "max_test_samples")

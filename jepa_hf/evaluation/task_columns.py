@@ -98,14 +98,10 @@ def read_splits(
     columns: tuple[str, ...],
     column_names: Sequence[str] | None = None,
 ) -> tuple[dict[str, Split], tuple[str, ...] | None]:
-    """Convert tables to splits.
+    """Convert tables, training rows first, to splits.
 
-    Args:
-        tables: tables by split, training rows first.
-        kind: see `infer_columns`, as the next two.
-        modality: of the samples.
-        columns: of the samples, then of the labels or scores.
-        column_names: columns of features that encoders read. Default: those of the first table.
+    `columns` are those of the samples, then of the labels or scores, see `infer_columns`. `column_names` are the
+    features that encoders read, by default those of the first table.
 
     Returns:
         The splits by name, and the columns behind their features, if they have names.

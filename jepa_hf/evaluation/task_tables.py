@@ -5,18 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import ClassLabel, Dataset, Image
 
 from ..data.arguments import DataArguments
-from ..data.feature_arrays import ARRAY_ERRORS
+from ..data.feature_arrays import flat_arrays
+from ..data.feature_readers import ARRAY_FORMATS
 from ..data.file_readers import file_errors_as_usage_error, file_format, read_rows
 from ..data.splits import load_hub_dataset
 from ..errors import UsageError
 from .task import TaskArguments
 
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
-_ARRAYS = (".npz", ".npy")
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def _read_file(path: Path, args: TaskArguments) -> Table:
     place, arguments = f"'{path}'", _feature_arguments(args, train_file=str(path))
     if path.stat().st_size == 0:
         raise UsageError(f"{place} is empty. Give a file with rows.")
-    if path.suffix in _ARRAYS:
+    if path.suffix in ARRAY_FORMATS:
         return Table(place, _array_columns(path), path.parent, arguments)
     kind = file_format(str(path))
     with file_errors_as_usage_error(str(path)):
@@ -91,15 +90,9 @@ def _read_file(path: Path, args: TaskArguments) -> Table:
 
 
 def _array_columns(path: Path) -> dict[str, list[Any]]:
-    """Read the one-dimensional arrays of a file, which may hold labels."""
     if path.suffix == ".npy":
         raise UsageError(f"'{path}' has no labels. Save an .npz file with the arrays features and label.")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (*ARRAY_ERRORS, OSError) as error:
-        raise UsageError(f"'{path}' cannot be read as arrays: {' '.join(str(error).split())}. Save it again.") from None
-    return {name: array.tolist() for name, array in arrays.items() if array.ndim == 1}
+    return {name: array.tolist() for name, array in flat_arrays(str(path)).items()}
 
 
 def _from_dataset(dataset: Dataset, source: str, split: str, args: TaskArguments) -> Table:

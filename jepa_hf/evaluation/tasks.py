@@ -125,8 +125,8 @@ def _check_classes(task: Task) -> None:
             )
         if is_unknown.any():
             logger.warning(
-                "task %r: %d of %d %s rows have a class that no training row has, and count as wrong: %s",
-                *(task.source, is_unknown.sum(), len(targets), name, found),
+                "task %r: %d of %d %s rows have a class that no training row has, and count as wrong: %s (trained: %s)",
+                *(task.source, is_unknown.sum(), len(targets), name, found, _quoted(classes)),
             )
 
 

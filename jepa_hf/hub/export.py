@@ -64,7 +64,10 @@ def export_encoder(
     if isinstance(processing_class, PreTrainedTokenizerBase):
         max_length = min(cast(Any, model.encoder_adapter).max_length, processing_class.model_max_length)
         files = sentence_transformers_files(model.config.sentence_transformers, model.config.hidden_size, max_length)
-        _write_json_files(Path(output_dir), files)
+        for name, content in files.items():
+            path = Path(output_dir) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def export_run(
@@ -126,9 +129,7 @@ def export_masked_lm(
 
 
 def export_custom_code(
-    model: JepaForRepresentationPrediction,
-    output_dir: str | Path,
-    processing_class: ProcessingClass | None = None,
+    model: JepaForRepresentationPrediction, output_dir: str | Path, processing_class: ProcessingClass | None = None
 ) -> None:
     """Write the full model with its code, for `trust_remote_code=True` without jepa_hf."""
     _save_with_code(model, output_dir)
@@ -153,11 +154,3 @@ def _save_with_code(
 def _file_and_class(value: Any) -> str:
     """Return the name of an object's class as `auto_map` has it, such as "modeling_jepa.Jepa"."""
     return f"{type(value).__module__.rpartition('.')[2]}.{type(value).__name__}"
-
-
-def _write_json_files(folder: Path, files: dict[str, Any]) -> None:
-    """Write contents by file name."""
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -14,14 +14,7 @@ from ..errors import UsageError
 def load_or_usage_error(name: str, loader: Callable[..., Any], kwargs: dict[str, Any], argument: str = "") -> Any:
     """Call a `from_pretrained` method and turn its failures into one-line errors.
 
-    Args:
-        name: a directory, or a name on the Hub.
-        loader: the method; it receives the name and `kwargs`.
-        kwargs: its keyword arguments.
-        argument: the command-line argument with this name, for error messages.
-
-    Raises:
-        UsageError: nothing there can be loaded.
+    `argument` is the command-line argument with the name of the model, for error messages.
     """
     label = f"{argument} {name!r}".strip()
     try:

@@ -221,13 +221,9 @@ CITATIONS = {
 
 @dataclass
 class DatasetInfo:
-    """Names of the data: file names without their folders, or data sets on the Hub.
+    """Names of the data: file names without their folders, or data sets on the Hub; empty if there are none.
 
-    Args:
-        train: training data; empty if unknown.
-        validation: evaluation data; empty if unknown.
-        probe: data on which the encoder is probed during evaluation; empty if there is none.
-        datasets: Hub names of those that are on the Hub.
+    `probe` is the data on which the encoder is probed during evaluation, `datasets` those that are on the Hub.
     """
 
     train: str = ""
@@ -244,20 +240,12 @@ class ModelCardInfo:
         name: argument of `from_pretrained`: the Hub repository, or the directory.
         modality: "text", "images" or "features".
         family: the encoder's model type.
-        parameters: the encoder's number of parameters.
-        version: the version of this package.
-        training: rows of the training table, name to value.
         metrics: rows of the result table, name to values at the start (or None) and at the end.
-        rows: number of training rows, if known.
-        data: names of the data.
-        data_statistics: further rows of the data table, name to value.
         health_findings: warnings of the collapse watchdog; None if nothing was measured.
         citations: keys of `CITATIONS`.
         base_model: Hub name of the pretrained encoder that the run started from, if there is one.
         base_name: description of a pretrained encoder that is not on the Hub; None for random
             weights.
-        language: language of the data, if known.
-        license: license of the weights, if known.
     """
 
     name: str

@@ -33,11 +33,7 @@ class _Encoder(nn.Module):
 
 
 def check_onnx_installed() -> None:
-    """Check the packages that torch's exporter needs.
-
-    Raises:
-        UsageError: one of them is not installed.
-    """
+    """Refuse an export without the packages that torch's exporter needs."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(

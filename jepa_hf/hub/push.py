@@ -39,13 +39,9 @@ _CARD = "README.md"
 
 
 class PushError(RuntimeError):
-    """A failed push, with a one-line message.
+    """A failed push, with a one-line message. Local files are unchanged, and the push can be repeated.
 
-    Local files are unchanged, and the push can be repeated.
-
-    Args:
-        message: the message.
-        status: HTTP status of the Hub's response; None without a response.
+    `status` is the HTTP status of the Hub's response; None without a response.
     """
 
     def __init__(self, message: str, status: int | None = None):
@@ -168,13 +164,6 @@ def push_files(
         replaced_folder: a folder of the repository whose other files are deleted.
         tag: see `push_run`.
         show_progress: see `push_run`.
-
-    Returns:
-        The commit.
-
-    Raises:
-        UsageError: the tag exists.
-        PushError: see `push_run`.
     """
     api = HfApi(token=to.token)
     repo_id, revision = to.repo_id, to.revision or "main"
@@ -198,15 +187,7 @@ def push_files(
 
 
 def open_repo(to: HubTarget) -> HubTarget:
-    """Create the repository and the branch if they do not exist.
-
-    Returns:
-        The destination with the repository's full name.
-
-    Raises:
-        UsageError: `to.private` is set, but the repository is public.
-        PushError: the Hub failed, refused the request or could not be reached.
-    """
+    """Create the repository and the branch if they do not exist; returns the destination with its full name."""
     api = HfApi(token=to.token)
     with _as_push_error(f"creating {to.repo_id}", to):
         repo_id = api.create_repo(to.repo_id, private=to.private, exist_ok=True).repo_id

@@ -79,7 +79,8 @@ def _database(path: Path, row: dict[str, Any]) -> Path:
         return path
     name = row.get("db_id")
     if name is None:
-        text = " ".join(message["content"] for message in row.get("messages", ())) or str(row.get("text", ""))
+        text = " ".join(message["content"] for message in row.get("messages", ()))
+        text = text or str(row.get("text", row.get("prompt", "")))
         match = re.search(r"db_id:\[([^\]]+)\]", text)
         name = match.group(1) if match else None
     for file in (path / f"{name}" / f"{name}.sqlite", path / f"{name}.sqlite"):

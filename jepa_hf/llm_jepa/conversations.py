@@ -55,22 +55,39 @@ def read_conversation(
     if text_column is None and code_column is None:
         if row.get("messages") is not None:
             return _conversation(row, name, row["messages"])
-        columns = next(
-            (pair for pair in _COLUMN_PAIRS if any(row.get(key) is not None for key in pair)), ("text", "code")
-        )
+        columns = _text_columns(row, name)
     else:
         columns = (text_column or "text", code_column or "code")
     question, answer = (row.get(column) for column in columns)
     if isinstance(question, list) and isinstance(answer, list):
         return _conversation(row, name, [*question, *answer], len(question))
     for column, value in zip(columns, (question, answer), strict=True):
-        if not isinstance(value, str) or not value.strip():
-            raise UsageError(
-                f"{name} has neither messages nor a text in column {column!r}; name the columns by --text_column_name "
-                f"and --code_column_name, out of: {', '.join(map(str, row)) or 'none (the row has no columns)'}"
+        if isinstance(value, str) and value.strip():
+            continue
+        if column in row:
+            what = {str: "a blank text", type(None): "no value"}.get(
+                type(value), f"{type(value).__name__} {value!r:.40}"
             )
+            raise UsageError(f"{name} has {what} in column {column!r}, where a text is expected; fix or remove the row")
+        raise UsageError(
+            f"{name} has neither messages nor a column {column!r}; name the columns by --text_column_name "
+            f"and --code_column_name, out of: {', '.join(map(str, row)) or 'none (the row has no columns)'}"
+        )
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return Conversation(messages, name, has_messages=False)
+
+
+def _text_columns(row: Mapping[str, Any], name: str) -> tuple[str, str]:
+    """Return the one pair of columns that a row has; else the first one, for the error message."""
+    pairs = [pair for pair in _COLUMN_PAIRS if all(row.get(column) is not None for column in pair)]
+    if len(pairs) > 1:
+        raise UsageError(
+            f"{name} has the columns {' and '.join('/'.join(pair) for pair in pairs)}; name those to learn from by "
+            "--text_column_name and --code_column_name"
+        )
+    # A column alone says which pair was meant.
+    partial = (pair for pair in _COLUMN_PAIRS if any(column in row for column in pair))
+    return pairs[0] if pairs else next(partial, _COLUMN_PAIRS[0])
 
 
 def _conversation(row: Mapping[str, Any], name: str, messages: Any, first_answer: int = 0) -> Conversation:

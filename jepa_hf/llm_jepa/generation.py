@@ -121,6 +121,13 @@ def evaluate_generation(
     """
     scorers = {metric: get_scorer(metric, database) for metric in metrics}
     pairs = [view_tokenizer.prompt(row, number) for number, row in enumerate(rows)]
+    for (_, reference), row in zip(pairs, rows, strict=True):
+        for metric, score in scorers.items():
+            if not score(reference, reference, row):
+                raise UsageError(
+                    f"Metric {metric} cannot judge answers to a row whose reference is {reference!r:.80}: even the "
+                    "reference is wrong by it. Choose another metric."
+                )
     answers = generate_answers(model, view_tokenizer.tokenizer, [prompt for prompt, _ in pairs], **kwargs)
     results: list[dict[str, Any]] = [
         {

@@ -1,7 +1,7 @@
 """`MaskingCollator`, the base class of the collators, and their shared functions."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 
 from ..errors import UsageError
 from ..utils.keywords import ChecksKeywords
+from .span_sampling import check_span_settings
 
 
 class MaskingCollator(ChecksKeywords):
@@ -72,20 +73,61 @@ class MaskingCollator(ChecksKeywords):
         raise NotImplementedError
 
 
-def validate_span_settings(mask_ratio: float, mean_span_length: float, masked_tokens: str, on_too_short: str) -> None:
-    """Validate the settings that the collators of spans share.
+class SpanMaskingCollator(MaskingCollator):
+    """Base class of the collators that mask spans of tokens, steps or patches.
 
     Raises:
         UsageError: A ratio outside (0, 1), a mean below 1, or an unknown choice.
     """
-    if not 0.0 < mask_ratio < 1.0:
-        raise UsageError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}.")
-    if not mean_span_length >= 1:
-        raise UsageError(f"mean_span_length must be at least 1, not {mean_span_length}.")
-    if masked_tokens not in ("mask_token", "drop"):
-        raise UsageError(f"masked_tokens must be drop or mask_token, not {masked_tokens!r}.")
-    if on_too_short not in ("error", "skip"):
-        raise UsageError(f"on_too_short must be error or skip, not {on_too_short!r}.")
+
+    def __init__(
+        self,
+        mask_ratio: float,
+        mean_span_length: float,
+        masked_tokens: str,
+        num_masks: int,
+        on_too_short: str,
+        max_length: int | None,
+        seed: int,
+    ):
+        check_span_settings(mask_ratio, mean_span_length)
+        if masked_tokens not in ("mask_token", "drop"):
+            raise UsageError(f"masked_tokens must be drop or mask_token, not {masked_tokens!r}.")
+        if on_too_short not in ("error", "skip"):
+            raise UsageError(f"on_too_short must be error or skip, not {on_too_short!r}.")
+        super().__init__(num_masks, seed)
+        self.mask_ratio = mask_ratio
+        self.mean_span_length = mean_span_length
+        self.masked_tokens = masked_tokens
+        self.on_too_short = on_too_short
+        self.max_length = max_length
+
+    @property
+    def card_settings(self) -> dict[str, Any]:
+        """Settings of the views for the model card, by name."""
+        return {"mask ratio": self.mask_ratio, "mean span length": self.mean_span_length}
+
+    def _context(
+        self,
+        name: str,
+        masks: np.ndarray,
+        positions: np.ndarray,
+        masked_view: Callable[[], np.ndarray],
+        capacities: tuple[int, ...],
+    ) -> dict[str, np.ndarray]:
+        """Return the context's entries of a batch.
+
+        Args:
+            name: Of the entry that holds the clean samples.
+            masks: bool `[B, M, L]`.
+            positions: bool `[B, L]`, False on padding.
+            masked_view: Returns the samples with replaced masked positions, `[B, M, ...]`.
+            capacities: Allowed numbers of visible positions, see `pad_true_indices`.
+        """
+        if self.masked_tokens == "drop":
+            return padded_positions("context", positions[:, None] & ~masks, capacities)
+        view = masked_view()
+        return {f"context_{name}": view[:, 0] if self.num_masks == 1 else view}
 
 
 def derive_mask_keys(keys: np.ndarray, num_masks: int) -> np.ndarray:
@@ -118,15 +160,29 @@ def pad_true_indices(chosen: np.ndarray, capacities: tuple[int, ...] = ()) -> tu
     return positions, np.arange(width) < counts[:, None]
 
 
-def without_padding(mask: np.ndarray) -> slice:
-    """Return the slice of a row from the first to the last position that its mask marks; empty if there is none."""
+def padded_positions(name: str, chosen: np.ndarray, capacities: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
+    """Return `[B, M, K]` positions of the True entries of `[B, M, L]` and their validity, as entries of a batch."""
+    positions, valid = pad_true_indices(chosen.reshape(-1, chosen.shape[-1]), capacities)
+    shape = (*chosen.shape[:2], -1)
+    return {f"{name}_positions": positions.reshape(shape), f"{name}_valid": valid.reshape(shape)}
+
+
+def to_tensors(batch: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Convert the entries of a batch."""
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+
+
+def without_padding(mask: np.ndarray, number: int, noun: str | None) -> slice:
+    """Return the slice of row `number` from the first to the last position that its mask marks.
+
+    Raises:
+        UsageError: The mask hides positions in between, which are called `noun`; None allows it.
+    """
     positions = np.flatnonzero(mask)
-    return slice(positions[0], positions[-1] + 1) if positions.size else slice(0)
-
-
-def hidden_between_error(number: int, noun: str) -> UsageError:
-    """Return the error for a row whose own mask hides tokens or steps that are not padding."""
-    return UsageError(
-        f"Row {number} of the batch has an attention_mask with zeros between its {noun}. Remove the hidden {noun}; "
-        "only padding at the ends is supported."
-    )
+    own = slice(positions[0], positions[-1] + 1) if positions.size else slice(0)
+    if noun is not None and not mask[own].all():
+        raise UsageError(
+            f"Row {number} of the batch has an attention_mask with zeros between its {noun}. Remove the hidden {noun}; "
+            "only padding at the ends is supported."
+        )
+    return own

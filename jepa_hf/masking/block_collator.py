@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,29 +11,14 @@ from transformers import BaseImageProcessor
 
 from ..data.image_decoding import decode_image
 from ..errors import UsageError
-from .base_collator import MaskingCollator, derive_mask_keys, pad_true_indices
-from .block_sampling import default_num_context, largest_target, sample_block_masks
+from .base_collator import MaskingCollator, derive_mask_keys, padded_positions, to_tensors
+from .block_sampling import BlockSampler
 from .counter_rng import content_hash, sample_keys, uniform_draws
 
 logger = logging.getLogger(__name__)
 
 # Range of a random crop's width over its height.
 _CROP_ASPECT_RATIO = (3 / 4, 4 / 3)
-
-
-class ImageProcessor(Protocol):
-    """Attributes of image processors that transformers' `BaseImageProcessor` does not declare."""
-
-    do_normalize: bool
-    do_center_crop: bool
-    size: Mapping[str, int]
-    crop_size: Mapping[str, int]
-    resample: Any
-    image_mean: Sequence[float]
-    image_std: Sequence[float]
-
-    def __call__(self, images: Sequence[Image.Image], **settings: bool) -> Mapping[str, Any]:
-        """Return the images' `pixel_values`."""
 
 
 class DataCollatorForBlockJEPA(MaskingCollator):
@@ -96,13 +81,12 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         if random_resized_crop is not None:
             ranges["random_resized_crop"] = random_resized_crop
         _check_settings(grid, ranges, target_aspect_ratio, num_channels)
-        self.image_processor = cast(ImageProcessor, image_processor)
+        self.image_processor: Any = image_processor  # transformers declares few of its attributes
         _check_channels(self.image_processor, num_channels)
         self.grid = grid
-        self.target_scale = target_scale
-        self.target_aspect_ratio = target_aspect_ratio
-        self.context_scale = context_scale
-        self.keep_blocks_inside = keep_blocks_inside
+        self.blocks = BlockSampler(
+            grid, num_masks, target_scale, target_aspect_ratio, context_scale, keep_blocks_inside
+        )
         self.random_resized_crop = random_resized_crop
         self.random_flip = random_flip
         self.image_column_name = image_column_name
@@ -116,10 +100,6 @@ class DataCollatorForBlockJEPA(MaskingCollator):
                 f"{grid[0]} x {grid[1]} patches does not divide evenly. Set the image processor's size to the model's "
                 "image_size."
             )
-        self._num_context = default_num_context(
-            grid, num_masks, target_scale, target_aspect_ratio, context_scale, keep_blocks_inside
-        )
-        self._largest_target = largest_target(grid, target_scale, target_aspect_ratio)
         self._warned_ids: set[int] = set()
 
     def for_evaluation(self) -> Self:
@@ -134,10 +114,10 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         """Settings of the views for the model card, by name."""
         return {
             "target blocks": self.num_masks,
-            "target scale": self.target_scale,
-            "target aspect ratio": self.target_aspect_ratio,
-            "context scale": self.context_scale,
-            "target blocks inside": self.keep_blocks_inside,
+            "target scale": self.blocks.target_scale,
+            "target aspect ratio": self.blocks.target_aspect_ratio,
+            "context scale": self.blocks.context_scale,
+            "target blocks inside": self.blocks.keep_blocks_inside,
             "random resized crop": self.random_resized_crop,
             "random flip": self.random_flip,
         }
@@ -157,30 +137,16 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         content = np.array([content_hash(repr(image.size).encode(), image.tobytes()) for image in images], np.uint64)
         # Two random streams per sample.
         keys, augmentation = derive_mask_keys(sample_keys(content, self.seed, self.epoch), 2).reshape(-1, 2).T
-        targets, context = sample_block_masks(
-            keys,
-            self.grid,
-            self.num_masks,
-            self.target_scale,
-            self.target_aspect_ratio,
-            self.context_scale,
-            self._num_context,
-            self.keep_blocks_inside,
-        )
+        targets, context = self.blocks.sample(keys)
         targets &= readable[:, None, None]
         context &= readable[:, None]
-        target_positions, target_valid = pad_true_indices(
-            targets.reshape(-1, targets.shape[-1]), (self._largest_target,)
+        return to_tensors(
+            {
+                "pixel_values": self._pixel_values(self._augment(images, augmentation)),
+                **padded_positions("target", targets, (self.blocks.largest_target,)),
+                **padded_positions("context", context[:, None], (self.blocks.default_num_context,)),
+            }
         )
-        context_positions, context_valid = pad_true_indices(context, (self._num_context,))
-        shape = (len(images), self.num_masks, -1)
-        return {
-            "pixel_values": self._pixel_values(self._augment(images, augmentation)),
-            "target_positions": torch.from_numpy(target_positions.reshape(shape)),
-            "target_valid": torch.from_numpy(target_valid.reshape(shape)),
-            "context_positions": torch.from_numpy(context_positions[:, None]),
-            "context_valid": torch.from_numpy(context_valid[:, None]),
-        }
 
     def _decode(self, row: int, feature: Mapping[str, Any]) -> Image.Image | None:
         """Decode the image in a row of the batch. Warn and return None if it is damaged."""
@@ -224,7 +190,7 @@ class DataCollatorForBlockJEPA(MaskingCollator):
             ]
         return images
 
-    def _pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
+    def _pixel_values(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Return the model's input, float32 `[B, num_channels, H, W]`."""
         settings: dict[str, bool] = {"do_convert_rgb": False}
         if self.random_resized_crop is not None:
@@ -239,7 +205,7 @@ class DataCollatorForBlockJEPA(MaskingCollator):
                     f"{images[row].width} pixels, into an array of shape {array.shape} instead of {shape}. Set its "
                     f'size to {{"height": {self.height}, "width": {self.width}}} and do_resize to True.'
                 )
-        return torch.from_numpy(np.stack(arrays).astype(np.float32, copy=False))
+        return np.stack(arrays).astype(np.float32, copy=False)
 
 
 def _check_settings(
@@ -260,7 +226,7 @@ def _check_settings(
         raise UsageError(f"num_channels must be 1 (grey) or 3 (RGB), not {num_channels}.")
 
 
-def _check_channels(image_processor: ImageProcessor, num_channels: int) -> None:
+def _check_channels(image_processor: Any, num_channels: int) -> None:
     if not image_processor.do_normalize:
         return
     for name in ("image_mean", "image_std"):
@@ -272,7 +238,7 @@ def _check_channels(image_processor: ImageProcessor, num_channels: int) -> None:
             )
 
 
-def _output_size(image_processor: ImageProcessor) -> tuple[int, int]:
+def _output_size(image_processor: Any) -> tuple[int, int]:
     """Return height and width of the images that the image processor returns."""
     size = dict(image_processor.crop_size if image_processor.do_center_crop else image_processor.size)
     match size:
@@ -289,20 +255,11 @@ def _output_size(image_processor: ImageProcessor) -> tuple[int, int]:
 def _crop_box(
     width: int, height: int, scale: tuple[float, float], area: float, ratio: float, left: float, top: float
 ) -> tuple[float, float, float, float]:
-    """Return left, top, right and bottom of a random crop, in pixels.
+    """Return left, top, right and bottom of a random crop of an image, in pixels.
 
-    The area is uniform in `scale`, the logarithm of the aspect ratio uniform over the ratios that
-    fit into the image, the position uniform. If the image is too long for all allowed ratios,
-    return the largest crop that fits.
-
-    Args:
-        width: Of the image.
-        height: Of the image.
-        scale: Range of the crop's area as a share of the image's area.
-        area: Draw, uniform in [0, 1).
-        ratio: Draw, uniform in [0, 1).
-        left: Draw, uniform in [0, 1).
-        top: Draw, uniform in [0, 1).
+    The area is uniform in `scale`, as a share of the image's, the logarithm of the aspect ratio uniform over the
+    ratios that fit into the image, the position uniform. If the image is too long for all allowed ratios,
+    return the largest crop that fits. `area`, `ratio`, `left` and `top` are draws, uniform in [0, 1).
     """
     area = scale[0] + area * (scale[1] - scale[0])
     lowest, highest = (

@@ -1,5 +1,8 @@
 """Sampling of block masks over a grid of patches (I-JEPA), with array operations only."""
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 
 from .counter_rng import uniform_draws
@@ -13,125 +16,103 @@ _SHORTFALL_QUANTILE = 0.1
 _SHORT_SIDE, _SHORT_CONTEXT_SIDE = 2, 4
 
 
-def sample_block_masks(
-    keys: np.ndarray,
-    grid: tuple[int, int],
-    num_targets: int = 4,
-    target_scale: tuple[float, float] = (0.15, 0.2),
-    target_aspect_ratio: tuple[float, float] = (0.75, 1.5),
-    context_scale: tuple[float, float] = (0.85, 1.0),
-    num_context: int | None = None,
-    keep_blocks_inside: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sample target blocks and one context per sample (Assran et al. 2023, section 3, figure 4).
+@dataclass(frozen=True)
+class BlockSampler:
+    """Target blocks and one context per sample (Assran et al. 2023, section 3, figure 4).
 
     Scale and aspect ratio are drawn independently; where the grid is too narrow for both, the scale
     is kept. A target block's position is uniform over all
     positions that overlap the grid, and the part outside is cut off. Every patch is therefore a
     target with equal probability. (See `keep_blocks_inside` for the paper's placement.)
 
-    The context is a block inside the grid, as square as fits, minus all targets. `num_context` of its patches
+    The context is a block inside the grid, as square as fits, minus all targets. A fixed number of its patches
     are chosen uniformly. If fewer remain, patches outside the context block fill up the number, and
     then targets.
 
     Args:
-        keys: uint64 `[B]`, see `sample_keys`.
         grid: Rows and columns of patches.
         num_targets: Target blocks per sample, M.
         target_scale: Range of a target block's area, before it is cut, as a share of the grid.
         target_aspect_ratio: Range of its height over its width.
         context_scale: Range of the context block's area.
-        num_context: Patches of every context, C. Default: `default_num_context`.
         keep_blocks_inside: Place target blocks inside the grid, as the paper's code does. No block is
             cut, and patches near the edges are targets less often than those in the middle.
-
-    Returns:
-        bool `[B, M, rows * columns]`, True on targets, and bool `[B, rows * columns]`, True on
-        exactly C patches of context, none of which is a target.
     """
-    rows, columns = grid
-    if num_context is None:
-        num_context = default_num_context(
-            grid, num_targets, target_scale, target_aspect_ratio, context_scale, keep_blocks_inside
+
+    grid: tuple[int, int]
+    num_targets: int = 4
+    target_scale: tuple[float, float] = (0.15, 0.2)
+    target_aspect_ratio: tuple[float, float] = (0.75, 1.5)
+    context_scale: tuple[float, float] = (0.85, 1.0)
+    keep_blocks_inside: bool = False
+
+    def sample(self, keys: np.ndarray, num_context: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Sample the masks of B samples.
+
+        Args:
+            keys: uint64 `[B]`, see `sample_keys`.
+            num_context: Patches of every context, C. Default: `default_num_context`.
+
+        Returns:
+            bool `[B, M, rows * columns]`, True on targets, and bool `[B, rows * columns]`, True on
+            exactly C patches of context, none of which is a target.
+        """
+        num_context = self.default_num_context if num_context is None else num_context
+        targets, block = self.sample_blocks(keys)
+        is_target = targets.any(axis=1)
+        # The patches with the `num_context` lowest ranks are the context.
+        rank = uniform_draws(keys, 4 * self.num_targets + 3, block.shape[1]) + is_target + (is_target | ~block)
+        context = np.zeros_like(is_target)
+        np.put_along_axis(context, np.argpartition(rank, num_context - 1, axis=1)[:, :num_context], True, axis=1)
+        return targets & ~context[:, None], context
+
+    @cached_property
+    def default_num_context(self) -> int:
+        """Number of patches that nine of ten context blocks have outside the targets, at least 1."""
+        targets, block = self.sample_blocks(np.arange(_NUM_SIMULATED, dtype=np.uint64) << np.uint64(32))
+        num_visible = (block & ~targets.any(axis=1)).sum(axis=1)
+        return max(int(np.quantile(num_visible, _SHORTFALL_QUANTILE)), 1)
+
+    @cached_property
+    def largest_target(self) -> int:
+        """Number of patches of the largest possible target block."""
+        rows, columns = self.grid
+        scale = self.target_scale[1]
+        area = scale * rows * columns
+        # Height and width change at the ratios at which a side is half an integer, as long as the grid, or
+        # so short that the other one is drawn. Evaluate both sides of each.
+        sides = np.concatenate([np.arange(max(self.grid)) + 0.5, [_SHORT_SIDE, rows, columns]]) ** 2
+        edges = np.concatenate([sides / area, area / sides])
+        ratios = np.concatenate([edges * (1 - 1e-9), edges * (1 + 1e-9), self.target_aspect_ratio])
+        ratios = ratios.clip(*self.target_aspect_ratio)
+        height, width = _block_size(np.full(len(ratios), scale), ratios, self.grid, 1 - 1e-9)
+        return int((height * width).max())
+
+    def sample_blocks(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Draw target blocks, bool `[B, M, rows * columns]`, and a context block per sample, which may overlap."""
+        (rows, columns), num_targets = self.grid, self.num_targets
+        draws = uniform_draws(keys, 0, 4 * num_targets + 3)
+        scale, ratio, top, left = draws[:, : 4 * num_targets].reshape(-1, 4, num_targets).transpose(1, 0, 2)
+        rounding = uniform_draws(keys, 4 * num_targets + 3 + rows * columns, num_targets + 1)
+        low, high = np.log(self.target_aspect_ratio[0]), np.log(self.target_aspect_ratio[1])
+        height, width = _block_size(
+            self.target_scale[0] + scale * (self.target_scale[1] - self.target_scale[0]),
+            np.exp(low + ratio * (high - low)),
+            self.grid,
+            rounding[:, :num_targets],
         )
-    targets, block = _sample_blocks(
-        keys, grid, num_targets, target_scale, target_aspect_ratio, context_scale, keep_blocks_inside
-    )
-    is_target = targets.any(axis=1)
-    # The patches with the `num_context` lowest ranks are the context.
-    rank = uniform_draws(keys, 4 * num_targets + 3, rows * columns) + is_target + (is_target | ~block)
-    context = np.zeros_like(is_target)
-    np.put_along_axis(context, np.argpartition(rank, num_context - 1, axis=1)[:, :num_context], True, axis=1)
-    return targets & ~context[:, None], context
-
-
-def default_num_context(
-    grid: tuple[int, int],
-    num_targets: int = 4,
-    target_scale: tuple[float, float] = (0.15, 0.2),
-    target_aspect_ratio: tuple[float, float] = (0.75, 1.5),
-    context_scale: tuple[float, float] = (0.85, 1.0),
-    keep_blocks_inside: bool = False,
-) -> int:
-    """Return how many patches nine of ten context blocks have outside the targets, at least 1."""
-    keys = np.arange(_NUM_SIMULATED, dtype=np.uint64) << np.uint64(32)
-    targets, block = _sample_blocks(
-        keys, grid, num_targets, target_scale, target_aspect_ratio, context_scale, keep_blocks_inside
-    )
-    num_visible = (block & ~targets.any(axis=1)).sum(axis=1)
-    return max(int(np.quantile(num_visible, _SHORTFALL_QUANTILE)), 1)
-
-
-def largest_target(
-    grid: tuple[int, int],
-    target_scale: tuple[float, float] = (0.15, 0.2),
-    target_aspect_ratio: tuple[float, float] = (0.75, 1.5),
-) -> int:
-    """Return the number of patches of the largest possible target block."""
-    rows, columns = grid
-    area = target_scale[1] * rows * columns
-    # Height and width change at the ratios at which a side is half an integer, as long as the grid, or
-    # so short that the other one is drawn. Evaluate both sides of each.
-    sides = np.concatenate([np.arange(max(grid)) + 0.5, [_SHORT_SIDE, rows, columns]]) ** 2
-    edges = np.concatenate([sides / area, area / sides])
-    ratios = np.concatenate([edges * (1 - 1e-9), edges * (1 + 1e-9), target_aspect_ratio]).clip(*target_aspect_ratio)
-    height, width = _block_size(np.full(len(ratios), target_scale[1]), ratios, grid, 1 - 1e-9)
-    return int((height * width).max())
-
-
-def _sample_blocks(
-    keys: np.ndarray,
-    grid: tuple[int, int],
-    num_targets: int,
-    target_scale: tuple[float, float],
-    target_aspect_ratio: tuple[float, float],
-    context_scale: tuple[float, float],
-    keep_blocks_inside: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw target blocks, bool `[B, M, rows * columns]`, and a context block per sample."""
-    rows, columns = grid
-    draws = uniform_draws(keys, 0, 4 * num_targets + 3)
-    scale, ratio, top, left = draws[:, : 4 * num_targets].reshape(-1, 4, num_targets).transpose(1, 0, 2)
-    rounding = uniform_draws(keys, 4 * num_targets + 3 + rows * columns, num_targets + 1)
-    low, high = np.log(target_aspect_ratio[0]), np.log(target_aspect_ratio[1])
-    height, width = _block_size(
-        target_scale[0] + scale * (target_scale[1] - target_scale[0]),
-        np.exp(low + ratio * (high - low)),
-        grid,
-        rounding[:, :num_targets],
-    )
-    offset = _offset_inside if keep_blocks_inside else _offset_overlapping
-    targets = _block(offset(top, height, rows), offset(left, width, columns), height, width, grid)
-    scale, top, left = draws[:, 4 * num_targets :].T
-    height, width = _block_size(
-        context_scale[0] + scale * (context_scale[1] - context_scale[0]),
-        np.ones_like(scale),
-        grid,
-        rounding[:, -1],
-        _SHORT_CONTEXT_SIDE,
-    )
-    context = _block(_offset_inside(top, height, rows), _offset_inside(left, width, columns), height, width, grid)
-    return targets, context
+        offset = _offset_inside if self.keep_blocks_inside else _offset_overlapping
+        targets = _block(offset(top, height, rows), offset(left, width, columns), height, width, self.grid)
+        scale, top, left = draws[:, 4 * num_targets :].T
+        height, width = _block_size(
+            self.context_scale[0] + scale * (self.context_scale[1] - self.context_scale[0]),
+            np.ones_like(scale),
+            self.grid,
+            rounding[:, -1],
+            _SHORT_CONTEXT_SIDE,
+        )
+        top, left = _offset_inside(top, height, rows), _offset_inside(left, width, columns)
+        return targets, _block(top, left, height, width, self.grid)
 
 
 def _offset_inside(draw: np.ndarray, size: np.ndarray, grid_size: int) -> np.ndarray:
@@ -151,14 +132,9 @@ def _block_size(
     rounding: np.ndarray | float,
     short_side: float = _SHORT_SIDE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return height and width (integers) of blocks with a share `scale` of the grid.
+    """Return height and width (integers) of blocks with a share `scale` of the grid and, where that fits, a `ratio`.
 
-    Args:
-        scale: Area as a share of the grid.
-        ratio: Height over width, where that fits into the grid.
-        grid: Rows and columns of patches.
-        rounding: Draws, uniform in [0, 1), that round the longer side of a block of a short side.
-        short_side: Length below which a side is short.
+    The longer side of a block with a side below `short_side` is rounded by draws that are uniform in [0, 1).
     """
     rows, columns = grid
     area = scale * rows * columns

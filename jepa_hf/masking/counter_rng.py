@@ -21,16 +21,9 @@ def _splitmix64(x: np.ndarray) -> np.ndarray:
 
 
 def row_keys(input_ids: np.ndarray, valid: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Derive one key per row from seed, epoch and the row's unmasked tokens without padding.
+    """Derive one key per row, uint64 `[B]`, from seed, epoch and the row's unmasked tokens without padding.
 
-    Args:
-        input_ids: `[B, L]` integers.
-        valid: `[B, L]` bool, False on padding.
-        seed: Seed of the run.
-        epoch: Number of the epoch; each epoch gives other keys.
-
-    Returns:
-        uint64 `[B]`.
+    `input_ids` and `valid`, False on padding, are `[B, L]`.
     """
     full = valid.all()
     order = np.arange(1, valid.shape[1] + 1, dtype=np.uint64) if full else np.cumsum(valid, axis=1, dtype=np.uint64)
@@ -41,16 +34,7 @@ def row_keys(input_ids: np.ndarray, valid: np.ndarray, seed: int, epoch: int) ->
 
 
 def sample_keys(content: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Derive one key per sample from the seed, the epoch and a hash of the sample's content.
-
-    Args:
-        content: uint64 `[B]`, the hashes.
-        seed: Seed of the run.
-        epoch: Number of the epoch; each epoch gives other keys.
-
-    Returns:
-        uint64 `[B]`.
-    """
+    """Derive one key per sample, uint64 `[B]`, from the seed, the epoch and a hash of the sample's content."""
     run = _splitmix64(np.array([seed & 0xFFFFFFFFFFFFFFFF, epoch], dtype=np.uint64) + _GOLDEN)
     return _splitmix64(_splitmix64(content ^ run[0]) + run[1])
 
@@ -64,16 +48,7 @@ def content_hash(*parts: bytes) -> int:
 
 
 def uniform_draws(keys: np.ndarray, start: int, count: int) -> np.ndarray:
-    """Return `count` numbers of each key's stream, uniform in [0, 1).
-
-    Args:
-        keys: uint64 `[B]`.
-        start: Index of the first number in the stream.
-        count: Numbers per key.
-
-    Returns:
-        float64 `[B, count]`.
-    """
+    """Return `count` numbers of each key's stream from index `start` on, uniform in [0, 1): float64 `[B, count]`."""
     counter = np.arange(start + 1, start + count + 1, dtype=np.uint64)
     bits = _splitmix64(keys[:, None] + counter[None, :] * _GOLDEN)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,6 +1,7 @@
 """`DataCollatorForFeatureJEPA`: views and targets of feature vectors or time series."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,19 +9,12 @@ import torch
 
 from ..errors import UsageError
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
-from .base_collator import (
-    MaskingCollator,
-    derive_mask_keys,
-    hidden_between_error,
-    pad_true_indices,
-    validate_span_settings,
-    without_padding,
-)
+from .base_collator import SpanMaskingCollator, derive_mask_keys, padded_positions, to_tensors, without_padding
 from .counter_rng import content_hash, sample_keys
 from .span_sampling import sample_span_mask
 
 
-class DataCollatorForFeatureJEPA(MaskingCollator):
+class DataCollatorForFeatureJEPA(SpanMaskingCollator):
     """Pad a batch of feature rows and mask spans of it.
 
     Mode "time" masks steps, mode "patches" masks patches. Mode "flat" masks groups of `patch_size`
@@ -69,7 +63,7 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
         mode, width = encoder_config.mode, encoder_config.input_dim
         if mean_span_length is None:
             mean_span_length = 5.0 if mode == "time" else 1.0
-        validate_span_settings(mask_ratio, mean_span_length, masked_tokens, on_too_short)
+        super().__init__(mask_ratio, mean_span_length, masked_tokens, num_masks, on_too_short, max_length, seed)
         if masked_tokens == "drop" and mode == "flat":
             raise UsageError(
                 "An encoder of mode flat has one position, which cannot be dropped. Use --masked_tokens mask_token."
@@ -87,19 +81,8 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
         fill_values = np.zeros(width) if fill_values is None else np.asarray(fill_values)
         if fill_values.shape != (width,):
             raise UsageError(f"fill_values must have input_dim {width} values, not the shape {fill_values.shape}.")
-        super().__init__(num_masks, seed)
         self.encoder_config = encoder_config
-        self.mask_ratio = mask_ratio
-        self.mean_span_length = mean_span_length
-        self.masked_tokens = masked_tokens
         self.fill_values = fill_values.astype(np.float32)
-        self.on_too_short = on_too_short
-        self.max_length = max_length
-
-    @property
-    def card_settings(self) -> dict[str, Any]:
-        """Settings of the views for the model card, by name."""
-        return {"mask ratio": self.mask_ratio, "mean span length": self.mean_span_length}
 
     @property
     def target_requirement(self) -> str:
@@ -119,24 +102,14 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
         content = np.array([content_hash(row.tobytes()) for row in rows], dtype=np.uint64)
         keys = derive_mask_keys(sample_keys(content, self.seed, self.epoch), self.num_masks)
         repeated = np.repeat(maskable, self.num_masks, axis=0)
-        masked = sample_span_mask(repeated, keys, self.mask_ratio, self.mean_span_length)
-
-        shape = (len(rows), self.num_masks)
+        masks = sample_span_mask(repeated, keys, self.mask_ratio, self.mean_span_length)
+        masks = masks.reshape(len(rows), self.num_masks, -1)
         target_capacities, visible_capacities = self._static_sizes
-        if self.encoder_config.mode == "flat":
-            targets, target_valid = np.zeros((*shape, 1), dtype=np.int64), np.ones((*shape, 1), dtype=bool)
-        else:
-            targets, target_valid = pad_true_indices(masked, target_capacities)
-        batch["target_positions"] = targets.reshape(*shape, -1)
-        batch["target_valid"] = target_valid.reshape(*shape, -1)
-        if self.masked_tokens == "mask_token":
-            view = self._fill_masked(values, masked.reshape(*shape, -1))
-            batch["context_features"] = view[:, 0] if self.num_masks == 1 else view
-        else:
-            positions, valid = pad_true_indices(repeated & ~masked, visible_capacities)
-            batch["context_positions"] = positions.reshape(*shape, -1)
-            batch["context_valid"] = valid.reshape(*shape, -1)
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+        is_flat = self.encoder_config.mode == "flat"  # the vector is one position, and a target
+        batch |= padded_positions("target", np.ones_like(masks[..., :1]) if is_flat else masks, target_capacities)
+        view = partial(self._fill_masked, values, masks)
+        batch |= self._context("features", masks, maskable, view, visible_capacities)
+        return to_tensors(batch)
 
     def _row(self, number: int, feature: dict[str, Any]) -> np.ndarray:
         """Return a row's features, float32 `[F]` or `[T, F]`, without padding."""
@@ -156,7 +129,13 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
         if not is_series:
             return row
         if feature.get("attention_mask") is not None:
-            row = _without_padding(row, feature["attention_mask"], number)
+            mask = np.asarray(feature["attention_mask"])
+            if mask.shape != row.shape[:1]:
+                raise UsageError(
+                    f"Row {number} of the batch has an attention_mask of the shape {list(mask.shape)} for {len(row)} "
+                    "steps. Provide one value for each step."
+                )
+            row = np.ascontiguousarray(row[without_padding(mask, number, "steps")])
         longest = self.encoder_config.max_position_embeddings if self.max_length is None else self.max_length
         if row.shape[0] > longest:
             name = "max_position_embeddings" if self.max_length is None else "max_length"
@@ -196,17 +175,3 @@ class DataCollatorForFeatureJEPA(MaskingCollator):
         # or visible steps.
         max_targets = min(max(round(self.max_length * self.mask_ratio), 1), self.max_length - 1)
         return (max_targets,), (self.max_length - max_targets,)
-
-
-def _without_padding(series: np.ndarray, attention_mask: Any, number: int) -> np.ndarray:
-    """Return the steps of a series `[T, F]` that its mask `[T]` marks with 1."""
-    mask = np.asarray(attention_mask)
-    if mask.shape != series.shape[:1]:
-        raise UsageError(
-            f"Row {number} of the batch has an attention_mask of the shape {list(mask.shape)} for {len(series)} steps. "
-            "Provide one value for each step."
-        )
-    own = without_padding(mask)
-    if not mask[own].all():
-        raise hidden_between_error(number, "steps")
-    return np.ascontiguousarray(series[own])

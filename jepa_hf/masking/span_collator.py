@@ -8,21 +8,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..data.tokenization import num_token_ids, special_tokens
+from ..data.tokenization import num_token_ids, special_ids
 from ..errors import UsageError
-from .base_collator import (
-    MaskingCollator,
-    derive_mask_keys,
-    hidden_between_error,
-    pad_true_indices,
-    validate_span_settings,
-    without_padding,
-)
+from .base_collator import SpanMaskingCollator, derive_mask_keys, padded_positions, to_tensors, without_padding
 from .counter_rng import row_keys
 from .span_sampling import sample_span_mask, unit_ids
 
 
-class DataCollatorForSpanJEPA(MaskingCollator):
+class DataCollatorForSpanJEPA(SpanMaskingCollator):
     """Pad a batch of token rows and mask contiguous spans of it.
 
     A row may bring padding of its own, which is removed: an `attention_mask`, or padding tokens at its
@@ -84,21 +77,14 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             raise UsageError(
                 f"The tokenizer ({type(tokenizer).__name__}) has no padding token. Set tokenizer.pad_token."
             )
-        validate_span_settings(mask_ratio, mean_span_length, masked_tokens, on_too_short)
+        super().__init__(mask_ratio, mean_span_length, masked_tokens, num_masks, on_too_short, max_length, seed)
         for name, value in (("pad_to_multiple_of", pad_to_multiple_of), ("max_length", max_length)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}. Omit it for no limit.")
-        super().__init__(num_masks, seed)
         self.tokenizer = tokenizer
-        self.mask_ratio = mask_ratio
-        self.mean_span_length = mean_span_length
-        self.masked_tokens = masked_tokens
         self.whole_word = whole_word
-        self.on_too_short = on_too_short
         self.pad_to_multiple_of = pad_to_multiple_of
-        self.max_length = max_length
-        prefix, suffix = special_tokens(tokenizer)
-        self._special_ids = np.array(sorted({*tokenizer.all_special_ids, *prefix, *suffix}), dtype=np.int64)
+        self._special_ids = np.array(special_ids(tokenizer), dtype=np.int64)
         self._num_token_ids = num_token_ids(tokenizer)
         # A padding token that ends texts, too, says nothing about padding.
         others = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id, tokenizer.unk_token_id)
@@ -126,11 +112,6 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             "contains the characters of the texts."
         )
 
-    @property
-    def card_settings(self) -> dict[str, Any]:
-        """Settings of the views for the model card, by name."""
-        return {"mask ratio": self.mask_ratio, "mean span length": self.mean_span_length}
-
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad and mask the rows of a batch."""
         columns = self._read_columns(features)
@@ -152,26 +133,21 @@ class DataCollatorForSpanJEPA(MaskingCollator):
             packed = {}
 
         target_capacities, visible_capacities = self._static_sizes(bool(packed))
-        flat_masks = masks.reshape(len(features) * self.num_masks, -1)
-        targets, target_valid = pad_true_indices(flat_masks, target_capacities)
         batch = {
             "input_ids": input_ids,
             "attention_mask": attention.astype(np.int64),
-            "target_positions": targets.reshape(*shape, -1),
-            "target_valid": target_valid.reshape(*shape, -1),
+            **padded_positions("target", masks, target_capacities),
             **packed,
+            **self._context(
+                "input_ids",
+                masks,
+                attention,
+                lambda: np.where(masks, self.tokenizer.mask_token_id, input_ids[:, None, :]),
+                visible_capacities,
+            ),
         }
-        if self.masked_tokens == "mask_token":
-            view = np.where(masks, self.tokenizer.mask_token_id, input_ids[:, None, :])
-            batch["context_input_ids"] = view[:, 0] if self.num_masks == 1 else view
-        else:
-            visible = np.repeat(attention, self.num_masks, axis=0) & ~flat_masks
-            positions, valid = pad_true_indices(visible, visible_capacities)
-            batch["context_positions"] = positions.reshape(*shape, -1)
-            batch["context_valid"] = valid.reshape(*shape, -1)
         omitted = () if packed else self._omit_if_all_true
-        batch = {name: array for name, array in batch.items() if not (name in omitted and array.all())}
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+        return to_tensors({name: array for name, array in batch.items() if not (name in omitted and array.all())})
 
     def _read_columns(self, features: Sequence[dict[str, Any]]) -> dict[str, list[np.ndarray]]:
         """Return the columns of a batch, one int64 `[length]` per row, without padding that rows bring."""
@@ -188,10 +164,10 @@ class DataCollatorForSpanJEPA(MaskingCollator):
                         f"Row {number} of the batch has {len(columns[name][number])} {name} for {len(ids)} input_ids. "
                         "Provide one for each token."
                     )
-            is_own = columns["attention_mask"][number] if "attention_mask" in names else ids != self._padding_id
-            own = without_padding(is_own)
-            if "attention_mask" in names and not is_own[own].all():
-                raise hidden_between_error(number, "tokens")
+            if "attention_mask" in names:
+                own = without_padding(columns["attention_mask"][number], number, "tokens")
+            else:
+                own = without_padding(ids != self._padding_id, number, None)
             if len(ids) and not 0 <= ids.min() <= ids.max() < self._num_token_ids:
                 raise UsageError(
                     f"Row {number} of the batch has token ids from {ids.min()} to {ids.max()}, but the tokenizer has "
@@ -205,16 +181,7 @@ class DataCollatorForSpanJEPA(MaskingCollator):
     def _sample_masks(
         self, input_ids: np.ndarray, is_token: np.ndarray, columns: dict[str, list[np.ndarray]]
     ) -> np.ndarray:
-        """Sample the masks of N documents.
-
-        Args:
-            input_ids: `[N, L]`.
-            is_token: bool `[N, L]`, False on padding.
-            columns: Of the documents; `word_ids` and `special_tokens_mask` are read.
-
-        Returns:
-            bool `[N, M, L]`.
-        """
+        """Sample the masks of N documents, bool `[N, M, L]`; `is_token` is False on padding."""
         length = is_token.shape[1]
         word_ids = self._pad(columns["word_ids"], length, fill=-1)[0] if self.whole_word else None
         maskable = is_token & ~np.isin(input_ids, self._special_ids)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import UsageError
 from .counter_rng import uniform_draws
 
 _UNCOVERED = np.iinfo(np.int32).max
@@ -18,12 +19,8 @@ _UNCOVERED = np.iinfo(np.int32).max
 def unit_ids(maskable: np.ndarray, word_ids: np.ndarray | None = None) -> np.ndarray:
     """Number the units that spans consist of: maskable tokens, or words of them.
 
-    Without `word_ids` each maskable token is a unit. With them a unit starts where the word
-    changes, and after a special token.
-
-    Args:
-        maskable: `[B, L]` bool, False on special and padding tokens.
-        word_ids: `[B, L]` integers: adjacent tokens with the same number are one word.
+    Without `word_ids` each maskable token is a unit. With them (adjacent tokens with the same number are one word) a
+    unit starts where the word changes, and after a special token.
 
     Returns:
         `[B, L]`, each token's unit number in its row, −1 where not maskable.
@@ -38,17 +35,18 @@ def span_lengths(draws: np.ndarray, mean: float) -> np.ndarray:
     """Turn uniform draws into geometric lengths: P(k) = (1 - p)^(k - 1) p with p = 1 / `mean`.
 
     SpanBERT (Joshi et al. 2020, section 3.1) uses p = 0.2, a mean of 5, and redraws lengths above
-    10.
-
-    Args:
-        draws: Uniform in [0, 1).
-        mean: Mean of the lengths, at least 1. At 1 all lengths are 1.
-
-    Returns:
-        Positive integers as float64, in the shape of `draws`.
+    10. At a mean of 1 all lengths are 1. The lengths are float64.
     """
     with np.errstate(divide="ignore"):  # log 0 = -inf at a mean of 1
         return 1.0 + np.floor(np.log1p(-draws) / np.log1p(-1.0 / mean))
+
+
+def check_span_settings(mask_ratio: float, mean_span_length: float) -> None:
+    """Raise a `UsageError` for a ratio outside (0, 1), or a mean below 1."""
+    if not 0.0 < mask_ratio < 1.0:
+        raise UsageError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}.")
+    if not mean_span_length >= 1:
+        raise UsageError(f"mean_span_length must be at least 1, not {mean_span_length}.")
 
 
 def sample_span_mask(
@@ -82,12 +80,9 @@ def sample_span_mask(
         bool `[B, L]`, True where masked. Rows of fewer than two units stay all False.
 
     Raises:
-        ValueError: The ratio is outside (0, 1), or the mean is below 1.
+        UsageError: The ratio is outside (0, 1), or the mean is below 1.
     """
-    if not 0.0 < mask_ratio < 1.0:
-        raise ValueError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}.")
-    if not mean_span_length >= 1:
-        raise ValueError(f"mean_span_length must be at least 1, not {mean_span_length}.")
+    check_span_settings(mask_ratio, mean_span_length)
     units = _find_units(maskable, word_ids)
     possible = units.counts >= 2
     if not possible.any():
@@ -97,8 +92,6 @@ def sample_span_mask(
     first, num_spans = _draw_spans(keys, units, budget, mask_ratio, mean_span_length)
     from_right = (keys >> np.uint64(63)).astype(bool)
     masked = _select_units_up_to_budget(first, units, budget, num_spans, from_right)
-    if units.token_cells is None:
-        return masked
     mask = np.zeros(maskable.shape, dtype=bool)
     mask[maskable] = masked.reshape(-1)[units.token_cells]
     return mask
@@ -109,56 +102,38 @@ class _Units:
     """The units of a batch in cells, and their runs: consecutive units between special tokens.
 
     Attributes:
-        weight: `[B, U]`, tokens in each cell; 0 or False in cells without a unit.
+        weight: `[B, U]`, tokens in each cell; 0 in cells without a unit.
         counts: `[B]`, units per row.
-        token_cells: `[number of maskable tokens]`, the flat index of each token's cell. None if
-            units are tokens; then a token's position is its cell.
+        token_cells: `[number of maskable tokens]`, the flat index of each token's cell.
         run_counts: `[B]`, runs per row.
         run_begin: `[B, R]`, the first unit of each run.
         run_end: `[B, R]`, the unit after its last.
-        run_shift: `[B, R]`, the difference between the cell and the number of its units.
     """
 
     weight: np.ndarray
     counts: np.ndarray
-    token_cells: np.ndarray | None
+    token_cells: np.ndarray
     run_counts: np.ndarray
     run_begin: np.ndarray
     run_end: np.ndarray
-    run_shift: np.ndarray
 
 
 def _find_units(maskable: np.ndarray, word_ids: np.ndarray | None) -> _Units:
-    batch, length = maskable.shape
-    num_tokens = np.count_nonzero(maskable, axis=1)
+    batch = len(maskable)
+    unit = unit_ids(maskable, word_ids)
+    counts = unit.max(axis=1, initial=-1) + 1
+    width = int(counts.max(initial=0))
+    token_cells = np.repeat(np.arange(batch) * width, np.count_nonzero(maskable, axis=1)) + unit[maskable]
+    weight = np.bincount(token_cells, minlength=batch * width).reshape(batch, width)
+
     starts, ends = maskable.copy(), maskable.copy()
     starts[:, 1:] &= ~maskable[:, :-1]
     ends[:, :-1] &= ~maskable[:, 1:]
-    row, first_token = np.divmod(np.flatnonzero(starts), max(length, 1))
-    last_token = np.flatnonzero(ends) - row * length
-    run_counts = np.bincount(row, minlength=batch)
-
-    token_cells = None
-    if word_ids is None:
-        weight, counts = maskable, num_tokens
-        sizes = last_token + 1 - first_token
-        begin = np.cumsum(sizes) - sizes - np.repeat(np.cumsum(num_tokens) - num_tokens, run_counts)
-        end, shift = begin + sizes, first_token - begin
-    else:
-        unit = unit_ids(maskable, word_ids)
-        counts = unit.max(axis=1, initial=-1) + 1
-        width = int(counts.max(initial=0))
-        token_cells = np.repeat(np.arange(batch) * width, num_tokens) + unit[maskable]
-        weight = np.bincount(token_cells, minlength=batch * width).reshape(batch, width)
-        begin, end, shift = unit[row, first_token], unit[row, last_token] + 1, np.zeros_like(row)
-
-    run_number = np.arange(row.size) - np.repeat(np.cumsum(run_counts) - run_counts, run_counts)
-    tables = []
-    for values, fill in ((begin, _UNCOVERED), (end, 0), (shift, 0)):
-        table = np.full((batch, run_counts.max(initial=0)), fill, dtype=np.int64)
-        table[row, run_number] = values
-        tables.append(table)
-    return _Units(weight, counts, token_cells, run_counts, *tables)
+    run_counts = np.count_nonzero(starts, axis=1)
+    is_run = np.arange(run_counts.max(initial=0)) < run_counts[:, None]
+    run_begin, run_end = np.full(is_run.shape, _UNCOVERED, dtype=np.int64), np.zeros(is_run.shape, dtype=np.int64)
+    run_begin[is_run], run_end[is_run] = unit[starts], unit[ends] + 1
+    return _Units(weight, counts, token_cells, run_counts, run_begin, run_end)
 
 
 def _draw_spans(
@@ -191,10 +166,7 @@ def _draw_spans(
         np.minimum.at(first.reshape(-1), flat, np.repeat(numbers, sizes))
         num_spans += block
         is_covered = first != _UNCOVERED
-        if units.token_cells is None:
-            covered = np.count_nonzero(is_covered, axis=1)
-        else:
-            covered = np.where(is_covered, units.weight, 0).sum(axis=1)
+        covered = np.where(is_covered, units.weight, 0).sum(axis=1)
     return first, num_spans
 
 
@@ -203,11 +175,7 @@ def _place_spans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the flat index of each span's first cell and the number of its cells, both `[N, S]`.
 
-    Args:
-        draws: `[N, S, 2]`, uniform in [0, 1): position and length of S spans.
-        units: Of the batch.
-        rows: `[N]`, the rows of the batch to place spans in.
-        mean_span_length: In units.
+    `draws` `[N, S, 2]` are position and length of S spans in each of the `rows` `[N]` of the batch.
     """
     counts, run_counts = units.counts[rows, None], units.run_counts[rows, None]
     run_begin = units.run_begin[rows]
@@ -221,32 +189,22 @@ def _place_spans(
     starts = offsets - (run + 1) * (lengths - 1)
     ends = np.minimum(starts + lengths, np.take_along_axis(units.run_end[rows], run, axis=1))
     starts = np.maximum(starts, np.take_along_axis(run_begin, run, axis=1))
-    shift = np.take_along_axis(units.run_shift[rows], run, axis=1)
-    return starts + shift + rows[:, None] * units.weight.shape[1], ends - starts
+    return starts + rows[:, None] * units.weight.shape[1], ends - starts
 
 
 def _select_units_up_to_budget(
     first: np.ndarray, units: _Units, budget: np.ndarray, num_spans: int, from_right: np.ndarray
 ) -> np.ndarray:
-    """Choose units in the order of the first span that covers them, up to the budget.
+    """Choose units in the order of the first span that covers them, up to `budget` tokens: bool `[B, U]`.
 
-    Args:
-        first: `[B, U]`, see `_draw_spans`.
-        units: Of the batch.
-        budget: `[B]`, tokens to choose.
-        num_spans: Number of spans drawn.
-        from_right: bool `[B]`, the side from which the last span is cut. Always cutting on one side
-            would favour the other side of short rows.
-
-    Returns:
-        bool `[B, U]`.
+    `first` is that of `_draw_spans`. `from_right` is the side from which a row's last span is cut: always cutting on
+    one side would favour the other side of short rows.
     """
-    batch = len(first)
-    weight, exact = units.weight, units.token_cells is None
+    batch, weight = len(first), units.weight
     cell, count = _flat_indices(first < num_spans)
     number = first.reshape(-1)[cell] + np.repeat(np.arange(batch) * num_spans, count)
-    tokens = None if exact else weight.reshape(-1)[cell]
-    per_span = np.bincount(number, weights=tokens, minlength=batch * num_spans).reshape(batch, num_spans)
+    per_span = np.bincount(number, weights=weight.reshape(-1)[cell], minlength=batch * num_spans)
+    per_span = per_span.reshape(batch, num_spans)
     reached = np.cumsum(per_span, axis=1)
     # The last span, with which the budget is reached, and the tokens that are missing before it.
     last = (reached < budget[:, None]).sum(axis=1)
@@ -255,7 +213,7 @@ def _select_units_up_to_budget(
     chosen = first < last[:, None]
 
     cell, count = _flat_indices(first == last[:, None])
-    tokens = np.ones_like(cell) if exact else weight.reshape(-1)[cell]
+    tokens = weight.reshape(-1)[cell]
     cumulative = np.cumsum(tokens)
     sums, end = np.append(0, cumulative), np.cumsum(count)
     before, total = sums[end - count], sums[end] - sums[end - count]
@@ -263,10 +221,9 @@ def _select_units_up_to_budget(
     cumulative = np.where(np.repeat(from_right, count), np.repeat(total, count) - cumulative + tokens, cumulative)
     # A word that crosses the budget is masked if that comes nearer to the budget than leaving it
     # visible.
-    slack = 0 if exact else tokens // 2
-    chosen.reshape(-1)[cell[cumulative - np.repeat(missing, count) <= slack]] = True
+    chosen.reshape(-1)[cell[cumulative - np.repeat(missing, count) <= tokens // 2]] = True
 
-    num_chosen = budget if exact else np.count_nonzero(chosen, axis=1)
+    num_chosen = np.count_nonzero(chosen, axis=1)
     empty, full = (budget > 0) & (num_chosen == 0), (budget > 0) & (num_chosen >= units.counts)
     if empty.any() or full.any():
         order = _unit_order(np.minimum(first, num_spans), weight, from_right)

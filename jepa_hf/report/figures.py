@@ -33,12 +33,7 @@ def panel_svg(panel: Panel, history: History) -> str:
 
 
 def spectrum_svg(spectra: dict[str, np.ndarray], ranks: dict[str, float]) -> str:
-    """Draw singular values on a logarithmic axis.
-
-    Args:
-        spectra: by label, descending singular values over the Frobenius norm of the vectors.
-        ranks: by label, the effective rank.
-    """
+    """Draw descending singular values, over the vectors' Frobenius norm, and effective ranks by label."""
     with _drawing() as (figure, axis):
         styles = (("C0", "-"), ("C1", "--"), (_GREY, "-"))
         for (color, line), (label, values) in zip(styles, spectra.items(), strict=True):
@@ -55,12 +50,7 @@ def spectrum_svg(spectra: dict[str, np.ndarray], ranks: dict[str, float]) -> str
 
 
 def scatter_svg(points: np.ndarray, labels: Sequence[str] | None) -> str:
-    """Draw one dot per sample, colored by the most frequent labels.
-
-    Args:
-        points: coordinates `[N, 2]`.
-        labels: labels of the N samples, or None.
-    """
+    """Draw one dot per sample at `points`, `[N, 2]`, colored by the most frequent labels."""
     with _drawing((4.6, 4.2)) as (figure, axis):
         if labels is None:
             _draw_dots(axis, points, "C0")

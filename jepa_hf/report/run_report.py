@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ from ..monitoring.assessment import (
     metric_series,
 )
 from ..monitoring.metrics import effective_rank, mean_pairwise_cosine, singular_values
-from ..monitoring.training_plots import PANELS
+from ..monitoring.training_plots import LLM_PANELS, PANELS, Panel
 from ..training.checkpoints import STATE_FILE, latest_valid_checkpoint
 from ..training.run_directory import RUN_FILE, read_run, versions
 from ..utils.atomic_files import atomic_write
@@ -78,14 +79,8 @@ _MASK_CAPTIONS = {
 class Run:
     """Contents of a run's directory.
 
-    Args:
-        folder: the directory.
-        status: sentence about the progress of the run.
-        history: log entries, `trainer.state.log_history`.
-        max_steps: planned number of steps; None if nothing was logged.
-        settings: all arguments of the run; empty if unknown.
-        versions: versions of the packages that trained the model, by name; empty if unknown.
-        model: directory of the full model; None before the first checkpoint.
+    `status` is a sentence about the progress. Before the first checkpoint, `model`, the directory of the full model, is
+    None. Settings and versions are empty if they are unknown.
     """
 
     folder: Path
@@ -96,17 +91,18 @@ class Run:
     versions: dict[str, str] = field(default_factory=dict)
     model: Path | None = None
 
+    @property
+    def loss_weights(self) -> dict[str, float] | None:
+        """Weights of the terms of LLM-JEPA's loss by their names in the log; None for an encoder."""
+        if self.settings.get("objective") != "llm":
+            return None
+        weight = self.settings["jepa_weight"] if self.settings["loss_dropout"] < 1 else 0.0
+        return {"lm_loss": self.settings["lm_weight"], "pair_loss": weight, "stp_loss": self.settings["stp_weight"]}
+
 
 @dataclass(frozen=True)
 class Representations:
-    """One vector per sample, from the trained encoders and from the network with random weights.
-
-    Args:
-        samples: the N samples.
-        modality: "text", "images" or "features".
-        vectors: by encoder ("context", "target", "random"), the mean-pooled vectors,
-            float32 `[N, D]`.
-    """
+    """Mean-pooled vectors of samples, float32 `[N, D]`, by encoder: "context", "target" and "random" weights."""
 
     samples: RunSamples
     modality: str
@@ -114,10 +110,7 @@ class Representations:
 
 
 def write_report(
-    run_dir: str | Path,
-    output: str | Path | None = None,
-    max_samples: int = 1000,
-    evaluation: str | Path | None = None,
+    run_dir: str | Path, output: str | Path | None = None, max_samples: int = 1000, evaluation: str | Path | None = None
 ) -> Verdict:
     """Write the page about a run.
 
@@ -145,11 +138,12 @@ def write_report(
         if not os.access(output.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     evaluation_content = _load_evaluation(run.folder, evaluation)
-    representations: Representations | str
-    try:
-        representations = compute_representations(run, max_samples)
-    except UsageError as error:
-        representations = str(error)
+    representations: Representations | str | None = None
+    if run.loss_weights is None:
+        try:
+            representations = compute_representations(run, max_samples)
+        except UsageError as error:
+            representations = str(error)
     page, run_verdict = render(run, representations, evaluation_content)
     with _writing(output), atomic_write(output) as new:
         new.write_text(page, encoding="utf-8", errors="replace")
@@ -168,11 +162,7 @@ def _writing(output: Path) -> Iterator[None]:
 
 
 def load_run(run_dir: str | Path) -> Run:
-    """Read the directory of a run.
-
-    Raises:
-        UsageError: the directory holds no run, or a file is damaged.
-    """
+    """Read the directory of a run; refuse one without a run or with a damaged file."""
     folder = Path(run_dir)
     if not folder.is_dir():
         raise UsageError(f"The run directory {str(run_dir)!r} does not exist. Name the output_dir of a run.")
@@ -180,11 +170,6 @@ def load_run(run_dir: str | Path) -> Run:
     record: dict[str, Any] = (
         read_run(folder) if has_record else {"settings": {}, "finished": True, "stopped_early": False, "versions": {}}
     )
-    if record["settings"].get("objective") == "llm":
-        raise UsageError(
-            f"{str(run_dir)!r} holds a run of a language model, but reports are about encoders. See its README.md, "
-            "metrics.json and training.png."
-        )
     metrics, (checkpoint, _) = folder / "metrics.json", latest_valid_checkpoint(folder, contents=False)
     if not has_record and not metrics.is_file() and checkpoint is None:
         raise UsageError(
@@ -235,9 +220,9 @@ def _read_json(path: Path) -> Any:
 
 def _load_evaluation(folder: Path, evaluation: str | Path | None) -> Any:
     path = folder / EVALUATION_FILE if evaluation is None else Path(evaluation)
-    if evaluation is None and not path.is_file():
-        return None
     if not path.is_file():
+        if evaluation is None:
+            return None
         raise UsageError(f"The evaluation {str(path)!r} is not a file. Name an evaluation.json of jepa-hf evaluate.")
     content = _read_json(path)
     try:
@@ -248,14 +233,7 @@ def _load_evaluation(folder: Path, evaluation: str | Path | None) -> Any:
 
 
 def compute_representations(run: Run, max_samples: int) -> Representations:
-    """Embed samples of the run's data.
-
-    Args:
-        run: the run.
-        max_samples: maximum number of samples.
-
-    Returns:
-        The vectors of the trained encoders and of the same network with random weights.
+    """Embed samples of the run's data with the trained encoders and with random weights.
 
     Raises:
         UsageError: the model or the data is missing or cannot be read.
@@ -295,35 +273,40 @@ def _random_init_encoder(model: JepaForRepresentationPrediction, settings: dict[
 # ---- the page
 
 
-def render(run: Run, represented: Representations | str, evaluation: Any = None) -> tuple[str, Verdict]:
-    """Render the page.
+def render(run: Run, represented: Representations | str | None, evaluation: Any = None) -> tuple[str, Verdict]:
+    """Render the page as HTML, and judge the run.
 
     Args:
         run: the run.
-        represented: vectors of samples, or the reason that there are none.
+        represented: vectors of samples, or the reason that there are none; None for a language model, whose page has
+            the tables of its card instead of masks, probes and samples.
         evaluation: content of the `evaluation.json` of `jepa-hf evaluate`; None if there is none.
-
-    Returns:
-        The page as HTML, and the verdict on the run.
     """
-    config = _config(run.model)
-    curves, readings = _curves(run.history, None if config is None else config.hidden_size)
-    of_samples, samples = None, ""
-    if isinstance(represented, str):
-        samples = _no_samples(represented)
+    of_samples = None
+    if represented is None:
+        curves, readings = _curves(LLM_PANELS, run.history)
+        sections = [_card(run.folder)]
     else:
-        of_samples, samples = _samples(represented)
-        readings.append(of_samples)
-    run_verdict = judge(run.history, run.max_steps, str(run.folder), of_samples)
-    modality = "any" if config is None else encoder_adapter_for(config.encoder_config).modality
+        config = _config(run.model)
+        curves, readings = _curves(PANELS, run.history, None if config is None else config.hidden_size)
+        modality = "any" if config is None else encoder_adapter_for(config.encoder_config).modality
+        sections = [
+            _section("What was masked", _masks(run.folder, modality)),
+            _section("Probes", _evaluation(evaluation, run.folder)),
+        ]
+        if isinstance(represented, str):
+            sections.append(_no_samples(represented))
+        else:
+            of_samples, samples = _samples(represented)
+            sections.append(samples)
+            readings.append(of_samples)
+    run_verdict = judge(run.history, run.max_steps, str(run.folder), of_samples, run.loss_weights)
     body = [
         f"<h1>{escape(run.folder.resolve().name)}</h1>",
         f'<p class="soft">{escape(run.status)} {escape(str(run.folder))}</p>',
         _verdict(run_verdict, [reading.sentence for reading in readings if reading.severity >= Severity.WARNING]),
         _section("Loss and health", curves),
-        _section("What was masked", _masks(run.folder, modality)),
-        _section("Probes", _evaluation(evaluation, run.folder)),
-        samples,
+        *sections,
         _section("Settings", _settings(run.settings)),
         _section("Versions", _versions(run.versions)),
     ]
@@ -339,16 +322,30 @@ def _verdict(run_verdict: Verdict, readings: Sequence[str]) -> str:
     return f'<div class="verdict {kind}"><strong>{escape(first)}</strong><ul>{items}</ul></div>'
 
 
-def _curves(history: History, width: int | None) -> tuple[str, list[Assessment]]:
+def _curves(panels: Sequence[Panel], history: History, width: int | None = None) -> tuple[str, list[Assessment]]:
     """Draw the panels whose curves are in the log, each with its reading."""
     figures, readings = [], []
-    for panel in PANELS:
+    for panel in panels:
         if any(metric_series(history, name) for name, _ in panel.curves):
             readings.append(panel.assess(history, panel.curves, width))
             figures.append(_figure(panel.title, _svg_image(panel_svg(panel, history), panel.title), readings[-1]))
     if not figures:
         return "<p>The log is empty.</p>", readings
     return _panels(figures), readings
+
+
+def _card(folder: Path) -> str:
+    """Render the tables of a language model's card: how it was trained, and the last evaluation."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return _section("Model card", "<p>The run directory has no README.md yet.</p>")
+    sections = []
+    for title, text in re.findall(r"^## (.+)\n([^#]*)", card.read_text(encoding="utf-8"), re.MULTILINE):
+        cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
+        if cells:
+            header, _, *rows = [[re.sub(r"\\(.)", r"\1", cell).strip() for cell in row] for row in cells]
+            sections.append(_section(escape(title), _table(header, rows)))
+    return "\n".join(sections)
 
 
 def _masks(folder: Path, modality: str) -> str:
@@ -441,8 +438,7 @@ def _map_figure(represented: Representations) -> str:
     caption = (
         "Each dot is a sample, at the first two principal components of the context encoder's vectors, which explain "
         f"{format_percent(share)} of the variance. The distance of the vectors from their mean is "
-        f"{_relative_spread(vectors)} of their "
-        "length (both root mean square)."
+        f"{100 * np.linalg.norm(relative_singular_values(vectors)):.2g} % of their length (both root mean square)."
     )
     if labels is not None:
         caption += f" {_label_agreement(vectors, labels)}"
@@ -530,11 +526,6 @@ def relative_singular_values(vectors: np.ndarray) -> np.ndarray:
     return (singular_values(tensor) / tensor.norm().clamp_min(1e-12)).numpy()
 
 
-def _relative_spread(vectors: np.ndarray) -> str:
-    """Return the vectors' distance from their mean over their length, both root mean square."""
-    return f"{100 * np.linalg.norm(relative_singular_values(vectors)):.2g} %"
-
-
 def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, float]:
     """Return the first two principal components `[N, 2]`, and their share of the variance."""
     centered = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
@@ -547,11 +538,6 @@ def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, float]:
 
 def nearest_neighbours(vectors: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Find the vectors nearest to each query by cosine, other than the query itself.
-
-    Args:
-        vectors: vectors `[N, D]`.
-        queries: numbers of Q vectors.
-        count: number of neighbours of each query, at most N - 1.
 
     Returns:
         Numbers and cosines of the neighbours, `[Q, count]`, the nearest first.

@@ -32,13 +32,8 @@ _ARRAYS = (".npy", ".npz")
 class RunSamples:
     """N samples of a run's data; held-out samples come first.
 
-    Args:
-        samples: texts, images as dicts of `bytes` and `path`, or feature vectors or series as
-            arrays.
-        rows: split and row number of each sample, counted from 1, such as "validation row 12".
-        labels: label of each sample; None if the data has no labels.
-        held_out: number of samples that were held out from training.
-        damaged: number of images that could not be decoded; they are not among the samples.
+    Samples are texts, images as dicts of `bytes` and `path`, or arrays of features. Rows are split and row number, such
+    as "validation row 12". Damaged images are counted and not among the samples.
     """
 
     samples: list[Any]
@@ -56,15 +51,6 @@ def load_run_samples(
     Held-out samples come first, then training samples up to `max_samples`. Labels are a column of
     the data (the run's `label_column_name`, or label, labels, class or target), or the folders of
     images.
-
-    Args:
-        settings: settings of the run, from `read_run`.
-        modality: "text", "images" or "features".
-        max_samples: maximum number of samples.
-        feature_column_names: columns of features that the run's encoder reads.
-
-    Returns:
-        The samples with their rows and labels.
 
     Raises:
         UsageError: the data is missing or cannot be read.

@@ -1,7 +1,9 @@
 """Claims about `pretrain`: arguments next to the flags, and the returned trainer."""
 
+import logging
 import os
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, TrainerCallback
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 
 import jepa_hf
+from helpers import llm
 from helpers.cli import assert_same_weights
 from helpers.runs import RunAtStep
 from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
-from jepa_hf import UsageError, pretrain
+from jepa_hf import JepaForRepresentationPrediction, UsageError, pretrain
 from jepa_hf.errors import RunError
 from jepa_hf.training.checkpoints import latest_valid_checkpoint
 from jepa_hf.training.run_directory import read_run
@@ -153,9 +156,73 @@ def test_a_mistake_is_a_sentence_before_anything_is_written(
     assert list((tmp_path / "out").glob("*")) == []
 
 
-def test_a_model_object_is_for_the_trainer(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"not a BertModel; .*JepaTrainer\(model"):
-        pretrain(AutoModel.from_pretrained(folder / "bert"), train_dataset=TEXT)
+def random_encoder(folder: Path) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(folder / "bert")
+    config.name_or_path = ""
+    return AutoModel.from_config(config)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "random encoder", "jepa", "llm"])
+def test_a_model_object_starts_a_run_as_its_directory_does(kind: str, folder: Path, tmp_path: Path) -> None:
+    """With a copy of its weights, which a repeated call finds finished; nothing names the temporary directory."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "bert")
+    flags: dict[str, Any] = FAST | {"train_dataset": TEXT, "output_dir": tmp_path / "object"}
+    start = folder / "bert"
+    if kind == "jepa":
+        start = tmp_path / "jepa"
+        JepaForRepresentationPrediction.from_encoder_pretrained(str(folder / "bert")).save_pretrained(start)
+        tokenizer.save_pretrained(start)
+        model: Any = JepaForRepresentationPrediction.from_pretrained(start)
+    elif kind == "llm":
+        start, tokenizer = tmp_path / "llm", llm.tokenizer()
+        tokenizer.save_pretrained(start)
+        llm.model(len(tokenizer)).save_pretrained(start)
+        model = AutoModelForCausalLM.from_pretrained(start)
+        flags = {name: value for name, value in flags.items() if name != "health_steps"}
+        flags |= {"objective": "llm", "train_dataset": [{"text": "a b", "code": "c d"}] * 8}
+    else:
+        model = AutoModel.from_pretrained(start) if kind == "encoder" else random_encoder(folder)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = pretrain(model, processing_class=tokenizer, **flags)
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    named = pretrain(start, **flags | {"output_dir": tmp_path / "name"})
+    if kind == "random encoder":
+        assert not trainer.ema_callback.pretrained
+    else:
+        assert_same_weights(tmp_path / "object", tmp_path / "name")
+        assert trainer.model.config.name_or_path == named.model.config.name_or_path
+    for name in ("_run.json", "README.md", "config.json"):
+        assert str(Path(tempfile.gettempdir()) / "tmp") not in (tmp_path / "object" / name).read_text()
+    written = (tmp_path / "object" / "metrics.json").stat().st_mtime_ns
+    pretrain(model, processing_class=tokenizer, **flags)
+    assert (tmp_path / "object" / "metrics.json").stat().st_mtime_ns == written
+
+
+def test_a_model_object_needs_a_tokenizer_and_a_name_does_not(folder: Path) -> None:
+    model = random_encoder(folder)
+    with pytest.raises(UsageError, match=r"BertModel comes without a tokenizer\. Pass it as processing_class"):
+        pretrain(model, train_dataset=TEXT)
+    with pytest.raises(UsageError, match="not a Linear"):
+        pretrain(torch.nn.Linear(2, 2), train_dataset=TEXT)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="processing_class is for a model object"):
+        pretrain("bert", processing_class=AutoTokenizer.from_pretrained(folder / "bert"), train_dataset=TEXT)
+
+
+@pytest.mark.parametrize("verbosity", [logging.WARNING, logging.INFO])
+def test_the_bars_of_datasets_are_hidden_unless_its_verbosity_is_set(
+    verbosity: int, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, were_disabled = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(verbosity)
+    datasets.enable_progress_bars()
+    try:
+        pretrain(folder / "bert", train_dataset=["other texts", *TEXT], output_dir=tmp_path, **FAST)
+        assert not datasets.are_progress_bars_disabled()
+    finally:
+        datasets.logging.set_verbosity(before)
+        if were_disabled:
+            datasets.disable_progress_bars()
+    assert ("Tokenizing: " in capfd.readouterr().err) == (verbosity == logging.INFO)
 
 
 # ---- what is returned

@@ -65,13 +65,9 @@ def test_a_reader_that_closes_the_pipe_ends_a_command_quietly(command: str, tmp_
     """With the exit code of SIGPIPE, as in `jepa-hf --help | true`."""
     reader, writer = os.pipe()
     os.close(reader)
-    process = subprocess.run(
-        [sys.executable, "-m", "jepa_hf.cli", *command.split()],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""},
-        stdout=writer,
-        stderr=subprocess.PIPE,
-    )
+    arguments = [sys.executable, "-m", "jepa_hf.cli", *command.split()]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": ""}
+    process = subprocess.run(arguments, env=environment, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (process.returncode, process.stderr) == (141, b"")
 

@@ -22,6 +22,7 @@ import jepa_hf
 from helpers.cli import QUIET, REPOSITORY, assert_same_weights, snapshot, start_process, train, weights
 from helpers.fake_hub import Hub
 from helpers.llm import CHATML, conversations, model, tokenizer
+from helpers.report import Page
 from helpers.tiny_models import save_tiny_encoder, write_lines
 from jepa_hf.cli import train_llm as llm_module
 from jepa_hf.cli.main import main as jepa_hf_main
@@ -620,13 +621,38 @@ def test_a_flag_of_another_objective_is_unknown(
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("command", ["masks", "report"])
-def test_commands_about_encoders_refuse_language_models(
-    command: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_masks_refuse_language_models(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    say("masks", "--objective", "llm", code=2)
+    assert "The objective llm has no masks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("run", ["whole", "whole/checkpoint-6 alone"])
+def test_a_report_has_the_curves_the_verdict_and_the_card_of_a_language_model(
+    run: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(folder)
-    say(*{"masks": ["masks", "--objective", "llm"], "report": ["report", "whole"]}[command], code=2)
-    assert re.search("The objective llm has no masks|holds a run of a language model", capsys.readouterr().err)
+    """Without what only encoders have; also before the run has written its result."""
+    shutil.copytree(folder / "whole", tmp_path / "run")
+    if run.endswith("alone"):
+        record = json.loads((tmp_path / "run" / "_run.json").read_text())
+        (tmp_path / "run" / "_run.json").write_text(json.dumps(record | {"finished": False}))
+        for name in ("README.md", "metrics.json"):
+            (tmp_path / "run" / name).unlink()
+    capsys.readouterr()
+    say("report", tmp_path / "run")
+    printed, page = capsys.readouterr().out, Page(tmp_path / "run" / "report.html")
+    for text in ("Next-token loss", "Distance between the views", "Settings", "Versions"):
+        assert text in page.text
+    for text in ("What was masked", "Probes", "Representations"):
+        assert text not in page.text
+    if run == "whole":
+        verdict = json.loads((folder / "whole" / "metrics.json").read_text())["verdict"]
+        assert printed.splitlines()[0] == verdict[0]
+        assert verdict[0] in page.text
+        assert "next token 1.0, views 1.0 (cosine)" in page.text
+        assert "rows per step" in page.text
+    else:
+        assert "The run is not finished; this page shows checkpoint-6" in page.text
+        assert "has no README.md yet" in page.text
 
 
 # ---- bad input
@@ -653,14 +679,14 @@ BAD = {
         "--num_predictor_tokens 10 --max_seq_length 11",
         r"max_length \(--max_seq_length\) 11 leaves no room for text with 10 predictor tokens",
     ),
-    "an encoder": ("--model_name_or_path bert", "a bert model is not a causal language model"),
-    "an encoder type": ("--model_name_or_path= --model_type bert", "a bert model is not a causal language model"),
+    "an encoder": ("--model_name_or_path bert", "A bert model is not a causal language model"),
+    "an encoder type": ("--model_name_or_path= --model_type bert", "A bert model is not a causal language model"),
     "an encoder-decoder": ("--model_name_or_path= --model_type t5", "model_type 't5' is not a causal language model"),
     "an empty file": ("--train_file nothing.jsonl", "train_file 'nothing.jsonl' is empty. Give a file with rows"),
     "a blank file": ("--train_file blank.jsonl", "train_file 'blank.jsonl' has no rows"),
     "a missing file": ("--train_file gone.jsonl", "train_file 'gone.jsonl' does not exist. Check the path"),
     "plain text": ("--train_file words.txt", "'words.txt' is plain text, which has no views"),
-    "torn json": ("--train_file torn.jsonl", "Line 2 of 'torn.jsonl' is not valid JSON"),
+    "torn json": ("--train_file torn.jsonl", "Line 2, column 10, of 'torn.jsonl' is not valid JSON"),
     "a turn that is not there": ("--text_turn 5", "row 1 has 3 messages, so turn 5 cannot be a view"),
     "no rows named": ("--train_file=", "name the rows to train on with --train_file or --dataset_name"),
     "two sources": ("--dataset_name data", "train_file and dataset_name exclude each other"),
@@ -795,10 +821,10 @@ def test_generate_judges_sql_by_what_a_database_gives(folder: Path, tmp_path: Pa
     with sqlite3.connect(tmp_path / "shop.sqlite") as connection:
         connection.execute("create table t (x)")
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "all", "code": "select x from t", "db_id": "shop"}] * 2)
-    asking = ("--data_file", rows, "--metrics", "sql", "gsm8k", "--max_new_tokens", 3, "--use_cpu")
+    asking = ("--data_file", rows, "--metrics", "sql", "exact_match", "--max_new_tokens", 3, "--use_cpu")
     say("generate", folder / "llm", *asking, "--database", tmp_path, "--output_dir", tmp_path / "answers")
     actual = json.loads((tmp_path / "answers" / "generation.json").read_text())["results"][str(folder / "llm")]
-    assert list(actual) == ["sql", "gsm8k"]
+    assert list(actual) == ["sql", "exact_match"]
     assert actual["sql"]["share"] == 0.0
     assert 0 < actual["sql"]["high"] < 1
 
@@ -806,7 +832,7 @@ def test_generate_judges_sql_by_what_a_database_gives(folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ("generate llm --data_file gone.jsonl", "data_file 'gone.jsonl' does not exist"),
+        ("generate llm --data_file gone.jsonl", "--data_file: 'gone.jsonl' does not exist"),
         ("generate llm --data_file nothing.jsonl", "data_file 'nothing.jsonl' is empty"),
         (
             "generate llm --data_file columns.jsonl --text_column_name ask",
@@ -814,13 +840,14 @@ def test_generate_judges_sql_by_what_a_database_gives(folder: Path, tmp_path: Pa
         ),
         ("generate llm --data_file rows.jsonl --metrics bleu", "metric must be one of"),
         ("generate llm --data_file rows.jsonl --metrics sql", "give --database"),
+        ("generate llm --data_file rows.jsonl --metrics gsm8k", "Metric gsm8k cannot judge answers to a row whose"),
         ("generate llm --data_file rows.jsonl --metrics gsm8k gsm8k", "metrics contains a name twice"),
-        ("generate llm --data_file rows.jsonl --max_new_tokens 0", "max_new_tokens must be at least 1"),
+        ("generate llm --data_file rows.jsonl --max_new_tokens 0", "--max_new_tokens: must be at least 1"),
         ("generate llm --data_file long.jsonl --max_samples 1", "but the model has only 128 positions"),
         ("generate llm --data_file rows.jsonl --output_dir words.txt", "output_dir 'words.txt' is a file"),
         ("generate llm nothing_here --data_file rows.jsonl", "MODEL 'nothing_here' is neither a local directory"),
         ("generate bert --data_file rows.jsonl", "no chat template"),
-        ("generate bert --data_file columns.jsonl", "a bert model is not a causal language model"),
+        ("generate bert --data_file columns.jsonl", "A bert model is not a causal language model"),
         ("generate without_template --data_file rows.jsonl", "no chat template"),
         ("generate llm --data_file rows.jsonl --metric gsm8k", "unrecognized arguments: --metric gsm8k"),
         ("generate llm", "the following arguments are required: --data_file"),

@@ -296,7 +296,7 @@ class TestErrors:
             tokenize_dataset(texts_of("a"), tiny_tokenizer("bert"), max_seq_length=8, stride=stride)
 
     def test_stride_with_concat(self):
-        with pytest.raises(UsageError, match="stride does not go with concat"):
+        with pytest.raises(UsageError, match="concat and stride exclude each other"):
             tokenize_dataset(texts_of("a"), tiny_tokenizer("bert"), max_seq_length=8, stride=1, concat=True)
 
     def test_concat_without_a_separator(self):

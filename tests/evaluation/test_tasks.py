@@ -258,7 +258,7 @@ SCORED = [{"sentence1": "a", "sentence2": "b", "score": value} for value in rang
         ([*SCORED, {**SCORED[0], "score": "good"}], {}, "in column 'score', got 'good' in row 5 of"),
         ([{"a": None, "b": 1.0, "label": row % 2} for row in range(8)], {}, "Row 1 .*empty cell"),
         ([{"a": "x", "b": "y", "label": 1}] * 4, {}, "has several columns of texts: a, b. Name one by"),
-        (labelled(), {"max_test_samples": 0}, "Expected max_test_samples to be at least 1, got 0"),
+        (labelled(), {"max_test_samples": 0}, "max_test_samples must be at least 1, not 0"),
     ],
 )
 def test_what_makes_no_task_is_one_sentence(rows: Rows, args: Any, sentence: str, tmp_path: Path) -> None:

@@ -319,12 +319,19 @@ def test_truncation_cuts_the_content(length: int, longest: int, predictors: int)
         ({"messages": [{"role": "user", "content": None}] * 2}, "row 4 has no messages of the form"),
         ("class", "row 4 is a str, not a dictionary of columns"),
         ({}, "out of: none (the row has no columns)"),
-        ({"prompt": "class"}, "row 4 has neither messages nor a text in column 'completion'"),
+        ({"prompt": "class"}, "row 4 has neither messages nor a column 'completion'"),
+        ({"prompt": "class", "completion": " "}, "row 4 has a blank text in column 'completion'"),
+        ({"prompt": "class", "completion": None}, "row 4 has no value in column 'completion'"),
+        ({"text": 4, "code": "class"}, "row 4 has int 4 in column 'text', where a text is expected"),
+        (
+            dict.fromkeys(("text", "code", "prompt", "completion"), "class"),
+            "row 4 has the columns text/code and prompt/completion; name those to learn from",
+        ),
         ({"messages": [{"role": "user"}] * 2}, "row 4 has no messages of the form"),
         ({"messages": "class"}, "row 4 has no messages of the form"),
         (
             {"question": "class"},
-            "row 4 has neither messages nor a text in column 'text'; name the columns .* out of: question",
+            "row 4 has neither messages nor a column 'text'; name the columns .* out of: question",
         ),
         (
             {"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "name"}]},
@@ -340,6 +347,12 @@ def test_unusable_rows_are_named(row: dict[str, Any], sentence: str) -> None:
     """The error names the row and the problem."""
     with pytest.raises(UsageError, match=sentence.replace("(", r"\(").replace(")", r"\)")):
         view_tokenizer(max_length=128)(row, 3)
+
+
+def test_another_column_called_text_does_not_hide_the_prompt() -> None:
+    """As data sets for TRL have it: the pair whose columns are both there is read."""
+    row = {"text": "class name class", "prompt": "class", "completion": "name"}
+    assert view_tokenizer().prompt(row, 0)[1].strip() == "name"
 
 
 def test_messages_need_a_chat_template() -> None:

@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessorPil, IJepaConfig, ViTImageProcessorPi
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction
 from jepa_hf.errors import UsageError
 from jepa_hf.masking.block_collator import DataCollatorForBlockJEPA, _crop_box
-from jepa_hf.masking.block_sampling import default_num_context, largest_target, sample_block_masks
+from jepa_hf.masking.block_sampling import BlockSampler
 from jepa_hf.masking.counter_rng import uniform_draws
 
 torch.set_num_threads(1)
@@ -84,7 +84,7 @@ def test_a_batch_has_fixed_shapes_and_disjoint_views(count: int, num_masks: int,
     make = collator(num_masks=num_masks, seed=seed)
     make.epoch = epoch
     batch = make(rows(count))
-    most, context = largest_target(GRID), default_num_context(GRID, num_masks)
+    most, context = BlockSampler(GRID).largest_target, BlockSampler(GRID, num_masks).default_num_context
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in batch.items()} == {
         "pixel_values": ((count, 3, 32, 32), torch.float32),
         "target_positions": ((count, num_masks, most), torch.long),
@@ -104,15 +104,17 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     """The keys that the collator draws with: those of its last masks and those of its last augmentation."""
     noted: dict[str, np.ndarray] = {}
 
-    def sample(keys: np.ndarray, *arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+    sample_masks = BlockSampler.sample
+
+    def sample(self: BlockSampler, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         noted["masks"] = keys
-        return sample_block_masks(keys, *arguments)
+        return sample_masks(self, keys)
 
     def draw(keys: np.ndarray, *arguments: int) -> np.ndarray:
         noted["augmentation"] = keys
         return uniform_draws(keys, *arguments)
 
-    monkeypatch.setattr("jepa_hf.masking.block_collator.sample_block_masks", sample)
+    monkeypatch.setattr(BlockSampler, "sample", sample)
     monkeypatch.setattr("jepa_hf.masking.block_collator.uniform_draws", draw)
     return noted
 
@@ -121,10 +123,10 @@ def test_masks_are_those_of_the_sampler(keys: dict[str, np.ndarray]) -> None:
     """Under settings other than the defaults: targets and context are what the sampler draws for the same keys."""
     shape = {"target_scale": (0.05, 0.1), "target_aspect_ratio": (1.0, 2.0), "context_scale": (0.3, 0.4)}
     batch = collator(num_masks=2, **shape)(rows(20))
-    targets, context = sample_block_masks(keys["masks"], GRID, 2, **shape)
+    targets, context = BlockSampler(GRID, 2, **shape).sample(keys["masks"])
     assert np.array_equal(flags(batch["target_positions"], batch["target_valid"]), targets)
     assert np.array_equal(flags(batch["context_positions"], batch["context_valid"])[:, 0], context)
-    assert batch["target_positions"].shape[-1] == largest_target(GRID, (0.05, 0.1), (1.0, 2.0))
+    assert batch["target_positions"].shape[-1] == BlockSampler(GRID, 2, **shape).largest_target
 
 
 def test_masks_and_augmentation_draw_from_two_streams(keys: dict[str, np.ndarray]) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_hf.masking import block_sampling
-from jepa_hf.masking.block_sampling import _block_size, default_num_context, largest_target, sample_block_masks
+from jepa_hf.masking.block_sampling import BlockSampler, _block_size
 from jepa_hf.masking.counter_rng import sample_keys
 
 DRAWS = 20_000
@@ -20,13 +20,19 @@ def keys_of(count: int, seed: int = 0) -> np.ndarray:
     return sample_keys(np.arange(count, dtype=np.uint64), seed, epoch=0)
 
 
+def sample_block_masks(
+    keys: np.ndarray, grid: tuple[int, int], num_context: int | None = None, **shape: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    return BlockSampler(grid, **shape).sample(keys, num_context)
+
+
 def as_planes(flags: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return flags.reshape(*flags.shape[:-1], *grid)
 
 
 @st.composite
 def shapes(draw: st.DrawFn) -> dict[str, Any]:
-    """Settings of `sample_block_masks` for a grid of at least two patches."""
+    """Settings of `BlockSampler` for a grid of at least two patches."""
     rows, columns = draw(st.tuples(st.integers(1, 12), st.integers(1, 12)).filter(lambda grid: grid[0] * grid[1] > 1))
     scales = st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted).map(tuple)
     ratios = st.tuples(st.floats(0.2, 5), st.floats(0.2, 5)).map(sorted).map(tuple)
@@ -46,7 +52,7 @@ def test_every_patch_is_a_target_with_the_same_chance(grid: tuple[int, int]) -> 
 
     One block per sample, so that samples are independent; a rule that keeps blocks inside the plane is caught.
     """
-    context = default_num_context(grid, num_targets=1)
+    context = BlockSampler(grid, num_targets=1).default_num_context
     counts = sample_block_masks(keys_of(DRAWS), grid, num_targets=1, num_context=context)[0].sum(axis=(0, 1))
     chance = counts.mean() / DRAWS
     assert 0.05 < chance < 0.25
@@ -63,9 +69,7 @@ def test_every_patch_is_a_target_with_the_same_chance(grid: tuple[int, int]) -> 
 @pytest.mark.parametrize("scale", [(0.15, 0.2), (0.4, 0.6)])
 def test_blocks_keep_their_scale_on_every_plane(grid: tuple[int, int], scale: tuple[float, float]) -> None:
     """Wide, tall and small ones: the mean area is within 5 % of the mean scale. Nothing is cut inside the plane."""
-    targets, context = block_sampling._sample_blocks(
-        keys_of(DRAWS), grid, 1, scale, (0.75, 1.5), (0.85, 1.0), keep_blocks_inside=True
-    )
+    targets, context = BlockSampler(grid, 1, scale, keep_blocks_inside=True).sample_blocks(keys_of(DRAWS))
     assert targets.mean() == pytest.approx(np.mean(scale), rel=0.05)
     assert context.mean() == pytest.approx(0.925, rel=0.05)
 
@@ -94,9 +98,7 @@ def test_blocks_inside_the_plane_are_uncut_and_reach_all_of_it() -> None:
 def test_blocks_of_one_sample_are_drawn_alike_and_independently() -> None:
     """Each of four target blocks has the same mean size and place; no block's size or place, the context's included,
     is correlated with another's."""
-    targets, block = block_sampling._sample_blocks(
-        keys_of(DRAWS), (14, 14), 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), False
-    )
+    targets, block = BlockSampler((14, 14)).sample_blocks(keys_of(DRAWS))
     planes = as_planes(np.concatenate([targets, block[:, None]], axis=1), (14, 14))
     size = planes.sum(axis=(2, 3))
     row = (planes.sum(axis=3) * np.arange(14)).sum(axis=2) / size
@@ -156,7 +158,7 @@ def test_the_context_has_exactly_its_number_of_patches_and_no_target(
     assert context.shape == (count, patches)
     assert targets.dtype == context.dtype == bool
     if number is None:
-        number = default_num_context(**shape)
+        number = BlockSampler(**shape).default_num_context
         assert 1 <= number < patches
         assert targets.any(axis=(1, 2)).all()
     assert (context.sum(axis=1) == number).all()
@@ -168,8 +170,8 @@ def test_the_context_has_exactly_its_number_of_patches_and_no_target(
 def test_targets_are_blocks_within_the_range_of_sizes(shape: dict[str, Any], seed: int) -> None:
     """Each drawn block is a full rectangle, not empty and not larger than the largest; the context block is whole."""
     grid, (rows, columns) = shape["grid"], shape["grid"]
-    targets, block = block_sampling._sample_blocks(keys_of(64, seed), **shape)
-    largest = largest_target(grid, shape["target_scale"], shape["target_aspect_ratio"])
+    targets, block = BlockSampler(**shape).sample_blocks(keys_of(64, seed))
+    largest = BlockSampler(**shape).largest_target
     for flags in (targets.reshape(-1, rows * columns), block):
         planes = as_planes(flags, grid)
         height, width = planes.any(axis=2).sum(axis=1), planes.any(axis=1).sum(axis=1)
@@ -185,7 +187,7 @@ def test_the_largest_target_is_reached() -> None:
     """On the grids of CIFAR and ImageNet some sample has a block of exactly this size."""
     for grid in ((8, 8), (14, 14), (6, 10)):
         targets, _ = sample_block_masks(keys_of(DRAWS // 2), grid)
-        assert targets.sum(axis=2).max() == largest_target(grid)
+        assert targets.sum(axis=2).max() == BlockSampler(grid).largest_target
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (6, 10)])
@@ -226,10 +228,8 @@ def test_different_keys_give_different_masks() -> None:
 @pytest.mark.parametrize("grid", [(8, 8), (14, 14), (6, 10)])
 def test_the_default_number_of_context_patches_falls_short_for_a_tenth(grid: tuple[int, int]) -> None:
     """About one in ten samples has fewer patches left, and one more patch would leave more than that short."""
-    number = default_num_context(grid)
-    targets, block = block_sampling._sample_blocks(
-        keys_of(DRAWS, seed=1), grid, 4, (0.15, 0.2), (0.75, 1.5), (0.85, 1.0), False
-    )
+    number = BlockSampler(grid).default_num_context
+    targets, block = BlockSampler(grid).sample_blocks(keys_of(DRAWS, seed=1))
     left = (block & ~targets.any(axis=1)).sum(axis=1)
     assert (left < number).mean() < 0.11
     assert (left < number + 1).mean() > 0.09
@@ -239,7 +239,7 @@ def test_where_the_context_falls_short_patches_outside_its_block_make_up_for_it(
     """A context block of one quarter cannot hold half of the patches: targets are left alone as long as others last."""
     settings = {"num_targets": 1, "context_scale": (0.25, 0.25)}
     targets, context = sample_block_masks(keys_of(500), (8, 8), **settings, num_context=32)
-    drawn, block = block_sampling._sample_blocks(keys_of(500), (8, 8), 1, (0.15, 0.2), (0.75, 1.5), (0.25, 0.25), False)
+    drawn, block = BlockSampler((8, 8), 1, context_scale=(0.25, 0.25)).sample_blocks(keys_of(500))
     assert np.array_equal(targets, drawn)
     assert ((block & ~drawn[:, 0]) <= context).all()
     assert (context.sum(axis=1) == 32).all()
@@ -255,9 +255,9 @@ def test_a_plane_of_one_patch_has_no_target_and_one_of_two_has() -> None:
         assert np.array_equal(targets.any(axis=1), ~context)
         assert (context.sum(axis=1) == 1).all()
     targets, context = sample_block_masks(keys_of(500), (2, 2))
-    assert (context.sum(axis=1) == default_num_context((2, 2))).all()
+    assert (context.sum(axis=1) == BlockSampler((2, 2)).default_num_context).all()
     assert targets.any(axis=(1, 2)).all()
-    assert targets.sum(axis=2).max() == largest_target((2, 2)) == 1
+    assert targets.sum(axis=2).max() == BlockSampler((2, 2)).largest_target == 1
 
 
 @pytest.mark.parametrize(
@@ -269,4 +269,4 @@ def test_the_largest_target_is_the_largest(
 ) -> None:
     """Against a search over a million aspect ratios."""
     height, width = _block_size(np.full(10**6, scale[1]), np.geomspace(*ratios, 10**6), grid, 1 - 1e-9)
-    assert largest_target(grid, scale, ratios) >= int((height * width).max())
+    assert BlockSampler(grid, 4, scale, ratios).largest_target >= int((height * width).max())
