@@ -60,12 +60,14 @@ class Verdict:
         reasons: One sentence for each finding, the worst first; or one that says that there is none.
         skill: Sentence about the prediction loss and its best baseline; empty if it was not measured.
         advice: What to do next.
+        findings: First step and sentence of each finding by its kind.
     """
 
     severity: Severity
     reasons: tuple[str, ...]
     skill: str
     advice: str
+    findings: dict[str, tuple[int, str]]
 
     @property
     def title(self) -> str:
@@ -294,9 +296,10 @@ def judge(
         severity, reasons = max(severity, Severity.COLLAPSED), [*reasons, samples.sentence]
         advice = advice if kinds else REMEDIES["total"]
     if not reasons and not skill and not measurements(history):
-        return Verdict(Severity.NOT_ASSESSED, ("Health was not measured.",), "", unmeasured)
+        return Verdict(Severity.NOT_ASSESSED, ("Health was not measured.",), "", unmeasured, {})
     reasons = reasons or ["No collapse and no divergence."]
-    return Verdict(severity, tuple(reasons), "" if _NOTHING_LEARNED.intersection(found) else skill, advice)
+    skill = "" if _NOTHING_LEARNED.intersection(found) else skill
+    return Verdict(severity, tuple(reasons), skill, advice, found)
 
 
 def _severity_of(kind: str) -> Severity:
