@@ -789,7 +789,7 @@ def test_generate_needs_a_finished_run(
 
 
 def test_generate_keeps_earlier_results(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Without --overwrite_output_dir they stay; progress is not a bar where stderr is not a terminal."""
+    """Without --overwrite_output_dir they stay; a terminal alone shows a bar."""
     asking = ("--data_file", folder / "rows.jsonl", "--max_samples", 3, "--max_new_tokens", 2, "--use_cpu")
     say("generate", folder / "llm", *asking, "--output_dir", tmp_path / "answers")
     said = capfd.readouterr()
