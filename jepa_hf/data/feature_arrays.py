@@ -107,8 +107,7 @@ def array_blocks(array: np.ndarray, lengths: np.ndarray | None, source: Provenan
         )
     rows = max(BLOCK_SIZE // array[:1].size, 1) if len(array) else 1
     for start in range(0, len(array), rows):
-        with np.errstate(over="ignore"):  # overflow becomes infinite, which is an error later
-            values = np.ascontiguousarray(array[start : start + rows], dtype=np.float32)
+        values = np.ascontiguousarray(array[start : start + rows], dtype=np.result_type(array, np.float32))
         if array.ndim == 2:
             yield Block(values, None)
         elif lengths is None:

@@ -50,7 +50,7 @@ class Block:
     """Consecutive rows of a source.
 
     Attributes:
-        values: float32 `[rows, F]`; of series `[steps of all rows, F]`.
+        values: `[rows, F]`; of series `[steps of all rows, F]`. float32, or float64 if the source is more precise.
         lengths: `[rows]`, number of steps of each series; None for vectors.
     """
 
@@ -114,7 +114,7 @@ def _join_columns(columns: list[pa.Array], source: Provenance, first_row: int) -
     for number, column in enumerate(columns):
         if column.null_count:
             raise source.invalid_value_error("an empty cell", source.locate(first_row + first_null(column)), number)
-    return Block(np.stack([to_float32(column) for column in columns], axis=1), None)
+    return Block(np.stack([to_floats(column) for column in columns], axis=1), None)
 
 
 def _unpack_lists(array: pa.Array, source: Provenance, first_row: int, width: int | None) -> Block:
@@ -143,7 +143,7 @@ def _unpack_lists(array: pa.Array, source: Provenance, first_row: int, width: in
         index, number = divmod(first_null(numbers), width)
         row, step = locate(index, lengths)
         raise source.invalid_value_error("an empty cell", source.locate(first_row + row, step), number)
-    return Block(to_float32(numbers).reshape(-1, width), lengths)
+    return Block(to_floats(numbers).reshape(-1, width), lengths)
 
 
 def list_lengths(array: pa.Array) -> np.ndarray:
@@ -156,10 +156,11 @@ def first_null(array: pa.Array) -> int:
     return int(array.is_null().index(True).as_py())
 
 
-def to_float32(array: pa.Array) -> np.ndarray:
-    """Return all numbers of an array of (lists of) numbers as float32."""
+def to_floats(array: pa.Array) -> np.ndarray:
+    """Return all numbers of an array of (lists of) numbers; as float64, unless they are float32 or coarser."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     while list_depth(array.type):
         array = array.flatten()
-    return array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+    kind = pa.float32() if array.type in (pa.float16(), pa.float32()) else pa.float64()
+    return array.cast(kind, safe=False).to_numpy(zero_copy_only=False)

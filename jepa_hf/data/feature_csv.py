@@ -69,13 +69,15 @@ def csv_blocks(path: str, kind: str, source: Provenance) -> Iterator[Block]:
                 pa_csv.ParseOptions(delimiter=csv_separator(path, DELIMITERS[kind]), newlines_in_values=True),
                 pa_csv.ConvertOptions(
                     include_columns=source.columns,
-                    column_types=dict.fromkeys(source.columns, pa.float32()),
+                    column_types=dict.fromkeys(source.columns, pa.float64()),
                     null_values=[""],
                 ),
             )
             for batch in reader:
                 values = np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns], axis=1)
-                if not np.isfinite(values).all():  # empty cells are NaN here
+                with np.errstate(over="ignore"):
+                    finite = np.isfinite(values.astype(np.float32))
+                if not finite.all():  # empty cells are NaN here
                     raise _csv_error(path, kind, source, rows, "a number is not finite")
                 yield Block(values, None)
                 rows += len(values)

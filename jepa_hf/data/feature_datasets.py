@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,9 @@ from datasets import ClassLabel, Dataset, DatasetInfo, NamedSplit
 from datasets.fingerprint import generate_random_fingerprint
 
 from ..errors import UsageError
+from ..utils.counts import counted
 from .arguments import DataArguments
-from .feature_blocks import BATCH_ROWS, BLOCK_SIZE, Block, Provenance, column_blocks, list_lengths, locate, to_float32
+from .feature_blocks import BATCH_ROWS, BLOCK_SIZE, Block, Provenance, column_blocks, list_lengths, locate, to_floats
 from .feature_columns import abbreviate, choose_columns
 from .feature_readers import array_format, open_feature_file
 from .file_readers import file_errors_as_usage_error, find_files, log_once, single_kind
@@ -108,27 +109,51 @@ def series_lengths(dataset: Dataset) -> np.ndarray:
 def feature_statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and population standard deviation of each feature, float32 `[F]`, over all rows and steps.
 
-    Batches are merged in float64 as in Chan, Golub and LeVeque (1983), "Algorithms for computing
-    the sample variance": memory stays constant, and a large mean costs no precision. The deviation
-    of equal values is exactly 0, and is returned as 1, so that it can be divided by.
+    The deviation of equal values is exactly 0, and is returned as 1, so that it can be divided by.
     """
     _, width = feature_shape(dataset)
     row_bytes = max(dataset.data.nbytes // dataset.data.num_rows, 1)
-    count, mean, squares = 0, np.zeros(width), np.zeros(width)
+    moments = _Moments()
     batches = dataset.select_columns("features").with_format("arrow")
     for batch in batches.iter(max(BLOCK_SIZE // row_bytes, 1)):
         for chunk in batch.column("features").chunks:
-            values = to_float32(chunk).reshape(-1, width).astype(np.float64)
-            if not len(values):
-                continue
-            total = count + len(values)
-            chunk_mean = values.mean(axis=0)
-            difference = chunk_mean - mean
-            squares += np.square(values - chunk_mean).sum(axis=0) + difference**2 * (count * len(values) / total)
-            mean += difference * (len(values) / total)
-            count = total
-    deviation = np.sqrt(squares / count).astype(np.float32)
-    return mean.astype(np.float32), np.where(deviation == 0, np.float32(1), deviation)
+            if len(chunk):
+                moments += _Moments.of(to_floats(chunk).reshape(-1, width))
+    deviation = moments.deviation.astype(np.float32)
+    return moments.mean.astype(np.float32), np.where(deviation == 0, np.float32(1), deviation)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Number of rows, mean and sum of squared deviations of each column, float64 `[F]`.
+
+    They are merged as in Chan, Golub and LeVeque (1983), "Algorithms for computing the sample
+    variance": memory stays constant, and a large mean costs no precision.
+    """
+
+    count: int = 0
+    mean: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    squares: np.ndarray = field(default_factory=lambda: np.zeros(()))
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "_Moments":
+        """Compute those of rows `[N, F]`, at least one."""
+        values = values.astype(np.float64, copy=False)
+        mean = values.mean(axis=0)
+        return cls(len(values), mean, np.square(values - mean).sum(axis=0))
+
+    def __add__(self, other: "_Moments") -> "_Moments":
+        total = self.count + other.count
+        if not total:
+            return self
+        difference = other.mean - self.mean
+        squares = self.squares + other.squares + difference**2 * (self.count * other.count / total)
+        return _Moments(total, self.mean + difference * (other.count / total), squares)
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """The population standard deviation."""
+        return np.sqrt(self.squares / self.count)
 
 
 @dataclass
@@ -145,11 +170,12 @@ class _FeatureLoader:
         paths = find_files(argument, files)
         kind = single_kind(argument, files, map(array_format, paths))
         chunks: list[pa.Array] = []
+        moments = _Moments()
         for path in paths:
             with file_errors_as_usage_error(path):
                 source, blocks, message = open_feature_file(path, kind, self.args, self.columns)
                 self._note_columns(source, message)
-                file_chunks = _arrow_chunks(source, blocks)
+                file_chunks, file_moments = _arrow_chunks(source, blocks)
             # Compare descriptions, because the types of series are equal whatever their width.
             if chunks and _describe_shape(file_chunks[0].type) != _describe_shape(chunks[0].type):
                 raise UsageError(
@@ -157,6 +183,8 @@ class _FeatureLoader:
                     f"{_describe_shape(chunks[0].type)}. Provide files with the same features."
                 )
             chunks += file_chunks
+            moments += file_moments
+        _check_spread(moments, f"{argument} '{files}'", source)
         return _to_dataset(chunks, source.columns, argument.removesuffix("_file"))
 
     def load_split(self, dataset: Dataset, split: str) -> Dataset:
@@ -174,7 +202,9 @@ class _FeatureLoader:
         self._note_columns(source, message)
         tables = dataset.select_columns(list(source.columns)).with_format("arrow").iter(BATCH_ROWS)
         batches = (batch.select(source.columns).columns for table in tables for batch in table.to_batches())
-        return _to_dataset(_arrow_chunks(source, column_blocks(batches, source)), source.columns, split)
+        chunks, moments = _arrow_chunks(source, column_blocks(batches, source))
+        _check_spread(moments, name, source)
+        return _to_dataset(chunks, source.columns, split)
 
     def _note_columns(self, source: Provenance, message: str) -> None:
         """Keep the columns of the first table for later ones, and log the choice once."""
@@ -186,27 +216,59 @@ class _FeatureLoader:
             self.messages.add(message)
 
 
-def _arrow_chunks(source: Provenance, blocks: Iterator[Block]) -> list[pa.Array]:
-    """Read all rows of a source.
+def _arrow_chunks(source: Provenance, blocks: Iterator[Block]) -> tuple[list[pa.Array], _Moments]:
+    """Read all rows of a source as float32; return also the moments of numbers that are more precise.
 
     Raises:
         UsageError: There are no rows, or a number is not finite.
     """
     chunks = []
-    rows = 0
+    rows, moments = 0, _Moments()
     for block in blocks:
+        precise = block.values
+        with np.errstate(over="ignore"):  # overflow becomes infinite, which is an error
+            block = replace(block, values=precise.astype(np.float32, copy=False))
         finite = np.isfinite(block.values)
         if not finite.all():
             index, column = divmod(int(finite.argmin()), finite.shape[1])
             row, step = locate(index, block.lengths)
             raise source.invalid_value_error(str(block.values[index, column]), source.locate(rows + row, step), column)
+        if precise.dtype != np.float32:
+            moments += _Moments.of(precise)
         chunks.append(block.to_arrow())
         rows += len(block)
     if not rows:
         raise UsageError(f"No rows in {source.name}. Provide data with at least one.")
     if source.columns and not source.depth:
-        _warn_of_row_numbers(to_float32(chunks[0]).reshape(len(chunks[0]), -1), source)
-    return chunks
+        _warn_of_row_numbers(to_floats(chunks[0]).reshape(len(chunks[0]), -1), source)
+    return chunks, moments
+
+
+def _check_spread(moments: _Moments, name: str, source: Provenance) -> None:
+    """Warn of columns whose values differ by less than float32 resolves at their mean.
+
+    Raises:
+        UsageError: These are all columns that are not constant.
+    """
+    if not moments.count:
+        return
+    mean, deviation = np.abs(moments.mean), moments.deviation
+    # Smaller deviations are rounding errors of float64 in the mean of equal values.
+    varies = deviation > 8 * np.spacing(mean)
+    lost = varies & (deviation < np.spacing(mean.astype(np.float32)))
+    if not lost.any():
+        return
+    named = source.columns if not source.depth else ()
+    columns = [f"'{named[index]}'" if named else f"number {index + 1}" for index in np.flatnonzero(lost)]
+    first = int(lost.argmax())
+    message = (
+        f"In {name}, float32 loses the differences between the values of {counted(len(columns), 'column')} "
+        f"({abbreviate(columns)}): their standard deviation is {deviation[first]:.3g} around {moments.mean[first]:.9g} "
+        "in the first. Subtract a constant from each of them in float64, such as its mean, and save it again"
+    )
+    if (lost == varies).all():
+        raise UsageError(f"{message}.")
+    log_once(message, logging.WARNING)
 
 
 def _warn_of_row_numbers(values: np.ndarray, source: Provenance) -> None:

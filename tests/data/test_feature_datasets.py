@@ -728,6 +728,45 @@ class TestRoundTrip:
             assert feature_shape(dataset) == (path == "x.npz", width)
 
 
+class TestPrecision:
+    """float32 has steps of 8 at 1e8 and of 128 at a Unix timestamp in seconds."""
+
+    VALUES = np.stack([1e8 + RANDOM.normal(size=40), RANDOM.normal(size=40), np.full(40, 1e8)], axis=1)
+
+    @pytest.mark.parametrize("form", [*TABLES, "npy", "dataset", "two files"])
+    def test_columns_that_lose_their_spread_are_named(self, form, caplog):
+        """In a warning that says what to do; a constant column and one of float32 are not among them."""
+        log_once.cache_clear()
+        rows = rows_of(self.VALUES)
+        match form:
+            case "dataset":
+                Path("data").mkdir()
+                Dataset.from_list(rows).to_parquet("data/train.parquet")
+                load(dataset_name="data")
+            case "two files":
+                load(",".join(write_table(f"{part}.csv", rows[part::2]) for part in range(2)))
+            case "npy":
+                load(save("x.npy", self.VALUES))
+            case _:
+                load(write_table(f"x.{form}", rows))
+        (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        column = "number 1" if form == "npy" else "'a'"
+        assert f"float32 loses the differences between the values of 1 column ({column}): their standard" in warning
+        assert "Subtract a constant from each of them in float64, such as its mean, and save it again" in warning
+
+    @pytest.mark.parametrize("form", ["csv", "jsonl"])
+    def test_data_that_loses_all_spread_is_refused(self, form):
+        values = self.VALUES[:, [0, 2]] + [1.6e9, 0]
+        rows = rows_of(values, "ab") if form == "csv" else [{"v": row.tolist()} for row in values]
+        path = write_table(f"x.{form}", rows)
+        assert_refused("float32 loses the differences between the values of 1 column", path)
+
+    @pytest.mark.parametrize("values", [VALUES.astype(np.float32), [[0.1, 1e8, 0.3]] * 9, VALUES - VALUES.mean(axis=0)])
+    def test_constants_centred_values_and_float32_lose_nothing(self, values, caplog):
+        load(save("x.npy", np.asarray(values)))
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 class TestStatistics:
     @settings(max_examples=40, deadline=None)
     @given(
