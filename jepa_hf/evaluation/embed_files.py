@@ -55,7 +55,7 @@ def embed_files(
     check_output(output)
     fingerprint = json.loads(json.dumps({"pooling": pooling, **source.description, **(settings or {})}, default=str))
     folder = Path(f"{output}.parts")
-    _check_or_write_settings(folder, fingerprint)
+    _check_parts(folder, fingerprint)
     paths: list[Path] = []
     first = 0
     with progress_bar(source.count, embedder.name, "rows", show_progress) as bar:
@@ -68,6 +68,8 @@ def embed_files(
                     )[pooling]
                 except UsageError as error:
                     raise UsageError(f"In the rows from {first + 1} on: {error}") from None
+                if not paths:  # without a part, no folder is left to clear up after an error
+                    _write_settings(folder, fingerprint)
                 _write_part(path, table, vectors)
             paths.append(path)
             first += len(samples)
@@ -92,8 +94,8 @@ def check_output(output: Path) -> None:
         raise UsageError(f"The folder of output {str(output)!r} does not exist or is not writable. Name another.")
 
 
-def _check_or_write_settings(folder: Path, fingerprint: dict[str, Any]) -> None:
-    """Write the settings to the folder of parts, or check that its parts have the same ones."""
+def _check_parts(folder: Path, fingerprint: dict[str, Any]) -> None:
+    """Check that the folder is absent, or holds parts with these settings."""
     path = folder / _SETTINGS_FILE
     if path.is_file():
         previous = json.loads(path.read_text(encoding="utf-8"))
@@ -103,11 +105,13 @@ def _check_or_write_settings(folder: Path, fingerprint: dict[str, Any]) -> None:
                 f"{str(folder)!r} holds parts of another embedding (with other {', '.join(changed)}). Repeat that "
                 "command, delete the folder, or name another output."
             )
-        return
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(folder.iterdir()):
         raise UsageError(f"The folder for parts, {str(folder)!r}, holds other files. Name another output.")
+
+
+def _write_settings(folder: Path, fingerprint: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
-    with atomic_write(path) as new:
+    with atomic_write(folder / _SETTINGS_FILE) as new:
         new.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
 
 

@@ -351,14 +351,14 @@ class Embedder:
         return {name: values.to(self.device) for name, values in batch.items()}
 
     def _image(self, number: int, sample: Any) -> Any:
+        path = sample.get("path") if isinstance(sample, dict) else None
+        place = f"Sample {number + 1}" + ("" if path is None else f" ('{path}')")
         try:
             return decode_image(sample, "L" if getattr(self.encoder.config, "num_channels", 3) == 1 else "RGB")
         except UsageError as error:
-            raise UsageError(f"Sample {number + 1} {error}") from None
+            raise UsageError(f"{place} {error}") from None
         except Exception as error:  # PIL's decoders raise nearly any exception on damaged data
-            raise UsageError(
-                f"Sample {number + 1} is an image {failure_reason(error)}. Fix it or leave it out."
-            ) from None
+            raise UsageError(f"{place} is an image {failure_reason(error)}. Fix it or leave it out.") from None
 
     # ---- from batches to vectors
 

@@ -212,6 +212,25 @@ def test_parts_of_another_embedding_are_not_mixed_in(change: dict[str, Any], sen
         path.unlink()
 
 
+@pytest.mark.parametrize("damaged", [4, 8])
+def test_a_damaged_image_is_named_and_its_repair_is_read(damaged: int) -> None:
+    """Without a finished part no folder of parts is left, so that the same call reads the repaired folder."""
+    folder = Path(f"damaged{damaged}")
+    folder.mkdir()
+    for number in range(9):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(folder / f"{number}.png")
+    content = (folder / f"{damaged}.png").read_bytes()
+    (folder / f"{damaged}.png").write_bytes(b"no image")
+    output, embedder = f"{folder}.npy", image_embedder()
+    with pytest.raises(UsageError, match=rf"Sample \d \('{folder}/{damaged}.png'\) is an image that PIL cannot"):
+        embed_files(embedder, open_source("images", DataArguments(train_file=str(folder))), output)
+    assert Path(f"{output}.parts").exists() == (damaged > 7)
+    if damaged < 7:
+        (folder / f"{damaged}.png").write_bytes(content)
+        embed_files(embedder, open_source("images", DataArguments(train_file=str(folder))), output)
+        assert len(np.load(output)) == 9
+
+
 def test_images_keep_their_paths() -> None:
     """And the names of their folders as labels."""
     Path("pictures/below").mkdir(parents=True)

@@ -345,7 +345,7 @@ NAN = [np.array([1.0, float("nan"), 0.0])]
             "Sample 1 holds a PIL image of mode 'I', numbers of unknown",
         ),
         (image_embedder, [7], "mean", "Sample 1 holds int, not an image"),
-        (image_embedder, ["no.png"], "mean", "Sample 1 cannot be read: No such file"),
+        (image_embedder, ["no.png"], "mean", r"Sample 1 \('no.png'\) cannot be read: No such file"),
         (
             image_embedder,
             [{"bytes": b"no", "path": None}],
