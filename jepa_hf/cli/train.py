@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.arguments import DataArguments
+from ..data.feature_readers import is_array_file
 from ..errors import RunError, UsageError
 from ..hub.export import JEPA_FOLDER
 from ..hub.push import PushError
@@ -218,9 +219,7 @@ def finalize_arguments(model_args: ModelArguments, data_args: DataArguments, arg
     if model_args.objective not in (None, "span", "images", "features"):
         raise UsageError(f"objective must be one of span, images, features, llm, not {model_args.objective!r}.")
     has_start = any((model_args.model_name_or_path, model_args.model_type, model_args.config_name))
-    if not has_start and (
-        model_args.objective == "features" or (data_args.train_file or "").lower().endswith((".npy", ".npz"))
-    ):
+    if not has_start and (model_args.objective == "features" or is_array_file(data_args.train_file or "")):
         model_args.model_type = FeatureEncoderConfig.model_type
     elif not has_start:
         raise UsageError(

@@ -17,6 +17,11 @@ from .file_readers import TABLE_FORMATS, file_format, is_gzip, open_parquet
 ARRAY_FORMATS = {".npy": "npy", ".npz": "npz"}
 
 
+def is_array_file(path: str) -> bool:
+    """Return whether a file's suffix, in any case, is one of an array."""
+    return path.lower().endswith(tuple(ARRAY_FORMATS))
+
+
 def array_format(path: str) -> str:
     """Return the kind of a feature file, from its suffix, or raise a `UsageError`."""
     return file_format(path, ARRAY_FORMATS | TABLE_FORMATS)
@@ -44,8 +49,10 @@ def open_feature_file(
             blocks = column_blocks(_parquet_batches(path, source), source)
         case "json":
             blocks = column_blocks(json_batches(path, source), source)
-        case _:
+        case "csv" | "tsv":
             blocks = csv_blocks(path, kind, source)
+        case _:
+            raise ValueError(f"No reader of features for the kind {kind!r}.")
     return source, blocks, message
 
 

@@ -97,8 +97,10 @@ def read_rows(path: str, kind: str, column: str | None = None) -> Iterator[dict[
             return _read_json(path)
         case "parquet":
             return _read_parquet(path, column)
-        case _:
+        case "csv" | "tsv":
             return _read_csv(path, kind)
+        case _:
+            raise ValueError(f"No reader of rows for the kind {kind!r}.")
 
 
 def _read_lines(path: str) -> Iterator[dict[str, Any]]:

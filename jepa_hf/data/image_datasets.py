@@ -1,6 +1,7 @@
 """Image datasets from folders, files, or the Hub."""
 
 import os
+from collections.abc import Sequence
 from functools import partial
 
 import pyarrow as pa
@@ -12,6 +13,8 @@ from .arguments import DataArguments
 from .file_readers import file_errors_as_usage_error, find_files, open_parquet, single_kind, split_paths
 from .image_files import is_image_file, list_images
 from .splits import resolve_splits
+
+IMAGE_COLUMNS = ("image", "img")
 
 
 def load_image_datasets(args: DataArguments, *, seed: int, need_validation: bool) -> tuple[Dataset, Dataset | None]:
@@ -73,7 +76,13 @@ def list_image_files(argument: str, files: str) -> list[str]:
     """Return the files, and the images in the folders, that an argument lists."""
     paths: dict[str, None] = {}
     for name in split_paths(files):
-        paths |= dict.fromkeys(list_images(argument, name) if os.path.isdir(name) else find_files(argument, name))
+        found = list_images(name) if os.path.isdir(name) else find_files(argument, name)
+        if not found:
+            raise UsageError(
+                f"{argument} '{name}' is a folder without images (.png, .jpg and other suffixes that PIL reads). Check "
+                f"the path, or name Parquet files, such as '{os.path.join(name, '*.parquet')}'."
+            )
+        paths |= dict.fromkeys(found)
     return list(paths)
 
 
@@ -122,9 +131,7 @@ def _choose_column(schema: pa.Schema, wanted: str | None, source: str) -> str:
     """Return the column to read: the `wanted` one, `image`, `img`, or the only possible one."""
     candidates = [column.name for column in schema if _can_hold_images(column.type)]
     if wanted is None:
-        wanted = next((name for name in ("image", "img") if name in candidates), None)
-        if wanted is None and len(candidates) == 1:
-            wanted = candidates[0]
+        wanted = usual_image_column(candidates)
     if wanted is None or wanted not in candidates:
         problem = f"No column '{wanted}'" if wanted is not None else "Not exactly one column"
         raise UsageError(
@@ -132,6 +139,12 @@ def _choose_column(schema: pa.Schema, wanted: str | None, source: str) -> str:
             f"{', '.join(candidates or schema.names)}."
         )
     return wanted
+
+
+def usual_image_column(candidates: Sequence[str]) -> str | None:
+    """Return which of the columns that can hold images is read: `image`, `img`, or the only one."""
+    named = [name for name in IMAGE_COLUMNS if name in candidates]
+    return named[0] if named else candidates[0] if len(candidates) == 1 else None
 
 
 def _can_hold_images(kind: pa.DataType) -> bool:

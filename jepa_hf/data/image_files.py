@@ -41,14 +41,14 @@ def is_image_file(path: str) -> bool:
     return os.path.splitext(path.lower())[1] in _image_suffixes()
 
 
-def list_images(argument: str, folder: str) -> list[str]:
+def list_images(folder: str) -> list[str]:
     """Return the sorted paths of all images in a folder and its subfolders.
 
     Links to folders are followed, but each folder is read once. Hidden files and folders are left
     out; a message counts those that look like images.
 
     Raises:
-        UsageError: There are none, or the folder cannot be read.
+        UsageError: The folder cannot be read.
     """
     images: list[str] = []
     left_out: Counter[str] = Counter()
@@ -73,11 +73,6 @@ def list_images(argument: str, folder: str) -> list[str]:
                 left_out["links to nothing"] += 1
             else:
                 images.append(path)
-    if not images:
-        raise UsageError(
-            f"{argument} '{folder}' is a folder without images (.png, .jpg and other suffixes that PIL reads). Check "
-            f"the path, or name Parquet files, such as '{os.path.join(folder, '*.parquet')}'."
-        )
     if left_out := +left_out:  # without zeros
         logger.warning("'%s': %s", folder, left_out_message(left_out, len(images) + left_out.total(), "images"))
     return sorted(images)

@@ -13,7 +13,7 @@ from datasets import Dataset
 from ..data.arguments import DataArguments
 from ..data.feature_arrays import flat_arrays
 from ..data.feature_datasets import feature_column_names, load_feature_datasets
-from ..data.feature_readers import array_format
+from ..data.feature_readers import ARRAY_FORMATS, array_format
 from ..data.file_readers import file_format, find_files, single_kind
 from ..data.image_datasets import list_image_files, load_image_datasets, parquet_image_column
 from ..data.text_datasets import text_column
@@ -142,7 +142,7 @@ def _feature_source(args: DataArguments, column_names: Sequence[str] | None, siz
     names = feature_column_names(dataset)
     paths = find_files("train_file", args.train_file or "")
     kind = array_format(paths[0])
-    if kind in ("npy", "npz"):
+    if kind in ARRAY_FORMATS.values():
         kept = _in_memory(_array_columns(paths, len(dataset)) if kind == "npz" else {}, len(dataset), size)
     else:
         kept = open_tables(paths, kind, size, exclude=names or [])

@@ -4,7 +4,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from ..errors import UsageError
 from ..monitoring.metrics import effective_rank, mean_pairwise_cosine, singular_values
 from .embedder import Embedder
+from .names import distinct_ends
 from .task import Split, Task, require_targets
 
 logger = logging.getLogger(__name__)
@@ -115,12 +115,7 @@ class Evaluation:
     @property
     def short_names(self) -> dict[str, str]:
         """Shortest ends of the models' paths that are distinct, by model."""
-        paths = [Path(model).parts for model in self.models]
-        for count in range(1, max(map(len, paths))):
-            names = ["/".join(parts[-count:]) for parts in paths]
-            if len(set(names)) == len(names):
-                return dict(zip(self.models, names, strict=True))
-        return {model: model for model in self.models}
+        return dict(zip(self.models, distinct_ends(self.models), strict=True))
 
 
 def evaluate(

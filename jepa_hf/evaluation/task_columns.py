@@ -9,14 +9,13 @@ import numpy as np
 from ..data.feature_columns import is_unnamed, label_columns
 from ..data.feature_csv import has_decimal_comma, is_number
 from ..data.feature_datasets import feature_column_names, load_feature_datasets
+from ..data.image_datasets import IMAGE_COLUMNS, usual_image_column
 from ..data.text_columns import not_text_error
 from ..errors import UsageError
 from .task import Kind, Split, TaskArguments
 from .task_tables import Table
 
-# Of each of these groups the first name present is used.
-_TEXT_COLUMNS = ("text", "sentence")
-_IMAGE_COLUMNS = ("image", "img")
+_TEXT_COLUMNS = ("text", "sentence")  # the first one present is used
 _SCORED_PAIR = ("sentence1", "sentence2", "score")
 _PAIRS = (
     ("anchor", "positive"),
@@ -62,10 +61,13 @@ def _infer_sample_columns(
     others = [name for name in table.columns if name not in labels and not is_unnamed(name)]
     # A column of texts may come with row numbers.
     others = [name for name in others if not _counts_rows(table.columns[name])] or others
-    image = next((name for name in _IMAGE_COLUMNS if name in others), None)
-    if image is not None and not texts:
-        return "images", (image, label)
+    images = [name for name in others if name in IMAGE_COLUMNS or _is_image_column(table.columns[name])]
+    image = usual_image_column(images)
     text = next(iter(texts), None) or next((name for name in _TEXT_COLUMNS if name in others), None)
+    if image is not None and not texts and (text is None or image in IMAGE_COLUMNS):
+        return "images", (image, label)
+    if text is None and len(images) > 1:
+        raise UsageError(f"{table.place} has several columns of images: {', '.join(images)}. Rename one to image.")
     all_text = text is None and others and all(_is_text_column(table.columns[name]) for name in others)
     if all_text and len(others) == 1:
         text = others[0]
@@ -76,6 +78,14 @@ def _infer_sample_columns(
             f"{table.place} has several columns of texts: {', '.join(others)}. Name one by --text_column_name."
         )
     return "features", (label,)
+
+
+def _is_image_column(values: list[Any]) -> bool:
+    """Return whether the values are encoded images: bytes, or dicts with `bytes`."""
+    filled = [value for value in values if value is not None]
+    return bool(filled) and all(
+        isinstance(value, bytes) or (isinstance(value, Mapping) and "bytes" in value) for value in filled
+    )
 
 
 def _is_text_column(values: list[Any]) -> bool:

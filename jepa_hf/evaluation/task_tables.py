@@ -9,8 +9,9 @@ from datasets import ClassLabel, Dataset, Image
 
 from ..data.arguments import DataArguments
 from ..data.feature_arrays import flat_arrays
-from ..data.feature_readers import ARRAY_FORMATS
+from ..data.feature_readers import array_format, is_array_file
 from ..data.file_readers import file_errors_as_usage_error, file_format, read_rows
+from ..data.image_files import list_images
 from ..data.splits import load_hub_dataset
 from ..errors import UsageError
 from .task import TaskArguments
@@ -51,9 +52,7 @@ def _tables(source: str, args: TaskArguments) -> dict[str, Table]:
     if path.is_dir():
         files = {split: _find(path, names) for split, names in SPLIT_NAMES.items()}
         tables = {split: _read_file(file, args) for split, file in files.items() if file is not None}
-        if not tables:
-            raise UsageError(f"Task {source!r} is a folder without a file test.* or train.*. Name a file in it.")
-        return tables
+        return tables or _image_tables(path, args)
     if path.suffix or path.is_absolute():
         raise UsageError(f"Task {source!r} does not exist. Check the path.")
     try:
@@ -68,6 +67,24 @@ def _tables(source: str, args: TaskArguments) -> dict[str, Table]:
     return {split: _from_dataset(splits[names[0]], source, names[0], args) for split, names in present.items() if names}
 
 
+def _image_tables(folder: Path, args: TaskArguments) -> dict[str, Table]:
+    """List the images of a folder, or of its folders train and test, whose labels are the folders that they are in."""
+    folders = {
+        split: part for split, names in SPLIT_NAMES.items() for part in map(folder.joinpath, names) if part.is_dir()
+    }
+    tables = {}
+    for split, part in (folders or {"test": folder}).items():
+        images = list_images(str(part))
+        if not images:
+            raise UsageError(
+                f"Task '{folder}' is a folder without a file test.* or train.*, and without images in folders of their "
+                "classes. Name a file in it."
+            )
+        labels = [Path(image).parent.name for image in images]
+        tables[split] = Table(f"'{part}'", {"image": images, "label": labels}, Path(), _feature_arguments(args))
+    return tables
+
+
 def _find(folder: Path, names: Sequence[str]) -> Path | None:
     """Return the file of a split, None if the folder has none."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name.split(".")[0] in names)
@@ -80,7 +97,7 @@ def _read_file(path: Path, args: TaskArguments) -> Table:
     place, arguments = f"'{path}'", _feature_arguments(args, train_file=str(path))
     if path.stat().st_size == 0:
         raise UsageError(f"{place} is empty. Give a file with rows.")
-    if path.suffix in ARRAY_FORMATS:
+    if is_array_file(str(path)):
         return Table(place, _array_columns(path), path.parent, arguments)
     kind = file_format(str(path))
     with file_errors_as_usage_error(str(path)):
@@ -90,7 +107,7 @@ def _read_file(path: Path, args: TaskArguments) -> Table:
 
 
 def _array_columns(path: Path) -> dict[str, list[Any]]:
-    if path.suffix == ".npy":
+    if array_format(str(path)) == "npy":
         raise UsageError(f"'{path}' has no labels. Save an .npz file with the arrays features and label.")
     return {name: array.tolist() for name, array in flat_arrays(str(path)).items()}
 

@@ -11,6 +11,7 @@ from sklearn.model_selection import train_test_split
 
 from ..data.feature_columns import abbreviate
 from ..errors import UsageError
+from .names import distinct_ends
 from .task import Split, Task, TaskArguments, require_targets
 from .task_columns import infer_columns, read_splits
 from .task_tables import SPLIT_NAMES, read_tables
@@ -26,12 +27,13 @@ def load_tasks(
     """Read tasks and infer their kinds from their columns.
 
     A source is a file (csv, tsv, json, jsonl, parquet, each also gzipped, or npz), a folder, or a
-    dataset on the Hub. A folder holds files `train.*`, `test.*` and optionally `validation.*`; a
-    dataset has splits of these names. Without a test split, the validation split becomes the test
+    dataset on the Hub. A folder holds files `train.*`, `test.*` and optionally `validation.*`, or
+    images in folders of their classes, which may be in folders of these names; a dataset has splits
+    of these names. Without a test split, the validation split becomes the test
     split. From a single file or split of labelled rows, a quarter of each class is held out.
 
     - Columns sentence1, sentence2 and score: similarity. Only the test split is scored.
-    - A column of labels and a column of texts, of images (image or img) or columns of features:
+    - A column of labels and a column of texts, of images (image, img, or the only one) or columns of features:
       labels.
     - Two columns of texts (anchor and positive, query and document, question and answer, title and
       text, text and code, sentence1 and sentence2): retrieval of the second by the first. Only the
@@ -45,7 +47,8 @@ def load_tasks(
             except labels and row numbers.
 
     Returns:
-        The tasks in the order of their sources. Tasks of equal names are named by their sources.
+        The tasks in the order of their sources. Tasks of equal names get the shortest ends of
+        their sources that tell them apart, because names are published in cards.
 
     Raises:
         UsageError: a source does not exist or cannot be read, its columns fit no kind of task, or
@@ -54,8 +57,15 @@ def load_tasks(
     """
     args = TaskArguments() if args is None else args
     tasks = [_load(source, args, feature_column_names) for source in sources]
-    names = [task.name for task in tasks]
-    return [replace(task, name=task.source) if names.count(task.name) > 1 else task for task in tasks]
+    sources_of: dict[str, list[str]] = {}
+    for task in tasks:
+        sources_of.setdefault(task.name, []).append(task.source)
+    names: dict[str, str] = {}
+    for name, equal in sources_of.items():
+        if len(set(equal)) < len(equal):
+            raise UsageError(f"Task {equal[0]!r} is named twice. Name each task once.")
+        names |= dict(zip(equal, distinct_ends(equal) if len(equal) > 1 else [name], strict=True))
+    return [replace(task, name=names[task.source]) for task in tasks]
 
 
 def _load(source: str, args: TaskArguments, feature_column_names: Sequence[str] | None) -> Task:

@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, IterableDataset
 from ..data.arguments import PASSED_DATASET, DataArguments
 from ..data.feature_columns import label_columns
 from ..data.feature_datasets import load_feature_datasets
+from ..data.feature_readers import is_array_file
 from ..data.file_readers import file_errors_as_usage_error, file_format, find_files, read_rows
 from ..data.image_datasets import load_image_datasets
 from ..data.image_decoding import decode_image
@@ -25,7 +26,6 @@ _LOADERS = {
     "images": ("image", load_image_datasets),
     "features": ("features", load_feature_datasets),
 }
-_ARRAYS = (".npy", ".npz")
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _file_labels(files: str, args: DataArguments, modality: str) -> list[str] | 
         return None
     labels: list[str] = []
     for path in find_files("train_file", files):
-        if path.lower().endswith(_ARRAYS) or is_image_file(path):
+        if is_array_file(path) or is_image_file(path):
             return None
         kind = file_format(path)
         text = text_column(path, kind, args.text_column_name) if modality == "text" else None

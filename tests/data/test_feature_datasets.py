@@ -18,7 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from jepa_hf.data import feature_arrays, feature_blocks, feature_csv, feature_datasets, feature_json, feature_readers
+from jepa_hf.data import (
+    feature_arrays,
+    feature_blocks,
+    feature_csv,
+    feature_datasets,
+    feature_json,
+    feature_readers,
+    file_readers,
+)
 from jepa_hf.data.arguments import DataArguments
 from jepa_hf.data.feature_datasets import (
     feature_column_names,
@@ -842,3 +850,13 @@ def test_a_table_without_header_is_refused(header):
     assert_refused(f"The first line of 'x.csv' holds numbers ({numbers})", "x.csv")
     pd.DataFrame(VECTORS).to_csv("y.csv", index=False)
     assert_rows(load("y.csv"), VECTORS)
+
+
+def test_a_kind_without_a_reader_is_an_error():
+    """It is not read as CSV."""
+    path = write("x.csv", "a\n1\n")
+    with pytest.raises(ValueError, match="'xml'"):
+        file_readers.read_rows(path, "xml")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="'xml'"):
+        patch.setattr(feature_readers, "_column_types", lambda path, kind: ({"a": pa.float64()}, []))
+        feature_readers.open_feature_file(path, "xml", DataArguments())

@@ -112,10 +112,11 @@ def test_features_keep_their_columns_and_rows(tmp_path: Path) -> None:
         assert str(int(features[0]) % 2) == label
 
 
-def test_arrays_may_hold_features_and_labels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["data.npz", "DATA.NPZ"])
+def test_arrays_may_hold_features_and_labels(name: str, tmp_path: Path) -> None:
     series = np.arange(48, dtype=np.float32).reshape(8, 3, 2)
     np.savez(tmp_path / "data.npz", features=series, lengths=np.array([3, 2] * 4), label=np.array([0, 1] * 4))
-    task = load(str(tmp_path / "data.npz"))
+    task = load(str((tmp_path / "data.npz").rename(tmp_path / name)))
     assert (task.kind, task.modality) == ("labels", "features")
     assert {(len(row), label) for row, label in zip(task.train.samples[0], task.train.targets, strict=True)} == {
         (3, "0"),
@@ -131,6 +132,37 @@ def test_images_may_be_bytes_or_files_next_to_the_table(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(picture(0))
     task = load(write(tmp_path / "data.csv", [{"image": "0.png", "label": row % 2} for row in range(8)]))
     assert Path(task.test.samples[0][0]["path"]).read_bytes() == picture(0)
+
+
+def test_the_only_column_of_images_is_read(tmp_path: Path) -> None:
+    """Under any name, as in training; among several, one must be called image or img."""
+    rows = [{"picture": picture(row), "size": row % 3, "label": row % 2} for row in range(8)]
+    task = load(write(tmp_path / "data.parquet", rows))
+    assert task.modality == "images"
+    assert task.test.samples[0][0]["bytes"].startswith(b"\x89PNG")
+    path = write(tmp_path / "two.parquet", [{**row, "mask": row["picture"]} for row in rows])
+    with pytest.raises(UsageError, match=r"has several columns of images: picture, mask\. Rename one to image"):
+        load(path)
+    assert (
+        load(write(tmp_path / "named.parquet", [{**row, "img": row["picture"]} for row in rows])).modality == "images"
+    )
+    assert load(write(tmp_path / "text.parquet", [{**row, "text": "x"} for row in rows])).modality == "text"
+
+
+def test_folders_of_images_are_classes(tmp_path: Path) -> None:
+    """In one folder, or below train and test."""
+    for part in ("all", "parts/train", "parts/test"):
+        for row in range(8):
+            path = tmp_path / part / ["cat", "dog"][row % 2] / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(row))
+    task = load(str(tmp_path / "all"))
+    assert (task.name, task.modality, len(task.train), len(task.test)) == ("all", "images", 6, 2)
+    assert set(task.test.targets) == {"cat", "dog"}
+    for stored, target in zip(task.train.samples[0], task.train.targets, strict=True):
+        assert Path(stored["path"]).parent.name == target
+    task = load(str(tmp_path / "parts"))
+    assert (len(task.train), task.validation, len(task.test)) == (8, None, 8)
 
 
 def test_a_folder_has_splits(tmp_path: Path) -> None:
@@ -195,9 +227,13 @@ def test_a_data_set_has_splits_and_names_of_classes(monkeypatch: pytest.MonkeyPa
     assert (task.name, len(task.train), len(task.test), set(task.test.targets)) == ("reviews", 20, 6, {"bad", "good"})
 
 
-def test_tasks_of_one_name_go_by_their_sources(tmp_path: Path) -> None:
-    sources = [write(tmp_path / folder / "data.csv", labelled()) for folder in "ab"]
-    assert [task.name for task in load_tasks(sources)] == sources
+@pytest.mark.parametrize("files", [("data.csv", "data.jsonl"), ("a/data.csv", "b/data.csv")])
+def test_tasks_of_one_name_are_told_apart_without_the_path_to_them(files: tuple[str, str], tmp_path: Path) -> None:
+    """Cards are public, so a name has no more folders than needed."""
+    sources = [write(tmp_path / file, labelled()) for file in files]
+    assert [task.name for task in load_tasks(sources)] == list(files)
+    with pytest.raises(UsageError, match=r"is named twice\. Name each task once"):
+        load_tasks([sources[0], sources[0]])
 
 
 @given(count=st.integers(8, 200), classes=st.integers(2, 4), size=st.integers(1, 60), seed=st.integers(0, 5))
