@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import datasets
+import pandas as pd
 from transformers import PreTrainedModel
 
 from ..data.arguments import PASSED_DATASET
+from ..data.splits import dataset_from_pandas
 from ..errors import UsageError
 from ..models.encoder_adapters import encoder_adapter_for
 from ..training.defaults import load_processing_class
@@ -68,7 +70,7 @@ def quiet_datasets() -> Iterator[None]:
 def set_datasets(data_args: Any, train_dataset: Any, eval_dataset: Any) -> None:
     """Use data sets instead of files or a Hub name.
 
-    They may be a `Dataset`, an `IterableDataset`, a data set of torch, or a list of rows.
+    They may be a `Dataset`, an `IterableDataset`, a DataFrame, a data set of torch, or a list of rows.
     """
     for name in ("train_file", "dataset_name"):
         if getattr(data_args, name):
@@ -89,6 +91,8 @@ def set_datasets(data_args: Any, train_dataset: Any, eval_dataset: Any) -> None:
 def _as_dataset(name: str, rows: Any) -> datasets.Dataset | datasets.IterableDataset:
     if isinstance(rows, (datasets.Dataset, datasets.IterableDataset)):
         return rows
+    if isinstance(rows, pd.DataFrame):
+        return dataset_from_pandas(rows, name)
     if isinstance(rows, (str, bytes)) or not (hasattr(rows, "__getitem__") and hasattr(rows, "__len__")):
         raise UsageError(f"{name} must be a data set or a list of rows, not a {type(rows).__name__}")
     listed: Sequence[Any] = [rows[index] for index in range(len(rows))]

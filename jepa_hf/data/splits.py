@@ -4,6 +4,8 @@ from collections.abc import Callable, Sized
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import logging as hub_logging
@@ -62,6 +64,22 @@ def resolve_splits(
     else:
         train, validation = train_validation_split(train, args.validation_split_percentage, seed)
     return limit_samples(train, validation, args)
+
+
+def dataset_from_pandas(frame: pd.DataFrame, name: str) -> Dataset:
+    """Convert a DataFrame without its index; `name` describes it in errors.
+
+    Raises:
+        UsageError: Columns repeat, or a column has values that Arrow does not store.
+    """
+    if not frame.columns.is_unique:
+        repeated = frame.columns[frame.columns.duplicated()][0]
+        raise UsageError(f"{name} has the column {repeated!r} more than once. Rename or remove one.")
+    try:
+        return Dataset.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{name} cannot be converted to a data set: {reason}. Give each column one type.") from None
 
 
 def load_hub_dataset(args: BaseDataArguments, streaming: bool = False) -> dict[str, Dataset | IterableDataset]:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from PIL import Image
 
 from ..data.feature_datasets import feature_column_names, select_features
+from ..data.splits import dataset_from_pandas
 from ..errors import UsageError
 
 
@@ -71,10 +72,7 @@ def list_features(
     if not len(samples):
         return [], False, None
     if isinstance(samples, pd.DataFrame):
-        if not samples.columns.is_unique:
-            name = samples.columns[samples.columns.duplicated()][0]
-            raise UsageError(f"The samples have the column {name!r} more than once. Rename or remove one.")
-        samples = Dataset.from_pandas(samples, preserve_index=False)
+        samples = dataset_from_pandas(samples, "The table of samples")
     table = select_features(samples, "the samples", names)
     return list(table.with_format("numpy")[:]["features"]), single, feature_column_names(table)
 

@@ -22,7 +22,8 @@ def health_batches(trainer: Any) -> list[dict[str, torch.Tensor]]:
     if isinstance(rows, dict):
         rows = next(iter(rows.values()))
     collator, size = trainer.data_collator, trainer.args.per_device_train_batch_size
-    first = _first_rows(rows, signature_columns(trainer))
+    # As a loader: a collator of the user may read columns that the model does not.
+    first = _first_rows(rows, signature_columns(trainer) if trainer.args.remove_unused_columns else None)
     if isinstance(collator, MaskingCollator):
         collator = collator.for_evaluation()
     batches = [collator(first[start : start + size]) for start in range(0, len(first), size)]
@@ -31,11 +32,11 @@ def health_batches(trainer: Any) -> list[dict[str, torch.Tensor]]:
     return batches
 
 
-def _first_rows(rows: Iterable[dict[str, Any]], columns: list[str]) -> list[dict[str, Any]]:
+def _first_rows(rows: Iterable[dict[str, Any]], columns: list[str] | None) -> list[dict[str, Any]]:
     first: list[dict[str, Any]] = []
     samples = 0
     for row in rows:
-        first.append({name: row[name] for name in columns if name in row})
+        first.append(row if columns is None else {name: row[name] for name in columns if name in row})
         samples += row["document_ids"][-1] + 1 if "document_ids" in row else 1
         if samples >= _HEALTH_SAMPLES:
             break

@@ -15,6 +15,7 @@ from transformers.trainer_utils import has_length
 from ..data.tokenization import num_token_ids, tokenize_dataset
 from ..errors import UsageError
 from ..models.configuration_jepa import JepaConfig
+from ..models.encoders import untrained_pooler
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..utils.counts import counted
 from .training_args import BaseJepaTrainingArguments
@@ -58,11 +59,17 @@ def jepa_around(model: nn.Module) -> JepaForRepresentationPrediction:
     jepa = JepaForRepresentationPrediction._from_config(
         config, attn_implementation=encoder.config._attn_implementation, dtype=encoder.dtype
     )
+    own = encoder.state_dict()
+    has_own_pooler = any(
+        name in own and not own[name].cpu().equal(value) for name, value in untrained_pooler(encoder).items()
+    )
     for part in (jepa.context_encoder, jepa.target_encoder):
-        # A pooler, which a JEPA does not use, is left out.
-        missing, _ = part.load_state_dict(encoder.state_dict(), strict=False)
+        missing, _ = part.load_state_dict(own, strict=False)
         if missing:
             raise UsageError(f"{type(model).__name__} lacks the weights {', '.join(missing[:3])} of its encoder.")
+        if has_own_pooler:
+            part.pooler = copy.deepcopy(encoder.pooler)
+    jepa.config.add_pooling_layer = has_own_pooler  # exported with the encoder, as it is
     frozen = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
     for name, parameter in jepa.context_encoder.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -143,8 +150,6 @@ def tokenized(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: 
     """
     if dataset is None or isinstance(dataset, str):
         return dataset
-    if isinstance(dataset, dict):
-        return {name: tokenized(part, tokenizer, max_seq_length, word_ids) for name, part in dataset.items()}
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         first = next(iterate_rows(dataset), None)
         if first is None or (isinstance(first, Mapping) and "input_ids" in first):

@@ -6,6 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 import torch
 from huggingface_hub import ModelCard
 from torch import nn
@@ -18,6 +19,7 @@ from transformers import (
 )
 from transformers.debug_utils import DebugOption
 
+from ..data.splits import dataset_from_pandas
 from ..distributed.deepspeed_state import zero3_init_disabled
 from ..hub.export import export_run
 from ..hub.model_card import DatasetInfo, ModelCardInfo, render_card
@@ -63,7 +65,7 @@ class JepaTrainer(BaseJepaTrainer):
         data_collator: Makes the views (default: the collator for the model's modality, with the
             run's seed).
         train_dataset: Rows of token ids (`input_ids`) or text (`text`, tokenized here), images
-            (`image`), or feature vectors or series (`features`). Set the standardization of
+            (`image`), or feature vectors or series (`features`), also as a DataFrame. Set the standardization of
             features with `model.set_standardization` first; run_jepa.py fits it on the training
             rows.
         eval_dataset: Like `train_dataset`, or several by name.
@@ -176,7 +178,11 @@ class JepaTrainer(BaseJepaTrainer):
     # ---- data
 
     def tokenize_rows(self, dataset: Any) -> Any:
-        """Tokenize rows of text; return other rows unchanged."""
+        """Tokenize rows of text; return other rows unchanged, those of a DataFrame as a data set."""
+        if isinstance(dataset, dict):
+            return {name: self.tokenize_rows(part) for name, part in dataset.items()}
+        if isinstance(dataset, pd.DataFrame):
+            dataset = dataset_from_pandas(dataset, "The data set")
         return dataset if self._tokenize is None else self._tokenize(dataset)
 
     # ---- optimizer

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
@@ -58,6 +59,7 @@ DATA: dict[str, Any] = {
     "another column": datasets.Dataset.from_dict({"sentence": TEXT, "label": [0] * len(TEXT)}),
     "strings": TEXT,
     "rows": [{"text": text} for text in TEXT],
+    "dataframe": pd.DataFrame({"text": TEXT}, index=range(7, 7 + len(TEXT))),
     "torch": Texts(),
     "stream": datasets.Dataset.from_dict({"text": TEXT}).to_iterable_dataset(),
 }
@@ -82,15 +84,15 @@ def test_an_eval_dataset_is_evaluated(folder: Path, tmp_path: Path) -> None:
 
 
 def test_vectors_and_pairs_are_passed_too(tmp_path: Path) -> None:
-    """Features as a column of lists; conversations to LLM-JEPA."""
-    rows = np.random.default_rng(0).normal(size=(24, 6)).tolist()
-    features = datasets.Dataset.from_dict({"features": rows})
+    """Features as a DataFrame; conversations to LLM-JEPA."""
+    features = pd.DataFrame(np.random.default_rng(0).normal(size=(24, 6)), columns=list("abcdef"))
     flags: dict[str, Any] = FAST | {"max_seq_length": None}
     overrides = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     run = pretrain(
         objective="features", train_dataset=features, config_overrides=overrides, output_dir=tmp_path / "f", **flags
     )
     assert run.model.config.encoder_config.hidden_size == 16
+    assert run.model.config.encoder_config.feature_column_names == list("abcdef")
     pairs = [{"text": f"turn {word} into code", "code": f"code({word})"} for word in " ".join(TEXT).split()[:24]]
     overrides |= {"intermediate_size": 16, "num_key_value_heads": 2, "max_position_embeddings": 64}
     del flags["health_steps"]

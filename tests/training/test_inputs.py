@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset
@@ -27,7 +28,7 @@ from transformers.hyperparameter_search import (
 
 from helpers.runs import arguments
 from helpers.tiny_models import CORPUS, save_tiny_encoder, tiny_config, tiny_tokenizer
-from jepa_hf import JepaTrainer, JepaTrainingArguments, UsageError
+from jepa_hf import DataCollatorForSpanJEPA, FeatureEncoderConfig, JepaTrainer, JepaTrainingArguments, UsageError
 from jepa_hf.llm_jepa import LlmJepaTrainingArguments
 
 TEXT = CORPUS[20:36]
@@ -83,6 +84,20 @@ def test_an_encoder_of_transformers_is_wrapped_in_a_jepa(kind: str, encoder: str
     assert model.base_model.state_dict()["embeddings.word_embeddings.weight"].equal(
         own["embeddings.word_embeddings.weight"]
     )
+
+
+def test_the_pooler_of_an_encoder_is_exported(tmp_path: Path) -> None:
+    """As that of a start by name: it is not trained, and the same weights are in both encoders and in the export."""
+    model = AutoModel.from_config(tiny_config("bert"))
+    weights = model.pooler.state_dict()
+    run = trainer(model, tmp_path, processing_class=tiny_tokenizer("bert"))
+    assert not any(parameter.requires_grad for parameter in run.model.context_encoder.pooler.parameters())
+    run.train()
+    run.save_model()
+    for encoder in (run.model.target_encoder, AutoModel.from_pretrained(tmp_path)):
+        assert all(value.equal(weights[name]) for name, value in encoder.pooler.state_dict().items())
+    again = trainer(AutoModel.from_pretrained(tmp_path), tmp_path / "again")
+    assert again.model.config.add_pooling_layer
 
 
 def test_something_else_is_no_model(encoder: str, tmp_path: Path) -> None:
@@ -182,6 +197,21 @@ def test_data_sets_of_torch_with_texts_are_tokenized(rows: Any, encoder: str, tm
     run.train()
 
 
+@pytest.mark.parametrize("kind", ["text", "features"])
+def test_a_dataframe_is_a_data_set(kind: str, encoder: str, tmp_path: Path) -> None:
+    """Without its index; repeated columns are refused."""
+    config = FeatureEncoderConfig(6, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, patch_size=1)
+    start = {"text": encoder, "features": AutoModel.from_config(config)}[kind]
+    rows = {"text": TEXT, "features": [[float(row), 1.0] * 3 for row in range(16)]}[kind]
+    frame = pd.DataFrame({kind: rows}, index=range(5, 5 + len(rows)))
+    run = trainer(start, tmp_path, train_dataset=frame, eval_dataset={"a": frame})
+    run.train()
+    assert run.state.global_step == 2
+    assert run.evaluate(frame)["eval_loss"] == pytest.approx(run.evaluate()["eval_a_loss"])
+    with pytest.raises(UsageError, match=f"has the column '{kind}' more than once"):
+        run.evaluate(pd.concat([frame, frame], axis=1))
+
+
 def test_several_splits_are_refused_by_name(encoder: str, tmp_path: Path) -> None:
     part = datasets.Dataset.from_dict({"text": TEXT})
     with pytest.raises(UsageError, match=r"not a DatasetDict of 'train', 'test'\. .*data\['train'\]"):
@@ -240,3 +270,18 @@ def test_a_collator_without_targets_is_refused_at_its_first_batch(
     for start in (run.train, run.evaluate):
         with pytest.raises(UsageError, match=r"must make target_positions, target_valid, but .* no target_positions"):
             start()
+
+
+def test_a_collator_of_the_user_reads_texts_itself(encoder: str, tmp_path: Path) -> None:
+    """With `remove_unused_columns=False`, also where health is measured."""
+    tokenizer = tiny_tokenizer("bert")
+    collate = DataCollatorForSpanJEPA(tokenizer)
+
+    def tokenize_and_collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return collate([{"input_ids": tokenizer(row["text"])["input_ids"]} for row in rows])
+
+    args = arguments(tmp_path, max_steps=2, health_steps=1, remove_unused_columns=False)
+    rows = datasets.Dataset.from_dict({"text": TEXT})
+    run = trainer(encoder, tmp_path, args=args, data_collator=tokenize_and_collate, train_dataset=rows)
+    run.train()
+    assert any("health_prediction_loss" in entry for entry in run.state.log_history)
