@@ -17,6 +17,8 @@ from .health import (
     TOKEN_COLLAPSE_RATIO,
     best_baseline,
     findings,
+    first_finding,
+    is_finished,
     is_measurement,
     is_number,
     measurements,
@@ -60,17 +62,20 @@ class Verdict:
         reasons: One sentence for each finding, the worst first; or one that says that there is none.
         skill: Sentence about the prediction loss and its best baseline; empty if it was not measured.
         advice: What to do next.
+        is_final: False while the run has steps to go.
     """
 
     severity: Severity
     reasons: tuple[str, ...]
     skill: str
     advice: str
+    is_final: bool = True
 
     @property
     def title(self) -> str:
         """The severity in words."""
-        return {Severity.HEALTHY: "Healthy", Severity.NOT_ASSESSED: "Not assessed"}.get(self.severity, "Not healthy")
+        healthy = "Healthy" if self.is_final else "Healthy so far"
+        return {Severity.HEALTHY: healthy, Severity.NOT_ASSESSED: "Not assessed"}.get(self.severity, "Not healthy")
 
     @property
     def lines(self) -> list[str]:
@@ -286,6 +291,9 @@ def judge(
         (found, skill), remedies = view_findings(history, weights, max_steps), VIEW_REMEDIES
         next_step = f"jepa-hf generate {output_dir} --data_file FILE for answers to new rows."
         unmeasured = "lower --logging_steps, or set --do_eval."
+    is_final = max_steps is None or is_finished(history, max_steps)
+    if not is_final:
+        next_step = "the command that started the run continues it."
     kinds = sorted(found, key=_severity_of, reverse=True)
     reasons = [f"Step {found[kind][0]}: {found[kind][1]}." for kind in kinds]
     severity = _severity_of(kinds[0]) if kinds else Severity.HEALTHY
@@ -295,8 +303,13 @@ def judge(
         advice = advice if kinds else REMEDIES["total"]
     if not reasons and not skill and not measurements(history):
         return Verdict(Severity.NOT_ASSESSED, ("Health was not measured.",), "", unmeasured)
-    reasons = reasons or ["No collapse and no divergence."]
-    return Verdict(severity, tuple(reasons), "" if _NOTHING_LEARNED.intersection(found) else skill, advice)
+    if not reasons:
+        step = first_finding(history)
+        reasons = [
+            "No collapse and no divergence" + ("." if step is None else f" any more; there was one at step {step}.")
+        ]
+    skill = "" if _NOTHING_LEARNED.intersection(found) else skill
+    return Verdict(severity, tuple(reasons), skill, advice, is_final)
 
 
 def _severity_of(kind: str) -> Severity:

@@ -249,7 +249,8 @@ def _position_collapse(start: Mapping[str, float], now: Mapping[str, float]) -> 
 
 def _divergence(measured: Sequence[Mapping[str, float]]) -> dict[str, str]:
     now = measured[-1]
-    if not all(map(math.isfinite, now.values())):
+    # A run does not recover from these.
+    if not all(math.isfinite(value) for entry in measured for value in entry.values()):
         return {"divergence": "divergence: representations are not finite any more"}
     name = next((name for name in ("health_top1_accuracy_in_sample", "health_top1_accuracy") if name in now), None)
     rated = [entry for entry in measured if name in entry and entry.get(f"{name}_chance", 1.0) < 1]
@@ -323,18 +324,37 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def is_finished(history: Iterable[Mapping[str, Any]], max_steps: int | None) -> bool:
+    """Return whether the training in a log has ended: at its last step, or by a callback; False if that is unknown."""
+    if max_steps is None:
+        return False
+    entries = [entry for entry in history if "step" in entry]
+    last_step = max((entry["step"] for entry in entries), default=0)
+    return last_step >= max_steps or any("train_runtime" in entry and entry["step"] == last_step for entry in entries)
+
+
 def findings(history: Iterable[Mapping[str, Any]], max_steps: int | None = None) -> dict[str, tuple[int, str]]:
-    """Return the first step and the sentence of each kind of finding in a run's log.
+    """Return the findings that hold at the end of a run's log: the step since which, and the sentence, by kind.
 
     Args:
         history: `trainer.state.log_history`, or `history` in `metrics.json`.
-        max_steps: The run's length in steps, at which it is judged whether anything was learned;
-            None for no such judgment.
+        max_steps: The run's length in steps, to know whether it has finished, which is when it is
+            judged whether anything was learned; None for no such judgment.
     """
+    history = list(history)
     measured = measurements(history)
-    first: dict[str, tuple[int, str]] = {}
-    for count, entry in enumerate(measured, start=1):
-        finished = max_steps is not None and entry["step"] >= max_steps
-        for kind, sentence in diagnose(measured[:count], finished).items():
-            first.setdefault(kind, (int(entry["step"]), sentence))
-    return first
+    if not measured:
+        return {}
+    found = {}
+    for kind, sentence in diagnose(measured, is_finished(history, max_steps)).items():
+        since = len(measured)
+        while since > 1 and kind in diagnose(measured[: since - 1]):
+            since -= 1
+        found[kind] = int(measured[since - 1]["step"]), sentence
+    return found
+
+
+def first_finding(history: Iterable[Mapping[str, Any]]) -> int | None:
+    """Return the step of the first finding in a log, which may have passed since."""
+    measured = measurements(history)
+    return next((int(measured[n]["step"]) for n in range(len(measured)) if diagnose(measured[: n + 1])), None)

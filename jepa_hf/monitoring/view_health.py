@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from ..utils.formatting import format_number, format_share
+from .health import is_finished
 
 # Plain fine-tuning leaves 0.88 and the paper's loss 0.9996 to 0.9999 (benchmarks/RESULTS.md, section 21).
 MAX_PAIRWISE_COSINE = 0.99
@@ -55,7 +56,7 @@ def view_findings(
     if is_at_chance and not {"view_collapse", "nothing_learned"}.intersection(found):
         sentence = f"the first view finds its own second view in {own} of the rows, where chance gives {chance}"
         found["views_at_chance"] = last_step, f"nothing learned about the views: {sentence}"
-    if not max_steps or last_step < max_steps:
+    if not is_finished(entries, max_steps):
         found.pop("nothing_learned", None)
         found.pop("views_at_chance", None)
     return found, " ".join(learned)

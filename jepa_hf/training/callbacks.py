@@ -170,13 +170,15 @@ class Totals:
 
     Attributes:
         targets: Targets of all updates so far, of all ranks.
-        loss_since_log: Loss summed over the steps since the last log.
+        loss_before_log: Loss summed over the steps up to the last log.
+        loss_since_log: Loss summed over the steps since then.
         steps_since_log: Number of these steps.
         means_since_log: Sum and weight of the other logged means, by name.
         counts_since_log: Logged counts, by name.
     """
 
     targets: int = 0
+    loss_before_log: float = 0.0
     loss_since_log: float = 0.0
     steps_since_log: int = 0
     means_since_log: dict[str, tuple[float, float]] = field(default_factory=dict)

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import TRAINER_STATE_NAME
+
 from ..errors import UsageError
 from ..hub.export import JEPA_FOLDER, TARGET_FOLDER
 from ..hub.push import LAST_CHECKPOINT, MODEL_FILES, RUN_FILES
@@ -167,6 +169,7 @@ def _plan_resume(
                 "--overwrite_output_dir."
             )
         if new_length:
+            _check_steps_left(checkpoint, settings)
             note = (
                 f"resuming the run in {folder} from {checkpoint.name} with another length ({new_length}), to which the "
                 "learning rate and EMA schedules stretch: the result differs from that of a run of this length"
@@ -186,6 +189,22 @@ def _plan_resume(
     stopped = " and that its watchdog stopped (--stop_on_collapse)" if previous["stopped_early"] else ""
     note = f"{folder} holds a run that saved no {kind}{stopped}: starting it from the beginning"
     return RunPlan(note="\n".join([*skipped, note]))
+
+
+def _check_steps_left(checkpoint: Path, settings: dict[str, Any]) -> None:
+    """Refuse a new length that the checkpoint is beyond: the result would be that of a longer run."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    steps, epochs = settings.get("max_steps", -1), settings.get("num_train_epochs")
+    if steps > 0 and state["global_step"] > steps:
+        reached, asked = counted(state["global_step"], "step"), f"max_steps {steps}"
+    elif steps <= 0 and epochs is not None and state["epoch"] > epochs:
+        reached, asked = f"{state['epoch']:g} epochs", f"num_train_epochs {epochs:g}"
+    else:
+        return
+    raise UsageError(
+        f"{checkpoint} has {reached} already, and {asked} leaves none to train. Set a greater length, choose another "
+        "output_dir, or start over with --overwrite_output_dir."
+    )
 
 
 def _changes(previous: dict[str, Any], settings: dict[str, Any], names: Iterable[str]) -> list[str]:

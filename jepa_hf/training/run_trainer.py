@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerState, TrainingArguments, set_seed
 
 from ..errors import RunError, UsageError
+from ..utils.counts import counted
 from ..utils.keywords import ChecksKeywords
 from . import upstream
 from .callbacks import Totals, TotalsCallback, TrainBeginCallback
@@ -117,7 +118,13 @@ class RunTrainer(CheckpointTrainer, ChecksKeywords):
         self._count_tokens()
         if "loss" in logs:
             logs = {**logs, **self.training_logs()}
+        if "train_loss" in logs:
+            logs = {**logs, "train_loss": self._mean_loss()}
         super().log(logs, start_time)
+
+    def _mean_loss(self) -> float:
+        """Return the mean loss of all steps of a run that has ended; `Trainer`'s is of those since a resume."""
+        return upstream.loss_before_log(self) / max(self.state.global_step, 1)
 
     def training_logs(self) -> dict[str, float]:
         """Return the metrics that are logged with the training loss."""
@@ -185,7 +192,8 @@ class RunTrainer(CheckpointTrainer, ChecksKeywords):
         interruption.leave(self._checkpoint_path())
         if not interruption.stopped:
             check_learned(self.state.global_step, self._totals.targets)
-        return output
+        loss = self._mean_loss()
+        return output._replace(training_loss=loss, metrics={**output.metrics, "train_loss": loss})
 
     def _interruption(self) -> GracefulShutdownCallback:
         """Return the callback that ends the training on a signal; one is added if there is none."""
@@ -205,11 +213,20 @@ class RunTrainer(CheckpointTrainer, ChecksKeywords):
         return next(item for item in self.callback_handler.callbacks if isinstance(item, TotalsCallback))
 
     def _restore_totals(self, state: TrainerState) -> None:
-        """Continue the totals of the checkpoint, or start from 0."""
+        """Continue the totals of the checkpoint, or start from 0.
+
+        Raises:
+            UsageError: The checkpoint is beyond the run's length.
+        """
+        if state.global_step > state.max_steps:
+            raise UsageError(
+                f"The checkpoint has {counted(state.global_step, 'step')} already, and the run's length of "
+                f"{state.max_steps} leaves none to train. Set a greater max_steps, or start from another checkpoint."
+            )
         self._totals_callback.restore(state)
         totals = self._totals
         self._means["train"], self._targets = MetricAccumulator(), torch.zeros_like(self._targets)
-        upstream.add_loss_since_log(self, totals.loss_since_log, totals.steps_since_log)
+        upstream.restore_loss(self, totals.loss_before_log, totals.loss_since_log, totals.steps_since_log)
         if self.args.process_index == 0:
             self._means["train"].load_totals(totals.means_since_log, totals.counts_since_log, self.args.device)
 
@@ -224,6 +241,7 @@ class RunTrainer(CheckpointTrainer, ChecksKeywords):
         self._count_tokens()
         self._count_targets_seen()
         totals = self._totals
+        totals.loss_before_log = upstream.loss_before_log(self)
         totals.loss_since_log, totals.steps_since_log = upstream.loss_since_log(self)
         totals.means_since_log, totals.counts_since_log = self._means["train"].totals(self.accelerator)
         super()._save_checkpoint(model, trial)

@@ -72,10 +72,15 @@ def loss_since_log(trainer: Any) -> tuple[float, int]:
     return loss.item(), trainer.state.global_step - trainer._globalstep_last_logged
 
 
-def add_loss_since_log(trainer: Any, loss: float, steps: int) -> None:
-    """Add steps before a resume to the next logged loss, but not to `train_loss`."""
-    trainer._tr_loss += loss
-    trainer._total_loss_scalar -= loss
+def loss_before_log(trainer: Any) -> float:
+    """Return the loss summed over the steps up to the last log (`Trainer._total_loss_scalar`)."""
+    return trainer._total_loss_scalar
+
+
+def restore_loss(trainer: Any, before_log: float, since_log: float, steps: int) -> None:
+    """Continue the sums of a run that is resumed, `steps` after its last log."""
+    trainer._tr_loss += since_log
+    trainer._total_loss_scalar += before_log
     trainer._globalstep_last_logged -= steps
 
 

@@ -14,6 +14,7 @@ from transformers import AutoModel, Dinov2Config, Dinov2Model, IJepaConfig, ViTC
 
 from helpers.cli import QUIET, assert_same_weights, start_process, train, weights
 from jepa_hf import JepaForRepresentationPrediction
+from jepa_hf.cli.main import main as jepa_hf_main
 from jepa_hf.cli.train import main
 
 SIZE = "image_size=16,patch_size=4,hidden_size=32,num_hidden_layers=2,num_attention_heads=2"
@@ -267,10 +268,8 @@ def test_only_visible_patches_go_through_the_context_encoder(images: Path) -> No
 def test_a_checkpoint_is_exported_with_its_processor(undisturbed: tuple[Path, str], tmp_path: Path) -> None:
     from transformers import AutoImageProcessor
 
-    from jepa_hf.cli.main import main as jepa_hf_main
-
-    source, exported_to = str(undisturbed[0] / "checkpoint-2"), str(tmp_path / "exported")
-    assert jepa_hf_main(["export", source, exported_to, "--encoder", "target"]) == 0
+    checkpoint = str(undisturbed[0] / "checkpoint-2")
+    assert jepa_hf_main(["export", checkpoint, str(tmp_path / "exported"), "--encoder", "target"]) == 0
     exported = AutoModel.from_pretrained(tmp_path / "exported").state_dict()
     full = JepaForRepresentationPrediction.from_pretrained(undisturbed[0] / "checkpoint-2")
     assert all(value.equal(exported[name]) for name, value in full.target_encoder.state_dict().items())

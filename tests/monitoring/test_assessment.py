@@ -232,7 +232,15 @@ def test_nothing_learned_is_the_verdict_on_a_finished_run_alone() -> None:
         "Not healthy. Step 300: nothing learned about single targets: the prediction loss ends at 0.399, where the "
         "best constant gives 0.4; but the context identifies 76 % of the samples (chance 0.78 %)."
     )
-    assert judge(history, 600).severity == Severity.HEALTHY
+    assert judge(history, 600).lines[0].startswith("Healthy so far. No collapse and no divergence.")
+    assert judge(history, 600).lines[1] == "Next: the command that started the run continues it."
+
+
+def test_a_finding_that_has_passed_is_named_in_a_healthy_verdict() -> None:
+    ranks = (200.0, 10.0, 150.0)
+    history = [{"step": 10 * number, "health_target_rank": rank} for number, rank in enumerate(ranks)]
+    assert judge(history[:2], 10).severity == Severity.COLLAPSED
+    assert judge(history, 20).lines[0] == "Healthy. No collapse and no divergence any more; there was one at step 10."
 
 
 def evaluated_llm(loss: float, accuracy: float, cosine: float = 0.5) -> History:

@@ -20,6 +20,7 @@ from jepa_hf.monitoring.health import (
     best_baseline,
     diagnose,
     findings,
+    first_finding,
     is_measurement,
     prediction_health,
     representation_health,
@@ -272,7 +273,8 @@ def test_numbers_that_are_not_finite_are_a_divergence() -> None:
     assert "not finite any more" in diagnose(measured)["divergence"]
 
 
-def test_findings_are_the_first_of_each_kind() -> None:
+def test_findings_hold_at_the_end_and_have_the_step_since_which() -> None:
+    """A collapse that has passed does not count; its first step is known all the same."""
     vectors, samples = cloud()
     dead = torch.full((32,), 100.0) + vectors
     history = [
@@ -285,6 +287,12 @@ def test_findings_are_the_first_of_each_kind() -> None:
     assert [is_measurement(entry) for entry in history] == [False, True, True, True, True]
     assert {kind: step for kind, (step, _) in findings(history).items()} == {"total": 20}
     assert findings(history[:1]) == {}
+    recovered = [*history, as_entry(vectors, samples, 40)]
+    assert findings(recovered) == {}
+    assert first_finding(recovered) == first_finding(history) == 20
+    assert first_finding(history[:3]) is None
+    again = [*recovered, as_entry(dead, samples, 50)]
+    assert {kind: step for kind, (step, _) in findings(again).items()} == {"total": 50}
 
 
 def test_whether_anything_was_learned_is_asked_at_the_end_of_a_run_alone() -> None:
@@ -294,6 +302,9 @@ def test_whether_anything_was_learned_is_asked_at_the_end_of_a_run_alone() -> No
     assert findings(history) == findings(history, max_steps=200) == {}
     assert {kind: step for kind, (step, _) in findings(history, max_steps=100).items()} == {"nothing_learned": 100}
     assert "ends at 0.395, where the best constant gives 0.4" in findings(history, 100)["nothing_learned"][1]
+    # A callback may end a run before its last step, and a resumed run may have no step left to measure after.
+    assert set(findings([*history, {"step": 100, "train_runtime": 1.0}], max_steps=200)) == {"nothing_learned"}
+    assert set(findings([*history, {"step": 110, "train_runtime": 1.0}], max_steps=110)) == {"nothing_learned"}
     for entry in history:
         del entry["health_prediction_loss"]
     assert findings(history, max_steps=100) == {}

@@ -32,7 +32,7 @@ def add_checkpoint(folder: Path, step: int, without: str = "") -> Path:
     checkpoint = folder / f"checkpoint-{step}"
     create_staging_dir(checkpoint)
     for name in ("config.json", "trainer_state.json", "model.safetensors"):
-        (staging_path(checkpoint) / name).write_text("{}")
+        (staging_path(checkpoint) / name).write_text(json.dumps({"global_step": step, "epoch": step / 4}))
     commit_checkpoint(checkpoint)
     if without:
         (checkpoint / without).unlink()
@@ -156,6 +156,21 @@ def test_another_length_goes_on_with_a_warning(unfinished: Path, finished: bool)
     assert plan.checkpoint == unfinished / "checkpoint-10"
     assert "max_steps 20 -> 40" in plan.note
     assert "differs from that of a run of this length" in plan.note
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ({"max_steps": 9}, "has 10 steps already, and max_steps 9 leaves none to train"),
+        ({"max_steps": -1, "num_train_epochs": 2.0}, "has 2.5 epochs already, and num_train_epochs 2 leaves none"),
+    ],
+)
+def test_a_length_that_the_checkpoint_is_beyond_is_refused(
+    unfinished: Path, length: dict[str, Any], message: str
+) -> None:
+    """The result would be that of the longer run, under the name of a shorter one."""
+    with pytest.raises(UsageError, match=message):
+        plan_run(unfinished, SETTINGS | length)
 
 
 def test_another_length_of_a_finished_run_without_checkpoints_is_refused(tmp_path: Path) -> None:
@@ -349,6 +364,8 @@ def test_the_life_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert json.loads((out / "metrics.json").read_text())["history"][-1]["step"] == 4
 
     before = snapshot(out)
+    assert main([*map(str, command), "--max_steps", "3"]) == 2
+    assert "has 4 steps already, and max_steps 3 leaves none to train" in capsys.readouterr().err
     assert main([*map(str, command), "--max_steps", "4", "--mask_ratio", "0.5"]) == 2
     assert "mask_ratio unset -> 0.5" in capsys.readouterr().err
     assert snapshot(out) == before
