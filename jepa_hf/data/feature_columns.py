@@ -57,7 +57,14 @@ def choose_columns(
     if args.feature_column_names is not None:
         columns = _named_columns(types, depths, name, args.feature_column_names, expected)
     elif expected:
-        columns = _expected_columns(types, depths, name, expected)
+        columns = list(expected)
+        missing = [column for column in expected if column not in types]
+        if missing:
+            raise UsageError(
+                f"No column '{missing[0]}' in {name}, which lacks {len(missing)} of the {len(expected)} columns of the "
+                f"training data ({abbreviate(expected)}). Add them, or rename its columns: {abbreviate(list(types))}."
+            )
+        _require_numbers(columns, types, depths, name)
         others = dict.fromkeys(depths, "not a feature of the training data")
         left_out = others | _reasons(types, args.label_column_name, index_columns)
     else:
@@ -96,8 +103,7 @@ def _named_columns(
     """Return the columns that the user names; in the order of the expected ones, if those are columns of numbers."""
     # A name may contain a comma.
     columns = [names] if names in types else list(dict.fromkeys(map(str.strip, names.split(","))))
-    for column in columns:
-        _require_numbers(types, depths, name, column)
+    _require_numbers(columns, types, depths, name)
     if len(expected) > 1 and not any(depths[column] for column in columns):
         missing = [column for column in expected if column not in columns]
         if missing:
@@ -109,22 +115,9 @@ def _named_columns(
     return columns
 
 
-def _expected_columns(
-    types: dict[str, pa.DataType], depths: dict[str, int], name: str, expected: Sequence[str]
-) -> list[str]:
-    missing = [column for column in expected if column not in types]
-    if missing:
-        raise UsageError(
-            f"No column '{missing[0]}' in {name}, which lacks {len(missing)} of the {len(expected)} columns of the "
-            f"training data ({abbreviate(expected)}). Add them, or rename its columns: {abbreviate(list(types))}."
-        )
-    for column in expected:
-        _require_numbers(types, depths, name, column)
-    return list(expected)
-
-
-def _require_numbers(types: dict[str, pa.DataType], depths: dict[str, int], name: str, column: str) -> None:
-    if column not in types:
-        raise UsageError(f"No column '{column}' in {name}. {_HINT}, out of: {', '.join(types)}.")
-    if column not in depths:
-        raise UsageError(f"Column '{column}' of {name} holds {types[column]}, not numbers. {_HINT}.")
+def _require_numbers(columns: Sequence[str], types: dict[str, pa.DataType], depths: dict[str, int], name: str) -> None:
+    for column in columns:
+        if column not in types:
+            raise UsageError(f"No column '{column}' in {name}. {_HINT}, out of: {', '.join(types)}.")
+        if column not in depths:
+            raise UsageError(f"Column '{column}' of {name} holds {types[column]}, not numbers. {_HINT}.")

@@ -117,7 +117,7 @@ def _read_json(path: str) -> Iterator[dict[str, Any]]:
                 continue
             place = f"'{path}'" if is_array else f"Line {number} of '{path}'"
             try:
-                rows = json.loads(document.rstrip(), object_pairs_hook=_json_object)
+                rows = _JSON.decode(document.rstrip())
             except json.JSONDecodeError as error:
                 line = number + error.lineno - 1
                 raise UsageError(
@@ -138,6 +138,10 @@ def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         raise ValueError(f"an object has the key {_repeated(name for name, _ in pairs)!r} twice")
     return row
+
+
+# Built once, because `json.loads` with a hook builds one for each line.
+_JSON = json.JSONDecoder(object_pairs_hook=_json_object)
 
 
 def _repeated(names: Iterable[str]) -> str | None:

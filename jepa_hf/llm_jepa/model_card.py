@@ -1,12 +1,13 @@
-"""Model card of a language model that was fine-tuned with LLM-JEPA."""
+"""Model card of a language model that was trained with LLM-JEPA."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..hub.model_card import DatasetInfo, describe_hardware, hub_repo_id_or_none
+from ..training.model_card_info import evaluation_names
 from ..utils.markdown import escape_markdown, markdown_table, single_line, strip_code_delimiters
 from ..version import __version__
 from .decoder import has_lora
@@ -19,11 +20,11 @@ _TEMPLATE = """\
 
 # {title}
 
-A causal language model, fine-tuned with LLM-JEPA. Training minimizes the next-token loss and a JEPA
+A causal language model, trained with LLM-JEPA. Training minimizes the next-token loss and a JEPA
 loss: the representation of one view of a row must predict that of the other view. The views are, for
 example, a question and its answer, or a text and its code.
 
-{start}Trained with `jepa_hf` {version}.
+Training started from {start}. Trained with `jepa_hf` {version}.
 
 ## Usage
 
@@ -104,12 +105,12 @@ def render_llm_card(trainer: Any, name: str, data: DatasetInfo, language: str | 
         license=license and single_line(license),
         model_name=single_line(title) or "model",
     )
-    results = _result_rows(trainer.state.log_history, trainer.generation_metrics)
-    start_name = escape_markdown(base_model or f"the local model {Path(start).name}") if start else ""
+    results = _result_rows(trainer)
+    start_name = escape_markdown(base_model or f"the local model {Path(start).name}") if start else "random weights"
     text = _TEMPLATE.format(
         metadata=metadata.to_yaml(),
         title=escape_markdown(title),
-        start=f"Training started from {start_name}. " if start else "",
+        start=start_name,
         name=strip_code_delimiters(name),
         inputs=_USAGE[trainer.processing_class.chat_template is not None],
         version=__version__,
@@ -143,11 +144,13 @@ def _health(trainer: Any) -> str:
 
 def _training_rows(trainer: Any, data: DatasetInfo) -> dict[str, Any]:
     """Return the rows of the training table."""
-    args, views = trainer.args, trainer.view_tokenizer
+    args, views, state = trainer.args, trainer.view_tokenizer, trainer.state
     return {
         "data": data.train,
+        "rows": len(trainer.train_dataset) if isinstance(trainer.train_dataset, Sized) else None,
         "evaluated on": data.validation,
-        "steps": trainer.state.global_step,
+        "steps": state.global_step,
+        "epochs": round(state.epoch or 0.0, 2),
         "adapters": "LoRA" if has_lora(trainer.model) else None,
         "rows per step": trainer.get_total_train_batch_size(args),
         "learning rate": args.learning_rate,
@@ -171,10 +174,16 @@ def _view_rows(views: PairedViewTokenizer) -> dict[str, Any]:
     }
 
 
-def _result_rows(log_history: Iterable[Mapping[str, Any]], generation_metrics: Sequence[str]) -> dict[str, float]:
-    """Return the rows of the result table: the metrics of the last evaluation in a run's log."""
-    evaluations = [entry for entry in log_history if "eval_loss" in entry]
-    last = evaluations[-1] if evaluations else {}
-    views = ("view_cosine", "view_rank", "view_pairwise_cosine", "view_top1_accuracy")
-    names = ("lm_loss", "router_loss", "pair_loss", *views, *generation_metrics)
-    return {name.replace("_", " "): last[f"eval_{name}"] for name in names if f"eval_{name}" in last}
+def _result_rows(trainer: Any) -> dict[str, float]:
+    """Return the rows of the result table: the metrics of the last evaluation on each evaluation data set."""
+    views = ("view_cosine", "view_rank", "view_pairwise_cosine", "view_top1_accuracy", "view_top1_accuracy_chance")
+    rows: dict[str, float] = {}
+    for name in evaluation_names(trainer):
+        evaluations: list[dict[str, float]] = [
+            entry for entry in trainer.state.log_history if f"eval_{name}loss" in entry
+        ]
+        last = evaluations[-1] if evaluations else {}
+        for metric in ("lm_loss", "router_loss", "pair_loss", *views, *trainer.generation_metrics):
+            if f"eval_{name}{metric}" in last:
+                rows[f"{name}{metric}".replace("_", " ")] = last[f"eval_{name}{metric}"]
+    return rows

@@ -14,8 +14,6 @@ from transformers.trainer_utils import has_length
 
 from ..errors import UsageError
 from ..hub.model_card import DatasetInfo
-from ..monitoring.assessment import Verdict, judge
-from ..monitoring.view_health import view_findings
 from ..training.base_trainer import BaseJepaTrainer
 from ..training.callbacks import MovingAverageCallback
 from ..training.checkpoints import is_staging_checkpoint
@@ -271,19 +269,9 @@ class LlmJepaTrainer(BaseJepaTrainer):
         return {"lm_loss": args.lm_weight, "pair_loss": args.jepa_weight * trained, "stp_loss": args.stp_weight}
 
     @property
-    def health_findings(self) -> dict[str, tuple[int, str]]:
-        """Findings about the run by kind: step and sentence, see `view_health.view_findings`."""
-        return view_findings(self.state.log_history, self.loss_weights, self.state.max_steps)[0]
-
-    @property
     def succeeded(self) -> bool:
         """Whether the command exits with code 0: a loss fell, or the first view identifies the second."""
         return "nothing_learned" not in self.health_findings
-
-    def judge(self) -> Verdict:
-        """Judge the run by its losses and its views so far."""
-        state, folder = self.state, str(self.args.output_dir)
-        return judge(state.log_history, state.max_steps, folder, weights=self.loss_weights)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate as the base; add the proportions of correct answers to `generation_examples`."""

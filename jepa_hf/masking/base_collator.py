@@ -162,8 +162,9 @@ def pad_true_indices(chosen: np.ndarray, capacities: tuple[int, ...] = ()) -> tu
 
 def padded_positions(name: str, chosen: np.ndarray, capacities: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
     """Return `[B, M, K]` positions of the True entries of `[B, M, L]` and their validity, as entries of a batch."""
-    positions, valid = pad_true_indices(chosen.reshape(-1, chosen.shape[-1]), capacities)
-    shape = (*chosen.shape[:2], -1)
+    batch, masks, length = chosen.shape
+    positions, valid = pad_true_indices(chosen.reshape(batch * masks, length), capacities)
+    shape = (batch, masks, positions.shape[1])
     return {f"{name}_positions": positions.reshape(shape), f"{name}_valid": valid.reshape(shape)}
 
 

@@ -62,6 +62,7 @@ class Verdict:
         reasons: One sentence for each finding, the worst first; or one that says that there is none.
         skill: Sentence about the prediction loss and its best baseline; empty if it was not measured.
         advice: What to do next.
+        findings: First step and sentence of each finding by its kind.
         is_final: False while the run has steps to go.
     """
 
@@ -69,6 +70,7 @@ class Verdict:
     reasons: tuple[str, ...]
     skill: str
     advice: str
+    findings: dict[str, tuple[int, str]]
     is_final: bool = True
 
     @property
@@ -302,14 +304,14 @@ def judge(
         severity, reasons = max(severity, Severity.COLLAPSED), [*reasons, samples.sentence]
         advice = advice if kinds else REMEDIES["total"]
     if not reasons and not skill and not measurements(history):
-        return Verdict(Severity.NOT_ASSESSED, ("Health was not measured.",), "", unmeasured)
+        return Verdict(Severity.NOT_ASSESSED, ("Health was not measured.",), "", unmeasured, {})
     if not reasons:
         step = first_finding(history)
         reasons = [
             "No collapse and no divergence" + ("." if step is None else f" any more; there was one at step {step}.")
         ]
     skill = "" if _NOTHING_LEARNED.intersection(found) else skill
-    return Verdict(severity, tuple(reasons), skill, advice, is_final)
+    return Verdict(severity, tuple(reasons), skill, advice, found, is_final)
 
 
 def _severity_of(kind: str) -> Severity:

@@ -20,7 +20,7 @@ from ..errors import UsageError
 from ..hub.model_card import DatasetInfo
 from ..hub.push import LAST_CHECKPOINT, HubTarget, PushError, open_repo, push_files, push_run
 from ..monitoring.assessment import Verdict, judge
-from ..monitoring.health import findings
+from ..monitoring.health import is_finished
 from ..utils.atomic_files import atomic_write
 from .results import write_metrics
 from .upstream import wait_for_pushes
@@ -105,8 +105,13 @@ class HubTrainer(Trainer):
 
     @property
     def health_findings(self) -> dict[str, tuple[int, str]]:
-        """Findings about the run by kind: first step and sentence, see `health.findings`."""
-        return findings(self.state.log_history, self.state.max_steps)
+        """Findings about the run so far by kind: first step and sentence."""
+        return self._judge().findings
+
+    @property
+    def loss_weights(self) -> dict[str, float] | None:
+        """Weight of each term of the loss of LLM-JEPA by its name in the log; None for a JEPA."""
+        return None
 
     @property
     def stopped_early(self) -> bool:
@@ -120,13 +125,13 @@ class HubTrainer(Trainer):
 
     def verdict(self) -> Verdict | None:
         """Return the verdict on the run, see `assessment.judge`; None before its end."""
-        if self.state.global_step < self.state.max_steps and not self.stopped_early:
+        if not is_finished(self.state.log_history, self.state.max_steps) and not self.stopped_early:
             return None
-        return self.judge()
+        return self._judge()
 
-    def judge(self) -> Verdict:
-        """Judge the run by its log so far."""
-        return judge(self.state.log_history, self.state.max_steps, str(self.args.output_dir))
+    def _judge(self) -> Verdict:
+        state, folder = self.state, str(self.args.output_dir)
+        return judge(state.log_history, state.max_steps, folder, weights=self.loss_weights)
 
     @property
     def _output_dir(self) -> Path:

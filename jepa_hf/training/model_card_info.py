@@ -47,7 +47,7 @@ def collect_facts(trainer: Any, name: str, passes: int | None) -> ModelCardInfo:
         parameters=sum(parameter.numel() for parameter in model.context_encoder.parameters()),
         version=__version__,
         training=_training(trainer, config),
-        metrics=_metrics(state.log_history, config),
+        metrics=_metrics(state.log_history, config, evaluation_names(trainer)),
         rows=len(dataset) if isinstance(dataset, Sized) else None,
         data_statistics={
             f"{_UNITS[modality]} read": int(state.num_input_tokens_seen),
@@ -104,18 +104,28 @@ def _objective(config: JepaConfig) -> str:
     )
 
 
-def _metrics(log_history: Sequence[dict[str, Any]], config: JepaConfig) -> dict[str, tuple[float | None, float]]:
-    """Collect the rows of the result table: first and last value of each metric."""
-    evaluations = [entry for entry in log_history if "eval_loss" in entry]
-    probes = sorted({name.removeprefix("eval_") for entry in evaluations for name in entry if "eval_probe_" in name})
+def evaluation_names(trainer: Any) -> list[str]:
+    """Return the names of the evaluation data sets, as they stand in the log; [""] for a single one."""
+    return [f"{name}_" for name in trainer.eval_dataset] if isinstance(trainer.eval_dataset, dict) else [""]
+
+
+def _metrics(
+    log_history: Sequence[dict[str, Any]], config: JepaConfig, names: Sequence[str]
+) -> dict[str, tuple[float | None, float]]:
+    """Collect the rows of the result table: first and last value of each metric on each evaluation data set."""
     # An untrained predictor is not compared with the baselines.
     skipped = () if config.prediction_weight else ("prediction_loss", *BASELINES)
     metrics: dict[str, tuple[float | None, float]] = {}
-    for metric in (name for name in (*_ON_CARD, *probes) if name not in skipped):
-        values = [entry[f"eval_{metric}"] for entry in evaluations if f"eval_{metric}" in entry]
-        if values:
-            has_start = evaluations[0]["step"] < evaluations[-1]["step"]
-            metrics[metric.replace("_", " ")] = (values[0] if has_start else None, values[-1])
+    for prefix in (f"eval_{name}" for name in names):
+        evaluations = [entry for entry in log_history if f"{prefix}loss" in entry]
+        logged = {key.removeprefix(prefix) for entry in evaluations for key in entry}
+        probes = sorted(metric for metric in logged if metric.startswith("probe_"))
+        for metric in (metric for metric in (*_ON_CARD, *probes) if metric not in skipped):
+            values = [entry[f"{prefix}{metric}"] for entry in evaluations if f"{prefix}{metric}" in entry]
+            if values:
+                has_start = evaluations[0]["step"] < evaluations[-1]["step"]
+                label = f"{prefix.removeprefix('eval_')}{metric}".replace("_", " ")
+                metrics[label] = (values[0] if has_start else None, values[-1])
     return metrics
 
 

@@ -77,7 +77,7 @@ def test_a_killed_command_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) 
     [
         (["nothing", "data.txt"], "neither a local directory nor a model on the Hub"),
         (["model", "nothing.txt"], "FILES: 'nothing.txt' does not exist. Check the path"),
-        (["model", "data.txt", "table.csv"], "FILES 'data.txt,table.csv' mixes csv and text files"),
+        (["model", "data.txt", "table.csv"], "mixes csv and text files. Provide files of one kind"),
         (["model", "empty.txt"], "'empty.txt' is empty. Give a file with rows"),
         (["model", "header.csv"], "'header.csv' has no rows"),
         (["model", "table.csv"], "No column 'text' in 'table.csv'. Set --text_column_name to the column with the text"),

@@ -136,6 +136,8 @@ def test_the_script_trains_and_leaves_a_plain_language_model(folder: Path, tmp_p
     card = (out / "README.md").read_text()
     assert ModelCard(card).data.pipeline_tag == "text-generation"
     assert "| predictor tokens | 1, at the end of the first view |" in card
+    assert re.search(r"^\| rows \| \d+ \|$", card, re.MULTILINE)
+    assert "Training started from " in card
     assert str(tmp_path) not in card
     assert re.search(
         r"llama language model, 0\.\d M parameters, pretrained start; 19 rows, 5 to evaluate on", result.stdout
@@ -787,7 +789,7 @@ def test_generate_needs_a_finished_run(
 
 
 def test_generate_keeps_earlier_results(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Without --overwrite_output_dir they stay; progress is not a bar where stderr is not a terminal."""
+    """Without --overwrite_output_dir they stay; a terminal alone shows a bar."""
     asking = ("--data_file", folder / "rows.jsonl", "--max_samples", 3, "--max_new_tokens", 2, "--use_cpu")
     say("generate", folder / "llm", *asking, "--output_dir", tmp_path / "answers")
     said = capfd.readouterr()

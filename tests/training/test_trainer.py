@@ -533,6 +533,21 @@ def test_every_part_by_hand(tmp_path: Path) -> None:
     assert step_logs(run)[-1]["masked_fraction"] > 0.4
 
 
+def test_the_card_has_each_of_several_evaluation_data_sets(tmp_path: Path) -> None:
+    """Their metrics are logged under their names; also those of a run that a callback has ended."""
+    data = {"near": rows("bert", 8), "far_off": rows("bert", 8)}
+    run = trainer(tmp_path, data=rows("bert", 16), eval_data=data, eval_strategy="steps", eval_steps=1, max_steps=9)
+    run.add_callback(
+        RunAtStep(on_step_end=lambda _, state: setattr(run.control, "should_training_stop", state.global_step == 2))
+    )
+    run.train()
+    run.save_model()
+    card = (tmp_path / "README.md").read_text()
+    for name in ("near", "far off"):
+        assert f"| {name} prediction loss |" in card
+    assert run.verdict() is not None
+
+
 class TestEncoderGivenAsAnObject:
     """A JEPA is built around a copy of the encoder that a user passes."""
 
