@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 INVERSE_REGULARIZATION = (0.001, 0.01, 0.1, 1.0, 10.0)
 NEIGHBOURS = 20
 RECALL_AT = (1, 5, 10)
+# The names of the metrics of each kind of task, in the order in which `_iter_measures` computes them.
 METRICS = {
     "labels": ("linear_probe", "knn"),
     "similarity": ("spearman",),
@@ -154,7 +155,8 @@ def evaluate(
             for pooling_name in pooling:
                 key = (embedder.name, pooling_name, task.name)
                 vectors = {split: by_pooling[pooling_name] for split, by_pooling in embeddings.items()}
-                for metric, value, statistic, n, c in _iter_metrics(task, vectors, seed):
+                measures = _iter_measures(task, vectors, seed)
+                for metric, (value, statistic, n, c) in zip(METRICS[task.kind], measures, strict=True):
                     resampled = bootstrap(statistic, n, resamples, seed)
                     difference = None
                     if (pooling_name, metric) in reference:
@@ -201,10 +203,10 @@ def _embedded(
     return embeddings
 
 
-def _iter_metrics(
+def _iter_measures(
     task: Task, vectors: dict[str, list[np.ndarray]], seed: int
-) -> Iterator[tuple[str, float, Statistic, int, float | None]]:
-    """Yield name, value, value on resampled rows, number of rows, and C of each metric."""
+) -> Iterator[tuple[float, Statistic, int, float | None]]:
+    """Yield value, value on resampled rows, number of rows, and C of each of `METRICS`."""
     if task.kind == "labels":
         train = vectors["train"][0], require_targets(task.train)
         test, labels = vectors["test"][0], require_targets(task.test)
@@ -212,16 +214,16 @@ def _iter_metrics(
         if task.validation is not None:
             validation = vectors["validation"][0], require_targets(task.validation)
         predicted, c = linear_probe(*train, test, validation, seed)
-        yield "linear_probe", *_mean_of(predicted == labels), len(labels), c
-        yield "knn", *_mean_of(knn_predict(*train, test) == labels), len(labels), None
+        yield *_mean_of(predicted == labels), len(labels), c
+        yield *_mean_of(knn_predict(*train, test) == labels), len(labels), None
     elif task.kind == "similarity":
         cosines = pairwise_cos_sim(*(torch.from_numpy(side) for side in vectors["test"])).numpy()
         scores = require_targets(task.test)
         value = float(spearman(cosines[None], scores[None])[0])
-        yield "spearman", value, lambda rows: spearman(cosines[rows], scores[rows]), len(scores), None
+        yield value, lambda rows: spearman(cosines[rows], scores[rows]), len(scores), None
     else:
-        for metric, outcomes in retrieval_metrics(task.test, *vectors["test"]).items():
-            yield metric, *_mean_of(outcomes), len(outcomes), None
+        for outcomes in retrieval_metrics(task.test, *vectors["test"]).values():
+            yield *_mean_of(outcomes), len(outcomes), None
 
 
 def _mean_of(outcomes: np.ndarray) -> tuple[float, Statistic]:

@@ -22,7 +22,9 @@ from sklearn.preprocessing import StandardScaler
 from helpers.batches import scale_weights, tiny_jepa
 from helpers.tiny_models import CORPUS, tiny_tokenizer
 from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel, UsageError
+from jepa_hf.evaluation import scoring
 from jepa_hf.evaluation.embedder import Embedder
+from jepa_hf.evaluation.online_probe import OnlineProbe
 from jepa_hf.evaluation.scoring import (
     INVERSE_REGULARIZATION,
     METRICS,
@@ -188,6 +190,17 @@ def test_retrieval_equals_sentence_transformers(pairs: list[tuple[int, int]], se
     for metric, outcomes in actual.items():
         assert outcomes.shape == (len(relevant),)
         assert outcomes.mean() == pytest.approx(expected[f"cosine_{metric}"])
+
+
+def test_metrics_have_the_names_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation and the online probe read the same names, and a name without a computation is an error."""
+    monkeypatch.setitem(scoring.METRICS, "labels", ("first", "second"))
+    found = evaluate([feature_embedder("a")], [labelled_task()], resamples=2)
+    assert [score.metric for score in found.scores] == ["first", "second"]
+    assert OnlineProbe(labelled_task()).metric_names == ["probe_first", "probe_second"]
+    monkeypatch.setitem(scoring.METRICS, "labels", ("first", "second", "third"))
+    with pytest.raises(ValueError, match="shorter"):
+        evaluate([feature_embedder("a")], [labelled_task()], resamples=2)
 
 
 # ---- intervals
