@@ -263,8 +263,9 @@ def _check_spread(moments: _Moments, name: str, source: Provenance) -> None:
     first = int(lost.argmax())
     message = (
         f"In {name}, float32 loses the differences between the values of {counted(len(columns), 'column')} "
-        f"({abbreviate(columns)}): their standard deviation is {deviation[first]:.3g} around {moments.mean[first]:.9g} "
-        "in the first. Subtract a constant from each of them in float64, such as its mean, and save it again"
+        f"({abbreviate(columns)}). The standard deviation of the first is {deviation[first]:.3g} around the mean "
+        f"{moments.mean[first]:.9g}. Subtract a constant from each of them in float64, such as its mean, and save it "
+        "again"
     )
     if (lost == varies).all():
         raise UsageError(f"{message}.")

@@ -759,7 +759,7 @@ class TestPrecision:
                 load(write_table(f"x.{form}", rows))
         (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         column = "number 1" if form == "npy" else "'a'"
-        assert f"float32 loses the differences between the values of 1 column ({column}): their standard" in warning
+        assert f"float32 loses the differences between the values of 1 column ({column}). The standard" in warning
         assert "Subtract a constant from each of them in float64, such as its mean, and save it again" in warning
 
     @pytest.mark.parametrize("form", ["csv", "jsonl"])
