@@ -102,9 +102,9 @@ def _evaluate() -> ArgumentParser:
         required=True,
         metavar="TASK",
         type=_task,
-        help="files (csv, tsv, json, jsonl, parquet, npz), folders with train.* and test.*, or data sets on the Hub; "
-        "the columns decide the kind of task: text, image or features with label; sentence1, sentence2 and score; "
-        "pairs such as query and document",
+        help="files (csv, tsv, json, jsonl, parquet, npz), folders with train.* and test.* or with images in "
+        "folders of their classes, or data sets on the Hub; the columns decide the kind of task: text, image or "
+        "features with label; sentence1, sentence2 and score; pairs such as query and document",
     )
     parser.add_argument(
         "--pooling",

@@ -111,8 +111,9 @@ class DataArguments(BaseDataArguments):
     probe_task: MayChange[str | None] = field(
         default=None,
         metadata={
-            "help": "Labelled samples (a file, a folder with train.* and test.*, or a dataset) to probe the frozen "
-            "encoder with at each evaluation: eval_probe_linear, eval_probe_knn."
+            "help": "Labelled samples (a file, a folder with train.* and test.* or with images in folders of their "
+            "classes, or a dataset) to probe the frozen encoder with at each evaluation: eval_probe_linear, "
+            "eval_probe_knn."
         },
     )
     max_seq_length: int | None = field(
