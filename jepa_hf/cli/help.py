@@ -24,7 +24,7 @@ _RUN = (
 _ENCODER: _Groups = {
     "start": _START,
     "data": (
-        ("train_file", "FILES", "texts, tables, images or arrays: path, glob, folder, or several with commas"),
+        ("train_file", "FILES", "texts, tables, images or arrays: path, glob, several with commas; folders of images"),
         ("dataset_name", "NAME", "data set on the Hub instead"),
         ("max_seq_length", "N", "maximum number of tokens per row; longer texts are cut"),
         ("packed", "", "several short texts share a row"),

@@ -25,6 +25,7 @@ from ..training.results import METRICS_FILE, read_state, write_masks
 from ..training.run_directory import RunPlan, check_data, finish_run, plan_run, start_run
 from ..training.signals import GracefulShutdownCallback
 from ..training.training_args import MAY_CHANGE
+from ..utils.formatting import format_parameters
 from ..utils.types import may_change
 from .arguments import BaseModelArguments, CommandArguments
 from .requirements import check_packages
@@ -115,7 +116,7 @@ def apply_smoke_test(model_args: Any, data_args: Any, args: TrainingArguments, m
     """Set the arguments of --smoke_test, in place: a tiny random model, the built-in data, 20 steps."""
     for name in ("model_name_or_path", "config_name", "model_type", "config_overrides", "tokenizer_name"):
         if getattr(model_args, name):
-            raise UsageError(f"smoke_test has its own tiny model. Omit {name}.")
+            raise UsageError(f"smoke_test has its own tiny model. Omit {name}, also in a recipe.")
     for name, value in model.items():
         setattr(model_args, name, value)
     data_args.train_file = data_args.dataset_name = None
@@ -287,7 +288,7 @@ def _finish(
         print_rank0(args, "\n".join(verdict.lines))
     if trainer.stopped_early:
         print_rank0(args, f"Stopped at step {trainer.state.global_step} by --stop_on_collapse.")
-    written = message if args.do_train else "metrics.json, training.png"
+    written = message if args.do_train else "metrics.json, training.png; nothing was trained (--do_train trains too)"
     print_rank0(args, f"\nwritten to {args.output_dir}: {written}")
 
 
@@ -314,12 +315,10 @@ def push(trainer: BaseJepaTrainer) -> None:
 
 
 def describe_parameters(model: nn.Module, has_lora: bool) -> str:
-    """Return the number of parameters in millions, with LoRA also that of the trained ones."""
+    """Return the number of parameters, with LoRA also that of the trained ones."""
     count = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return f"{count / 1e6:.1f} M parameters" + (
-        f" ({trained / 1e6:.2f} M of them trained, in adapters)" if has_lora else ""
-    )
+    return format_parameters(count) + (f" ({format_parameters(trained)} trained, in adapters)" if has_lora else "")
 
 
 def run_folder(args: TrainingArguments) -> Path:

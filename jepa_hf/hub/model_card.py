@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..utils.formatting import format_parameters
 from ..utils.markdown import escape_markdown, markdown_table, single_line, strip_code_delimiters
 
 _TEMPLATE = """\
@@ -285,7 +286,7 @@ def render_card(facts: ModelCardInfo) -> ModelCard:
         title=escape_markdown(_title(facts.name)),
         name=strip_code_delimiters(facts.name),
         introduction=_INTRODUCTION[facts.modality].format(
-            family=escape_markdown(facts.family), parameters=f"{facts.parameters / 1e6:.1f} M parameters"
+            family=escape_markdown(facts.family), parameters=format_parameters(facts.parameters)
         ),
         start=_start_sentence(facts),
         usage=_USAGE[facts.modality].format(name=strip_code_delimiters(facts.name)),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from ..utils.counts import counted
 from ..utils.formatting import format_number
 from .health import (
     BASELINES,
@@ -82,7 +83,7 @@ class Verdict:
     @property
     def lines(self) -> list[str]:
         """The verdict in two lines: the worst finding and the skill, then advice."""
-        more = f"{len(self.reasons) - 1} more in the card." if len(self.reasons) > 1 else ""
+        more = f"({counted(len(self.reasons) - 1, 'more finding')}.)" if len(self.reasons) > 1 else ""
         return [" ".join(filter(None, (f"{self.title}.", self.reasons[0], more, self.skill))), f"Next: {self.advice}"]
 
 
@@ -285,6 +286,8 @@ def judge(
         samples: Assessment of the representations of samples, if there is one.
         weights: Of the terms of the loss of LLM-JEPA (see `view_findings`); None for a JEPA.
     """
+    if history and max_steps is not None and not any(entry.get("step") for entry in history):
+        return Verdict(Severity.NOT_ASSESSED, ("Nothing was trained.",), "", "add --do_train to train.", {})
     if weights is None:
         found, remedies, skill = findings(history, max_steps), REMEDIES, _describe_skill(history)
         next_step = f"jepa-hf evaluate {output_dir} --tasks FILE, or jepa-hf report {output_dir} for all curves."
@@ -408,7 +411,7 @@ def _describe_change(points: Points, render: Callable[[float], str] = format_num
         return "was not logged"
     start, end = points[0][1], points[-1][1]
     if len(points) == 1:
-        return f"is {render(end)} at step {points[0][0]}"
+        return f"is {render(end)}"
     if render(start) == render(end):
         return f"stayed at {render(end)}"
     return f"{'fell' if end < start else 'rose'} from {render(start)} to {render(end)}"

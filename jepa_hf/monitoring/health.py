@@ -190,17 +190,30 @@ def diagnose(measured: Sequence[Mapping[str, float]], finished: bool = False) ->
     >>> diagnose(measured[:1])
     {}
     """
-    start, now = measured[0], measured[-1]
-    kinds: dict[str, str] = {}
-    for encoder in ("target", "context"):
-        for kind, sentence in _encoder_collapses(encoder, start, now):
-            kinds.setdefault(kind, sentence)
-    if "total" not in kinds:  # otherwise the ratio of the two losses is rounding
-        kinds |= _position_collapse(start, now)
-    kinds |= _divergence(measured)
-    if finished and "health_prediction_loss" in now:
-        kinds |= _nothing_learned(now)
+    *_, kinds = _diagnoses(measured)
+    if finished and "health_prediction_loss" in measured[-1]:
+        kinds |= _nothing_learned(measured[-1])
     return kinds
+
+
+def _diagnoses(measured: Sequence[Mapping[str, float]]) -> Iterator[dict[str, str]]:
+    """Yield the findings of each measurement, compared with those before it, but whether anything was learned."""
+    start, is_finite = measured[0], True
+    best: dict[str, float] = {}  # by the name of a top-1 accuracy
+    for now in measured:
+        kinds: dict[str, str] = {}
+        for encoder in ("target", "context"):
+            for kind, sentence in _encoder_collapses(encoder, start, now):
+                kinds.setdefault(kind, sentence)
+        if "total" not in kinds:  # otherwise the ratio of the two losses is rounding
+            kinds |= _position_collapse(start, now)
+        is_finite = is_finite and all(map(math.isfinite, now.values()))  # a run does not recover from that
+        kinds |= (
+            _divergence(now, best)
+            if is_finite
+            else {"divergence": "divergence: representations are not finite any more"}
+        )
+        yield kinds
 
 
 def _encoder_collapses(encoder: str, start: Mapping[str, float], now: Mapping[str, float]) -> Iterator[tuple[str, str]]:
@@ -247,17 +260,16 @@ def _position_collapse(start: Mapping[str, float], now: Mapping[str, float]) -> 
     }
 
 
-def _divergence(measured: Sequence[Mapping[str, float]]) -> dict[str, str]:
-    now = measured[-1]
-    # A run does not recover from these.
-    if not all(math.isfinite(value) for entry in measured for value in entry.values()):
-        return {"divergence": "divergence: representations are not finite any more"}
+def _divergence(now: Mapping[str, float], best: dict[str, float]) -> dict[str, str]:
+    """Compare the top-1 accuracy with the best one so far, and keep the better one in `best`."""
     name = next((name for name in ("health_top1_accuracy_in_sample", "health_top1_accuracy") if name in now), None)
-    rated = [entry for entry in measured if name in entry and entry.get(f"{name}_chance", 1.0) < 1]
-    if name is None or not rated or rated[-1] is not now:
+    chance = now.get(f"{name}_chance", 1.0)
+    if name is None or chance == 1:
         return {}
-    best = max(rated, key=lambda entry: _skill(entry, name))
-    if not (_skill(best, name) > MIN_GOOD_SKILL and _skill(now, name) < SKILL_DROP_RATIO * _skill(best, name)):
+    skill, best_skill = (_skill(accuracy, chance) for accuracy in (now[name], best.get(name, now[name])))
+    if skill >= best_skill:
+        best[name] = now[name]
+    if not (best_skill > MIN_GOOD_SKILL and skill < SKILL_DROP_RATIO * best_skill):
         return {}
     return {
         "divergence": (
@@ -288,10 +300,9 @@ def _ratio(part: float, total: float) -> str:
     return format_share(part / total if total else 0.0)
 
 
-def _skill(entry: Mapping[str, float], name: str) -> float:
+def _skill(accuracy: float, chance: float) -> float:
     """Rescale a top-1 accuracy: 0 is chance, 1 is perfect."""
-    chance = entry[f"{name}_chance"]
-    return (entry[name] - chance) / (1 - chance)
+    return (accuracy - chance) / (1 - chance)
 
 
 def is_measurement(entry: Mapping[str, Any]) -> bool:
@@ -325,12 +336,16 @@ def is_number(value: Any) -> bool:
 
 
 def is_finished(history: Iterable[Mapping[str, Any]], max_steps: int | None) -> bool:
-    """Return whether the training in a log has ended: at its last step, or by a callback; False if that is unknown."""
+    """Return whether the training in a log has ended: at its last step, or by a callback with a last measurement.
+
+    False if that is unknown.
+    """
     if max_steps is None:
         return False
     entries = [entry for entry in history if "step" in entry]
     last_step = max((entry["step"] for entry in entries), default=0)
-    return last_step >= max_steps or any("train_runtime" in entry and entry["step"] == last_step for entry in entries)
+    last = [entry for entry in entries if entry["step"] == last_step]
+    return last_step >= max_steps or (any("train_runtime" in entry for entry in last) and bool(measurements(last)))
 
 
 def findings(history: Iterable[Mapping[str, Any]], max_steps: int | None = None) -> dict[str, tuple[int, str]]:
@@ -345,16 +360,17 @@ def findings(history: Iterable[Mapping[str, Any]], max_steps: int | None = None)
     measured = measurements(history)
     if not measured:
         return {}
-    found = {}
+    found, each = {}, list(_diagnoses(measured))
     for kind, sentence in diagnose(measured, is_finished(history, max_steps)).items():
-        since = len(measured)
-        while since > 1 and kind in diagnose(measured[: since - 1]):
+        since = len(each) - 1
+        while since > 0 and kind in each[since - 1]:
             since -= 1
-        found[kind] = int(measured[since - 1]["step"]), sentence
+        found[kind] = int(measured[since]["step"]), sentence
     return found
 
 
 def first_finding(history: Iterable[Mapping[str, Any]]) -> int | None:
     """Return the step of the first finding in a log, which may have passed since."""
     measured = measurements(history)
-    return next((int(measured[n]["step"]) for n in range(len(measured)) if diagnose(measured[: n + 1])), None)
+    each = _diagnoses(measured) if measured else iter(())
+    return next((int(entry["step"]) for entry, kinds in zip(measured, each, strict=False) if kinds), None)

@@ -12,6 +12,8 @@ from .health import is_finished
 MAX_PAIRWISE_COSINE = 0.99
 # Below this multiple of chance, the top-1 accuracy of the views counts as chance.
 MIN_CHANCE_MULTIPLE = 2.0
+# A loss above this fraction of the start's has hardly changed.
+_FALLEN = 0.99
 # Fewer entries of the training's log do not show whether the loss fell.
 _MIN_LOG_ENTRIES = 8
 # What helps against each kind of finding.
@@ -48,7 +50,8 @@ def view_findings(
     if loss is not None:
         name, start, end = loss
         change = f"from {format_number(start)} to {format_number(end)}"
-        learned.insert(0, f"The {name} {'fell' if end < start else 'changed'} {change}.")
+        how = "fell" if end < _FALLEN * start else "hardly changed," if end < start / _FALLEN else "rose"
+        learned.insert(0, f"The {name} {how} {change}.")
         if not math.isfinite(end):
             found["divergence"] = last_step, f"divergence: the {name} is not finite any more"
         elif end >= start and (accuracy is None or is_at_chance):

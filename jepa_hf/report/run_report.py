@@ -187,6 +187,8 @@ def load_run(run_dir: str | Path) -> Run:
     else:
         history, status = [], "The run has started, but has saved no checkpoint yet"
     steps = max((entry["step"] for entry in history if "step" in entry), default=0)
+    if not ended and checkpoint is not None:
+        steps = int(checkpoint.name.rpartition("-")[2])
     if record["settings"] and not record["settings"].get("do_train", True):
         status = "This run only evaluated a model"
     elif history:
@@ -316,8 +318,9 @@ def render(run: Run, represented: Representations | str | None, evaluation: Any 
 
 
 def _verdict(run_verdict: Verdict, readings: Sequence[str]) -> str:
-    first, advice = run_verdict.lines
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in (*run_verdict.reasons[1:], *readings, advice))
+    first = f"{run_verdict.title}. {run_verdict.reasons[0]} {run_verdict.skill}".strip()
+    sentences = dict.fromkeys((*run_verdict.reasons[1:], *readings, f"Next: {run_verdict.advice}"))
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     kind = run_verdict.severity.name.lower()
     return f'<div class="verdict {kind}"><strong>{escape(first)}</strong><ul>{items}</ul></div>'
 

@@ -261,6 +261,7 @@ class HealthCallback(TrainerCallback):
         log: Writes them to the run's log, as `Trainer.log` does.
         every: Steps between two measurements; below 1 a fraction of the run, but at least 25 steps.
         stop: End the run at the first finding.
+        is_interrupted: Returns whether a signal ends the run, which is to leave without a last measurement.
     """
 
     def __init__(
@@ -269,9 +270,12 @@ class HealthCallback(TrainerCallback):
         log: Callable[[dict[str, float]], None],
         every: float,
         stop: bool = False,
+        is_interrupted: Callable[[], bool] = lambda: False,
     ):
         self.measure, self.log, self.every, self.stop = measure, log, every, stop
+        self.is_interrupted = is_interrupted
         self._measurements: list[dict[str, float]] = []
+        self._last_step = 0  # of a measurement
         self._reported: set[str] = set()
 
     def on_train_begin(
@@ -281,7 +285,9 @@ class HealthCallback(TrainerCallback):
         self._measurements = [entry for entry in state.log_history if is_measurement(entry)]
         self._reported = set(findings(self._measurements, state.max_steps))
         if not self._measurements:
-            self._measure()
+            self._measure(state)
+        else:
+            self._last_step = int(self._measurements[-1]["step"])
         if not self._measurements:
             logger.warning(
                 "health is not measured, so that no collapse is reported: it needs targets of two samples, from the "
@@ -295,7 +301,7 @@ class HealthCallback(TrainerCallback):
         if state.global_step % every and not is_last:
             return
         should_log = control.should_log
-        self._measure()
+        self._measure(state)
         control.should_log = should_log  # logging resets it
         # All ranks measure the same batch, but must not stop because of their own rounding: rank 0
         # decides.
@@ -308,8 +314,15 @@ class HealthCallback(TrainerCallback):
         if current and self.stop:
             control.should_training_stop = True
 
-    def _measure(self) -> None:
-        values = self.measure()
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure the end of a run that another callback has ended."""
+        if self._last_step < state.global_step < state.max_steps and not self.is_interrupted():
+            self._measure(state)
+
+    def _measure(self, state: TrainerState) -> None:
+        values, self._last_step = self.measure(), state.global_step
         if values:
             self._measurements.append(values)
             self.log(values)

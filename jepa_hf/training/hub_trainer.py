@@ -124,8 +124,9 @@ class HubTrainer(Trainer):
         return not self.stopped_early
 
     def verdict(self) -> Verdict | None:
-        """Return the verdict on the run, see `assessment.judge`; None before its end."""
-        if not is_finished(self.state.log_history, self.state.max_steps) and not self.stopped_early:
+        """Return the verdict on the run, see `assessment.judge`; None before its end, or without training."""
+        has_ended = is_finished(self.state.log_history, self.state.max_steps) or self.stopped_early
+        if not self.state.global_step or not has_ended:
             return None
         return self._judge()
 

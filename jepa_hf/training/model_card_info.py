@@ -93,10 +93,12 @@ def _training(trainer: Any, config: JepaConfig) -> dict[str, Any]:
     return facts
 
 
+def _layers(count: int) -> str:
+    return "the last layer" if count == 1 else f"mean of the top {count} layers"
+
+
 def _objective(config: JepaConfig) -> str:
-    objective = (
-        f"{config.loss}, targets: mean of the top {config.average_top_k_layers} layers, {config.target_norm} norm"
-    )
+    objective = f"{config.loss}, targets: {_layers(config.average_top_k_layers)}, {config.target_norm} norm"
     objective += ", one for all targets of a mask" if config.pool_targets else ""
     weights = {name: getattr(config, name) for name in WEIGHTS}
     return objective + "".join(

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerState, TrainingArguments, set_seed
 
 from ..errors import RunError, UsageError
+from ..monitoring.assessment import Verdict
 from ..utils.counts import counted
 from ..utils.keywords import ChecksKeywords
 from . import upstream
@@ -194,6 +195,16 @@ class RunTrainer(CheckpointTrainer, ChecksKeywords):
             check_learned(self.state.global_step, self._totals.targets)
         loss = self._mean_loss()
         return output._replace(training_loss=loss, metrics={**output.metrics, "train_loss": loss})
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal has ended the training."""
+        callbacks = self.callback_handler.callbacks
+        return any(isinstance(callback, GracefulShutdownCallback) and callback.stopped for callback in callbacks)
+
+    def verdict(self) -> Verdict | None:
+        """Like `HubTrainer.verdict`; None for a run that a signal has interrupted."""
+        return None if self.is_interrupted else super().verdict()
 
     def _interruption(self) -> GracefulShutdownCallback:
         """Return the callback that ends the training on a signal; one is added if there is none."""

@@ -128,7 +128,9 @@ class JepaTrainer(BaseJepaTrainer):
             check_batch_size(args, train_dataset)
         self.evaluate_in_training_batches(args)
         self.probe = probe
-        health = HealthCallback(self.measure_health, self.log, args.health_steps, args.stop_on_collapse)
+        health = HealthCallback(
+            self.measure_health, self.log, args.health_steps, args.stop_on_collapse, lambda: self.is_interrupted
+        )
         super().__init__(
             model=jepa,
             args=args,

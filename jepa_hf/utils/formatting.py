@@ -17,3 +17,12 @@ def format_share(share: float) -> str:
     ['100 %', '100 %', '18 %', '0.19 %']
     """
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
+
+
+def format_parameters(count: int) -> str:
+    """Format a number of parameters.
+
+    >>> format_parameters(22_700_000), format_parameters(27_300)
+    ('22.7 M parameters', '27 K parameters')
+    """
+    return f"{count / 1e6:.1f} M parameters" if count >= 1e5 else f"{count / 1e3:.0f} K parameters"

@@ -119,7 +119,7 @@ def test_a_run_ends_by_saying_where_all_is_and_how_to_load_it(
     undisturbed: tuple[Path, str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, output = undisturbed
-    assert re.search(r"bert encoder, \d\.\d M parameters, pretrained start; transformer predictor", output)
+    assert re.search(r"bert encoder, \d+ K parameters, pretrained start; transformer predictor", output)
     for name in ("README.md", "metrics.json", "training.png", "whole/jepa"):
         assert name in output
     # The last two lines are Python that works as it stands.

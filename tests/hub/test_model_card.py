@@ -227,7 +227,7 @@ def test_card_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = ModelCard(text)
     assert card.data.base_model is None
     assert re.search(r"^# out$", text, flags=re.MULTILINE)
-    assert re.search(r"A text encoder \(bert, \d+\.\d M parameters\)", text)
+    assert re.search(r"A text encoder \(bert, \d+ K parameters\)", text)
     assert re.search(r"Trained with `jepa_hf` \d+\.\d+", text)
     assert text.count('from_pretrained("out"') == 3
     assert "Training started from the local model base." in text
@@ -236,7 +236,7 @@ def test_card_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "samples per step": "8",
         "learning rate": r"0\.001, linear",
         "weight decay": "0",
-        "objective": r"smooth_l1, targets: mean of the top 1 layers, layer norm, prediction_weight 5\.657, "
+        "objective": r"smooth_l1, targets: the last layer, layer norm, prediction_weight 5\.657, "
         r"mlm_weight 0\.5, contrastive_weight 1",
         "views": r"masked positions dropped, mask ratio 0\.3, mean span length 5\.0",
         "predictor": "transformer",

@@ -218,7 +218,7 @@ def test_the_worst_finding_is_the_verdict_and_all_are_its_reasons() -> None:
         ["Step 40", " divergence"],
         ["Step 40", " token collapse"],
     ]
-    assert verdict.lines[0] == f"Not healthy. {verdict.reasons[0]} 1 more in the card."
+    assert verdict.lines[0] == f"Not healthy. {verdict.reasons[0]} (1 more finding.)"
     assert verdict.lines[1].startswith("Next: lower --learning_rate")
 
 
@@ -234,6 +234,11 @@ def test_nothing_learned_is_the_verdict_on_a_finished_run_alone() -> None:
     )
     assert judge(history, 600).lines[0].startswith("Healthy so far. No collapse and no divergence.")
     assert judge(history, 600).lines[1] == "Next: the command that started the run continues it."
+
+
+def test_a_run_that_only_evaluated_is_not_judged() -> None:
+    entry = {"step": 0, "health_prediction_loss": 0.4, "health_constant_baseline_loss": 0.4}
+    assert judge([entry], 0).lines == ["Not assessed. Nothing was trained.", "Next: add --do_train to train."]
 
 
 def test_a_finding_that_has_passed_is_named_in_a_healthy_verdict() -> None:
@@ -264,7 +269,7 @@ def evaluated_llm(loss: float, accuracy: float, cosine: float = 0.5) -> History:
             Severity.NOTHING_LEARNED,
             "Not healthy. Step 300: nothing learned: the next-token loss did not fall, but went from 2 to 2.",
         ),
-        ((2.0, 0.5), Severity.HEALTHY, "Healthy. No collapse and no divergence. The next-token loss changed from 2 to"),
+        ((2.0, 0.5), Severity.HEALTHY, "Healthy. No collapse and no divergence. The next-token loss hardly changed, from 2"),
         ((1.0, 0.015), Severity.NOTHING_LEARNED, "Not healthy. Step 300: nothing learned about the views: the first"),
         ((1.0, 0.015, 0.999), Severity.COLLAPSED, "Not healthy. Step 300: the views collapsed: "),
         ((math.nan, 0.5), Severity.DIVERGED, "Not healthy. Step 300: divergence: the next-token loss is not finite"),

@@ -546,6 +546,9 @@ def test_the_card_has_each_of_several_evaluation_data_sets(tmp_path: Path) -> No
     for name in ("near", "far off"):
         assert f"| {name} prediction loss |" in card
     assert run.verdict() is not None
+    # Judged by a measurement at its end, not by that before its first step.
+    measured = [entry["step"] for entry in run.state.log_history if "health_target_rank" in entry]
+    assert measured == [0, 2]
 
 
 class TestEncoderGivenAsAnObject:
