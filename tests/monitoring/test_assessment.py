@@ -269,7 +269,7 @@ def evaluated_llm(loss: float, accuracy: float, cosine: float = 0.5) -> History:
             Severity.NOTHING_LEARNED,
             "Not healthy. Step 300: nothing learned: the next-token loss did not fall, but went from 2 to 2.",
         ),
-        ((2.0, 0.5), Severity.HEALTHY, "Healthy. No collapse and no divergence. The next-token loss hardly changed, from 2"),
+        ((2.0, 0.5), Severity.HEALTHY, "Healthy. No collapse and no divergence. The next-token loss hardly changed,"),
         ((1.0, 0.015), Severity.NOTHING_LEARNED, "Not healthy. Step 300: nothing learned about the views: the first"),
         ((1.0, 0.015, 0.999), Severity.COLLAPSED, "Not healthy. Step 300: the views collapsed: "),
         ((math.nan, 0.5), Severity.DIVERGED, "Not healthy. Step 300: divergence: the next-token loss is not finite"),
