@@ -83,12 +83,17 @@ def _loss_change(entries: list[Mapping[str, Any]], weights: Mapping[str, float])
 
 
 def _view_accuracy(entries: list[Mapping[str, Any]]) -> tuple[float, float] | None:
-    """Return the last top-1 accuracy of the views and its chance; None without an evaluation."""
-    for entry in reversed(entries):
-        for name in entry:
-            if name.endswith("view_top1_accuracy") and entry["step"] > 0:
-                return entry[name], entry[f"{name}_chance"]
-    return None
+    """Return the last top-1 accuracy of the views and its chance, of several data sets the one nearest to chance.
+
+    None without an evaluation.
+    """
+    last = {
+        name: (entry[name], entry[f"{name}_chance"])
+        for entry in entries
+        for name in entry
+        if name.endswith("view_top1_accuracy") and entry["step"] > 0
+    }
+    return min(last.values(), key=lambda values: values[0] / values[1], default=None)
 
 
 def _view_collapse(entries: list[Mapping[str, Any]]) -> dict[str, tuple[int, str]]:

@@ -115,7 +115,14 @@ def mounted(place: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.6, 0.85], ids="{} of a checkpoint fits".format)
+@pytest.mark.parametrize(
+    "share",
+    [
+        pytest.param(0.2, id="0.2 of a checkpoint fits", marks=pytest.mark.slow),
+        pytest.param(0.6, id="0.6 of a checkpoint fits"),
+        pytest.param(0.85, id="0.85 of a checkpoint fits", marks=pytest.mark.slow),
+    ],
+)
 def test_a_full_disk_costs_no_complete_checkpoint(
     share: float, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,7 +145,7 @@ def test_a_full_disk_costs_no_complete_checkpoint(
         assert_goes_on(folder, out, *flags)
 
 
-@pytest.mark.parametrize("size", [20_000, 300_000])
+@pytest.mark.parametrize("size", [pytest.param(20_000, marks=pytest.mark.slow), 300_000])
 def test_a_limit_on_files_is_reported_like_a_full_disk(
     size: int, folder: Path, tmp_path: Path, fault: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -304,7 +311,10 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_exit_code_1(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("strategy", ["steps", "no", "epoch"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["steps", pytest.param("no", marks=pytest.mark.slow), pytest.param("epoch", marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_after_the_step_and_leaves(
     strategy: str, number: int, code: int, folder: Path, tmp_path: Path, fault: Any,
     capsys: pytest.CaptureFixture[str],

@@ -65,7 +65,10 @@ DATA: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("form", DATA)
+@pytest.mark.parametrize(
+    "form",
+    [form if form in ("torch", "dataframe", "stream") else pytest.param(form, marks=pytest.mark.slow) for form in DATA],
+)
 def test_a_data_set_trains_as_its_file_does(form: str, folder: Path, tmp_path: Path) -> None:
     """The same weights, bit for bit; the rows of a stream are not shuffled, so there it only trains."""
     run = pretrain(folder / "bert", train_dataset=DATA[form], output_dir=tmp_path / "a", **FAST)

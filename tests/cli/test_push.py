@@ -18,6 +18,9 @@ from jepa_hf.cli.train import main as run_jepa
 
 torch.set_num_threads(1)  # as the fresh processes, whose weights are compared
 
+# All of it needs a run that a process of its own has pushed.
+pytestmark = pytest.mark.slow
+
 RUN = ("--smoke_test", "--max_steps", "6", "--save_steps", "2")
 SCRIPT = REPOSITORY / "run_jepa.py"
 COMMIT = "POST /api/models/.*/commit/"
@@ -61,7 +64,6 @@ def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     place.hub.faults = []
 
 
-@pytest.mark.slow
 def test_a_run_pushes_checkpoints_on_its_way_and_the_result_at_its_end(place: Place) -> None:
     repo = place.hub.repos["me/out"]
     steps = [f"Training in progress, step {step}" for step in (2, 4, 6)]
@@ -101,7 +103,6 @@ def test_the_token_is_written_nowhere(place: Place, here: Hub) -> None:
     assert not any(here.token in output for output in place.said)
 
 
-@pytest.mark.slow
 def test_what_was_pushed_loads_by_name(place: Place) -> None:
     """As others load it: the encoder, the sentence encoder and the full model are those that the run left."""
     code = """
@@ -153,7 +154,6 @@ def test_all_checkpoints_can_be_pushed_to_a_branch(here: Hub) -> None:
     assert here.repos["me/all"].history() == []
 
 
-@pytest.mark.slow
 def test_features_load_by_name_with_their_code_where_it_is_trusted(place: Place, here: Hub) -> None:
     rows = "".join(f"{number % 7},{number % 5},{number % 3}\n" for number in range(40))
     Path("table.csv").write_text(f"a,b,c\n{rows}", encoding="utf-8")
@@ -174,7 +174,6 @@ print(tuple(model(features=torch.ones(2, 3)).pooler_output.shape))
     assert place.python(code)[-3:] == ["refused", "(2,", "16)"]
 
 
-@pytest.mark.slow
 def test_images_load_by_name(here: Hub) -> None:
     from PIL import Image
     from transformers import AutoImageProcessor, AutoModel, ViTImageProcessor
@@ -214,7 +213,6 @@ def test_nothing_that_is_shared_names_a_path(place: Place, here: Hub) -> None:
     assert [name for name, content in files.items() if str(place.folder).encode() in content] == []
 
 
-@pytest.mark.slow
 def test_a_hub_that_fails_in_the_middle_stops_no_run(
     here: Hub, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -296,7 +294,6 @@ def test_refusals_of_push_are_one_sentence(
     assert "me/x" not in here.repos
 
 
-@pytest.mark.slow
 def test_a_token_given_to_accelerate_s_launcher_is_in_no_command_line(place: Place) -> None:
     """Every process of this command reports its own token: only the first process holds it."""
     (place.folder / "spy").mkdir()

@@ -436,6 +436,7 @@ def test_collapsed_views_are_reported(tmp_path: Path) -> None:
     run = trainer(tmp_path, logging_steps=1)
     cosines = [0.995, 0.5, 0.991, 0.999]
     run.state.log_history = [{"step": step, "view_pairwise_cosine": c} for step, c in enumerate(cosines, 1)]
+    run.state.global_step = run.state.max_steps = len(cosines)
     ((step, sentence),) = run.health_findings.values()
     assert step == 3
     assert "mean cosine of 0.9990" in sentence

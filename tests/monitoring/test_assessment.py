@@ -236,6 +236,13 @@ def test_nothing_learned_is_the_verdict_on_a_finished_run_alone() -> None:
     assert judge(history, 600).lines[1] == "Next: the command that started the run continues it."
 
 
+def test_of_several_evaluation_data_sets_the_worst_views_count() -> None:
+    history = evaluated_llm(1.0, 0.5)
+    history[-1] |= {"eval_other_view_top1_accuracy": 0.01, "eval_other_view_top1_accuracy_chance": 0.01}
+    verdict = judge(history, 300, weights={"lm_loss": 1.0, "pair_loss": 1.0})
+    assert verdict.severity == Severity.NOTHING_LEARNED
+
+
 def test_a_run_that_only_evaluated_is_not_judged() -> None:
     entry = {"step": 0, "health_prediction_loss": 0.4, "health_constant_baseline_loss": 0.4}
     assert judge([entry], 0).lines == ["Not assessed. Nothing was trained.", "Next: add --do_train to train."]

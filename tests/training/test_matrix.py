@@ -36,7 +36,13 @@ def test_what_cannot_work_is_refused_before_anything_is_built(case: tuple[str, s
 
 @pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("mlm_weight", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
-@pytest.mark.parametrize("case", ATTENTION_IMPLEMENTATIONS, ids="-".join)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id="-".join(case), marks=[pytest.mark.slow] if case[2] == "mlp" else [])
+        for case in ATTENTION_IMPLEMENTATIONS
+    ],
+)
 def test_it_trains_saves_and_loads(case: tuple[str, str, str], mlm_weight: float, bf16: bool, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer  # takes seconds
 

@@ -195,7 +195,7 @@ def test_a_streams_epoch_is_its_passes_and_a_share_of_the_run(undisturbed: tuple
     assert epochs == pytest.approx([step // updates + (step % updates + 1) / 12 for step in range(12)])
 
 
-@pytest.mark.parametrize("accumulation", [1, 2, 3])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
 def test_a_stream_and_a_list_of_its_rows_are_one_run(accumulation: int, tmp_path: Path) -> None:
     """Also where a pass ends within an update, which is then smaller: five batches of eight rows a pass."""
     settings = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": accumulation, "max_steps": 7}
@@ -229,7 +229,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("suffix", FILES)
 def test_streamed_files_resume_exactly(suffix: str, workers: int, tmp_path: Path) -> None:
     """In the third pass over two files of every format and every way to make rows, shuffled and with accumulation."""
