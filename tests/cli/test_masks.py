@@ -59,6 +59,7 @@ def test_it_draws_and_touches_nothing_else(
     assert (folder / "masks.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [CASES["images"], CASES["series"]], ids=["images", "series"])
 def test_a_run_of_one_epoch_leaves_the_same_picture(flags: tuple[str, ...], folder: Path) -> None:
     """So the command shows the masks of the training; another seed, which gives other masks, shows others."""

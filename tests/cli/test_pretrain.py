@@ -248,6 +248,7 @@ def test_a_finished_run_is_returned_with_its_model_and_state(folder: Path, tmp_p
         pretrain(folder / "bert", train_dataset=TEXT[:20], **flags)
 
 
+@pytest.mark.slow
 def test_a_finished_language_model_is_returned_too(tmp_path: Path) -> None:
     flags: dict[str, Any] = {"objective": "llm", "smoke_test": True, "output_dir": tmp_path, "max_steps": 1}
     flags |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True}

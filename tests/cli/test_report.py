@@ -33,6 +33,7 @@ def test_it_writes_one_file_and_prints_its_name(
     assert other.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
+@pytest.mark.slow
 def test_starting_over_deletes_the_report(tmp_path: Path) -> None:
     """It is the run's, so neither a repetition nor a fresh start stumbles over it."""
     smoke = ("--smoke_test", "--max_steps", "2", "--output_dir", tmp_path / "out")

@@ -143,6 +143,7 @@ def test_the_other_encoder_on_request(which: str, start: list[str], tmp_path: Pa
 # ---- one run through several doors
 
 
+@pytest.mark.slow
 def test_file_flags_and_python_give_the_same_run(start: list[str], tmp_path: Path) -> None:
     given = {name.removeprefix("--"): value for name, value in zip(start[::2], start[1::2], strict=True)}
     flags = {"mask_ratio": 0.4, "predictor_type": "mlp", "masked_tokens": "mask_token", "mlm_weight": 0.5}

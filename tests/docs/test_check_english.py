@@ -10,6 +10,7 @@ from helpers.scripts import load_script
 CHECKER = load_script(REPOSITORY / ".ci" / "check_english.py")
 
 
+@pytest.mark.slow
 def test_clean_files_are_clean() -> None:
     """No file of the list contains a banned construction."""
     assert [(path, hit) for path in CHECKER.files(CHECKER.CLEAN) for hit in CHECKER.hits(path)] == []

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_hf.cli.train import main
@@ -11,6 +12,7 @@ from jepa_hf.cli.train import main
 _SUMMARY = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_every_number_of_the_log_at_its_step(tmp_path: Path) -> None:
     flags = ("--smoke_test", "--max_steps", "4", "--logging_steps", "2", "--use_cpu", "--do_eval")
     flags += ("--eval_strategy", "steps", "--eval_steps", "2", "--report_to", "tensorboard")
