@@ -140,7 +140,7 @@ def test_the_script_trains_and_leaves_a_plain_language_model(folder: Path, tmp_p
     assert "Training started from " in card
     assert str(tmp_path) not in card
     assert re.search(
-        r"llama language model, 0\.\d M parameters, pretrained start; 19 rows, 5 to evaluate on", result.stdout
+        r"llama language model, \d+ K parameters, pretrained start; 19 rows, 5 to evaluate on", result.stdout
     )
     scope: dict[str, Any] = {}
     here = Path.cwd()
