@@ -32,7 +32,7 @@ RECALL_AT = (1, 5, 10)
 METRICS = {
     "labels": ("linear_probe", "knn"),
     "similarity": ("spearman",),
-    "retrieval": (*(f"recall@{k}" for k in RECALL_AT), f"mrr@{RECALL_AT[-1]}"),
+    "retrieval": (*(f"recall@{k}" for k in RECALL_AT), f"ndcg@{RECALL_AT[-1]}", f"mrr@{RECALL_AT[-1]}"),
 }
 # More points make neither a scatter plot nor a spectrum clearer.
 MAX_PLOTTED = 2000
@@ -299,7 +299,10 @@ def spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def retrieval_metrics(split: Split, queries: np.ndarray, documents: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute recall at 1, 5 and 10, and the reciprocal rank up to 10, of each query by cosine.
+    """Compute recall at 1, 5 and 10, and nDCG and the reciprocal rank up to 10, of each query by cosine.
+
+    nDCG is that of Järvelin and Kekäläinen 2002 as trec_eval and BEIR compute it: a relevant document at rank r
+    counts 1 / log2(r + 1), over the largest sum that is possible.
 
     The corpus is the second side of the pairs. Equal texts are one query or one document; a query
     may have several relevant documents. `queries` and `documents` are the vectors of both sides, `[N, D]`.
@@ -316,11 +319,14 @@ def retrieval_metrics(split: Split, queries: np.ndarray, documents: np.ndarray) 
         torch.from_numpy(documents[document_rows]),
         top_k=min(RECALL_AT[-1], len(document_rows)),
     )
+    discounts = 1 / np.log2(np.arange(RECALL_AT[-1]) + 2)
     values = {metric: np.zeros(len(query_rows)) for metric in METRICS["retrieval"]}
     for query, ranking in enumerate(rankings):
         is_relevant = np.array([hit["corpus_id"] in relevant[query] for hit in ranking])
         for k in RECALL_AT:
             values[f"recall@{k}"][query] = is_relevant[:k].sum() / len(relevant[query])
+        best = min(len(relevant[query]), len(discounts))
+        values[f"ndcg@{RECALL_AT[-1]}"][query] = discounts[: len(ranking)] @ is_relevant / discounts[:best].sum()
         if is_relevant.any():
             values[f"mrr@{RECALL_AT[-1]}"][query] = 1 / (1 + is_relevant.argmax())
     return values

@@ -131,9 +131,9 @@ def test_a_card_gets_section_and_metadata_and_keeps_the_rest() -> None:
     assert {(r.dataset_name, r.metric_type, r.metric_value) for r in ours} == {
         ("topics", "accuracy", 0.5),
         ("pairs", "spearmanr", 0.5),
-        *(("answers", f"{metric}", 0.5) for metric in ("recall_at_1", "recall_at_5", "recall_at_10", "mrr_at_10")),
+        *(("answers", f"{metric}", 0.5) for metric in ("recall_at_1", "recall_at_5", "recall_at_10", "ndcg_at_10", "mrr_at_10")),
     }
-    assert len(ours) == 7
+    assert len(ours) == 8
 
 
 def test_a_later_evaluation_replaces_an_earlier_one() -> None:
