@@ -65,7 +65,7 @@ def run(
             file.write(json.dumps(row) + "\n")
             print(f"{row['name']} seed {seed}: FAILED {row['failed']}" if "failed" in row else summary(row), flush=True)
 
-    for number, (variant, seed) in enumerate(_variants(variants, follow)):
+    for number, (variant, seed) in enumerate(read_variants(variants, follow)):
         gpu = gpus.get()
         folder = work_dir / f"{number:03}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _variants(path: Path, follow: bool) -> Iterator[tuple[Row, int]]:
+def read_variants(path: Path, follow: bool) -> Iterator[tuple[Row, int]]:
     judged = 0
     while True:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -9,7 +9,7 @@ A line of `variants.jsonl` is one variant: `name`; `domain`, a NAME of `--texts`
 "text"; `objective`:
 
 - "start": the model itself.
-- "jepa": run_jepa.py with `configs/pretrained_bert.yaml` and `flags`; `pooled`, see `contrast_directly`.
+- "jepa": run_jepa.py with `configs/pretrained_bert.yaml` and `flags`.
 - "mlm": transformers' Trainer and its collator, as in `text_quality.py`, with `flags`.
 - "simcse": each text next to itself, in-batch negatives and dropout as the noise (Gao et al. 2021).
 - "tsdae": a text from the vector of its words, 60 % of them deleted (Wang et al. 2021).
@@ -46,7 +46,7 @@ from sentence_transformers.sentence_transformer import SentenceTransformerTraine
 from sentence_transformers.sentence_transformer import losses as peers
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from sentence_transformers.util import pairwise_cos_sim
-from text_quality import TIMED, UNTIMED, build, _Clock
+from text_quality import TIMED, UNTIMED, Clock, build
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, Trainer, set_seed
 
@@ -55,9 +55,6 @@ from jepa_hf.cli.console import quiet_libraries
 from jepa_hf.evaluation.scoring import linear_probe, retrieval_metrics, spearman
 from jepa_hf.evaluation.task import Split
 from jepa_hf.evaluation.tasks import TaskArguments, load_tasks
-from jepa_hf.models import contrastive, targets
-from jepa_hf.models.batch import JepaBatch
-from jepa_hf.models.packed_sequences import mean_pool_by_document
 from jepa_hf.monitoring.health import is_measurement
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -72,30 +69,15 @@ SHARES = (0.3, 0.5)
 # ---- training
 
 
-def contrast_directly(model: nn.Module) -> None:
-    """An experiment: the contrastive term compares the vectors that are exported.
-
-    The mean of the context encoder's last layer, without a predictor, finds the mean of the target encoder's last
-    layer, without normalization or standardization.
-    """
-
-    def sample_means(layers: list[torch.Tensor], batch: JepaBatch) -> torch.Tensor:
-        return mean_pool_by_document(layers[-1].float(), batch.samples, batch.max_samples).flatten(0, 1)
-
-    model.pooled_predictor = nn.Identity()
-    targets._sample_means = sample_means
-    contrastive.standardize_features = lambda vectors, valid: vectors
-
-
-def peer_trainer(variant: Variant, model: str, texts: str, folder: Path, seed: int, max_steps: int) -> Trainer:
+def peer_trainer(options: argparse.Namespace, variant: Variant, texts: str, seed: int, max_steps: int) -> Trainer:
     """sentence-transformers' trainer of a variant."""
     set_seed(seed)
-    transformer = Transformer(model, max_seq_length=LENGTH)
+    transformer = Transformer(options.model, max_seq_length=LENGTH)
     encoder = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension(), "mean")])
     sentences = list(load_dataset("json", data_files=texts, split="train")["text"])
     rows, loss = _peer_rows_and_loss(variant["objective"], encoder, sentences)
     args = SentenceTransformerTrainingArguments(
-        output_dir=str(folder / "out"),
+        output_dir=str(Path(options.folder) / "out"),
         per_device_train_batch_size=variant["batch_size"],
         learning_rate=variant["learning_rate"],
         lr_scheduler_type=variant.get("schedule", "linear"),
@@ -103,7 +85,7 @@ def peer_trainer(variant: Variant, model: str, texts: str, folder: Path, seed: i
         weight_decay=variant.get("weight_decay", 0.0),
         max_steps=max_steps,
         bf16=torch.cuda.is_available(),
-        dataloader_num_workers=2,
+        dataloader_num_workers=options.dataloader_num_workers,
         dataloader_drop_last=True,
         save_strategy="no",
         report_to="none",
@@ -138,26 +120,25 @@ def _delete_words(batch: dict[str, list[str]], deleted: float = 0.6) -> dict[str
 
 def make_trainer(options: argparse.Namespace, variant: Variant, seed: int, max_steps: int) -> Trainer:
     """The trainer of a variant, from a fresh start."""
-    folder, texts = Path(options.folder), dict(pair.split("=", 1) for pair in options.texts)[variant["domain"]]
+    texts = dict(pair.split("=", 1) for pair in options.texts)[variant["domain"]]
     if variant["objective"] not in ("jepa", "mlm"):
-        return peer_trainer(variant, options.model, texts, folder, seed, max_steps)
-    flags = {"model_name_or_path": options.model, "train_file": texts, "output_dir": folder / "out"}
-    flags |= {"bf16": torch.cuda.is_available(), "dataloader_num_workers": 2, "max_seq_length": LENGTH}
+        return peer_trainer(options, variant, texts, seed, max_steps)
+    flags = {"model_name_or_path": options.model, "train_file": texts, "output_dir": f"{options.folder}/out"}
+    flags |= {"bf16": torch.cuda.is_available(), "max_seq_length": LENGTH}
+    flags |= {"dataloader_num_workers": options.dataloader_num_workers}
     common = [str(RECIPE), *(f"--{name}={value}" for name, value in flags.items())]
     trainer, _ = build(variant, seed, common, max_steps)
-    if variant.get("pooled") == "direct":
-        contrast_directly(trainer.model)
     return trainer
 
 
 def clock(options: argparse.Namespace) -> None:
     """Write the steps per second of each `clock` of the variants, one after the other."""
     rates: dict[str, float] = {}
-    for variant, _ in gpu_queue._variants(Path(options.variants), follow=False):
+    for variant, _ in gpu_queue.read_variants(Path(options.variants), follow=False):
         kind = variant.get("clock", variant["name"])
         if variant["objective"] == "start" or kind in rates:
             continue
-        times = _Clock(UNTIMED, UNTIMED + TIMED)
+        times = Clock(UNTIMED, UNTIMED + TIMED)
         trainer = make_trainer(options, variant, 0, UNTIMED + TIMED)
         trainer.add_callback(times)
         trainer.train()
@@ -301,6 +282,7 @@ def run(options: argparse.Namespace) -> None:
     def command(kind: str, variant: Variant, seed: int, folder: Path) -> list[str]:
         given = ["--folder", folder, "--variant", json.dumps(variant), "--seed", seed, "--model", options.model]
         given += ["--texts", *options.texts, "--rates", options.rates, "--tokens", tokens]
+        given += ["--dataloader_num_workers", options.dataloader_num_workers]
         return [sys.executable, "-W", "ignore", __file__, kind, *map(str, given)]
 
     rows = gpu_queue.run(
@@ -382,6 +364,7 @@ def main() -> None:
     for command in (timing, whole, one, probes):
         command.add_argument("--model", required=True)
         command.add_argument("--texts", nargs="+", required=True, help="NAME=FILE of each domain")
+        command.add_argument("--dataloader_num_workers", type=int, default=2)
     for command in (whole, one, probes):
         command.add_argument("--rates", default="rates.json")
     for command in (one, probes):

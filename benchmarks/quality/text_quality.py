@@ -235,7 +235,7 @@ def _mlm_trainer(variant: dict[str, Any], parsed: Parsed, prepared: TrainingComp
     )
 
 
-class _Clock(TrainerCallback):
+class Clock(TrainerCallback):
     """When a step was done, the device's work included."""
 
     def __init__(self, *steps: int):
@@ -250,7 +250,7 @@ class _Clock(TrainerCallback):
 
 def steps_per_second(make: Callable[[int | None], tuple[Trainer, TrainingComponents]]) -> float:
     """Of a throwaway run, once it is warm."""
-    clock = _Clock(UNTIMED, UNTIMED + TIMED)
+    clock = Clock(UNTIMED, UNTIMED + TIMED)
     trainer, _ = make(UNTIMED + TIMED)
     trainer.add_callback(clock)
     trainer.train()

@@ -102,6 +102,9 @@ class ModelArguments(BaseModelArguments):
         None, "Weight of the contrastive loss between samples (default: 1 for text, else 0)."
     )
     contrastive_temperature: float | None = flag(None, "Temperature of the contrastive loss.")
+    contrastive_predictor: str | None = flag(
+        None, "Predictor of the contrastive loss: mlp (default), or none, which compares the exported vectors."
+    )
     pool_targets: bool | None = flag(None, "Predict the mean of a mask's targets instead of each target.")
 
     def jepa_kwargs(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoImageProcessor
 
 from ..errors import UsageError
+from ..hub.averaging import average_with_start
 from ..hub.export import JEPA_FOLDER, export_custom_code, export_encoder, export_masked_lm
 from ..hub.loading import load_or_usage_error
 from ..hub.onnx_export import check_onnx_installed, export_onnx
@@ -24,6 +25,7 @@ def run(options: argparse.Namespace) -> None:
     if target.exists() and any(target.iterdir()):
         raise UsageError(f"output_dir {options.output_dir!r} is not empty; name a new directory")
     refuse_unfinished_run("source", options.source)
+    _check_average(options)
     if is_language_model_dir(Path(options.source)):
         export_language_model(options, target)
         print(f"written to {target}")
@@ -33,15 +35,32 @@ def run(options: argparse.Namespace) -> None:
     source = _find_jepa(Path(options.source))
     model = load_or_usage_error(str(source), JepaForRepresentationPrediction.from_pretrained, {})
     processing_class = _processing_class(source)
+    is_trained = options.average is not None or options.head is not None  # the head was trained on the context encoder
+    encoder = options.encoder or ("context" if is_trained else model.config.default_exported_encoder)
+    if options.average is not None:
+        average_with_start(model, encoder, options.average, options.start)
     if options.custom_code:
         export_custom_code(model, target, processing_class)
     elif options.onnx:
-        export_onnx(model, target, processing_class, options.encoder)
+        export_onnx(model, target, processing_class, encoder)
     elif options.head:
-        export_masked_lm(model, target, processing_class, options.encoder)
+        export_masked_lm(model, target, processing_class, encoder)
     else:
-        export_encoder(model, target, processing_class, options.encoder)
+        export_encoder(model, target, processing_class, encoder)
     print(f"written to {target}")
+
+
+def _check_average(options: argparse.Namespace) -> None:
+    """Refuse what does not go with an average of trained weights and the start's."""
+    if options.average is None and options.start is not None:
+        raise UsageError("start is read with --average only. Add --average 0.5, or leave --start out.")
+    if options.average is None:
+        return
+    if not 0.0 <= options.average <= 1.0:
+        raise UsageError(f"average must be between 0 (the trained weights) and 1 (the start), not {options.average:g}.")
+    if options.custom_code or is_language_model_dir(Path(options.source)):
+        what = "--custom_code, which exports the full model" if options.custom_code else "a language model"
+        raise UsageError(f"average is for an encoder, not for {what}. Leave --average out.")
 
 
 def _processing_class(folder: Path) -> ProcessingClass | None:

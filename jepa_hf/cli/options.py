@@ -192,7 +192,19 @@ def _export() -> ArgumentParser:
         help="checkpoint-N, out/jepa, or an out/ that contains one; or a language model",
     )
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="directory to write, new or empty")
-    parser.add_argument("--encoder", choices=("context", "target"), default="context", help="which encoder")
+    parser.add_argument(
+        "--encoder",
+        choices=("context", "target"),
+        help="which encoder; default target for text with a pretrained start; else, and with --head or --average, context",
+    )
+    parser.add_argument(
+        "--average",
+        metavar="SHARE",
+        type=float,
+        help="average with the start: SHARE of the start's weights and 1 - SHARE of the trained ones; 0.5 forgets "
+        "little of what a pretrained encoder could do",
+    )
+    parser.add_argument("--start", metavar="MODEL", help="the encoder that the run started from, for --average")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--head", choices=("mlm",), help="with the masked-language-model head, for AutoModelForMaskedLM")
     kind.add_argument("--onnx", action="store_true", help="the encoder as model.onnx, with dynamic batch and length")

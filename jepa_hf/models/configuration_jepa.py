@@ -66,6 +66,9 @@ class JepaConfig(PreTrainedConfig):
             sample's context is compared with the means of all samples' target layers. Default 1 for
             text, where it improved all measured runs (benchmarks/RESULTS.md, entry 14), else 0.
         contrastive_temperature: divisor of the cosines in InfoNCE, default 0.1.
+        contrastive_predictor: "mlp" (default) predicts as above. "none" compares the vectors that
+            an export gives, without a predictor: the means of the last layers of both encoders. It
+            keeps a pretrained encoder's similarity and retrieval (benchmarks/RESULTS.md, entry 27).
         pool_targets: predict one vector per mask, the mean of its targets' representations.
         lora: arguments of `peft.LoraConfig`, such as `{"r": 16, "lora_alpha": 32}`; default None
             trains all weights. Adapters of the frozen context encoder are trained, the target
@@ -78,6 +81,8 @@ class JepaConfig(PreTrainedConfig):
             default 0.02.
         add_pooling_layer: whether the encoders have a pooler, which is never trained; set if a
             pretrained start has one.
+        pretrained_encoder: whether the encoders started from pretrained weights, which decides what
+            an export contains (see `default_exported_encoder`); set by `from_encoder_pretrained`.
         sentence_transformers: settings of a pretrained start that is a `SentenceTransformer`, by file
             name, for the export.
 
@@ -115,11 +120,13 @@ class JepaConfig(PreTrainedConfig):
         sigreg_weight: float = 0.0,
         contrastive_weight: float | None = None,
         contrastive_temperature: float = 0.1,
+        contrastive_predictor: str = "mlp",
         pool_targets: bool = False,
         lora: dict[str, Any] | None = None,
         pred_init: str | None = None,
         initializer_range: float = 0.02,
         add_pooling_layer: bool = False,
+        pretrained_encoder: bool = False,
         sentence_transformers: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
@@ -151,11 +158,13 @@ class JepaConfig(PreTrainedConfig):
         self.sigreg_weight = sigreg_weight
         self.contrastive_weight = _or_default(contrastive_weight, float(is_text))
         self.contrastive_temperature = contrastive_temperature
+        self.contrastive_predictor = contrastive_predictor
         self.pool_targets = pool_targets
         self.lora = lora
         self.pred_init = _or_default(pred_init, "small" if adapter.absolute_positions else "unit_gain")
         self.initializer_range = initializer_range
         self.add_pooling_layer = add_pooling_layer
+        self.pretrained_encoder = pretrained_encoder
         self.sentence_transformers = sentence_transformers
         validate_jepa_config(self, adapter)
         # Trainer compares these with the tokenizer's.
@@ -257,6 +266,16 @@ class JepaConfig(PreTrainedConfig):
     def ema_decay_range(self) -> tuple[float, float] | None:
         """Default EMA decay of the first and the last update; None: from the run's length."""
         return _MODALITY_EMA_DECAY[encoder_adapter_for(self.encoder_config).modality]
+
+    @property
+    def default_exported_encoder(self) -> str:
+        """Encoder that an export contains by default, "context" or "target".
+
+        The target encoder for text with a pretrained start: its average of the start and of the
+        run forgets less of what the start could do (benchmarks/RESULTS.md, entry 27).
+        """
+        is_text = encoder_adapter_for(self.encoder_config).modality == "text"
+        return "target" if is_text and self.pretrained_encoder else "context"
 
     @property
     def hidden_size(self) -> int:

@@ -47,9 +47,10 @@ def contrastive_sum(
     counts: torch.Tensor,
     has_targets: torch.Tensor,
     temperature: float,
+    standardize: bool,
     same_size: bool,
 ) -> torch.Tensor:
-    """Sum count · InfoNCE over the views, with the standardized targets of all ranks as candidates.
+    """Sum count · InfoNCE over the views, with the targets of all ranks as candidates.
 
     Args:
         predictions: `[N * views, D]`, the views of a sample next to each other.
@@ -58,6 +59,7 @@ def contrastive_sum(
             ranks add up to the loss of the full batch.
         has_targets: bool `[N]`; samples without targets are not candidates.
         temperature: divisor of the cosines.
+        standardize: whether each feature of the candidates gets mean 0 and variance 1 over them.
         same_size: False if N may differ between ranks.
 
     Returns:
@@ -67,7 +69,9 @@ def contrastive_sum(
     flagged, own = all_gather_candidates(flagged, same_size)
     candidates, valid = flagged[:, :-1], flagged[:, -1] > 0
     own = own.repeat_interleave(len(predictions) // len(own))
-    losses = infonce(predictions, standardize_features(candidates, valid), own, temperature, valid)
+    if standardize:
+        candidates = standardize_features(candidates, valid)
+    losses = infonce(predictions, candidates, own, temperature, valid)
     losses = torch.where(counts > 0, losses, torch.zeros_like(losses))
     return (losses * counts).sum()
 

@@ -32,6 +32,7 @@ _CHOICES = {
     "loss": ("smooth_l1", "l2", "l1", "cosine"),
     "target_norm": ("layer", "instance", "none"),
     "pred_init": ("unit_gain", "small"),
+    "contrastive_predictor": ("mlp", "none"),
 }
 
 

@@ -77,6 +77,21 @@ def initialize_lora(encoder: PreTrainedModel) -> None:
             init.zeros_(parameter)
 
 
+@torch.no_grad()
+def scale_lora(encoder: PreTrainedModel, settings: dict[str, Any], factor: float) -> None:
+    """Multiply what the adapters add to the weights by a factor, in place.
+
+    Raises:
+        UsageError: with DoRA or trained biases the adapters do not only add to the weights.
+    """
+    for name, plain in (("use_dora", False), ("bias", "none")):
+        if settings.get(name, plain) != plain:
+            raise UsageError(f"Adapters with {name} {settings[name]!r} cannot be averaged with the start.")
+    for name, parameter in encoder.named_parameters():
+        if ".lora_B." in name or ".lora_embedding_B." in name:
+            parameter.mul_(factor)
+
+
 def merge_lora(encoder: PreTrainedModel) -> None:
     """Merge the adapters into the weights in place, which leaves a plain encoder."""
     lora_layer_type = _peft().tuners.tuners_utils.BaseTunerLayer

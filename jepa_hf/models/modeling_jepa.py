@@ -48,7 +48,8 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
         super().__init__(config)
         self.predictor = _build_predictor(config, self.encoder_adapter.grid)
         self.mlm_head = MaskedLMHead(self.context_encoder) if config.mlm_weight > 0 else None
-        self.pooled_predictor = PooledPredictor(config.hidden_size) if config.contrastive_weight > 0 else None
+        predicts_pooled = config.contrastive_weight > 0 and config.contrastive_predictor == "mlp"
+        self.pooled_predictor = PooledPredictor(config.hidden_size) if predicts_pooled else None
         self.finish_init()
 
     @classmethod
@@ -88,6 +89,7 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
         model.context_encoder = encoder
         model.target_encoder = copy.deepcopy(encoder)
         model._prepare_encoders()
+        config.pretrained_encoder = True
         # Set only now, so that random numbers of the other parts do not depend on a pooler.
         config.add_pooling_layer = any(is_pooler_parameter(name) for name, _ in encoder.named_parameters())
         config.sentence_transformers = read_sentence_transformers_files(name_or_path, **_hub_kwargs(encoder_kwargs))
@@ -219,9 +221,11 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
         view = self._encode_context(batch, masked_input, context_positions, context_valid, **flags)
         predicted = self._predict(view, targets.vectors, batch)
         sample_vectors = None
-        if self.pooled_predictor is not None:
-            sample_predictions = self.pooled_predictor(_pool_context(view, batch))
-            sample_vectors = SampleVectors(sample_predictions, cast("torch.Tensor", targets.sample_means))
+        if targets.sample_means is not None:
+            sample_predictions = _pool_context(view, batch)
+            if self.pooled_predictor is not None:
+                sample_predictions = self.pooled_predictor(sample_predictions)
+            sample_vectors = SampleVectors(sample_predictions, targets.sample_means)
         terms: dict[str, torch.Tensor] = {}
         if return_loss:
             logits = None if self.mlm_head is None else self._mlm_logits(view, predicted, batch)

@@ -66,6 +66,7 @@ def jepa_loss(
             counts.transpose(1, 2).flatten(),
             has_targets.flatten(),
             config.contrastive_temperature,
+            standardize=config.contrastive_predictor == "mlp",
             same_size=batch.document_ids is None,
         )
         terms["contrastive_loss"] = infonce_sum / num_targets

@@ -34,7 +34,7 @@ def encode_targets(
     """Encode the clean view once with the target encoder, normalize and gather the targets.
 
     Args:
-        config: has `average_top_k_layers`, `target_norm` and `contrastive_weight`.
+        config: has `average_top_k_layers`, `target_norm` and those of the contrastive term.
         adapter: the encoder's adapter.
         encoder: the target encoder.
         batch: the batch.
@@ -47,7 +47,7 @@ def encode_targets(
     layers = [encoded.last_hidden_state]
     if averages_layers:
         layers = list(encoded.hidden_states[-config.average_top_k_layers :])
-    means = _sample_means(layers, batch) if config.contrastive_weight > 0 else None
+    means = _sample_means(config, layers, batch) if config.contrastive_weight > 0 else None
     return Targets(_target_vectors(config, layers, batch), means, encoded)
 
 
@@ -79,8 +79,13 @@ def _normalize(target_norm: str, states: torch.Tensor, batch: JepaBatch) -> torc
     return states
 
 
-def _sample_means(layers: list[torch.Tensor], batch: JepaBatch) -> torch.Tensor:
-    """Average each sample's positions, normalize, and average over the layers: `[B * S, D]`."""
+def _sample_means(config: JepaConfig, layers: list[torch.Tensor], batch: JepaBatch) -> torch.Tensor:
+    """Average each sample's positions, normalize, and average over the layers: `[B * S, D]`.
+
+    With `contrastive_predictor` "none", the mean of the last layer as it is.
+    """
+    if config.contrastive_predictor == "none":
+        return mean_pool_by_document(layers[-1].float(), batch.samples, batch.max_samples).flatten(0, 1)
     means: Any = sum(
         layer_norm_no_affine(mean_pool_by_document(layer.float(), batch.samples, batch.max_samples)) for layer in layers
     )

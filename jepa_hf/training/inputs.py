@@ -56,6 +56,7 @@ def jepa_around(model: nn.Module) -> JepaForRepresentationPrediction:
     encoder: Any = model.base_model
     config = JepaConfig.for_encoder(copy.deepcopy(encoder.config))
     config.name_or_path = encoder.name_or_path
+    config.pretrained_encoder = bool(encoder.name_or_path)
     jepa = JepaForRepresentationPrediction._from_config(
         config, attn_implementation=encoder.config._attn_implementation, dtype=encoder.dtype
     )

@@ -13,6 +13,7 @@ from ..models.encoders import no_pooler_argument
 from ..models.jepa_config_checks import WEIGHTS
 from ..monitoring.health import BASELINES, measurements
 from ..version import __version__
+from .ema import initial_weight_fraction
 from .inputs import is_packed
 
 # Metrics of an evaluation that a card shows.
@@ -83,6 +84,11 @@ def _training(trainer: Any, config: JepaConfig) -> dict[str, Any]:
         "hardware": describe_hardware(args.device, args.world_size),
         "seed": args.seed,
     }
+    exported = args.export_encoder or config.default_exported_encoder
+    if exported == "target":
+        share = initial_weight_fraction(max(state.max_steps, 1), first, last, trainer.ema_callback.schedule)
+        exported += f" (EMA: {100 * share:.0f} % of the start, the rest an average along the run)"
+    facts["exported encoder"] = exported
     if no_pooler_argument(config.encoder_config):
         facts["pooler"] = "that of the start, not trained" if config.add_pooling_layer else "random, not trained"
     if config.sentence_transformers is not None:

@@ -348,7 +348,8 @@ class JepaTrainer(BaseJepaTrainer):
     def export_final_model(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write the exported encoder with its processing class, and the full JEPA below it."""
         jepa = cast(JepaForRepresentationPrediction, model)
-        export_run(jepa, output_dir, cast(Any, self.processing_class), self.args.export_encoder, state_dict)
+        which = self.args.export_encoder or jepa.config.default_exported_encoder
+        export_run(jepa, output_dir, cast(Any, self.processing_class), which, state_dict)
 
     def render_card(self, name: str, data: DatasetInfo, language: str | None, license: str | None) -> ModelCard:
         """Render the card of the model that users will load as `name`."""

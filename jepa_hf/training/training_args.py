@@ -110,7 +110,8 @@ class JepaTrainingArguments(BaseJepaTrainingArguments):
         decay_norms_and_biases: Apply weight decay to biases, norms and tables too, as plain AdamW
             over all parameters.
         export_encoder: Encoder in the output directory: "context", "target", or "both", which
-            writes the target encoder to `target_encoder/`.
+            writes the context encoder there and the target encoder to `target_encoder/` (default:
+            "target" for text with a pretrained start, else "context").
         health_steps: Steps between two health measurements on a fixed batch (see `HealthCallback`);
             below 1 a fraction of the run, but at least 25 steps; 0 for none.
         stop_on_collapse: End the run when a measurement shows a collapse, instead of warning.
@@ -135,9 +136,12 @@ class JepaTrainingArguments(BaseJepaTrainingArguments):
     decay_norms_and_biases: bool = field(
         default=False, metadata={"help": "Apply weight decay to biases, norms and tables too."}
     )
-    export_encoder: MayChange[str] = field(
-        default="context",
-        metadata={"help": "Encoder to export: context, target, or both (the target encoder to target_encoder/)."},
+    export_encoder: MayChange[str | None] = field(
+        default=None,
+        metadata={
+            "help": "Encoder to export: context, target, or both (the target encoder to target_encoder/). Default: "
+            "target for text with a pretrained start, which forgets less; else context."
+        },
     )
     health_steps: MayChange[float] = field(
         default=0.05,
@@ -170,7 +174,7 @@ class JepaTrainingArguments(BaseJepaTrainingArguments):
             ("ema_schedule", ("constant", "linear", "cosine")),
             ("export_encoder", ("context", "target", "both")),
         ):
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in (*choices, None):
                 raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
         if self.load_best_model_at_end and self.metric_for_best_model in (None, "loss", "eval_loss"):
             raise UsageError(

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from helpers.cli import REPOSITORY, train
 from helpers.llm import conversations, tokenizer
 from helpers.processes import forked_scripts
-from helpers.tiny_models import CORPUS, write_lines
+from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
 from jepa_hf.models import modeling_jepa, objective
 from jepa_hf.models import targets as targets_module
 
@@ -132,6 +132,35 @@ def test_text_quality_makes_a_table(benchmark: Benchmark, tmp_path: Path) -> Non
     table = rows_of(output)
     assert {row[0] for row in table[:2]} == {"jepa", "mlm"}
     assert [row[2] for row in table[:2]] == ["1", "1"]
+
+
+def test_adaptation_compares_jepa_with_its_peers(benchmark: Benchmark, tmp_path: Path) -> None:
+    """All objectives train a step; the encoders of each are judged on the domain, on pairs with scores and retrieval."""
+    start = save_tiny_encoder("bert", tmp_path / "start", head="mlm")
+    write_lines(tmp_path / "texts.jsonl", [json.dumps({"text": text}) for text in CORPUS[:40]])
+    write_lines(tmp_path / "topics.csv", ["text,label", *(f'"{text}",{n % 2}' for n, text in enumerate(CORPUS[:40]))])
+    pairs = [f'"{text[:9]}","{text[9:]}"' for text in CORPUS[:8]]
+    write_lines(tmp_path / "answers.csv", ["query,document", *pairs])
+    write_lines(tmp_path / "sts.csv", ["sentence1,sentence2,score", *(f"{pair},{n}" for n, pair in enumerate(pairs))])
+    peer = {"learning_rate": 1e-4, "batch_size": 4, "max_steps": 1}
+    one = {"flags": {"per_device_train_batch_size": 4}, "max_steps": 1}
+    variants = [
+        {"name": "start", "objective": "start"},
+        {"name": "jepa", "objective": "jepa", "flags": {"per_device_train_batch_size": 4}, "seconds": 0.1},
+        {"name": "mlm", "objective": "mlm", **one},
+        *({"name": name, "objective": name, **peer} for name in ("simcse", "tsdae", "ct", "ct_in_batch")),
+    ]
+    write_lines(tmp_path / "variants.jsonl", [json.dumps({**variant, "domain": "topics"}) for variant in variants])
+    write_lines(tmp_path / "rates.json", ['{"jepa": 10}'])
+    tasks = [tmp_path / name for name in ("topics.csv", "answers.csv", "sts.csv")]
+    flags = ["--model", start, "--texts", f"topics={tmp_path / 'texts.jsonl'}", "--tasks", *tasks]
+    flags += ["--dataloader_num_workers", "0"]
+    output = benchmark("quality/adaptation.py", "run", "variants.jsonl", *flags)
+    assert "FAILED" not in output
+    table = rows_of(output)
+    assert {row[1] for row in table} == {variant["name"] for variant in variants}
+    assert [row[2] for row in table if row[1] == "jepa"] == ["target", "trained", "start 0.3", "start 0.5"]
+    assert all(0 <= float(cell) <= 100 for row in table for cell in (row[4], row[6], row[7]))
 
 
 def test_features_of_vectors(benchmark: Benchmark) -> None:

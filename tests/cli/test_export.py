@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertModel
 
 from helpers.cli import snapshot, start_process, train, weights
-from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
+from helpers.tiny_models import CORPUS, save_tiny_encoder, tiny_config, write_lines
 from jepa_hf import JepaForRepresentationPrediction
 from jepa_hf.cli.main import main
 
@@ -66,9 +66,54 @@ def test_every_source_gives_its_own_encoder(
     assert (target / "modules.json").is_file()
 
 
-def test_the_default_is_the_context_encoder_which_a_run_leaves_too(out: Path, tmp_path: Path) -> None:
-    assert main(["export", str(out), str(tmp_path)]) == 0
-    assert same(weights(tmp_path), weights(out))
+def test_the_default_is_the_encoder_that_a_run_leaves_too(out: Path, headless: Path, tmp_path: Path) -> None:
+    """The target encoder of a pretrained start, the context encoder of a random one."""
+    for run, which in ((out, "target"), (headless, "context")):
+        folder = tmp_path / which
+        assert main(["export", str(run), str(folder)]) == 0
+        assert same(weights(folder), weights(run))
+        assert same(encoder_weights(folder), part(weights(run / "jepa"), f"{which}_encoder."))
+
+
+@pytest.mark.parametrize("encoder", [None, "target"])
+def test_an_average_lies_between_the_start_and_the_trained_weights(
+    encoder: str | None, out: Path, tmp_path: Path
+) -> None:
+    """A share of 0.25 of the start, of the context encoder unless --encoder names the other; 0 changes nothing."""
+    start, full = out.parent / "bert", weights(out / "jepa")
+    which = [] if encoder is None else ["--encoder", encoder]
+    for share in ("0.25", "0"):
+        assert main(["export", str(out), str(tmp_path / share), "--average", share, "--start", str(start), *which]) == 0
+    first = {name.removeprefix("bert."): value for name, value in weights(start).items()}
+    trained = part(full, f"{encoder or 'context'}_encoder.")
+    assert same(encoder_weights(tmp_path / "0"), trained)
+    averaged = encoder_weights(tmp_path / "0.25")
+    assert averaged.keys() == trained.keys()
+    for name, value in averaged.items():
+        torch.testing.assert_close(value, 0.25 * first[name] + 0.75 * trained[name])
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--average", "1.5", "--start", "{start}"], "average must be between 0 (the trained weights) and 1"),
+        (["--average", "0.5"], "Name it with --start"),
+        (["--start", "{start}"], "start is read with --average only"),
+        (["--average", "0.5", "--start", "nowhere"], "start 'nowhere'"),
+        (["--average", "0.5", "--start", "{wide}"], "is not the encoder that the run started from"),
+        (["--average", "0.5", "--start", "{start}", "--custom_code"], "not for --custom_code"),
+    ],
+)
+def test_an_average_that_cannot_be_is_refused(
+    flags: list[str], expected: str, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, wide = out.parent / "bert", tmp_path / "wide"
+    BertModel(tiny_config("bert", intermediate_size=48)).save_pretrained(wide)
+    target = tmp_path / "exported"
+    flags = [flag.format(start=start, wide=wide) for flag in flags]
+    assert main(["export", str(out), str(target), *flags]) == 2
+    assert expected in " ".join(capsys.readouterr().err.split())
+    assert not target.exists()
 
 
 def test_with_the_head_it_is_a_masked_language_model(out: Path, tmp_path: Path) -> None:

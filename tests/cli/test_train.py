@@ -112,7 +112,7 @@ def test_the_full_model_is_saved_too(undisturbed: tuple[Path, str]) -> None:
     model = AutoModel.from_pretrained(out / "jepa")
     assert isinstance(model, JepaForRepresentationPrediction)
     exported = dict(AutoModel.from_pretrained(out).named_parameters())
-    assert all(value.equal(exported[name]) for name, value in model.get_encoder("context").named_parameters())
+    assert all(value.equal(exported[name]) for name, value in model.get_encoder("target").named_parameters())
 
 
 def test_a_run_ends_by_saying_where_all_is_and_how_to_load_it(
@@ -130,13 +130,18 @@ def test_a_run_ends_by_saying_where_all_is_and_how_to_load_it(
     assert scope["tokenizer"].mask_token == "[MASK]"
 
 
-@pytest.mark.parametrize("which", ["target", "both"])
-def test_the_other_encoder_on_request(which: str, start: list[str], tmp_path: Path) -> None:
-    train(*start, "--output_dir", tmp_path, "--export_encoder", which)
+@pytest.mark.parametrize("which", [None, "context", "both"])
+def test_the_exported_encoder(which: str | None, start: list[str], tmp_path: Path) -> None:
+    """By default the target encoder, because the start is pretrained; the card says which."""
+    train(*start, "--output_dir", tmp_path, *(["--export_encoder", which] if which else []))
     full = weights(tmp_path / "jepa")
-    target = tmp_path if which == "target" else tmp_path / "target_encoder"
-    for name, value in weights(target).items():
-        assert value.equal(full[f"target_encoder.{name}"])
+    for name, value in weights(tmp_path).items():
+        assert value.equal(full[f"{'context' if which else 'target'}_encoder.{name}"])
+    if which == "both":
+        for name, value in weights(tmp_path / "target_encoder").items():
+            assert value.equal(full[f"target_encoder.{name}"])
+    card = (tmp_path / "README.md").read_text()
+    assert f"| exported encoder | {which or 'target (EMA: '}" in card
     assert moved(tmp_path)
 
 

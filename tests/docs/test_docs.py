@@ -52,6 +52,7 @@ def reader_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_lines("data.txt", CORPUS)
         rows = [f'"{sentence}",{number % 2}' for number, sentence in enumerate(CORPUS[:80])]
         write_lines("topics.csv", ["text,label", *rows])
+        write_lines("pairs.csv", ["query,document", *(f'"{text[:12]}","{text[12:]}"' for text in CORPUS[:20])])
         random = np.random.default_rng(0)
         Path("my-images").mkdir()
         for number in range(12):

@@ -64,6 +64,7 @@ EXPLICIT: dict[str, Any] = {
     "sigreg_weight": 0.0625,
     "contrastive_weight": 0.3,
     "contrastive_temperature": 0.2,
+    "contrastive_predictor": "none",
     "initializer_range": 0.5,
 }
 
@@ -73,6 +74,13 @@ def test_the_contrastive_term_is_a_default_of_text() -> None:
     assert JepaConfig(tiny_config("bert")).contrastive_weight == 1.0
     assert JepaConfig(tiny_config("bert"), contrastive_weight=0).contrastive_weight == 0
     assert JepaConfig.for_images().contrastive_weight == JepaConfig.for_features(3).contrastive_weight == 0.0
+
+
+def test_the_target_encoder_of_a_pretrained_text_start_is_exported() -> None:
+    """It forgets less; a random start's target, and the encoders of other modalities, have no such reason."""
+    text, images = (JepaConfig.for_encoder(config, pretrained_encoder=True) for config in (tiny_config("bert"), image_config()))
+    assert text.default_exported_encoder == "target"
+    assert images.default_exported_encoder == JepaConfig(tiny_config("bert")).default_exported_encoder == "context"
 
 
 def test_explicit_values_win_over_every_default() -> None:
@@ -105,6 +113,7 @@ def test_explicit_values_win_over_every_default() -> None:
         ("sigreg_weight", -1.0),
         ("contrastive_weight", -1.0),
         ("contrastive_temperature", 0.0),
+        ("contrastive_predictor", "linear"),
     ],
 )
 def test_a_bad_choice_is_refused_by_its_name(name: str, value: Any) -> None:

@@ -14,6 +14,7 @@ from helpers.runs import StopAfter, ema_of, largest_difference, trainer, weights
 from helpers.tiny_models import CORPUS, FAMILIES, save_tiny_encoder, tiny_tokenizer, write_lines
 from jepa_hf import JepaForRepresentationPrediction, UsageError
 from jepa_hf.cli.main import main
+from jepa_hf.hub.averaging import average_with_start
 from jepa_hf.hub.export import export_masked_lm, export_run
 from jepa_hf.models.lora import is_lora_parameter
 from jepa_hf.training.ema import interpolate_schedule
@@ -54,6 +55,22 @@ def test_the_start_computes_what_the_pretrained_encoder_does(family: str, tmp_pa
         assert torch.equal(states(model.get_encoder(which), family), states(plain.get_encoder(which), family))
     batch = text_batch(family, model.config.masked_tokens)
     assert torch.equal(model(**batch).loss, plain(**batch).loss)
+
+
+def test_an_average_with_the_start_scales_the_adapters(tmp_path: Path) -> None:
+    """0.25 of the start and 0.75 of the merged weights; adapters that do more than add are refused."""
+    model, name = adapted("bert", tmp_path)
+    moved(model)
+    start = weights(AutoModel.from_pretrained(name))
+    trained = weights(model.merged_encoder())
+    average_with_start(model, "context", 0.25)
+    for parameter, value in weights(model.merged_encoder()).items():
+        if parameter.startswith("pooler."):
+            continue  # not trained
+        torch.testing.assert_close(value, 0.25 * start[parameter] + 0.75 * trained[parameter])
+    model.config.lora = {**LORA, "use_dora": True}
+    with pytest.raises(UsageError, match="use_dora True cannot be averaged"):
+        average_with_start(model, "context", 0.25)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -524,6 +524,25 @@ def test_the_contrastive_term_finds_a_sample_s_own_target_mean(case: tuple[str, 
 
 
 @pytest.mark.parametrize("case", MODES, ids="-".join)
+def test_without_a_predictor_the_contrastive_term_compares_the_exported_vectors(case: tuple[str, str, str]) -> None:
+    """The mean of the context encoder's last layer finds that of the target encoder, both as an export gives them."""
+    model = tiny_jepa(*case, contrastive_weight=1.0, contrastive_temperature=0.2, contrastive_predictor="none")
+    batch = text_batch(case[0], case[1], count=5)
+    output = model(**batch, output_hidden_states=True)
+    real = batch["attention_mask"].bool()
+    last = output.target_hidden_states[-1]
+    candidates = torch.stack([states[kept].mean(dim=0) for states, kept in zip(last, real, strict=True)])
+    views = zip(output.context_state, output.context_valid, strict=True)
+    means = torch.stack([states[kept].mean(dim=0) for states, kept in views])
+    cosines = F.normalize(means, dim=1) @ F.normalize(candidates, dim=1).T
+    losses = F.cross_entropy(cosines / 0.2, torch.arange(5), reduction="none")
+    targets = batch["target_valid"].reshape(5, -1).sum(dim=1)
+    assert output.contrastive_loss.item() == pytest.approx(((losses * targets).sum() / targets.sum()).item(), rel=1e-4)
+    assert model.pooled_predictor is None
+    torch.testing.assert_close(output.sample_predictions, means)
+
+
+@pytest.mark.parametrize("case", MODES, ids="-".join)
 def test_rows_without_targets_are_compared_with_nothing(case: tuple[str, str, str]) -> None:
     """Four rows, and the same ones filled up to 32 with copies that are left out: each part of the loss is the same.
 

@@ -117,7 +117,7 @@ def test_defaults_of_a_run(tmp_path: Path) -> None:
     assert args.average_tokens_across_devices is True
     assert args.include_num_input_tokens_seen == "non_padding"
     assert args.report_to == []
-    assert json.loads(args.to_json_string())["export_encoder"] == "context"
+    assert json.loads(args.to_json_string())["export_encoder"] is None
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, float("nan")])
