@@ -29,8 +29,8 @@ MODEL_FILES = (
     "1_Pooling/config.json", "sentence_bert_config.json",
     "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentencepiece.bpe.model",
-    "chat_template.jinja", "configuration_feature_encoder.py", "modeling_feature_encoder.py", "errors.py",
-    "positions.py",
+    "chat_template.jinja", "configuration_feature_encoder.py", "modeling_feature_encoder.py", "argument_names.py",
+    "errors.py", "positions.py", "upstream.py",
 )  # fmt: skip
 # Files that document the run, without masks.png and report.html, which show samples of the data.
 RUN_FILES = ("README.md", "metrics.json", "training.png", "evaluation/*.png")
