@@ -1,8 +1,8 @@
 """Exceptions with a message for the user."""
 
-from .models.errors import UsageError
+from .models.errors import UsageError, one_line
 
-__all__ = ["RunError", "UsageError"]
+__all__ = ["RunError", "UsageError", "one_line"]
 
 
 class RunError(RuntimeError):

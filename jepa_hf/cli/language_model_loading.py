@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..distributed.deepspeed_state import zero3_init_disabled
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..hub.loading import load_or_usage_error
 from ..llm_jepa.model_setup import is_adapter_dir, refuse_adapter_dir
 from ..training.checkpoints import latest_valid_checkpoint
@@ -112,9 +112,8 @@ def build_language_model(
             with zero3_init_disabled():
                 return AutoModelForCausalLM.from_config(config, **settings)
         except (ValueError, ImportError, RuntimeError, TypeError, ZeroDivisionError) as error:
-            reason = " ".join(str(error).split())[:300]
             raise UsageError(
-                f"the {config.model_type} model cannot be built with this configuration: {reason}"
+                f"the {config.model_type} model cannot be built with this configuration: {one_line(error):.300}"
             ) from None
     name = model_args.model_name_or_path
     model = load_or_usage_error(

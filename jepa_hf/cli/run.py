@@ -14,7 +14,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..data.fingerprint import data_fingerprint
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..hub.model_card import DatasetInfo
 from ..hub.push import HubTarget, PushError, push_run
 from ..training.base_trainer import BaseJepaTrainer
@@ -91,9 +91,7 @@ def check_run(data_args: Any, args: TrainingArguments) -> None:
     try:
         get_reporting_integration_callbacks(args.report_to)
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UsageError(
-            f"report_to {', '.join(args.report_to or ())}: {' '.join(str(error).split())} Choose another."
-        ) from None
+        raise UsageError(f"report_to {', '.join(args.report_to or ())}: {one_line(error)} Choose another.") from None
     if args.fp16 and args.device.type == "cpu":
         raise UsageError("fp16 needs a GPU. Use --bf16, which a CPU supports.")
     for name, minimum in (

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from .arguments import DataArguments
 from .file_readers import file_errors_as_usage_error, find_files, open_parquet, single_kind, split_paths
 from .image_files import is_image_file, list_images
-from .splits import resolve_splits
+from .splits import dataset_error_reason, resolve_splits
 
 IMAGE_COLUMNS = ("image", "img")
 
@@ -121,9 +121,7 @@ def _load_parquet(source: str, paths: list[str], args: DataArguments, split: str
             features=Features({column: Image(decode=False) if has_structs else Value("binary")}),
         )
     except DatasetsError as error:
-        # A DatasetGenerationError says only that generation failed; its cause has the reason.
-        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
-        raise UsageError(f"{source} cannot be read: {reason}. Write the file again.") from None
+        raise UsageError(f"{source} cannot be read: {dataset_error_reason(error)}. Write the file again.") from None
     return _encoded_image_column(dataset, column)
 
 

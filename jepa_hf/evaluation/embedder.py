@@ -25,7 +25,7 @@ from transformers import logging as transformers_logging
 
 from ..data.feature_columns import abbreviate
 from ..data.image_decoding import decode_image, failure_reason
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..hub.loading import load_or_usage_error
 from ..models.configuration_jepa import JepaConfig
 from ..models.encoder_adapters import encoder_adapter_for
@@ -369,7 +369,7 @@ class Embedder:
         except UsageError:
             raise
         except ValueError as error:  # the image processor's size is not the encoder's
-            raise UsageError(f"{self.name!r} cannot read its own input: {' '.join(str(error).split())}") from None
+            raise UsageError(f"{self.name!r} cannot read its own input: {one_line(error)}") from None
         states = output.last_hidden_state
         if states.dim() != 3:
             raise UsageError(

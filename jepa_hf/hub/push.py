@@ -16,7 +16,7 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..models.configuration_jepa import JepaConfig
 from .export import JEPA_FOLDER, TARGET_FOLDER
 from .model_card import rename_card
@@ -234,8 +234,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         message = error.server_message or error.response.reason_phrase
         status = error.response.status_code
-        return f"the Hub answered {status}, {' '.join(message.split()).rstrip('.')[:200]}{_REMEDIES.get(status, '')}"
-    text = " ".join(str(error).split()).rstrip(".")[:200]
+        return f"the Hub answered {status}, {one_line(message).rstrip('.')[:200]}{_REMEDIES.get(status, '')}"
+    text = one_line(error).rstrip(".")[:200]
     return f"{type(error).__name__}, {text}" if text else type(error).__name__
 
 

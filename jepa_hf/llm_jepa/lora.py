@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..models.lora import lora_config
 from .decoder import has_lora
 from .predictor_tokens import MAX_PREDICTOR_TOKENS, predictor_tokens
@@ -54,8 +54,7 @@ def add_adapters(
         return get_peft_model(model, config)
     except ValueError as error:
         raise UsageError(
-            f"LoRA matches no layer of {type(model).__name__}; check lora_target_modules: "
-            f"{' '.join(str(error).split())[:300]}"
+            f"LoRA matches no layer of {type(model).__name__}; check lora_target_modules: {one_line(error)[:300]}"
         ) from None
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..training.inputs import check_batch
 from .decoder import (
     accepts_position_ids,
@@ -62,7 +62,7 @@ def _collate(collator: Callable[..., Any], row: dict[str, Any]) -> dict[str, tor
         batch = collator([dict(row), dict(row)])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UsageError(
-            f"The data_collator {name} cannot read rows with two views ({' '.join(str(error).split())[:200]}). Use "
+            f"The data_collator {name} cannot read rows with two views ({one_line(error)[:200]}). Use "
             "DataCollatorForPairedViews, or leave data_collator out."
         ) from None
     check_batch(batch, ("labels", "label_positions", "stp_span"))

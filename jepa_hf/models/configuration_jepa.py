@@ -15,7 +15,7 @@ from .argument_names import refuse_unread_arguments
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .encoder_adapter import EncoderAdapter
 from .encoder_adapters import encoder_adapter_for
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .jepa_config_checks import validate_jepa_config
 
 # Defaults of a modality that differ from those of `JepaConfig`; explicit values override both.
@@ -312,5 +312,6 @@ def _usage_error_on_bad_config(subject: str) -> Iterator[None]:
     except UsageError:
         raise
     except (ValueError, TypeError, AttributeError, LookupError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{subject} cannot be read by transformers: {reason:.300}. Correct its values.") from error
+        raise UsageError(
+            f"{subject} cannot be read by transformers: {one_line(error):.300}. Correct its values."
+        ) from error

@@ -7,3 +7,8 @@ class UsageError(ValueError):
     The command line prints it on stderr and exits with code 2; from Python it is an ordinary
     `ValueError`.
     """
+
+
+def one_line(error: object) -> str:
+    """Return the message of another library's error in one line."""
+    return " ".join(str(error).split())

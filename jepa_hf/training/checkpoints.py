@@ -22,7 +22,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, one_line
 from ..utils.atomic_files import fsync_tree, remove_path, replace_atomically
 
 MANIFEST = "manifest.json"
@@ -112,7 +112,7 @@ def disk_errors_as_run_error(place: Path, run_dir: Path, needed: int) -> Iterato
             raise
         free = shutil.disk_usage(run_dir).free if run_dir.is_dir() else 0
         raise RunError(
-            f"{place} could not be written ({' '.join(str(error).split())}). It takes about {_megabytes(needed)}, and "
+            f"{place} could not be written ({one_line(error)}). It takes about {_megabytes(needed)}, and "
             f"{_megabytes(free)} are free. {resume_hint(run_dir, 'Make room, and')}"
         ) from error
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerState, TrainingArguments, set_seed
 
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, one_line
 from ..monitoring.assessment import Verdict
 from ..utils.counts import counted
 from ..utils.keywords import ChecksKeywords
@@ -267,6 +267,6 @@ def _dead_workers_as_run_errors(run_dir: Path) -> Iterator[None]:
         if not _WORKER_DIED.match(str(error)):
             raise
         raise RunError(
-            f"A data-loader worker died ({' '.join(str(error).split())}). The system ends workers that take too much "
+            f"A data-loader worker died ({one_line(error)}). The system ends workers that take too much "
             f"memory. {resume_hint(run_dir, 'Lower --dataloader_num_workers if so, and')}"
         ) from error
