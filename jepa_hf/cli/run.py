@@ -25,8 +25,8 @@ from ..training.results import METRICS_FILE, read_state, write_masks
 from ..training.run_directory import RunPlan, check_data, finish_run, plan_run, start_run
 from ..training.signals import GracefulShutdownCallback
 from ..training.training_args import MAY_CHANGE
+from ..utils.flags import may_change
 from ..utils.formatting import format_parameters
-from ..utils.types import may_change
 from .arguments import BaseModelArguments, CommandArguments
 from .requirements import check_packages
 

@@ -8,8 +8,8 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..errors import UsageError
+from ..utils.flags import MayChange
 from ..utils.keywords import ChecksKeywords
-from ..utils.types import MayChange
 
 # Fields of `TrainingArguments` that do not affect the weights: a resumed run may have other values.
 # Fields of this package's classes say so in their type, `MayChange`.
