@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from ..errors import RunError, UsageError, one_line
+from ..errors import RunError, UsageError
 
 # Characters of a message on the terminal.
 _MAX_MESSAGE_CHARS = 1000
@@ -50,7 +50,7 @@ def _sanitize(message: str) -> str:
     """
     if len(message) > _MAX_MESSAGE_CHARS:
         message = f"{message[: _MAX_MESSAGE_CHARS // 2]} ... {message[-_MAX_MESSAGE_CHARS // 2 :]}"
-    message = one_line(message)
+    message = " ".join(message.split())
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in message
     )

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UsageError
-from ..utils.atomic_files import atomic_write
+from ..utils.atomic_files import atomic_write, atomic_write_text
 from .embedder import Embedder
 from .progress import progress_bar
 from .row_sources import RowSource
@@ -69,7 +69,8 @@ def embed_files(
                 except UsageError as error:
                     raise UsageError(f"In the rows from {first + 1} on: {error}") from None
                 if not paths:  # without a part, no folder is left to clear up after an error
-                    _write_settings(folder, fingerprint)
+                    folder.mkdir(exist_ok=True)
+                    atomic_write_text(folder / _SETTINGS_FILE, json.dumps(fingerprint, indent=1))
                 _write_part(path, table, vectors)
             paths.append(path)
             first += len(samples)
@@ -107,12 +108,6 @@ def _check_parts(folder: Path, fingerprint: dict[str, Any]) -> None:
             )
     elif folder.exists() and any(folder.iterdir()):
         raise UsageError(f"The folder for parts, {str(folder)!r}, holds other files. Name another output.")
-
-
-def _write_settings(folder: Path, fingerprint: dict[str, Any]) -> None:
-    folder.mkdir(exist_ok=True)
-    with atomic_write(folder / _SETTINGS_FILE) as new:
-        new.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
 
 
 def _write_part(path: Path, table: pa.Table, vectors: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..errors import UsageError
 from ..hub.export import JEPA_FOLDER, TARGET_FOLDER
 from ..hub.push import LAST_CHECKPOINT, MODEL_FILES, RUN_FILES
-from ..utils.atomic_files import atomic_write, is_staging_name, remove_path
+from ..utils.atomic_files import atomic_write_text, is_staging_name, remove_path
 from ..utils.counts import counted
 from ..utils.output_directory import check_output_dir
 from ..version import __version__
@@ -302,5 +302,4 @@ def _write(
         "data": data,
         "versions": versions(),
     }
-    with atomic_write(folder / RUN_FILE) as staging:
-        staging.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    atomic_write_text(folder / RUN_FILE, json.dumps(content, indent=1) + "\n")
