@@ -1,7 +1,7 @@
 """Rows as conversations: messages, prompts with completions, or two columns of text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
@@ -27,7 +27,7 @@ class Conversation:
     messages: list[Message]
     name: str
     first_answer: int = 0
-    tools: list[Any] | None = field(default=None)
+    tools: list[Any] | None = None
     has_messages: bool = True
 
 

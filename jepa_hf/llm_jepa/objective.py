@@ -14,15 +14,7 @@ from transformers.utils import ModelOutput
 
 from ..models.contrastive import all_gather_candidates, infonce
 from ..models.positions import gather_positions
-from .decoder import (
-    accepts_position_ids,
-    check_decoder,
-    concat_views,
-    encode_views,
-    get_decoder,
-    no_position_ids_error,
-    row_positions,
-)
+from .decoder import accepts_position_ids, check_decoder, concat_views, encode_views, get_decoder, row_positions
 from .losses import pair_distance, sample_ordered_triples, stp_distance, stp_patch_distance
 from .view_tokenizer import IGNORE_INDEX
 
@@ -229,9 +221,7 @@ class PairedViewObjective:
     ) -> dict[str, torch.Tensor]:
         """Return the inputs of the model's pass, with packed views in it."""
         if views is not None and views.is_packed:
-            if views.position_ids is None:
-                raise no_position_ids_error(model)
-            return concat_views(input_ids, attention_mask, views.input_ids, views.position_ids)
+            return concat_views(model, input_ids, attention_mask, views.input_ids, views.position_ids)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self._accepts_position_ids:
             inputs["position_ids"] = row_positions(attention_mask)

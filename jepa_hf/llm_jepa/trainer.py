@@ -67,8 +67,8 @@ class LlmJepaTrainer(BaseJepaTrainer):
         generation_examples: rows whose prompts the model answers in each evaluation. The proportions of
             correct answers are logged as `eval_exact_match` and so on, and can be used for
             `metric_for_best_model`.
-        generation_metrics: see `answer_scoring.scorer`.
-        database: path for the metric "sql", see `answer_scoring.scorer`.
+        generation_metrics: see `answer_scoring.get_scorer`.
+        database: path for the metric "sql", see `answer_scoring.get_scorer`.
         max_new_tokens: maximum number of tokens of a generated answer.
         callbacks: additional callbacks.
         model_init: instead of `model`: returns a new one at the start of each training.

@@ -9,14 +9,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UsageError, one_line
 from ..training.inputs import check_batch
-from .decoder import (
-    accepts_position_ids,
-    check_decoder,
-    concat_views,
-    encode_views,
-    get_decoder,
-    no_position_ids_error,
-)
+from .decoder import accepts_position_ids, check_decoder, concat_views, encode_views, get_decoder
 
 
 @torch.no_grad()
@@ -74,9 +67,7 @@ def _second_view_state(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -
     ids, ends = batch["view_input_ids"], batch["view_ends"]
     positions = batch["view_position_ids"] if accepts_position_ids(model) else None
     if ids.dim() == 2:
-        if positions is None:
-            raise no_position_ids_error(model)
-        ids, positions = concat_views(batch["input_ids"], batch["attention_mask"], ids, positions).values()
+        ids, positions = concat_views(model, batch["input_ids"], batch["attention_mask"], ids, positions).values()
         ends = batch["input_ids"].shape[1] + ends
     return encode_views(get_decoder(model), ids, positions, ends)[0, 1]
 
