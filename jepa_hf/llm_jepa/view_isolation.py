@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UsageError, one_line
 from ..training.inputs import check_batch
+from ..utils.modes import evaluation_mode
 from .decoder import accepts_position_ids, check_decoder, concat_views, encode_views, get_decoder
 
 
@@ -27,17 +28,14 @@ def verify_view_isolation(
     device = cast(torch.Tensor, model.get_input_embeddings().weight).device
     # Two rows: some attention implementations read positions only if the batch has one row.
     batch = {name: value.to(device) for name, value in _collate(collator, row).items()}
-    training, decoder = model.training, get_decoder(model)
-    model.eval()
-    try:
+    with evaluation_mode(model):
         _check_loss(model, torch.tensor([row["input_ids"][:16]], device=device))
         if "view_ends" not in batch:
             return
         batch_state = _second_view_state(model, batch)
         ids = torch.tensor([row["code_input_ids"]], device=device)
-        single_state = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, row["code_end"]]
-    finally:
-        model.train(training)
+        output = get_decoder(model)(input_ids=ids, use_cache=False, return_dict=True)
+        single_state = output.last_hidden_state[0, row["code_end"]]
     # Rounding is below 1e-6 in float32 on a CPU; convolutions with small random weights reach 1e-4.
     is_exact = single_state.dtype == torch.float32 and device.type == "cpu"
     if (batch_state - single_state).float().norm() > (1e-5 if is_exact else 0.02) * single_state.float().norm():

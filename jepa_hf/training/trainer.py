@@ -10,13 +10,7 @@ import pandas as pd
 import torch
 from huggingface_hub import ModelCard
 from torch import nn
-from transformers import (
-    BaseImageProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.debug_utils import DebugOption
 
 from ..data.splits import dataset_from_pandas
@@ -28,6 +22,8 @@ from ..masking.span_collator import DataCollatorForSpanJEPA
 from ..models.jepa_config_checks import WEIGHTS
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..monitoring.health_sample import HealthSample
+from ..utils.modes import evaluation_mode
+from ..utils.types import ProcessingClass
 from .base_trainer import BaseJepaTrainer
 from .batch_metrics import add_batch_metrics, count_targets, evaluation_metrics, weighted_loss
 from .callbacks import EmaTargetCallback, HealthCallback, unwrap_jepa
@@ -96,7 +92,7 @@ class JepaTrainer(BaseJepaTrainer):
         data_collator: MaskingCollator | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        processing_class: PreTrainedTokenizerBase | BaseImageProcessor | None = None,
+        processing_class: ProcessingClass | None = None,
         max_seq_length: int | None = None,
         probe: Callable[[JepaForRepresentationPrediction], dict[str, float]] | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
@@ -322,14 +318,12 @@ class JepaTrainer(BaseJepaTrainer):
             has targets of fewer than two samples.
         """
         model, sample = self._unwrapped, HealthSample()
-        was_training = model.training
-        model.eval()
-        for batch in self._health_batches:
-            inputs = to_device(self, batch)
-            with self.compute_loss_context_manager():
-                output = model(**inputs, return_loss=False)
-            sample.add(output, inputs, model.config.pool_targets)
-        model.train(was_training)
+        with evaluation_mode(model):
+            for batch in self._health_batches:
+                inputs = to_device(self, batch)
+                with self.compute_loss_context_manager():
+                    output = model(**inputs, return_loss=False)
+                sample.add(output, inputs, model.config.pool_targets)
         values = sample.measure(model.config)
         if values:
             encoders = (encoder.named_parameters() for encoder in (model.context_encoder, model.target_encoder))
