@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import constants, get_token
-from torch import nn
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..data.fingerprint import data_fingerprint
@@ -312,11 +311,10 @@ def push(trainer: BaseJepaTrainer) -> None:
     print_rank0(args, f"\npushed to {commit.repo_url.repo_id}: {commit.commit_url}")
 
 
-def describe_parameters(model: nn.Module, has_lora: bool) -> str:
+def describe_parameters(model: PreTrainedModel, has_lora: bool) -> str:
     """Return the number of parameters, with LoRA also that of the trained ones."""
-    count = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return format_parameters(count) + (f" ({format_parameters(trained)} trained, in adapters)" if has_lora else "")
+    trained = format_parameters(model.num_parameters(only_trainable=True))
+    return format_parameters(model.num_parameters()) + (f" ({trained} trained, in adapters)" if has_lora else "")
 
 
 def run_folder(args: TrainingArguments) -> Path:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from ..utils.counts import describe_counts
 from .arguments import check_row_modes
 from .dropped_rows import DroppedRows, reason_to_drop
 from .packing import pack_dataset
@@ -139,8 +140,8 @@ def _log_counts(
         dropped.drop("without tokens", dropped.kept - len(tokenized))
     if len(tokenized) == 0:
         raise UsageError(
-            f"The dataset holds no text to tokenize ({dropped.describe() or 'no rows'}). Provide rows that are not "
-            "blank, or a tokenizer that contains their characters."
+            f"The dataset holds no text to tokenize ({describe_counts(dropped.reasons) or 'no rows'}). Provide rows "
+            "that are not blank, or a tokenizer that contains their characters."
         )
     if too_short is not None:
         _log_truncation(tokenized.data.column("length"), max_seq_length, room)

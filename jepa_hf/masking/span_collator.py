@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..data.arguments import check_at_least_one
 from ..data.tokenization import num_token_ids, special_ids
 from ..errors import UsageError
 from .base_collator import SpanMaskingCollator, derive_mask_keys, padded_positions, to_tensors, without_padding
@@ -78,12 +79,10 @@ class DataCollatorForSpanJEPA(SpanMaskingCollator):
                 f"The tokenizer ({type(tokenizer).__name__}) has no padding token. Set tokenizer.pad_token."
             )
         super().__init__(mask_ratio, mean_span_length, masked_tokens, num_masks, on_too_short, max_length, seed)
-        for name, value in (("pad_to_multiple_of", pad_to_multiple_of), ("max_length", max_length)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}. Omit it for no limit.")
         self.tokenizer = tokenizer
         self.whole_word = whole_word
         self.pad_to_multiple_of = pad_to_multiple_of
+        check_at_least_one(self, "pad_to_multiple_of", "max_length")
         self._special_ids = np.array(special_ids(tokenizer), dtype=np.int64)
         self._num_token_ids = num_token_ids(tokenizer)
         # A padding token that ends texts, too, says nothing about padding.

@@ -20,13 +20,6 @@ def encoder_from_config(config: PreTrainedConfig, add_pooling_layer: bool = Fals
     return AutoModel.from_config(config, **without_pooler, **kwargs)
 
 
-def encoder_from_pretrained(
-    name_or_path: str, config: PreTrainedConfig, keep_pooler: bool = False, **kwargs: Any
-) -> PreTrainedModel:
-    """Load a pretrained encoder, see `encoder_and_loading_info`."""
-    return encoder_and_loading_info(name_or_path, config, keep_pooler, **kwargs)[0]
-
-
 def encoder_and_loading_info(
     name_or_path: str, config: PreTrainedConfig, keep_pooler: bool = False, **kwargs: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:

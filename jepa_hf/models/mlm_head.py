@@ -150,14 +150,8 @@ def head_from_pretrained(name_or_path: str, encoder: PreTrainedModel, **kwargs: 
     if layout.decoder is not None:
         decoder = masked_lm.get_submodule(layout.decoder)
         encoder.config.tie_word_embeddings = decoder.weight is masked_lm.get_input_embeddings().weight
-    return _head_state(masked_lm.state_dict(), layout, encoder.config.tie_word_embeddings)
-
-
-def _head_state(
-    masked_lm_state: dict[str, torch.Tensor], layout: MaskedLMHeadLayout, is_tied: bool
-) -> dict[str, torch.Tensor]:
-    """Rename the head of a `...ForMaskedLM`'s state dict to the names of `MaskedLMHead`."""
-    return {own: masked_lm_state[names[0]] for own, names in _parameter_names(layout, is_tied).items()}
+    state, names = masked_lm.state_dict(), _parameter_names(layout, encoder.config.tie_word_embeddings)
+    return {own: state[family_names[0]] for own, family_names in names.items()}
 
 
 def masked_lm_state(

@@ -13,7 +13,7 @@ from .argument_names import refuse_unread_arguments
 from .batch import JepaBatch, make_batch
 from .configuration_jepa import JepaConfig
 from .context_view import ContextView, encode_masked_view, encode_visible_view
-from .encoders import encoder_from_pretrained, is_pooler_parameter
+from .encoders import encoder_and_loading_info, is_pooler_parameter
 from .errors import UsageError
 from .lora import add_lora
 from .mlm_head import MaskedLMHead, head_from_pretrained
@@ -76,7 +76,7 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
         encoder_kwargs = {"dtype": torch.float32, **(encoder_kwargs or {})}
         encoder_config = AutoConfig.from_pretrained(name_or_path, **_hub_kwargs(encoder_kwargs))
         config = JepaConfig.for_encoder(encoder_config, **jepa_kwargs)
-        encoder = encoder_from_pretrained(name_or_path, encoder_config, keep_pooler=True, **encoder_kwargs)
+        encoder, _ = encoder_and_loading_info(name_or_path, encoder_config, keep_pooler=True, **encoder_kwargs)
         head = head_from_pretrained(name_or_path, encoder, **encoder_kwargs) if config.mlm_weight > 0 else {}
 
         attention = attention_implementation(encoder.config)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -107,10 +107,12 @@ class EmaTargetCallback(MovingAverageCallback):
         """Match the parameters of both encoders."""
         self._warn_if_ema_too_slow(state.max_steps)
         jepa = unwrap_jepa(kwargs["model"])
-        context, target = (
-            _ema_parameters(encoder, jepa.config.lora) for encoder in (jepa.context_encoder, jepa.target_encoder)
+        # With LoRA only the adapters are averaged, because the rest is frozen.
+        averaged = (
+            [item for item in encoder.named_parameters() if jepa.config.lora is None or is_lora_parameter(item[0])]
+            for encoder in (jepa.context_encoder, jepa.target_encoder)
         )
-        self.pairs = match_parameters(context, target)
+        self.pairs = match_parameters(*averaged)
 
     def _warn_if_ema_too_slow(self, max_steps: int) -> None:
         """Warn of a target that stays near random weights; near pretrained ones it should."""
@@ -124,11 +126,6 @@ class EmaTargetCallback(MovingAverageCallback):
                 100 * initial_share,
                 max_steps,
             )
-
-
-def _ema_parameters(encoder: nn.Module, lora: dict[str, Any] | None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the averaged parameters: with LoRA the adapters, because the rest is frozen."""
-    return ((name, value) for name, value in encoder.named_parameters() if lora is None or is_lora_parameter(name))
 
 
 class PassCallback(TrainerCallback, ExportableState):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from ..distributed.sharding import local_shard
 from .deferred_max import DeferredMax
 from .upstream import norms, set_found_inf, supports_found_inf
 
@@ -59,7 +60,7 @@ class NonFiniteGuard:
             The update before this one if it was not finite; where the host waits, also this one.
         """
         previous = self.poll()
-        named_grads = [(name, _local_shard(param.grad)) for name, param in self.parameters if param.grad is not None]
+        named_grads = [(name, local_shard(param.grad)) for name, param in self.parameters if param.grad is not None]
         self._names = [name for name, _ in named_grads]
         self._norms = norms([gradient for _, gradient in named_grads]) if named_grads else self._zero[None]
         bad, bad_loss = _is_nonfinite(self._norms), _is_nonfinite(self._loss)
@@ -95,7 +96,3 @@ class NonFiniteGuard:
 def _is_nonfinite(values: torch.Tensor) -> torch.Tensor:
     """Return 1 where a value is not finite, else 0; x - x is faster than `isfinite`."""
     return (values - values).ne(0).float()
-
-
-def _local_shard(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 # ---- transformers.Trainer
 
 
-def output_dir(trainer: Any, trial: Any = None) -> Path:
+def output_dir(trainer: Any, trial: Any) -> Path:
     """Return the directory of checkpoints (`Trainer._get_output_dir`)."""
     return Path(trainer._get_output_dir(trial))
 
