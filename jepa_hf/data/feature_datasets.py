@@ -277,10 +277,11 @@ def _warn_of_row_numbers(values: np.ndarray, source: Provenance) -> None:
     counts_rows = np.isin(values[0], (0, 1)) & (np.diff(values, axis=0) == 1).all(axis=0)
     if len(values) >= _MIN_NUMBERED:
         for column in np.flatnonzero(counts_rows):
-            message = (
+            log_once(
                 f"column '{source.columns[column]}' of {source.name} counts the rows; unless that is a feature, leave "
+                "it out with --feature_column_names",
+                logging.WARNING,
             )
-            log_once(f"{message}it out with --feature_column_names", logging.WARNING)
 
 
 def _to_dataset(chunks: list[pa.Array], columns: Sequence[str], split: str) -> Dataset:

@@ -30,11 +30,7 @@ _EXAMPLE = "as in configs/accelerate/zero3.json"
 
 
 def validate_deepspeed_config(config: Mapping[str, Any], optim: str) -> None:
-    """Refuse settings under which a checkpoint would not be exact.
-
-    Args:
-        config: DeepSpeed's configuration, without "auto".
-        optim: `TrainingArguments.optim`.
+    """Refuse settings under which a checkpoint would not be exact: DeepSpeed's, without "auto", and `--optim`.
 
     Raises:
         UsageError: a stage other than 1 to 3, an optimizer or scheduler of DeepSpeed, an optimizer

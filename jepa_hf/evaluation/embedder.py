@@ -30,7 +30,7 @@ from ..hub.loading import load_or_usage_error
 from ..models.configuration_jepa import JepaConfig
 from ..models.encoder_adapters import encoder_adapter_for
 from ..models.encoders import encoder_and_loading_info
-from ..models.losses import layer_norm_no_affine
+from ..models.losses import layer_norm_no_affine, masked_mean
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..models.text_adapters import TextEncoderAdapter
 from ..utils.types import ProcessingClass
@@ -381,21 +381,21 @@ class Embedder:
         for name in pooling:
             match name:
                 case "mean":
-                    pooled[name] = _masked_mean(states, mask)
+                    pooled[name] = masked_mean(states, mask, dim=1)
                 case "cls":
                     self._check_cls(batch)
                     pooled[name] = states[:, 0]
                 case "layers":
-                    pooled[name] = _masked_mean(self._mean_upper_layers(output.hidden_states), mask)
+                    pooled[name] = masked_mean(self._mean_upper_layers(output.hidden_states), mask, dim=1)
         return pooled
 
     def _pooling_mask(self, batch: dict[str, torch.Tensor], states: torch.Tensor) -> torch.Tensor:
-        """Return the mask of a mean, `[B, L]`: 0 for padding and tokens before the patches."""
+        """Return the mask of a mean, bool `[B, L]`: False for padding and tokens before the patches."""
         if "attention_mask" in batch:
-            return batch["attention_mask"].to(states.dtype)
-        mask = torch.ones(states.shape[:2], dtype=states.dtype, device=states.device)
+            return batch["attention_mask"].bool()
+        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         if self.modality == "images":
-            mask[:, : states.shape[1] - self._patches(batch["pixel_values"], states.shape[1])] = 0
+            mask[:, : states.shape[1] - self._patches(batch["pixel_values"], states.shape[1])] = False
         return mask
 
     def _patches(self, pixels: torch.Tensor, length: int) -> int:
@@ -425,11 +425,6 @@ class Embedder:
         for state in upper[1:]:
             total = total + layer_norm_no_affine(state)
         return total / len(upper)
-
-
-def _masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Average over the tokens whose mask is 1: `[B, L, D]`, `[B, L, 1]` -> `[B, D]`."""
-    return (states * mask).sum(dim=1) / mask.sum(dim=1)
 
 
 def _load_encoder(name: str, config: PreTrainedConfig, hub_kwargs: dict[str, Any]) -> PreTrainedModel:

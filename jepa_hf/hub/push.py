@@ -155,15 +155,10 @@ def push_files(
     tag: str | None = None,
     show_progress: bool = False,
 ) -> CommitInfo:
-    """Push files in one commit; other files of the repository are kept.
+    """Push files in one commit to the destination that `open_repo` returned; `tag` and bars as in `push_run`.
 
-    Args:
-        files: contents or local paths, by path in the repository.
-        to: the destination that `open_repo` returned.
-        commit_message: message of the commit.
-        replaced_folder: a folder of the repository whose other files are deleted.
-        tag: see `push_run`.
-        show_progress: see `push_run`.
+    `files` are contents or local paths, by path in the repository. Its other files are kept, except those in
+    `replaced_folder`.
     """
     api = HfApi(token=to.token)
     repo_id, revision = to.repo_id, to.revision or "main"

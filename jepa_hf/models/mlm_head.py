@@ -130,15 +130,10 @@ def masked_lm_sum(logits: torch.Tensor, tokens: torch.Tensor, valid: torch.Tenso
 
 
 def head_from_pretrained(name_or_path: str, encoder: PreTrainedModel, **kwargs: Any) -> dict[str, torch.Tensor]:
-    """Load the state dict of an encoder's `MaskedLMHead`.
+    """Load the state dict of the `MaskedLMHead` of an encoder that was loaded from `name_or_path`.
 
     If the checkpoint has an output matrix of its own, `tie_word_embeddings` of the encoder's
     configuration is set to False, whatever its file says.
-
-    Args:
-        name_or_path: directory or Hub name.
-        encoder: the encoder that was loaded from there.
-        kwargs: passed to `from_pretrained`.
 
     Returns:
         The state dict, empty if the checkpoint has no head.
@@ -157,13 +152,7 @@ def head_from_pretrained(name_or_path: str, encoder: PreTrainedModel, **kwargs: 
 def masked_lm_state(
     encoder_state: dict[str, torch.Tensor], head: MaskedLMHead, config: PreTrainedConfig
 ) -> dict[str, torch.Tensor]:
-    """Return the state dict of the family's `...ForMaskedLM`, without tied weights.
-
-    Args:
-        encoder_state: the encoder's state dict.
-        head: the head.
-        config: the encoder's configuration.
-    """
+    """Return the state dict of the family's `...ForMaskedLM`, without tied weights."""
     layout = masked_lm_head_layout(config)
     state = {f"{layout.base}{name}": value for name, value in encoder_state.items() if not is_pooler_parameter(name)}
     values = head.state_dict()

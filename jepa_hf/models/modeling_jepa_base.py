@@ -143,11 +143,7 @@ class JepaPreTrainedModel(PreTrainedModel):
                 parameter.requires_grad_(False)
 
     def get_encoder(self, which: str | None = "context") -> PreTrainedModel:
-        """Return an encoder; with `lora` it contains adapters (see `merged_encoder`).
-
-        Args:
-            which: "context" or "target".
-        """
+        """Return an encoder, "context" or "target"; with `lora` it contains adapters (see `merged_encoder`)."""
         if which not in ("context", "target"):
             raise ValueError(f"Expected 'context' or 'target', got {which!r}.")
         return self.context_encoder if which == "context" else self.target_encoder

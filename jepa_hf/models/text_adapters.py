@@ -132,13 +132,10 @@ class TextEncoderAdapter:
         valid: torch.Tensor | None,
         documents: torch.Tensor | None = None,
     ) -> Any:
-        """Build the encoder's attention mask for visible tokens.
+        """Build the encoder's attention mask for visible tokens at `positions`, long `[N, C]`.
 
-        Args:
-            encoder: the encoder.
-            positions: long `[N, C]`.
-            valid: bool `[N, C]`, False where `positions` is padded; None if nowhere.
-            documents: document ids of packed rows, long `[N, C]`.
+        `valid`, bool `[N, C]`, is False where they are padded; None if nowhere. `documents`, long `[N, C]`, are the
+        document ids of packed rows.
         """
         if documents is None:
             return None if valid is None else self.attention(encoder, valid)

@@ -24,12 +24,9 @@ Arguments = TypeVar("Arguments", bound=BaseJepaTrainingArguments)
 
 
 def resolve_arguments(args: TrainingArguments | None, kind: type[Arguments]) -> Arguments:
-    """Return arguments of the trainer's own class.
+    """Return arguments of the trainer's own class, `kind`.
 
-    Args:
-        args: Those of the user; None for all defaults. Of plain `TrainingArguments` the values that
-            differ from their defaults are taken.
-        kind: The trainer's class of arguments.
+    None stands for all defaults. Of plain `TrainingArguments` the values that differ from their defaults are taken.
     """
     if args is None:
         return kind()

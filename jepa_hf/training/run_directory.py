@@ -131,11 +131,7 @@ def _check_settings(what: str, previous: dict[str, Any], settings: dict[str, Any
 
 
 def check_data(plan: RunPlan, data: dict[str, Any]) -> None:
-    """Refuse to resume a run on other training data: it would not be the run that was started.
-
-    Args:
-        plan: Plan of the run.
-        data: Row count and hash of its training data, see `data_fingerprint`.
+    """Refuse to resume a run on other training data (see `data_fingerprint`): it would not be the run that was started.
 
     Raises:
         UsageError: The run that is resumed had other data.
