@@ -8,6 +8,5 @@ __all__ = ["RunError", "UsageError", "one_line"]
 class RunError(RuntimeError):
     """A run cannot continue. The message names the cause, what was saved, and the remedy.
 
-    The command line prints it on stderr and exits with code 1; from Python it is an ordinary
-    `RuntimeError`.
+    The command line prints it on stderr and exits with code 1; from Python it is an ordinary `RuntimeError`.
     """

@@ -13,8 +13,7 @@ from .arguments import DataArguments
 from .feature_blocks import BLOCK_SIZE, Block, Provenance
 from .feature_columns import label_columns
 
-# Errors of numpy and zipfile on damaged files. An array's header is a Python literal, hence also
-# syntax errors.
+# Errors of numpy and zipfile on damaged files. An array's header is a Python literal, hence also syntax errors.
 _ARRAY_ERRORS = (
     ValueError, EOFError, SyntaxError, TokenError, TypeError, MemoryError, OverflowError, RuntimeError, struct.error,
     zlib.error, BadZipFile,

@@ -20,10 +20,9 @@ IMAGE_COLUMNS = ("image", "img")
 def load_image_datasets(args: DataArguments, *, seed: int, need_validation: bool) -> tuple[Dataset, Dataset | None]:
     """Load the images to train and to evaluate on, not decoded, in the one column `image`.
 
-    Sources are those of `resolve_splits`. Files are folders, searched recursively and in sorted
-    order (hidden files and folders and other files are ignored); image files or globs of them; or
-    Parquet files. Nothing is decoded here, so a damaged image is not detected (see
-    `leave_out_unreadable`).
+    Sources are those of `resolve_splits`. Files are folders, searched recursively and in sorted order (hidden files and
+    folders and other files are ignored); image files or globs of them; or Parquet files. Nothing is decoded here, so a
+    damaged image is not detected (see `leave_out_unreadable`).
 
     Args:
         args: Sources and limits. `image_column_name` is the column to read; default: `image`, else
@@ -32,9 +31,8 @@ def load_image_datasets(args: DataArguments, *, seed: int, need_validation: bool
         need_validation: False ignores all validation sources.
 
     Returns:
-        The training and the validation dataset, map-style, with rows `{"image": {"bytes": ...,
-        "path": ...}}`, where either may be None; None for the validation dataset unless
-        `need_validation`.
+        The training and the validation dataset, map-style, with rows `{"image": {"bytes": ..., "path": ...}}`, where
+        either may be None; None for the validation dataset unless `need_validation`.
 
     Raises:
         UsageError: Files, columns, names or splits do not exist, cannot be read, or hold no images.

@@ -221,8 +221,7 @@ def _set_state(parameter: nn.Parameter, value: torch.Tensor, name: str) -> None:
     if part is None:
         safe_set_full_optimizer_state(parameter, value, name)
         return
-    # Under ZeRO-3 the function above fails if the number of elements is not a multiple of the
-    # ranks.
+    # Under ZeRO-3 the function above fails if the number of elements is not a multiple of the ranks.
     zero_parameter: Any = parameter
     size = part.numel()
     first = size * torch.distributed.get_rank(zero_parameter.ds_process_group)

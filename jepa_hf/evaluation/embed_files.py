@@ -31,8 +31,7 @@ def embed_files(
 ) -> int:
     """Write the embeddings of all rows, float32.
 
-    Finished parts stay in `OUTPUT.parts/` until the last one is written, so the same call resumes
-    after them.
+    Finished parts stay in `OUTPUT.parts/` until the last one is written, so the same call resumes after them.
 
     Args:
         embedder: the encoder.
@@ -40,8 +39,7 @@ def embed_files(
         output: a new file; `.parquet` for the source's columns and a column of lists, `embedding`;
             `.npy` for an array `[rows, D]`.
         pooling: see `Embedder`.
-        settings: further settings that must be equal to resume, in JSON types; such as the model's
-            name.
+        settings: further settings that must be equal to resume, in JSON types; such as the model's name.
         show_progress: whether to show a progress bar.
 
     Returns:
@@ -84,8 +82,7 @@ def check_output(output: Path) -> None:
     """Check that a file can be created.
 
     Raises:
-        UsageError: the file exists, has an unknown ending, or its folder is missing or not
-            writable.
+        UsageError: the file exists, has an unknown ending, or its folder is missing or not writable.
     """
     if output.suffix not in OUTPUT_SUFFIXES:
         raise UsageError(f"Expected output to end in {' or '.join(OUTPUT_SUFFIXES)}, got {str(output)!r}.")

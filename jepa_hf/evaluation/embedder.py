@@ -129,8 +129,7 @@ class Embedder:
             batch_size: see `Embedder`.
             max_seq_length: see `Embedder`.
             device: see `Embedder`.
-            hub_kwargs: arguments of `from_pretrained`: `revision`, `token`, `cache_dir`,
-                `trust_remote_code`.
+            hub_kwargs: arguments of `from_pretrained`: `revision`, `token`, `cache_dir`, `trust_remote_code`.
 
         Raises:
             UsageError: the model cannot be loaded, or is not an encoder.

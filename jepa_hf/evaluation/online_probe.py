@@ -78,9 +78,8 @@ class OnlineProbe:
         """Compute the scores of the context encoder.
 
         Returns:
-            By name: the accuracies `probe_linear` and `probe_knn` for labels, the correlation
-            `probe_spearman` for scored pairs, or `probe_recall@1`, `probe_recall@5`,
-            `probe_recall@10` and `probe_mrr@10` for retrieval.
+            By name: the accuracies `probe_linear` and `probe_knn` for labels, the correlation `probe_spearman` for
+            scored pairs, or `probe_recall@1`, `probe_recall@5`, `probe_recall@10` and `probe_mrr@10` for retrieval.
 
         Raises:
             UsageError: the encoder cannot read the task's samples.

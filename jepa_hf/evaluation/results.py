@@ -160,8 +160,7 @@ def read_card(path: Path) -> ModelCard:
     """Read a card for `update_card`; its line endings are kept.
 
     Raises:
-        UsageError: the card is missing, its metadata is damaged, or the markers of an earlier
-            section are not one pair.
+        UsageError: the card is missing, its metadata is damaged, or the markers of an earlier section are not one pair.
     """
     if not path.is_file():
         raise UsageError(f"Card '{path}' does not exist. Leave this model out of --update_card, or write a card.")

@@ -245,8 +245,7 @@ class ModelCardInfo:
         health_findings: warnings of the collapse watchdog; None if nothing was measured.
         citations: keys of `CITATIONS`.
         base_model: Hub name of the pretrained encoder that the run started from, if there is one.
-        base_name: description of a pretrained encoder that is not on the Hub; None for random
-            weights.
+        base_name: description of a pretrained encoder that is not on the Hub; None for random weights.
     """
 
     name: str

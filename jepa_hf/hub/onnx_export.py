@@ -50,9 +50,8 @@ def export_onnx(
 ) -> None:
     """Write `model.onnx`, the encoder's configuration, and its tokenizer or image processor.
 
-    Inputs are named as in the encoder's `forward`: for text those that the tokenizer returns. Batch
-    and length are dynamic. Outputs are `last_hidden_state`, and `pooler_output` of the feature
-    encoder and of a pretrained pooler.
+    Inputs are named as in the encoder's `forward`: for text those that the tokenizer returns. Batch and length are
+    dynamic. Outputs are `last_hidden_state`, and `pooler_output` of the feature encoder and of a pretrained pooler.
 
     Args:
         model: the trained model.

@@ -21,8 +21,7 @@ from ..models.configuration_jepa import JepaConfig
 from .export import JEPA_FOLDER, TARGET_FOLDER
 from .model_card import rename_card
 
-# Files needed for loading: weights, configuration, tokenizer or image processor, code of the
-# feature encoder.
+# Files needed for loading: weights, configuration, tokenizer or image processor, code of the feature encoder.
 MODEL_FILES = (
     "config.json", "generation_config.json", "model.safetensors", "model-?????-of-?????.safetensors",
     "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors", "modules.json",
@@ -88,10 +87,9 @@ class HubTarget:
 def files_to_push(run_dir: str | Path) -> dict[str, Path]:
     """Return the files of a run's directory that are pushed, by their path in the repository.
 
-    They are the encoder, language model or adapters, the full model under `jepa/`, tokenizer or
-    image processor, card, metrics and pictures. A list of names excludes everything else:
-    checkpoints, pickles, settings with paths (`_run.json`), samples of the data (`masks.png`,
-    `report.html`).
+    They are the encoder, language model or adapters, the full model under `jepa/`, tokenizer or image processor, card,
+    metrics and pictures. A list of names excludes everything else: checkpoints, pickles, settings with paths
+    (`_run.json`), samples of the data (`masks.png`, `report.html`).
 
     Raises:
         UsageError: there is no plain encoder, language model or adapter at the root.

@@ -36,9 +36,8 @@ def read_conversation(
 ) -> Conversation:
     """Return the conversation of a row, up to its last answer: nothing is learned from later messages.
 
-    A row has `messages`; or `prompt` and `completion`, as in TRL two texts or two lists of messages,
-    of which only the completion is learned; or the texts `text` and `code`. Two texts become a
-    question and its answer.
+    A row has `messages`; or `prompt` and `completion`, as in TRL two texts or two lists of messages, of which only the
+    completion is learned; or the texts `text` and `code`. Two texts become a question and its answer.
 
     Args:
         row: a dictionary.

@@ -49,8 +49,7 @@ def encode_views(
 ) -> torch.Tensor:
     """Run the decoder without the head and return the last layer's states at the views' ends.
 
-    Ids `[B, L]` with ends `[B, V]`, or one view per row with ids `[B, V, L]` and ends `[B, V]`,
-    give `[B, V, D]`.
+    Ids `[B, L]` with ends `[B, V]`, or one view per row with ids `[B, V, L]` and ends `[B, V]`, give `[B, V, D]`.
     """
     inputs = {"input_ids": ids.flatten(0, -2)}
     if positions is not None:

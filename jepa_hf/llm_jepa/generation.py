@@ -29,10 +29,8 @@ def generate_answers(
     Args:
         model: a causal language model, or a `PeftModel` around one.
         tokenizer: its tokenizer; the padding side is arbitrary.
-        prompts: texts to continue, with special tokens written out (see
-            `PairedViewTokenizer.prompt`).
-        max_new_tokens: maximum number of tokens of an answer; fewer if the model has not enough
-            positions.
+        prompts: texts to continue, with special tokens written out (see `PairedViewTokenizer.prompt`).
+        max_new_tokens: maximum number of tokens of an answer; fewer if the model has not enough positions.
         batch_size: number of prompts of a batch.
         progress: name to show the progress under, see `progress_bar`; None shows none.
 
@@ -110,8 +108,7 @@ def evaluate_generation(
     Args:
         model: a causal language model, or a `PeftModel` around one.
         view_tokenizer: splits rows into prompt and reference answer.
-        rows: rows with `messages`, or with the two columns. The reference is the message that is
-            the second view.
+        rows: rows with `messages`, or with the two columns. The reference is the message that is the second view.
         metrics: see `get_scorer`.
         database: path for the metric "sql", see `get_scorer`.
         **kwargs: of `generate_answers`.

@@ -24,11 +24,9 @@ def add_lm_lora(
     """Wrap a model in a `PeftModel` that trains LoRA and the predictor tokens' embeddings.
 
     Args:
-        model: a causal language model with embeddings of the predictor tokens, see
-            `add_predictor_tokens`.
+        model: a causal language model with embeddings of the predictor tokens, see `add_predictor_tokens`.
         tokenizer: the tokenizer, with the predictor tokens.
-        settings: arguments of peft's `LoraConfig`; default for `target_modules`: every linear
-            layer.
+        settings: arguments of peft's `LoraConfig`; default for `target_modules`: every linear layer.
         num_predictor_tokens: k.
 
     Raises:
@@ -68,10 +66,9 @@ def save_adapters(
 ) -> None:
     """Save the adapters of a `PeftModel` with a tokenizer for `AutoModelForCausalLM.from_pretrained(folder)`.
 
-    The base model has no embeddings of the predictor tokens, and generation does not need them. So
-    the configuration does not mention them, and the tokenizer does not contain them. Their trained
-    embeddings are ignored by all who load the adapters into another model. If other embeddings are
-    trained, peft saves everything.
+    The base model has no embeddings of the predictor tokens, and generation does not need them. So the configuration
+    does not mention them, and the tokenizer does not contain them. Their trained embeddings are ignored by all who load
+    the adapters into another model. If other embeddings are trained, peft saves everything.
     """
     config = model.peft_config[model.active_adapter]
     base = Path(config.base_model_name_or_path or "")

@@ -36,8 +36,7 @@ def sample_ordered_triples(first: torch.Tensor, last: torch.Tensor, uniform: tor
         uniform: `[B, 3]`, random numbers in [0, 1).
 
     Returns:
-        long `[B, 3]` in ascending order. The caller must discard rows with fewer than three
-        positions.
+        long `[B, 3]` in ascending order. The caller must discard rows with fewer than three positions.
     """
     length = (last - first + 1).clamp_min(3)
     # Floyd's algorithm for a 3-subset of `length` items (Bentley and Floyd 1987): draw j is from

@@ -62,8 +62,7 @@ def load_start(
 def set_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
     """Let a tokenizer without a padding token pad with its stop token or unknown token, as TRL does.
 
-    Without both it stays without: `DataCollatorForPairedViews` then pads with token 0. No padding is
-    attended to.
+    Without both it stays without: `DataCollatorForPairedViews` then pads with token 0. No padding is attended to.
     """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

@@ -4,8 +4,7 @@
 class UsageError(ValueError):
     """Bad input. The message names the problem and the remedy.
 
-    The command line prints it on stderr and exits with code 2; from Python it is an ordinary
-    `ValueError`.
+    The command line prints it on stderr and exits with code 2; from Python it is an ordinary `ValueError`.
     """
 
 

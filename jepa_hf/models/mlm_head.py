@@ -23,8 +23,7 @@ class MaskedLMHeadLayout:
         base: prefix of the encoder's parameters.
         dense: name of the dense layer.
         norm: name of the layer norm.
-        decoder: name of the linear layer over the vocabulary; None if the input embeddings are
-            always used instead.
+        decoder: name of the linear layer over the vocabulary; None if the input embeddings are always used instead.
         bias: name of the bias per token if it is not, or not only, `decoder`'s own.
         activation: name of the activation function.
         norm_eps: epsilon of the layer norm.

@@ -62,9 +62,8 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
         """Build a JEPA around a pretrained encoder; the target encoder is an exact copy.
 
         Args:
-            name_or_path: directory or Hub name of an encoder, plain or with a task head. Its pooler
-                is kept and not trained. With `mlm_weight` above 0, its masked-language-model head
-                is loaded too, if it has one.
+            name_or_path: directory or Hub name of an encoder, plain or with a task head. Its pooler is kept and not
+                trained. With `mlm_weight` above 0, its masked-language-model head is loaded too, if it has one.
             encoder_kwargs: passed to the encoder's `from_pretrained` (revision, token, cache_dir,
                 attn_implementation, ...). The default `dtype` is float32.
             jepa_kwargs: arguments of `JepaConfig`.
@@ -110,8 +109,7 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
             jepa_kwargs: arguments of `JepaConfig`; they override those of a loaded JEPA.
 
         Raises:
-            UsageError: `lora` differs from that of the loaded JEPA, or an argument that `JepaConfig` does
-                not have.
+            UsageError: `lora` differs from that of the loaded JEPA, or an argument that `JepaConfig` does not have.
         """
         refuse_unread_arguments(jepa_kwargs, JepaConfig.argument_names(), "JepaConfig", strict=True)
         values, _ = JepaConfig.get_config_dict(name_or_path, **_hub_kwargs(encoder_kwargs or {}))
@@ -175,25 +173,21 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
             features: clean feature vectors `[B, F]`, or series of them `[B, L, F]`.
             context_input_ids: masked tokens for "mask_token", long `[B, L]` or `[B, M, L]`.
             context_features: masked features for "mask_token", `[B, ...]` or `[B, M, ...]`.
-            context_positions: visible positions for "drop", long `[B, M, C]`; `[B, 1, C]` is
-                shared by all M masks.
+            context_positions: visible positions for "drop", long `[B, M, C]`; `[B, 1, C]` is shared by all M masks.
             context_valid: bool of the same shape, False on padding; None if nothing is padded.
             target_positions: long `[B, M, T]`, M masks per sample.
             target_valid: bool `[B, M, T]`.
             document_ids: document ids of packed rows, long `[B, L]`, -1 on padding. Each document
                 is a sample, and its results equal those of a row of its own.
             document_valid: bool `[B, S]`, document ids of packed rows that exist.
-            num_items_in_batch: number of targets of the optimizer update; default that of this
-                batch. The loss is a sum over this batch's targets divided by it, so that
-                accumulated losses add up.
-            output_hidden_states: also return the encoders' hidden states; default as in the
-                configuration.
+            num_items_in_batch: number of targets of the optimizer update; default that of this batch. The loss is a sum
+                over this batch's targets divided by it, so that accumulated losses add up.
+            output_hidden_states: also return the encoders' hidden states; default as in the configuration.
             output_attentions: also return the encoders' attention weights, which "eager" attention
                 computes; default as in the configuration.
             return_loss: also compute the loss.
 
-        `return_dict=False`, here or in the configuration, returns a tuple without the fields that
-        are None.
+        `return_dict=False`, here or in the configuration, returns a tuple without the fields that are None.
         """
         batch = make_batch(
             self.encoder_adapter,

@@ -26,9 +26,8 @@ def jepa_loss(
 ) -> dict[str, torch.Tensor]:
     """Compute the loss and its unweighted terms.
 
-    loss = Σ_k w_k · sum_k / total + Σ_j w_j · (n / total) · statistic_j, with sums over the n
-    targets of this micro-batch and `total` targets in the optimizer update. The shares n / total
-    of the micro-batches add up to 1.
+    loss = Σ_k w_k · sum_k / total + Σ_j w_j · (n / total) · statistic_j, with sums over the n targets of this
+    micro-batch and `total` targets in the optimizer update. The shares n / total of the micro-batches add up to 1.
 
     `sample_vectors` are given with `contrastive_weight`, `mlm_logits` `[B * M, T, V]` with `mlm_weight`. By default
     `total` is the number of targets of this batch. In training SIGReg has random directions, else fixed ones.

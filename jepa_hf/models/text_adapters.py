@@ -187,8 +187,7 @@ class ModernBertEncoderAdapter(TextEncoderAdapter):
             self.check_packing(encoder)
             full = block_diagonal_mask(documents)
         distance = (positions[:, :, None] - positions[:, None, :]).abs()
-        # A padding query may have no key in its window, for which sdpa gives NaN: it attends to
-        # itself.
+        # A padding query may have no key in its window, for which sdpa gives NaN: it attends to itself.
         self_mask = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
         local = (full & (distance <= self.config.local_attention // 2)[:, None]) | self_mask
         return {

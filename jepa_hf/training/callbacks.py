@@ -70,8 +70,7 @@ class EmaTargetCallback(MovingAverageCallback):
         last: Decay of the last update (default: as above, or `first` if only that is set).
         schedule: "constant", "linear" or "cosine".
         pretrained: Whether the run starts from a pretrained encoder, for `default_decay_range`.
-        default: Decays that the authors of the objective recommend (`JepaConfig.ema_decay_range`),
-            if any.
+        default: Decays that the authors of the objective recommend (`JepaConfig.ema_decay_range`), if any.
     """
 
     def __init__(
@@ -131,14 +130,12 @@ class EmaTargetCallback(MovingAverageCallback):
 class PassCallback(TrainerCallback, ExportableState):
     """Count the passes over the training rows and the updates of the current pass.
 
-    A stream has no length, so the number of steps alone does not locate the row that a resumed run
-    continues at.
+    A stream has no length, so the number of steps alone does not locate the row that a resumed run continues at.
 
     Attributes:
         passes: Passes that have ended.
         updates: Updates of the current pass.
-        of_ranks: Both numbers of each rank at the last checkpoint. Ranks with shards of their own
-            differ.
+        of_ranks: Both numbers of each rank at the last checkpoint. Ranks with shards of their own differ.
     """
 
     def __init__(self) -> None:
@@ -253,8 +250,7 @@ class HealthCallback(TrainerCallback):
     collapse and divergence (`health.diagnose`) is logged once per run.
 
     Args:
-        measure: Returns the metrics, as `JepaTrainer.measure_health` does; none if there are too
-            few targets.
+        measure: Returns the metrics, as `JepaTrainer.measure_health` does; none if there are too few targets.
         log: Writes them to the run's log, as `Trainer.log` does.
         every: Steps between two measurements; below 1 a fraction of the run, but at least 25 steps.
         stop: End the run at the first finding.
@@ -300,8 +296,7 @@ class HealthCallback(TrainerCallback):
         should_log = control.should_log
         self._measure(state)
         control.should_log = should_log  # logging resets it
-        # All ranks measure the same batch, but must not stop because of their own rounding: rank 0
-        # decides.
+        # All ranks measure the same batch, but must not stop because of their own rounding: rank 0 decides.
         (current,) = broadcast_object_list([diagnose(self._measurements, is_last) if self._measurements else {}])
         for kind, sentence in current.items():
             # Whether anything was learned is said by the verdict at the end.

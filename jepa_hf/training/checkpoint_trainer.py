@@ -165,8 +165,7 @@ class CheckpointTrainer(HubTrainer):
         guard = self._norm_guard()
         return super()._clip_grad_norm(model) if guard is None else guard.clip(self.args.max_grad_norm)
 
-    # Without clipping, this is the only method between backward and the optimizer that returns the
-    # logged norm.
+    # Without clipping, this is the only method between backward and the optimizer that returns the logged norm.
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
         if grad_norm is None:
             self._inspect_gradients()

@@ -142,8 +142,7 @@ def tokenized(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: 
     """Tokenize rows of text; pass on None, names of data sets, and rows of token ids.
 
     Raises:
-        UsageError: The data set has neither a column `input_ids` nor `text`, or a text is not a
-            string.
+        UsageError: The data set has neither a column `input_ids` nor `text`, or a text is not a string.
     """
     if dataset is None or isinstance(dataset, str):
         return dataset

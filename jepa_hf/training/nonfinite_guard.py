@@ -24,12 +24,11 @@ class NonFiniteUpdate(NamedTuple):
 class NonFiniteGuard:
     """Inspect the loss and all gradients of an update before the optimizer's step.
 
-    Nothing waits for the device: norms are compared there, and fused optimizer kernels skip this
-    update and all later ones by the flag that `torch.amp.GradScaler` uses (`found_inf`). The host
-    reads the result one update later, or before it logs, saves or ends. By then the run has counted
-    the step, and the target encoder has averaged the unchanged context encoder once more; trained
-    weights and optimizer states are bit for bit those before the update. An optimizer without fused
-    kernels cannot skip by a flag, so there the host waits in every update.
+    Nothing waits for the device: norms are compared there, and fused optimizer kernels skip this update and all later
+    ones by the flag that `torch.amp.GradScaler` uses (`found_inf`). The host reads the result one update later, or
+    before it logs, saves or ends. By then the run has counted the step, and the target encoder has averaged the
+    unchanged context encoder once more; trained weights and optimizer states are bit for bit those before the update.
+    An optimizer without fused kernels cannot skip by a flag, so there the host waits in every update.
 
     The norms also serve clipping (`clip`), so that gradients are not read twice. The norms of
     shards (`has_full_gradients` is False) are not the model's, so clipping is then left to `Trainer`.

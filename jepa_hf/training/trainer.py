@@ -58,20 +58,16 @@ class JepaTrainer(BaseJepaTrainer):
             the directory or Hub name of either.
         args: `JepaTrainingArguments` (default: writes to `out`). Of plain `TrainingArguments` the
             values that differ from their defaults are taken.
-        data_collator: Makes the views (default: the collator for the model's modality, with the
-            run's seed).
-        train_dataset: Rows of token ids (`input_ids`) or text (`text`, tokenized here), images
-            (`image`), or feature vectors or series (`features`), also as a DataFrame. Set the standardization of
-            features with `model.set_standardization` first; run_jepa.py fits it on the training
-            rows.
+        data_collator: Makes the views (default: the collator for the model's modality, with the run's seed).
+        train_dataset: Rows of token ids (`input_ids`) or text (`text`, tokenized here), images (`image`), or feature
+            vectors or series (`features`), also as a DataFrame. Set the standardization of features with
+            `model.set_standardization` first; run_jepa.py fits it on the training rows.
         eval_dataset: Like `train_dataset`, or several by name.
-        processing_class: The tokenizer or image processor (default: that of `model`, if that is a
-            name).
+        processing_class: The tokenizer or image processor (default: that of `model`, if that is a name).
         max_seq_length: Maximum number of tokens per row of text (default: 512, or less where model
             and tokenizer require it).
-        probe: Called with the model at each evaluation, such as `online_probe.OnlineProbe`. Its
-            results become metrics of the evaluation (`eval_...`), which `metric_for_best_model` may
-            name.
+        probe: Called with the model at each evaluation, such as `online_probe.OnlineProbe`. Its results become metrics
+            of the evaluation (`eval_...`), which `metric_for_best_model` may name.
         callbacks: Additional callbacks. An `EmaTargetCallback` among them replaces the default one.
         model_init: Instead of `model`: returns a new one at the start of each training.
         **kwargs: As for `Trainer`.
@@ -233,8 +229,7 @@ class JepaTrainer(BaseJepaTrainer):
 
     @property
     def _unwrapped(self) -> JepaForRepresentationPrediction:
-        # accelerate's `unwrap_model` walks over all modules, which is too slow several times a
-        # step.
+        # accelerate's `unwrap_model` walks over all modules, which is too slow several times a step.
         return unwrap_jepa(self.model)
 
     @staticmethod
