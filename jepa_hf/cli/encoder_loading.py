@@ -106,6 +106,11 @@ def load_tokenizer(argument: str, name: str, kwargs: dict[str, Any]) -> PreTrain
     return tokenizer
 
 
+def has_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether there are not only special tokens, as if transformers finds no tokenizer in a directory."""
+    return len(tokenizer) > len(tokenizer.all_special_ids)
+
+
 def resolve_max_seq_length(possible: float, tokenizer: PreTrainedTokenizerBase | None, requested: int | None) -> int:
     """Return the maximum tokens of a row: the requested length, or the model's and tokenizer's up to 512.
 

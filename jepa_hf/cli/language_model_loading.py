@@ -23,7 +23,7 @@ from ..llm_jepa.model_setup import is_adapter_dir, refuse_adapter_dir
 from ..training.checkpoints import latest_valid_checkpoint
 from ..training.run_directory import RUN_FILE, read_run
 from .arguments import BaseModelArguments
-from .encoder_loading import apply_config_overrides
+from .encoder_loading import apply_config_overrides, has_tokens
 from .quick_checks import suggestion
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -70,8 +70,7 @@ def check_causal(config: PreTrainedConfig) -> None:
 def load_lm_tokenizer(argument: str, name: str, kwargs: dict[str, Any], template: str | None) -> Tokenizer:
     """Load a language model's tokenizer; the chat template in the file `template` replaces its own."""
     tokenizer = load_or_usage_error(name, AutoTokenizer.from_pretrained, kwargs, argument)
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        # For a directory without a tokenizer, transformers returns one with special tokens only.
+    if not has_tokens(tokenizer):
         raise UsageError(f"{argument} {name!r} contains no tokenizer; name one with --tokenizer_name")
     if isinstance(tokenizer.chat_template, dict):
         # Template names become file names.

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..utils.counts import counted
 from ..utils.formatting import format_parameters
 from ..utils.markdown import escape_markdown, markdown_table, single_line, strip_code_delimiters
 
@@ -431,8 +432,7 @@ def describe_hardware(device: torch.device, processes: int) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     elif device.type == "cpu":
-        threads = torch.get_num_threads()
-        name = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''} each"
+        name = f"CPU ({platform.machine()}), {counted(torch.get_num_threads(), 'thread')} each"
     else:
         name = device.type
     return f"{processes} x {name}"

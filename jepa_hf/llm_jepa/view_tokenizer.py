@@ -191,7 +191,7 @@ class PairedViewTokenizer:
             labels = self._answer_labels(text, ids, offsets, answers, self._generation_mask(conversation))
         content = text[slice(*first)]
         start, stop = first[0] + len(content) - len(content.lstrip()), answers[-1].content_stop
-        inside = [index for index, (begin, end) in enumerate(offsets) if end > start and begin < stop]
+        inside = _tokens_between(offsets, start, stop)
         truncated = len(ids) > self.max_length
         ids, labels = ids[: self.max_length], labels[: self.max_length]
         # The first token is never predicted, so that it has no label.
@@ -228,7 +228,7 @@ class PairedViewTokenizer:
         labels = [IGNORE_INDEX] * len(ids)
         mask = generation_mask or [1] * len(ids)
         for answer in answers:
-            inside = [index for index, (begin, end) in enumerate(offsets) if end > answer.start and begin < answer.stop]
+            inside = _tokens_between(offsets, answer.start, answer.stop)
             if not any(mask[index] for index in inside):
                 continue
             content = [index for index in inside if offsets[index][0] < answer.content_stop]
@@ -253,7 +253,7 @@ class PairedViewTokenizer:
         text, stop = text[:place] + tokens + text[place:], stop + len(tokens)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        inside = [number for number, offset in enumerate(offsets) if offset[0] < stop and offset[1] > start]
+        inside = _tokens_between(offsets, start, stop)
         begin, end = inside[0], inside[-1]
         excess = len(ids) - self.max_length
         if excess > 0:
@@ -268,3 +268,8 @@ class PairedViewTokenizer:
             ids = ids[: last - excess + 1] + ids[last + 1 :]
             end -= excess
         return View(ids, end, excess > 0)
+
+
+def _tokens_between(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> list[int]:
+    """Return the indices of the tokens with a character from `start` to `stop`."""
+    return [index for index, (begin, end) in enumerate(offsets) if end > start and begin < stop]
