@@ -9,7 +9,6 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -106,7 +105,7 @@ def _missing_embeddings() -> UsageError:
 
 def set_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Iterable[Any]) -> None:
     """Add the tokenizer's and the template's stop tokens to those at which `generate` ends."""
-    config = cast(GenerationConfig, model.generation_config)
+    config = model.generation_config
     stops = [*(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])]
     stops.append(tokenizer.eos_token_id)
     complete = next((row for row in rows if not row.get("truncated") and has_label(row)), None)

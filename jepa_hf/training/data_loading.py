@@ -96,10 +96,10 @@ def own_rows(batch_size: int, remainder: int, rank: int) -> int:
 
 def describe_samples(loader: Any, step: int, accumulation_steps: int) -> str:
     """Name the batches, and if possible the rows, that this rank read in update `step`."""
-    if not has_length(loader):
+    length = len(loader) if has_length(loader) else None
+    if length is None:
         first_batch = (step - 1) * accumulation_steps + 1
         return f"batches {first_batch} to {step * accumulation_steps} read from the stream"
-    length = len(loader)
     epoch, update = divmod(step - 1, math.ceil(length / accumulation_steps))
     first = update * accumulation_steps
     last = min(first + accumulation_steps, length)
