@@ -11,7 +11,10 @@ MayChange = Annotated[T, _MAY_CHANGE]
 
 
 def flag(default: Any, text: str) -> Any:
-    """Return a field of a dataclass: a flag with its default and its help."""
+    """Return a field of a dataclass: a flag with its default and its help.
+
+    Classes of the API reference call `field` themselves, because the reference shows the defaults of no other function.
+    """
     return field(default=default, metadata={"help": text})
 
 
