@@ -1,18 +1,13 @@
 """Arguments of a training run: flags and YAML keys, named as in transformers' run_mlm.py where it has them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ..data.arguments import DataArguments
 from ..errors import UsageError
 from ..training.training_args import JepaTrainingArguments
-from ..utils.types import MayChange
-
-
-def flag(default: Any, text: str) -> Any:
-    """Return a field of a dataclass: a flag with its default and its help."""
-    return field(default=default, metadata={"help": text})
+from ..utils.flags import MayChange, flag
 
 
 @dataclass

@@ -19,18 +19,14 @@ def dictionary_flags(classes: Sequence[type]) -> list[str]:
 
 
 def merge_dictionaries(name: str, first: Any, second: Any) -> Any:
-    """Merge two values of a dictionary flag, of which the second one wins.
+    """Merge two values of the dictionary flag `name`: dictionaries, their texts, or None. The second one wins.
+
+    A value of another kind, such as the path of a JSON file, replaces the first.
 
     >>> merge_dictionaries("config_overrides", "hidden_size=64,num_hidden_layers=3", {"num_hidden_layers": 2})
     'hidden_size=64,num_hidden_layers=2'
     >>> merge_dictionaries("lr_scheduler_kwargs", '{"min_lr": 0.1, "num_cycles": 1}', '{"num_cycles": 2}')
     '{"min_lr": 0.1, "num_cycles": 2}'
-
-    Args:
-        name: Name of the flag.
-        first: Dictionary, or its text; None for none.
-        second: Another one. A value of another kind, such as the path of a JSON file, replaces the
-            first.
     """
     if name in _PAIRS:
         pairs = {**_pairs(first), **_pairs(second)}

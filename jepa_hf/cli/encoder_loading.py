@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from ..data.arguments import DataArguments
 from ..distributed.deepspeed_state import zero3_init_disabled
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..hub.loading import load_or_usage_error
 from ..masking.base_collator import MaskingCollator
 from ..models.configuration_jepa import JepaConfig
@@ -95,8 +95,7 @@ def apply_config_overrides(
         return type(config).from_dict(values)
     except (ValueError, IndexError, TypeError, StrictDataclassError) as error:
         raise UsageError(
-            f"config_overrides {overrides!r} has a wrong value for a {config.model_type} model: "
-            f"{' '.join(str(error).split())}"
+            f"config_overrides {overrides!r} has a wrong value for a {config.model_type} model: {one_line(error)}"
         ) from None
 
 
@@ -105,6 +104,11 @@ def load_tokenizer(argument: str, name: str, kwargs: dict[str, Any]) -> PreTrain
     tokenizer = load_or_usage_error(name, AutoTokenizer.from_pretrained, kwargs, argument)
     tokenizer.chat_template = None
     return tokenizer
+
+
+def has_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether there are not only special tokens, as if transformers finds no tokenizer in a directory."""
+    return len(tokenizer) > len(tokenizer.all_special_ids)
 
 
 def resolve_max_seq_length(possible: float, tokenizer: PreTrainedTokenizerBase | None, requested: int | None) -> int:

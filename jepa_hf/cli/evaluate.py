@@ -15,7 +15,7 @@ from ..evaluation.results import card_path, read_card, to_json, to_markdown, upd
 from ..evaluation.scoring import Evaluation, evaluate
 from ..evaluation.task import TaskArguments
 from ..evaluation.tasks import load_tasks
-from ..utils.atomic_files import atomic_write
+from ..utils.atomic_files import atomic_write, atomic_write_text
 from ..utils.output_directory import check_results_dir
 from ..version import __version__
 
@@ -25,7 +25,9 @@ _LIBRARIES = ("torch", "transformers", "scikit-learn", "sentence-transformers")
 
 def run(options: argparse.Namespace) -> None:
     """Check all options, evaluate, write the results."""
-    output_dir = _validate_options(options)
+    if len(set(options.pooling)) < len(options.pooling):
+        raise UsageError(f"pooling contains a name twice: {' '.join(options.pooling)}")
+    output_dir = check_results_dir(options.output_dir, RESULTS_FILE, options.overwrite_output_dir)
     cards = {model: read_card(card_path(model)) for model in _models_with_cards(options)}
     names = ("text_column_name", "label_column_name", "feature_column_names", "max_train_samples", "max_test_samples")
     args = TaskArguments(seed=options.seed, **{name: getattr(options, name) for name in names})
@@ -44,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     written = _write(output_dir, evaluation, options)
     for model, card in cards.items():
         update_card(card, evaluation, model)
-        _write_text(card_path(model), str(card))
+        atomic_write_text(card_path(model), str(card))
     print(to_markdown(evaluation))
     print(f"written to {output_dir}: {', '.join(written)}")
     for model in cards:
@@ -71,16 +73,9 @@ def _write(output_dir: Path, evaluation: Evaluation, options: argparse.Namespace
         with atomic_write(output_dir / name) as new:
             plot(evaluation, new)
     images = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
-    _write_text(output_dir / "evaluation.md", f"# Evaluation\n\n{to_markdown(evaluation)}{images}")
-    _write_text(output_dir / RESULTS_FILE, json.dumps(to_json(evaluation, _settings(options)), indent=1) + "\n")
+    atomic_write_text(output_dir / "evaluation.md", f"# Evaluation\n\n{to_markdown(evaluation)}{images}")
+    atomic_write_text(output_dir / RESULTS_FILE, json.dumps(to_json(evaluation, _settings(options)), indent=1) + "\n")
     return [RESULTS_FILE, "evaluation.md", *pictures]
-
-
-def _validate_options(options: argparse.Namespace) -> Path:
-    """Check the options that need no model; returns the output directory."""
-    if len(set(options.pooling)) < len(options.pooling):
-        raise UsageError(f"pooling contains a name twice: {' '.join(options.pooling)}")
-    return check_results_dir(options.output_dir, RESULTS_FILE, options.overwrite_output_dir)
 
 
 def _models_with_cards(options: argparse.Namespace) -> list[str]:
@@ -99,8 +94,3 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return options, date and versions, for evaluation.json."""
     versions = {"jepa_hf": __version__, **{name: version(name) for name in _LIBRARIES}}
     return {**vars(options), "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_write(path) as new:
-        new.write_text(text, encoding="utf-8", newline="")

@@ -17,13 +17,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..distributed.deepspeed_state import zero3_init_disabled
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..hub.loading import load_or_usage_error
 from ..llm_jepa.model_setup import is_adapter_dir, refuse_adapter_dir
 from ..training.checkpoints import latest_valid_checkpoint
 from ..training.run_directory import RUN_FILE, read_run
 from .arguments import BaseModelArguments
-from .encoder_loading import apply_config_overrides
+from .encoder_loading import apply_config_overrides, has_tokens
 from .quick_checks import suggestion
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -70,8 +70,7 @@ def check_causal(config: PreTrainedConfig) -> None:
 def load_lm_tokenizer(argument: str, name: str, kwargs: dict[str, Any], template: str | None) -> Tokenizer:
     """Load a language model's tokenizer; the chat template in the file `template` replaces its own."""
     tokenizer = load_or_usage_error(name, AutoTokenizer.from_pretrained, kwargs, argument)
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        # For a directory without a tokenizer, transformers returns one with special tokens only.
+    if not has_tokens(tokenizer):
         raise UsageError(f"{argument} {name!r} contains no tokenizer; name one with --tokenizer_name")
     if isinstance(tokenizer.chat_template, dict):
         # Template names become file names.
@@ -112,9 +111,8 @@ def build_language_model(
             with zero3_init_disabled():
                 return AutoModelForCausalLM.from_config(config, **settings)
         except (ValueError, ImportError, RuntimeError, TypeError, ZeroDivisionError) as error:
-            reason = " ".join(str(error).split())[:300]
             raise UsageError(
-                f"the {config.model_type} model cannot be built with this configuration: {reason}"
+                f"the {config.model_type} model cannot be built with this configuration: {one_line(error):.300}"
             ) from None
     name = model_args.model_name_or_path
     model = load_or_usage_error(

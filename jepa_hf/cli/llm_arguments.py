@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from ..llm_jepa import LlmJepaTrainingArguments
 from ..llm_jepa.paired_data import PairedDataArguments
-from ..utils.types import MayChange
-from .arguments import BaseModelArguments, CommandArguments, flag
+from ..utils.flags import MayChange, flag
+from .arguments import BaseModelArguments, CommandArguments
 
 
 @dataclass

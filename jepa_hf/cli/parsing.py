@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from ..data.arguments import DataArguments
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from .arguments import MaskArguments, ModelArguments, RunArguments
 from .console import CommandParser
 from .dictionary_flags import dictionary_flags, merge_dictionaries
@@ -74,7 +74,7 @@ def parse_command(argv: Sequence[str], classes: Sequence[type] = _CLASSES) -> tu
     except UsageError:
         raise
     except (ValueError, TypeError, OSError, ImportError) as error:  # from TrainingArguments
-        raise UsageError(" ".join(str(error).split())) from None
+        raise UsageError(one_line(error)) from None
     if unknown:
         flag = unknown[0].split("=")[0]
         if not flag.startswith("-"):

@@ -25,6 +25,7 @@ from .encoder_loading import (
     SUPPORTED,
     TrainingComponents,
     build_model,
+    has_tokens,
     hub_kwargs,
     load_tokenizer,
     on_main_process,
@@ -103,9 +104,8 @@ def _tokenizer(model_args: ModelArguments, data_args: DataArguments, plan: RunPl
     if name is None:
         return None
     tokenizer = load_tokenizer(argument, name, hub_kwargs(model_args, data_args))
-    if len(tokenizer) > len(tokenizer.all_special_ids):
+    if has_tokens(tokenizer):
         return tokenizer
-    # For a directory without a tokenizer, transformers returns one with special tokens only.
     if argument == "config_name":
         return None
     raise UsageError(f"{argument} {name!r} contains no tokenizer; name one with --tokenizer_name")

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import yaml
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from .requirements import check_packages
 
 _PACKAGE = Path(__file__).parents[1]
@@ -116,9 +116,7 @@ def read_recipe(path: str) -> dict[Any, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"Config file {path!r} is not valid YAML: {' '.join(str(error).split())}. Correct this line."
-        ) from None
+        raise UsageError(f"Config file {path!r} is not valid YAML: {one_line(error)}. Correct this line.") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import constants, get_token
-from torch import nn
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ..data.fingerprint import data_fingerprint
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..hub.model_card import DatasetInfo
 from ..hub.push import HubTarget, PushError, push_run
 from ..training.base_trainer import BaseJepaTrainer
@@ -25,8 +24,8 @@ from ..training.results import METRICS_FILE, read_state, write_masks
 from ..training.run_directory import RunPlan, check_data, finish_run, plan_run, start_run
 from ..training.signals import GracefulShutdownCallback
 from ..training.training_args import MAY_CHANGE
+from ..utils.flags import may_change
 from ..utils.formatting import format_parameters
-from ..utils.types import may_change
 from .arguments import BaseModelArguments, CommandArguments
 from .requirements import check_packages
 
@@ -91,9 +90,7 @@ def check_run(data_args: Any, args: TrainingArguments) -> None:
     try:
         get_reporting_integration_callbacks(args.report_to)
     except (ValueError, RuntimeError, ImportError) as error:
-        raise UsageError(
-            f"report_to {', '.join(args.report_to or ())}: {' '.join(str(error).split())} Choose another."
-        ) from None
+        raise UsageError(f"report_to {', '.join(args.report_to or ())}: {one_line(error)} Choose another.") from None
     if args.fp16 and args.device.type == "cpu":
         raise UsageError("fp16 needs a GPU. Use --bf16, which a CPU supports.")
     for name, minimum in (
@@ -314,11 +311,10 @@ def push(trainer: BaseJepaTrainer) -> None:
     print_rank0(args, f"\npushed to {commit.repo_url.repo_id}: {commit.commit_url}")
 
 
-def describe_parameters(model: nn.Module, has_lora: bool) -> str:
+def describe_parameters(model: PreTrainedModel, has_lora: bool) -> str:
     """Return the number of parameters, with LoRA also that of the trained ones."""
-    count = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return format_parameters(count) + (f" ({format_parameters(trained)} trained, in adapters)" if has_lora else "")
+    trained = format_parameters(model.num_parameters(only_trainable=True))
+    return format_parameters(model.num_parameters()) + (f" ({trained} trained, in adapters)" if has_lora else "")
 
 
 def run_folder(args: TrainingArguments) -> Path:

@@ -1,10 +1,10 @@
 """`BaseDataArguments` and `DataArguments`: the data of a run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import UsageError
-from ..utils.types import MayChange
+from ..utils.flags import MayChange, flag
 
 # Stands for the name of a data set that was passed from Python, see `BaseDataArguments.splits`.
 PASSED_DATASET = "(passed from Python)"
@@ -38,35 +38,25 @@ class BaseDataArguments:
     # Data sets passed from Python, by split: set on an instance, and no field, because fields are flags.
     splits: ClassVar[dict[str, Any] | None] = None
 
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Dataset on the Hub, or local directory that load_dataset can load."}
+    dataset_name: str | None = flag(None, "Dataset on the Hub, or local directory that load_dataset can load.")
+    dataset_config_name: str | None = flag(None, "Configuration of the dataset.")
+    dataset_train_split: str = flag("train", "Split of the dataset to train on.")
+    dataset_validation_split: str | None = flag(
+        None, "Split of the dataset to evaluate on. Default: validation, if the dataset has it."
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of the dataset to train on."})
-    dataset_validation_split: str | None = field(
-        default=None,
-        metadata={"help": "Split of the dataset to evaluate on. Default: validation, if the dataset has it."},
+    train_file: str | None = flag(None, "Files to train on: a path, a glob, or several separated by commas.")
+    validation_file: str | None = flag(None, "Files to evaluate on, in the form of train_file.")
+    max_train_samples: int | None = flag(
+        None, "Maximum number of training samples, taken from the start (default: all)."
     )
-    train_file: str | None = field(
-        default=None, metadata={"help": "Files to train on: a path, a glob, or several separated by commas."}
+    max_eval_samples: int | None = flag(
+        None, "Maximum number of validation samples, taken from the start (default: all)."
     )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "Files to evaluate on, in the form of train_file."}
+    validation_split_percentage: int = flag(
+        5, "Percentage of the training rows to evaluate on if there is no other validation data."
     )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of training samples, taken from the start (default: all)."}
-    )
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of validation samples, taken from the start (default: all)."}
-    )
-    validation_split_percentage: int = field(
-        default=5,
-        metadata={"help": "Percentage of the training rows to evaluate on if there is no other validation data."},
-    )
-    cache_dir: MayChange[str | None] = field(default=None, metadata={"help": "Cache directory of datasets and models."})
-    token: MayChange[str | None] = field(
-        default=None, metadata={"help": "Token for private datasets and models on the Hub."}
-    )
+    cache_dir: MayChange[str | None] = flag(None, "Cache directory of datasets and models.")
+    token: MayChange[str | None] = flag(None, "Token for private datasets and models on the Hub.")
 
     def __post_init__(self) -> None:
         if not 1 <= self.validation_split_percentage <= 99:
@@ -84,67 +74,42 @@ class DataArguments(BaseDataArguments):
         UsageError: Not exactly one of the three modes is chosen, or a number is out of range.
     """
 
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Files to train on: txt, text, md, json, jsonl, csv, tsv or parquet, also with .gz; a glob, or "
-            "several separated by commas. Features: csv, tsv, json, jsonl, parquet, npy or npz. Images: a folder, a "
-            "glob, or parquet."
-        },
+    train_file: str | None = flag(
+        None,
+        "Files to train on: txt, text, md, json, jsonl, csv, tsv or parquet, also with .gz; a glob, or "
+        "several separated by commas. Features: csv, tsv, json, jsonl, parquet, npy or npz. Images: a folder, a "
+        "glob, or parquet.",
     )
-    streaming: bool = field(default=False, metadata={"help": "Read the data during training instead of in advance."})
-    text_column_name: str | None = field(
-        default=None, metadata={"help": "Column with the text. Default: text, else the only column of strings."}
+    streaming: bool = flag(False, "Read the data during training instead of in advance.")
+    text_column_name: str | None = flag(None, "Column with the text. Default: text, else the only column of strings.")
+    image_column_name: str | None = flag(None, "Column with the images. Default: image, img, or the only such column.")
+    feature_column_names: str | None = flag(
+        None, "Columns of features, separated by commas. Default: all numeric columns, or the only one of lists."
     )
-    image_column_name: str | None = field(
-        default=None, metadata={"help": "Column with the images. Default: image, img, or the only such column."}
+    label_column_name: str | None = flag(None, "Column to exclude when all numeric columns are features.")
+    probe_task: MayChange[str | None] = flag(
+        None,
+        "Labelled samples (a file, a folder with train.* and test.* or with images in folders of their "
+        "classes, or a dataset) to probe the frozen encoder with at each evaluation: eval_probe_linear, "
+        "eval_probe_knn.",
     )
-    feature_column_names: str | None = field(
-        default=None,
-        metadata={
-            "help": "Columns of features, separated by commas. Default: all numeric columns, or the only one of lists."
-        },
+    max_seq_length: int | None = flag(
+        None, "Maximum tokens per row, special tokens included. Default: the model's maximum."
     )
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "Column to exclude when all numeric columns are features."}
+    stride: int | None = flag(
+        None, "Split long texts into rows that overlap by this many tokens instead of truncating them."
     )
-    probe_task: MayChange[str | None] = field(
-        default=None,
-        metadata={
-            "help": "Labelled samples (a file, a folder with train.* and test.* or with images in folders of their "
-            "classes, or a dataset) to probe the frozen encoder with at each evaluation: eval_probe_linear, "
-            "eval_probe_knn."
-        },
+    line_by_line: bool | None = flag(None, "One row per text. The default mode.")
+    concat: bool = flag(False, "Concatenate all texts and split them into rows of max_seq_length.")
+    packed: bool = flag(
+        False,
+        "Pack several complete texts into a row of max_seq_length. Each is masked, encoded and predicted "
+        "as in a row of its own.",
     )
-    max_seq_length: int | None = field(
-        default=None,
-        metadata={"help": "Maximum tokens per row, special tokens included. Default: the model's maximum."},
-    )
-    stride: int | None = field(
-        default=None,
-        metadata={"help": "Split long texts into rows that overlap by this many tokens instead of truncating them."},
-    )
-    line_by_line: bool | None = field(default=None, metadata={"help": "One row per text. The default mode."})
-    concat: bool = field(
-        default=False, metadata={"help": "Concatenate all texts and split them into rows of max_seq_length."}
-    )
-    packed: bool = field(
-        default=False,
-        metadata={
-            "help": "Pack several complete texts into a row of max_seq_length. Each is masked, encoded and predicted "
-            "as in a row of its own."
-        },
-    )
-    pad_to_max_length: bool = field(
-        default=False, metadata={"help": "Pad to max_seq_length instead of the longest row of a batch."}
-    )
-    pad_to_multiple_of: int | None = field(default=None, metadata={"help": "Pad to a multiple of this many tokens."})
-    preprocessing_num_workers: MayChange[int | None] = field(
-        default=None, metadata={"help": "Processes for tokenization."}
-    )
-    overwrite_cache: MayChange[bool] = field(
-        default=False, metadata={"help": "Tokenize again instead of using the cache."}
-    )
+    pad_to_max_length: bool = flag(False, "Pad to max_seq_length instead of the longest row of a batch.")
+    pad_to_multiple_of: int | None = flag(None, "Pad to a multiple of this many tokens.")
+    preprocessing_num_workers: MayChange[int | None] = flag(None, "Processes for tokenization.")
+    overwrite_cache: MayChange[bool] = flag(False, "Tokenize again instead of using the cache.")
 
     def __post_init__(self) -> None:
         check_row_modes(self.stride, self.concat, self.packed, bool(self.line_by_line))

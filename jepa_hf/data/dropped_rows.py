@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from ..utils.counts import describe_counts, left_out_message
+from ..utils.counts import left_out_message
 from .file_readers import log_once
 
 logger = logging.getLogger(__name__)
@@ -58,10 +58,6 @@ class DroppedRows:
         self.add(None, len(dataset) - nulls - blanks)
         self.add("null", nulls)
         self.add("blank", blanks)
-
-    def describe(self) -> str:
-        """Return the counts of dropped rows by reason."""
-        return describe_counts(self.reasons)
 
     def log(self, suffix: str = "") -> None:
         """Log the dropped rows, if there are any; a warning if they are more than half."""

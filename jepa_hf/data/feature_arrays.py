@@ -8,13 +8,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from .arguments import DataArguments
 from .feature_blocks import BLOCK_SIZE, Block, Provenance
 from .feature_columns import label_columns
 
-# Errors of numpy and zipfile on damaged files. An array's header is a Python literal, hence also
-# syntax errors.
+# Errors of numpy and zipfile on damaged files. An array's header is a Python literal, hence also syntax errors.
 _ARRAY_ERRORS = (
     ValueError, EOFError, SyntaxError, TokenError, TypeError, MemoryError, OverflowError, RuntimeError, struct.error,
     zlib.error, BadZipFile,
@@ -92,7 +91,7 @@ def flat_arrays(path: str) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (*_ARRAY_ERRORS, OSError) as error:
-        raise UsageError(f"'{path}' cannot be read as arrays: {' '.join(str(error).split())}. Save it again.") from None
+        raise UsageError(f"'{path}' cannot be read as arrays: {one_line(error)}. Save it again.") from None
     return {name: array for name, array in arrays.items() if array.ndim == 1}
 
 

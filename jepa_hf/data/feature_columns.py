@@ -49,8 +49,7 @@ def choose_columns(
     data, in their order, else all columns of numbers except labels, row numbers and `index_columns`.
 
     Raises:
-        UsageError: A column is missing or holds no numbers, or lists are combined with other
-            columns.
+        UsageError: A column is missing or holds no numbers, or lists are combined with other columns.
     """
     depths = {column: depth for column, kind in types.items() if (depth := list_depth(kind)) is not None}
     left_out: dict[str, str] = {}

@@ -88,8 +88,7 @@ def csv_blocks(path: str, kind: str, source: Provenance) -> Iterator[Block]:
 def _csv_error(path: str, kind: str, source: Provenance, first_row: int, reason: str) -> UsageError:
     """Return the error for the first invalid value from `first_row` on, with its line.
 
-    A slower reader finds it, because Arrow's reports no lines. If it finds none, the error has
-    `reason`.
+    A slower reader finds it, because Arrow's reports no lines. If it finds none, the error has `reason`.
     """
     header, lines = csv_table(path, kind)
     columns = [header.index(name) for name in source.columns]

@@ -34,17 +34,15 @@ def load_feature_datasets(
     where T may vary between rows. F is the same in all rows of both. `dataset.with_format("numpy")`
     returns them as arrays. Sources are those of `resolve_splits`.
 
-    Tables are csv, tsv, json, jsonl and parquet files, each also gzipped, and datasets. Their
-    numeric columns make up the vector, in the order of the first table; or one column of lists of
-    numbers is the vector, or one of lists of lists the series. Later tables are matched by column
-    name. `args.feature_column_names` selects columns. The default is all numeric columns except
-    labels (`args.label_column_name`, or else label, labels, class and target) and row numbers
-    (columns without a name, pandas' index). Booleans and classes do not count as numbers.
+    Tables are csv, tsv, json, jsonl and parquet files, each also gzipped, and datasets. Their numeric columns make up
+    the vector, in the order of the first table; or one column of lists of numbers is the vector, or one of lists of
+    lists the series. Later tables are matched by column name. `args.feature_column_names` selects columns. The default
+    is all numeric columns except labels (`args.label_column_name`, or else label, labels, class and target) and row
+    numbers (columns without a name, pandas' index). Booleans and classes do not count as numbers.
 
-    Arrays are `[N, F]` or `[N, T, F]`. An .npz file of several arrays contributes `features`, `X`
-    or `x`, or the one that `args.feature_column_names` names. An array `lengths` `[N]` in it holds
-    the actual steps of padded series. Other types become float32; float32 of an .npy file is
-    memory-mapped, so the file must not change.
+    Arrays are `[N, F]` or `[N, T, F]`. An .npz file of several arrays contributes `features`, `X` or `x`, or the one
+    that `args.feature_column_names` names. An array `lengths` `[N]` in it holds the actual steps of padded series.
+    Other types become float32; float32 of an .npy file is memory-mapped, so the file must not change.
 
     Args:
         args: Sources, columns and limits.
@@ -277,10 +275,11 @@ def _warn_of_row_numbers(values: np.ndarray, source: Provenance) -> None:
     counts_rows = np.isin(values[0], (0, 1)) & (np.diff(values, axis=0) == 1).all(axis=0)
     if len(values) >= _MIN_NUMBERED:
         for column in np.flatnonzero(counts_rows):
-            message = (
+            log_once(
                 f"column '{source.columns[column]}' of {source.name} counts the rows; unless that is a feature, leave "
+                "it out with --feature_column_names",
+                logging.WARNING,
             )
-            log_once(f"{message}it out with --feature_column_names", logging.WARNING)
 
 
 def _to_dataset(chunks: list[pa.Array], columns: Sequence[str], split: str) -> Dataset:

@@ -63,8 +63,7 @@ def _json_column(values: list[Any], number: int, source: Provenance, first_row: 
         if len(path) < source.depth:
             raise UsageError(
                 f"{source.locate(first_row + row, *path)} has {what} in column '{source.columns[0]}' instead of a "
-                "list. "
-                "Fix it or remove the row."
+                "list. Fix it or remove the row."
             )
         place = source.locate(first_row + row, *path[:-1])
         raise source.invalid_value_error(what, place, path[-1] if path else number)

@@ -290,8 +290,7 @@ def file_errors_as_usage_error(path: str) -> Iterator[None]:
             yield
         except ValueError:  # a UsageError too
             if is_gzip(path):
-                # Read to the end: gzip may detect damage only there, after it has unpacked invalid
-                # data.
+                # Read to the end: gzip may detect damage only there, after it has unpacked invalid data.
                 with open_bytes(path) as file:
                     while file.read(2**20):
                         pass

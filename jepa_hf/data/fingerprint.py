@@ -18,11 +18,10 @@ _BLOCK_BYTES = 2**16
 def data_fingerprint(dataset: Any, files: str | None = None) -> dict[str, int | str | None]:
     """Return the number of rows of a training set and a hash of a sample of them.
 
-    Equal data give equal hashes in every process, also after a copy or a change of modification
-    times. The sample is spread evenly over rows and `files` (a value of `train_file`; folders are skipped, because
-    rows of images hold the paths in them): any change of at most 256 rows, or of at most 16 MiB of files, changes
-    the hash; in larger data a change of few bytes may be missed. A stream or a torch data set, whose rows may be
-    random, is not sampled.
+    Equal data give equal hashes in every process, also after a copy or a change of modification times. The sample is
+    spread evenly over rows and `files` (a value of `train_file`; folders are skipped, because rows of images hold the
+    paths in them): any change of at most 256 rows, or of at most 16 MiB of files, changes the hash; in larger data a
+    change of few bytes may be missed. A stream or a torch data set, whose rows may be random, is not sampled.
 
     Returns:
         `rows`, None for a stream, and `fingerprint`, None if neither rows nor files can be sampled.

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from .arguments import DataArguments
 from .file_readers import file_errors_as_usage_error, find_files, open_parquet, single_kind, split_paths
 from .image_files import is_image_file, list_images
-from .splits import resolve_splits
+from .splits import dataset_error_reason, resolve_splits
 
 IMAGE_COLUMNS = ("image", "img")
 
@@ -20,10 +20,9 @@ IMAGE_COLUMNS = ("image", "img")
 def load_image_datasets(args: DataArguments, *, seed: int, need_validation: bool) -> tuple[Dataset, Dataset | None]:
     """Load the images to train and to evaluate on, not decoded, in the one column `image`.
 
-    Sources are those of `resolve_splits`. Files are folders, searched recursively and in sorted
-    order (hidden files and folders and other files are ignored); image files or globs of them; or
-    Parquet files. Nothing is decoded here, so a damaged image is not detected (see
-    `leave_out_unreadable`).
+    Sources are those of `resolve_splits`. Files are folders, searched recursively and in sorted order (hidden files and
+    folders and other files are ignored); image files or globs of them; or Parquet files. Nothing is decoded here, so a
+    damaged image is not detected (see `leave_out_unreadable`).
 
     Args:
         args: Sources and limits. `image_column_name` is the column to read; default: `image`, else
@@ -32,9 +31,8 @@ def load_image_datasets(args: DataArguments, *, seed: int, need_validation: bool
         need_validation: False ignores all validation sources.
 
     Returns:
-        The training and the validation dataset, map-style, with rows `{"image": {"bytes": ...,
-        "path": ...}}`, where either may be None; None for the validation dataset unless
-        `need_validation`.
+        The training and the validation dataset, map-style, with rows `{"image": {"bytes": ..., "path": ...}}`, where
+        either may be None; None for the validation dataset unless `need_validation`.
 
     Raises:
         UsageError: Files, columns, names or splits do not exist, cannot be read, or hold no images.
@@ -121,9 +119,7 @@ def _load_parquet(source: str, paths: list[str], args: DataArguments, split: str
             features=Features({column: Image(decode=False) if has_structs else Value("binary")}),
         )
     except DatasetsError as error:
-        # A DatasetGenerationError says only that generation failed; its cause has the reason.
-        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
-        raise UsageError(f"{source} cannot be read: {reason}. Write the file again.") from None
+        raise UsageError(f"{source} cannot be read: {dataset_error_reason(error)}. Write the file again.") from None
     return _encoded_image_column(dataset, column)
 
 

@@ -27,8 +27,7 @@ def pack_dataset(
     random. For map-style datasets, the numbers of rows and the remaining padding are logged.
 
     Args:
-        dataset: Rows with lists of equal length in all their columns, `input_ids` among them;
-            map-style or streaming.
+        dataset: Rows with lists of equal length in all their columns, `input_ids` among them; map-style or streaming.
         max_seq_length: Maximum tokens per row; no input row may be longer.
         load_from_cache_file: As in `tokenize_dataset`.
 

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import logging as hub_logging
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from .arguments import BaseDataArguments
 
 # A Dataset, an IterableDataset, or a list of rows.
@@ -78,8 +78,9 @@ def dataset_from_pandas(frame: pd.DataFrame, name: str) -> Dataset:
     try:
         return Dataset.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{name} cannot be converted to a data set: {reason}. Give each column one type.") from None
+        raise UsageError(
+            f"{name} cannot be converted to a data set: {one_line(error):.200}. Give each column one type."
+        ) from None
 
 
 def load_hub_dataset(args: BaseDataArguments, streaming: bool = False) -> dict[str, Dataset | IterableDataset]:
@@ -101,8 +102,7 @@ def load_hub_dataset(args: BaseDataArguments, streaming: bool = False) -> dict[s
             token=args.token,
         )
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        # A DatasetGenerationError says only that generation failed; its cause has the reason.
-        reason = str(error.__cause__ or error).splitlines()[0].rstrip(".")
+        reason = dataset_error_reason(error)
         if isinstance(error, ConnectionError) or "LocalEntryNotFoundError" in reason:
             reason = "the Hub cannot be reached"
         raise UsageError(
@@ -111,6 +111,11 @@ def load_hub_dataset(args: BaseDataArguments, streaming: bool = False) -> dict[s
         ) from None
     finally:
         hub_logging.set_verbosity(verbosity)
+
+
+def dataset_error_reason(error: Exception) -> str:
+    """Return the reason of an error of `datasets`: of a failed generation, that of its cause."""
+    return str(error.__cause__ or error).splitlines()[0].rstrip(".")
 
 
 def pick_split(splits: dict[str, Any], split: str, args: BaseDataArguments) -> Any:

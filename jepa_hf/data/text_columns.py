@@ -52,7 +52,7 @@ def check_text_type(types: dict[str, str], name: str, source: str, rows: Iterabl
     remedy = (
         f"Name one of the columns of strings with --text_column_name: {strings}"
         if strings
-        else ("No column holds strings, so convert the texts")
+        else "No column holds strings, so convert the texts"
     )
     raise UsageError(
         f"Column '{name}' of {source} holds {types[name]}, not strings; its first row has {value}. {remedy}."

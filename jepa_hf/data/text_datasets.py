@@ -54,9 +54,8 @@ def load_text_datasets(
         The training and the validation dataset; None for the latter unless `need_validation`.
 
     Raises:
-        UsageError: Files, columns, names or splits do not exist, cannot be read, or hold no text.
-            Of a streamed file only the part before its first text is checked here, the rest during
-            reading.
+        UsageError: Files, columns, names or splits do not exist, cannot be read, or hold no text. Of a streamed file
+            only the part before its first text is checked here, the rest during reading.
     """
 
     def load_embedded() -> Dataset | IterableDataset:
@@ -77,9 +76,8 @@ def load_text_datasets(
 def builtin_corpus() -> list[str]:
     """Return about 260 KB of English: the paragraphs of Python's language reference.
 
-    Whitespace is normalized. Headings, grammar, code, paragraphs shorter than 40 characters and
-    repetitions are omitted. The texts are the same in every call, but differ slightly between
-    Python versions.
+    Whitespace is normalized. Headings, grammar, code, paragraphs shorter than 40 characters and repetitions are
+    omitted. The texts are the same in every call, but differ slightly between Python versions.
     """
     paragraphs = (" ".join(part.split()) for topic in topics.values() for part in re.split(r"\n\s*\n", topic))
     return [

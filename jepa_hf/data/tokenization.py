@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from ..utils.counts import describe_counts
 from .arguments import check_row_modes
 from .dropped_rows import DroppedRows, reason_to_drop
 from .packing import pack_dataset
@@ -24,9 +25,8 @@ logger = logging.getLogger(__name__)
 # Stands for a text among special tokens; no token has this id.
 _TEXT = -1
 
-# A forked process (a data-loader worker, one of `num_proc`) inherits the locks of its parent's
-# threads but not the threads. A tokenizer that ran in parallel in the parent would deadlock if it
-# did so again.
+# A forked process (a data-loader worker, one of `num_proc`) inherits the locks of its parent's threads but not the
+# threads. A tokenizer that ran in parallel in the parent would deadlock if it did so again.
 if hasattr(os, "register_at_fork"):  # Windows forks no processes
     os.register_at_fork(after_in_child=lambda: os.environ.update(TOKENIZERS_PARALLELISM="false"))
 
@@ -46,11 +46,10 @@ def tokenize_dataset(
 ) -> Dataset | IterableDataset:
     """Tokenize the text of `dataset` into unpadded rows, within the special tokens of `tokenizer`.
 
-    By default each text gives one row, truncated at `max_seq_length` on the tokenizer's side: the
-    ids of `tokenizer(text, truncation=True)`. Blank and null texts, and texts without any token,
-    give no row. They are counted in the log by reason, with the rows of fewer than two tokens (with
-    `word_ids`: words) to mask, which give no target. So is for map-style datasets the share of
-    truncated tokens, as a warning above 20 %.
+    By default each text gives one row, truncated at `max_seq_length` on the tokenizer's side: the ids of
+    `tokenizer(text, truncation=True)`. Blank and null texts, and texts without any token, give no row. They are counted
+    in the log by reason, with the rows of fewer than two tokens (with `word_ids`: words) to mask, which give no target.
+    So is for map-style datasets the share of truncated tokens, as a warning above 20 %.
 
     Args:
         dataset: The texts, map-style or streaming.
@@ -65,8 +64,7 @@ def tokenize_dataset(
         packed: Pack several texts, truncated as by default, into each row, see `pack_dataset`.
         word_ids: Also return the number of each token's word.
         num_proc: Processes for tokenization (map-style datasets only).
-        load_from_cache_file: Reuse the cached result of an earlier equal call (map-style datasets
-            only).
+        load_from_cache_file: Reuse the cached result of an earlier equal call (map-style datasets only).
 
     Returns:
         A dataset of the same kind with the column `input_ids` and, if requested, `word_ids` and
@@ -74,10 +72,9 @@ def tokenize_dataset(
         separators, and otherwise unique to a word of the row, or of a document in a packed row.
 
     Raises:
-        UsageError: The column is missing or does not hold strings; `word_ids` with a slow
-            tokenizer; `max_seq_length` leaves no room for text; `stride` is out of range; two of
-            `stride`, `concat` and `packed` are set; `concat` with a tokenizer that has neither a
-            sep nor an eos token; or no row of a map-style dataset holds text.
+        UsageError: The column is missing or does not hold strings; `word_ids` with a slow tokenizer; `max_seq_length`
+            leaves no room for text; `stride` is out of range; two of `stride`, `concat` and `packed` are set; `concat`
+            with a tokenizer that has neither a sep nor an eos token; or no row of a map-style dataset holds text.
     """
     check_row_modes(stride, concat, packed)
     _check_source(dataset, tokenizer, text_column_name, word_ids)
@@ -139,8 +136,8 @@ def _log_counts(
         dropped.drop("without tokens", dropped.kept - len(tokenized))
     if len(tokenized) == 0:
         raise UsageError(
-            f"The dataset holds no text to tokenize ({dropped.describe() or 'no rows'}). Provide rows that are not "
-            "blank, or a tokenizer that contains their characters."
+            f"The dataset holds no text to tokenize ({describe_counts(dropped.reasons) or 'no rows'}). Provide rows "
+            "that are not blank, or a tokenizer that contains their characters."
         )
     if too_short is not None:
         _log_truncation(tokenized.data.column("length"), max_seq_length, room)

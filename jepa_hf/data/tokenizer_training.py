@@ -52,8 +52,7 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length:
 
     Args:
         texts: Training texts.
-        vocab_size: Maximum number of tokens, except that the 256 bytes and the special tokens are
-            always included.
+        vocab_size: Maximum number of tokens, except that the 256 bytes and the special tokens are always included.
         model_max_length: Stored in the tokenizer, in tokens.
     """
     specials = ("<|pad|>", "<|im_start|>", "<|im_end|>")

@@ -30,11 +30,7 @@ _EXAMPLE = "as in configs/accelerate/zero3.json"
 
 
 def validate_deepspeed_config(config: Mapping[str, Any], optim: str) -> None:
-    """Refuse settings under which a checkpoint would not be exact.
-
-    Args:
-        config: DeepSpeed's configuration, without "auto".
-        optim: `TrainingArguments.optim`.
+    """Refuse settings under which a checkpoint would not be exact: DeepSpeed's, without "auto", and `--optim`.
 
     Raises:
         UsageError: a stage other than 1 to 3, an optimizer or scheduler of DeepSpeed, an optimizer
@@ -225,8 +221,7 @@ def _set_state(parameter: nn.Parameter, value: torch.Tensor, name: str) -> None:
     if part is None:
         safe_set_full_optimizer_state(parameter, value, name)
         return
-    # Under ZeRO-3 the function above fails if the number of elements is not a multiple of the
-    # ranks.
+    # Under ZeRO-3 the function above fails if the number of elements is not a multiple of the ranks.
     zero_parameter: Any = parameter
     size = part.numel()
     first = size * torch.distributed.get_rank(zero_parameter.ds_process_group)

@@ -44,8 +44,7 @@ def load_full_state_dict(model: nn.Module, folder: str | Path) -> IncompatibleKe
     """Load full weights from the safetensors files in `folder` into a sharded model.
 
     Returns:
-        Incompatible names. Missing ones keep their weights; if any is unexpected, nothing is
-        loaded.
+        Incompatible names. Missing ones keep their weights; if any is unexpected, nothing is loaded.
     """
     state, keys = read_full_state_dict(model, folder)
     if not keys.unexpected_keys:  # torch's own result never has missing keys

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import UsageError
-from ..utils.atomic_files import atomic_write
+from ..utils.atomic_files import atomic_write, atomic_write_text
 from .embedder import Embedder
 from .progress import progress_bar
 from .row_sources import RowSource
@@ -31,8 +31,7 @@ def embed_files(
 ) -> int:
     """Write the embeddings of all rows, float32.
 
-    Finished parts stay in `OUTPUT.parts/` until the last one is written, so the same call resumes
-    after them.
+    Finished parts stay in `OUTPUT.parts/` until the last one is written, so the same call resumes after them.
 
     Args:
         embedder: the encoder.
@@ -40,8 +39,7 @@ def embed_files(
         output: a new file; `.parquet` for the source's columns and a column of lists, `embedding`;
             `.npy` for an array `[rows, D]`.
         pooling: see `Embedder`.
-        settings: further settings that must be equal to resume, in JSON types; such as the model's
-            name.
+        settings: further settings that must be equal to resume, in JSON types; such as the model's name.
         show_progress: whether to show a progress bar.
 
     Returns:
@@ -69,7 +67,8 @@ def embed_files(
                 except UsageError as error:
                     raise UsageError(f"In the rows from {first + 1} on: {error}") from None
                 if not paths:  # without a part, no folder is left to clear up after an error
-                    _write_settings(folder, fingerprint)
+                    folder.mkdir(exist_ok=True)
+                    atomic_write_text(folder / _SETTINGS_FILE, json.dumps(fingerprint, indent=1))
                 _write_part(path, table, vectors)
             paths.append(path)
             first += len(samples)
@@ -83,8 +82,7 @@ def check_output(output: Path) -> None:
     """Check that a file can be created.
 
     Raises:
-        UsageError: the file exists, has an unknown ending, or its folder is missing or not
-            writable.
+        UsageError: the file exists, has an unknown ending, or its folder is missing or not writable.
     """
     if output.suffix not in OUTPUT_SUFFIXES:
         raise UsageError(f"Expected output to end in {' or '.join(OUTPUT_SUFFIXES)}, got {str(output)!r}.")
@@ -107,12 +105,6 @@ def _check_parts(folder: Path, fingerprint: dict[str, Any]) -> None:
             )
     elif folder.exists() and any(folder.iterdir()):
         raise UsageError(f"The folder for parts, {str(folder)!r}, holds other files. Name another output.")
-
-
-def _write_settings(folder: Path, fingerprint: dict[str, Any]) -> None:
-    folder.mkdir(exist_ok=True)
-    with atomic_write(folder / _SETTINGS_FILE) as new:
-        new.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
 
 
 def _write_part(path: Path, table: pa.Table, vectors: np.ndarray) -> None:

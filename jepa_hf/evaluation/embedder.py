@@ -25,12 +25,12 @@ from transformers import logging as transformers_logging
 
 from ..data.feature_columns import abbreviate
 from ..data.image_decoding import decode_image, failure_reason
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..hub.loading import load_or_usage_error
 from ..models.configuration_jepa import JepaConfig
 from ..models.encoder_adapters import encoder_adapter_for
 from ..models.encoders import encoder_and_loading_info
-from ..models.losses import layer_norm_no_affine
+from ..models.losses import layer_norm_no_affine, masked_mean
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..models.text_adapters import TextEncoderAdapter
 from ..utils.types import ProcessingClass
@@ -129,8 +129,7 @@ class Embedder:
             batch_size: see `Embedder`.
             max_seq_length: see `Embedder`.
             device: see `Embedder`.
-            hub_kwargs: arguments of `from_pretrained`: `revision`, `token`, `cache_dir`,
-                `trust_remote_code`.
+            hub_kwargs: arguments of `from_pretrained`: `revision`, `token`, `cache_dir`, `trust_remote_code`.
 
         Raises:
             UsageError: the model cannot be loaded, or is not an encoder.
@@ -369,7 +368,7 @@ class Embedder:
         except UsageError:
             raise
         except ValueError as error:  # the image processor's size is not the encoder's
-            raise UsageError(f"{self.name!r} cannot read its own input: {' '.join(str(error).split())}") from None
+            raise UsageError(f"{self.name!r} cannot read its own input: {one_line(error)}") from None
         states = output.last_hidden_state
         if states.dim() != 3:
             raise UsageError(
@@ -381,21 +380,21 @@ class Embedder:
         for name in pooling:
             match name:
                 case "mean":
-                    pooled[name] = _masked_mean(states, mask)
+                    pooled[name] = masked_mean(states, mask, dim=1)
                 case "cls":
                     self._check_cls(batch)
                     pooled[name] = states[:, 0]
                 case "layers":
-                    pooled[name] = _masked_mean(self._mean_upper_layers(output.hidden_states), mask)
+                    pooled[name] = masked_mean(self._mean_upper_layers(output.hidden_states), mask, dim=1)
         return pooled
 
     def _pooling_mask(self, batch: dict[str, torch.Tensor], states: torch.Tensor) -> torch.Tensor:
-        """Return the mask of a mean, `[B, L]`: 0 for padding and tokens before the patches."""
+        """Return the mask of a mean, bool `[B, L]`: False for padding and tokens before the patches."""
         if "attention_mask" in batch:
-            return batch["attention_mask"].to(states.dtype)
-        mask = torch.ones(states.shape[:2], dtype=states.dtype, device=states.device)
+            return batch["attention_mask"].bool()
+        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         if self.modality == "images":
-            mask[:, : states.shape[1] - self._patches(batch["pixel_values"], states.shape[1])] = 0
+            mask[:, : states.shape[1] - self._patches(batch["pixel_values"], states.shape[1])] = False
         return mask
 
     def _patches(self, pixels: torch.Tensor, length: int) -> int:
@@ -425,11 +424,6 @@ class Embedder:
         for state in upper[1:]:
             total = total + layer_norm_no_affine(state)
         return total / len(upper)
-
-
-def _masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Average over the tokens whose mask is 1: `[B, L, D]`, `[B, L, 1]` -> `[B, D]`."""
-    return (states * mask).sum(dim=1) / mask.sum(dim=1)
 
 
 def _load_encoder(name: str, config: PreTrainedConfig, hub_kwargs: dict[str, Any]) -> PreTrainedModel:

@@ -1,12 +1,12 @@
 """`OnlineProbe`: scores of the frozen context encoder at each evaluation during training."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
 from ..errors import UsageError
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..utils.modes import evaluation_mode
 from ..utils.types import ProcessingClass
 from .embedder import Embedder
 from .scoring import METRICS, evaluate
@@ -71,7 +71,7 @@ class OnlineProbe:
                 f"The probe_task {self.task.source!r} has {self.task.modality}, but the encoder reads "
                 f"{embedder.modality}."
             )
-        with _mode_restored(model):
+        with evaluation_mode(model):
             embedder.embed_list(self.task.test.samples[0][:1], feature_column_names=self.task.feature_column_names)
 
     def __call__(self, model: JepaForRepresentationPrediction) -> dict[str, float]:
@@ -85,7 +85,7 @@ class OnlineProbe:
         Raises:
             UsageError: the encoder cannot read the task's samples.
         """
-        with _mode_restored(model):
+        with evaluation_mode(model):
             # The intervals are not used.
             evaluation = evaluate([self._embedder(model)], [self.task], seed=self.seed, resamples=2)
         return {_score_name(score.metric): score.score.value for score in evaluation.scores}
@@ -103,13 +103,3 @@ class OnlineProbe:
 
 def _score_name(metric: str) -> str:
     return f"probe_{metric.removesuffix('_probe')}"
-
-
-@contextmanager
-def _mode_restored(model: JepaForRepresentationPrediction) -> Iterator[None]:
-    """Restore training or evaluation mode, also after an error."""
-    training = model.training
-    try:
-        yield
-    finally:
-        model.train(training)

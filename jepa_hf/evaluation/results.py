@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..hub.model_card import EVALUATION_END, EVALUATION_START, dataset_type
 from ..utils.markdown import escape_markdown, markdown_table, single_line
 from .names import METRIC_LABELS
@@ -160,8 +160,7 @@ def read_card(path: Path) -> ModelCard:
     """Read a card for `update_card`; its line endings are kept.
 
     Raises:
-        UsageError: the card is missing, its metadata is damaged, or the markers of an earlier
-            section are not one pair.
+        UsageError: the card is missing, its metadata is damaged, or the markers of an earlier section are not one pair.
     """
     if not path.is_file():
         raise UsageError(f"Card '{path}' does not exist. Leave this model out of --update_card, or write a card.")
@@ -170,7 +169,7 @@ def read_card(path: Path) -> ModelCard:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of cards without metadata
         card = ModelCard(content)
     except (ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"Card '{path}' has damaged metadata: {' '.join(str(error).split())[:200]}") from None
+        raise UsageError(f"Card '{path}' has damaged metadata: {one_line(error)[:200]}") from None
     counts = (content.count(EVALUATION_START), content.count(EVALUATION_END))
     if counts not in ((0, 0), (1, 1)) or content.find(EVALUATION_START) > content.find(EVALUATION_END):
         raise UsageError(

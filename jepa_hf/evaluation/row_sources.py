@@ -53,10 +53,9 @@ def open_source(
 ) -> RowSource:
     """Open the rows of `args.train_file`: texts, images or feature vectors.
 
-    All columns of the rows are kept, except the images and the features. Images get their `path`,
-    and image files in several folders the folder's name as `label`. Features get their `row`
-    number, counted from 0. Blank and null texts are embedded as the empty text, so that no row is
-    dropped. All rows of text files are checked here.
+    All columns of the rows are kept, except the images and the features. Images get their `path`, and image files in
+    several folders the folder's name as `label`. Features get their `row` number, counted from 0. Blank and null texts
+    are embedded as the empty text, so that no row is dropped. All rows of text files are checked here.
 
     Args:
         modality: "text", "images" or "features".

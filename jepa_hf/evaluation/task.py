@@ -51,8 +51,7 @@ class Task:
     Args:
         name: name in tables.
         source: file, folder or Hub name that it was read from.
-        kind: "labels" (linear probe and kNN), "similarity" (pairs with scores) or "retrieval"
-            (pairs).
+        kind: "labels" (linear probe and kNN), "similarity" (pairs with scores) or "retrieval" (pairs).
         modality: input of the encoder: "text", "images" or "features".
         test: rows that are scored.
         train: rows that probes are fitted on; None unless the kind is "labels".
@@ -79,11 +78,9 @@ class TaskArguments:
         text_column_name: column with the text, or two columns, comma-separated, with the texts of
             retrieval pairs. Default: text or sentence, else the only column other than the label.
         label_column_name: column with the labels. Default: label, labels, class or target.
-        feature_column_names: columns of features, comma-separated. Default: all numeric columns but
-            the label.
+        feature_column_names: columns of features, comma-separated. Default: all numeric columns but the label.
         max_train_samples: draw this many training rows, stratified by class. Default: all.
-        max_test_samples: draw this many test rows, stratified by class if they have labels.
-            Default: all.
+        max_test_samples: draw this many test rows, stratified by class if they have labels. Default: all.
         seed: seed of the drawn and the held-out rows.
 
     Raises:

@@ -26,11 +26,10 @@ def load_tasks(
 ) -> list[Task]:
     """Read tasks and infer their kinds from their columns.
 
-    A source is a file (csv, tsv, json, jsonl, parquet, each also gzipped, or npz), a folder, or a
-    dataset on the Hub. A folder holds files `train.*`, `test.*` and optionally `validation.*`, or
-    images in folders of their classes, which may be in folders of these names; a dataset has splits
-    of these names. Without a test split, the validation split becomes the test
-    split. From a single file or split of labelled rows, a quarter of each class is held out.
+    A source is a file (csv, tsv, json, jsonl, parquet, each also gzipped, or npz), a folder, or a dataset on the Hub. A
+    folder holds files `train.*`, `test.*` and optionally `validation.*`, or images in folders of their classes, which
+    may be in folders of these names; a dataset has splits of these names. Without a test split, the validation split
+    becomes the test split. From a single file or split of labelled rows, a quarter of each class is held out.
 
     - Columns sentence1, sentence2 and score: similarity. Only the test split is scored.
     - A column of labels and a column of texts, of images (image, img, or the only one) or columns of features:
@@ -42,9 +41,8 @@ def load_tasks(
     Args:
         sources: files, folders or names on the Hub.
         args: columns and numbers of rows. Default: `TaskArguments()`.
-        feature_column_names: columns of features that the encoders read (see
-            `Embedder.feature_column_names`); others are left out. Default: all columns of numbers
-            except labels and row numbers.
+        feature_column_names: columns of features that the encoders read (see `Embedder.feature_column_names`); others
+            are left out. Default: all columns of numbers except labels and row numbers.
 
     Returns:
         The tasks in the order of their sources. Tasks of equal names get the shortest ends of

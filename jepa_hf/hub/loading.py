@@ -8,7 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from ..distributed.deepspeed_state import zero3_init_disabled
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 
 
 def load_or_usage_error(name: str, loader: Callable[..., Any], kwargs: dict[str, Any], argument: str = "") -> Any:
@@ -27,7 +27,7 @@ def load_or_usage_error(name: str, loader: Callable[..., Any], kwargs: dict[str,
         OSError, ValueError, RuntimeError, ImportError, SafetensorError, TypeError, AttributeError, LookupError,
         StrictDataclassError,
     ) as error:  # fmt: skip
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         if "trust_remote_code" in str(error):
             reason = "it contains custom code; read it, and pass --trust_remote_code if you trust it"
         elif "ignore_mismatched_sizes" in reason:

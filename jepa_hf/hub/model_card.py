@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..utils.counts import counted
 from ..utils.formatting import format_parameters
 from ..utils.markdown import escape_markdown, markdown_table, single_line, strip_code_delimiters
 
@@ -245,8 +246,7 @@ class ModelCardInfo:
         health_findings: warnings of the collapse watchdog; None if nothing was measured.
         citations: keys of `CITATIONS`.
         base_model: Hub name of the pretrained encoder that the run started from, if there is one.
-        base_name: description of a pretrained encoder that is not on the Hub; None for random
-            weights.
+        base_name: description of a pretrained encoder that is not on the Hub; None for random weights.
     """
 
     name: str
@@ -270,20 +270,15 @@ class ModelCardInfo:
 def render_card(facts: ModelCardInfo) -> ModelCard:
     """Render the card of an encoder, with its evaluation in the metadata that the Hub reads."""
     task = "image-feature-extraction" if facts.modality == "images" else "feature-extraction"
-    metadata = ModelCardData(
-        library_name="transformers",
+    metadata = card_metadata(
+        *(facts.name, facts.data, facts.base_model, facts.language, facts.license),
         pipeline_tag=task,
         tags=["jepa", "jepa_hf", "self-supervised", *_TAGS[facts.modality]],
-        base_model=facts.base_model and single_line(facts.base_model),
-        datasets=[single_line(name) for name in facts.data.datasets] or None,
-        language=facts.language and single_line(facts.language),
-        license=facts.license and single_line(facts.license),
-        model_name=single_line(_title(facts.name)) or "model",
         eval_results=_eval_results(facts, task) or None,
     )
     text = _TEMPLATE.format(
-        metadata=metadata.to_yaml(),
-        title=escape_markdown(_title(facts.name)),
+        metadata=metadata,
+        title=escape_markdown(card_title(facts.name)),
         name=strip_code_delimiters(facts.name),
         introduction=_INTRODUCTION[facts.modality].format(
             family=escape_markdown(facts.family), parameters=format_parameters(facts.parameters)
@@ -304,6 +299,21 @@ def render_card(facts: ModelCardInfo) -> ModelCard:
     return ModelCard(text, ignore_metadata_errors=True)
 
 
+def card_metadata(
+    name: str, data: DatasetInfo, base_model: str | None, language: str | None, license: str | None, **kwargs: Any
+) -> str:
+    """Return the metadata of a card as YAML; `kwargs` are further arguments of `ModelCardData`."""
+    return ModelCardData(
+        library_name="transformers",
+        base_model=base_model and single_line(base_model),
+        datasets=[single_line(dataset) for dataset in data.datasets] or None,
+        language=language and single_line(language),
+        license=license and single_line(license),
+        model_name=single_line(card_title(name)) or "model",
+        **kwargs,
+    ).to_yaml()
+
+
 def rename_card(text: str, name: str) -> str:
     """Replace the model's name in a card: in its code, and in its title if that is the old name."""
     match = re.search(r'from_pretrained\("([^"\n]+)"', text)
@@ -311,7 +321,7 @@ def rename_card(text: str, name: str) -> str:
         return text
     old = match.group(1)
     text = text.replace(f'("{old}"', f'("{strip_code_delimiters(name)}"')
-    return text.replace(f"\n# {escape_markdown(_title(old))}\n", f"\n# {escape_markdown(_title(name))}\n", 1)
+    return text.replace(f"\n# {escape_markdown(card_title(old))}\n", f"\n# {escape_markdown(card_title(name))}\n", 1)
 
 
 def dataset_type(name: str) -> str:
@@ -323,7 +333,7 @@ def dataset_type(name: str) -> str:
     return re.sub(r"[^\w./-]+", "-", name).strip("-") or "local"
 
 
-def _title(name: str) -> str:
+def card_title(name: str) -> str:
     """Return the last part of a repository's or a directory's name."""
     return name.rstrip("/").split("/")[-1]
 
@@ -422,8 +432,7 @@ def describe_hardware(device: torch.device, processes: int) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     elif device.type == "cpu":
-        threads = torch.get_num_threads()
-        name = f"CPU ({platform.machine()}), {threads} thread{'s' if threads > 1 else ''} each"
+        name = f"CPU ({platform.machine()}), {counted(torch.get_num_threads(), 'thread')} each"
     else:
         name = device.type
     return f"{processes} x {name}"

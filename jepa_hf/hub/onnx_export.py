@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..utils.types import ProcessingClass
 
@@ -50,9 +50,8 @@ def export_onnx(
 ) -> None:
     """Write `model.onnx`, the encoder's configuration, and its tokenizer or image processor.
 
-    Inputs are named as in the encoder's `forward`: for text those that the tokenizer returns. Batch
-    and length are dynamic. Outputs are `last_hidden_state`, and `pooler_output` of the feature
-    encoder and of a pretrained pooler.
+    Inputs are named as in the encoder's `forward`: for text those that the tokenizer returns. Batch and length are
+    dynamic. Outputs are `last_hidden_state`, and `pooler_output` of the feature encoder and of a pretrained pooler.
 
     Args:
         model: the trained model.
@@ -80,10 +79,10 @@ def export_onnx(
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
-        reason = " ".join(str(error.__cause__ or error).split())
         raise UsageError(
             f"torch {torch.__version__} cannot export {model.config.encoder_config.model_type} encoders to ONNX: "
-            f"{reason:.300}. Export it with another torch version, or load the encoder with transformers."
+            f"{one_line(error.__cause__ or error):.300}. Export it with another torch version, or load "
+            "the encoder with transformers."
         ) from error
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)

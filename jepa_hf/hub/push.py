@@ -16,21 +16,20 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..models.configuration_jepa import JepaConfig
 from .export import JEPA_FOLDER, TARGET_FOLDER
 from .model_card import rename_card
 
-# Files needed for loading: weights, configuration, tokenizer or image processor, code of the
-# feature encoder.
+# Files needed for loading: weights, configuration, tokenizer or image processor, code of the feature encoder.
 MODEL_FILES = (
     "config.json", "generation_config.json", "model.safetensors", "model-?????-of-?????.safetensors",
     "model.safetensors.index.json", "adapter_config.json", "adapter_model.safetensors", "modules.json",
     "1_Pooling/config.json", "sentence_bert_config.json",
     "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model", "sentencepiece.bpe.model",
-    "chat_template.jinja", "configuration_feature_encoder.py", "modeling_feature_encoder.py", "errors.py",
-    "positions.py",
+    "chat_template.jinja", "configuration_feature_encoder.py", "modeling_feature_encoder.py", "argument_names.py",
+    "errors.py", "positions.py", "upstream.py",
 )  # fmt: skip
 # Files that document the run, without masks.png and report.html, which show samples of the data.
 RUN_FILES = ("README.md", "metrics.json", "training.png", "evaluation/*.png")
@@ -88,10 +87,9 @@ class HubTarget:
 def files_to_push(run_dir: str | Path) -> dict[str, Path]:
     """Return the files of a run's directory that are pushed, by their path in the repository.
 
-    They are the encoder, language model or adapters, the full model under `jepa/`, tokenizer or
-    image processor, card, metrics and pictures. A list of names excludes everything else:
-    checkpoints, pickles, settings with paths (`_run.json`), samples of the data (`masks.png`,
-    `report.html`).
+    They are the encoder, language model or adapters, the full model under `jepa/`, tokenizer or image processor, card,
+    metrics and pictures. A list of names excludes everything else: checkpoints, pickles, settings with paths
+    (`_run.json`), samples of the data (`masks.png`, `report.html`).
 
     Raises:
         UsageError: there is no plain encoder, language model or adapter at the root.
@@ -155,15 +153,10 @@ def push_files(
     tag: str | None = None,
     show_progress: bool = False,
 ) -> CommitInfo:
-    """Push files in one commit; other files of the repository are kept.
+    """Push files in one commit to the destination that `open_repo` returned; `tag` and bars as in `push_run`.
 
-    Args:
-        files: contents or local paths, by path in the repository.
-        to: the destination that `open_repo` returned.
-        commit_message: message of the commit.
-        replaced_folder: a folder of the repository whose other files are deleted.
-        tag: see `push_run`.
-        show_progress: see `push_run`.
+    `files` are contents or local paths, by path in the repository. Its other files are kept, except those in
+    `replaced_folder`.
     """
     api = HfApi(token=to.token)
     repo_id, revision = to.repo_id, to.revision or "main"
@@ -234,8 +227,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, HfHubHTTPError):
         message = error.server_message or error.response.reason_phrase
         status = error.response.status_code
-        return f"the Hub answered {status}, {' '.join(message.split()).rstrip('.')[:200]}{_REMEDIES.get(status, '')}"
-    text = " ".join(str(error).split()).rstrip(".")[:200]
+        return f"the Hub answered {status}, {one_line(message).rstrip('.')[:200]}{_REMEDIES.get(status, '')}"
+    text = one_line(error).rstrip(".")[:200]
     return f"{type(error).__name__}, {text}" if text else type(error).__name__
 
 

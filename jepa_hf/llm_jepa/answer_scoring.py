@@ -27,10 +27,8 @@ def get_scorer(metric: str, database: str | Path | None = None) -> Scorer:
     - "sql": both queries return the same rows from an SQLite database; in the same order if the
       reference has ORDER BY.
 
-    Args:
-        metric: one of these.
-        database: for "sql", a database file, or a folder with `NAME/NAME.sqlite` or `NAME.sqlite`.
-            NAME is the row's `db_id`, or the value of `db_id:[...]` in its question.
+    The `database` for "sql" is a file, or a folder with `NAME/NAME.sqlite` or `NAME.sqlite`. NAME is the row's `db_id`,
+    or the value of `db_id:[...]` in its question.
 
     Raises:
         UsageError: an unknown metric, or "sql" without a database.

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from .conversations import Conversation, Message
 
 # Stands for a message's content to find its place. Characters for private use: no template strips them.
@@ -52,9 +52,8 @@ class ChatRenderer:
                 )
             )
         except (TemplateError, TypeError, ValueError) as error:  # a template may expect other types
-            reason = " ".join(str(error).split())
             raise UsageError(
-                f"the chat template rejects {conversation.name}: {reason}; change or remove the row"
+                f"the chat template rejects {conversation.name}: {one_line(error)}; change or remove the row"
             ) from None
 
     def _render_columns(self, messages: Sequence[Message]) -> str:

@@ -1,7 +1,7 @@
 """Rows as conversations: messages, prompts with completions, or two columns of text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
@@ -27,7 +27,7 @@ class Conversation:
     messages: list[Message]
     name: str
     first_answer: int = 0
-    tools: list[Any] | None = field(default=None)
+    tools: list[Any] | None = None
     has_messages: bool = True
 
 
@@ -36,9 +36,8 @@ def read_conversation(
 ) -> Conversation:
     """Return the conversation of a row, up to its last answer: nothing is learned from later messages.
 
-    A row has `messages`; or `prompt` and `completion`, as in TRL two texts or two lists of messages,
-    of which only the completion is learned; or the texts `text` and `code`. Two texts become a
-    question and its answer.
+    A row has `messages`; or `prompt` and `completion`, as in TRL two texts or two lists of messages, of which only the
+    completion is learned; or the texts `text` and `code`. Two texts become a question and its answer.
 
     Args:
         row: a dictionary.

@@ -73,8 +73,7 @@ class DataCollatorForPairedViews(ChecksKeywords):
             views = [view for pair in zip(first_views, second_views, strict=True) for view in pair]
             view_positions = [list(range(len(view))) for view in views]
 
-        # A row's first token has no predecessor (or, with left padding, only padding): it is never
-        # a label.
+        # A row's first token has no predecessor (or, with left padding, only padding): it is never a label.
         labels = self._padded([[IGNORE_INDEX, *row["labels"][1:]] for row in rows], IGNORE_INDEX, side)
         has_label = F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
         batch = {

@@ -33,14 +33,6 @@ def accepts_position_ids(model: PreTrainedModel) -> bool:
     return "position_ids" in inspect.signature(get_decoder(model).forward).parameters
 
 
-def no_position_ids_error(model: PreTrainedModel) -> UsageError:
-    """Return the error for a decoder without positions, but with packed views."""
-    return UsageError(
-        f"{type(model).__name__} takes no position_ids, which separate packed views; use --view_passes separate, or "
-        "another model."
-    )
-
-
 def get_decoder(model: nn.Module) -> nn.Module:
     """Return a causal language model without its head, and without a `PeftModel` around it."""
     causal_lm = cast(Any, model)
@@ -57,8 +49,7 @@ def encode_views(
 ) -> torch.Tensor:
     """Run the decoder without the head and return the last layer's states at the views' ends.
 
-    Ids `[B, L]` with ends `[B, V]`, or one view per row with ids `[B, V, L]` and ends `[B, V]`,
-    give `[B, V, D]`.
+    Ids `[B, L]` with ends `[B, V]`, or one view per row with ids `[B, V, L]` and ends `[B, V]`, give `[B, V, D]`.
     """
     inputs = {"input_ids": ids.flatten(0, -2)}
     if positions is not None:
@@ -75,8 +66,21 @@ def row_positions(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def concat_views(
-    ids: torch.Tensor, attention_mask: torch.Tensor, view_ids: torch.Tensor, view_positions: torch.Tensor
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    view_ids: torch.Tensor,
+    view_positions: torch.Tensor | None,
 ) -> dict[str, torch.Tensor]:
-    """Concatenate conversations and views to `[B, L + V]`, separated by positions only."""
+    """Concatenate conversations and views to `[B, L + V]`, separated by positions only.
+
+    Raises:
+        UsageError: there are no positions, because the model's decoder takes none.
+    """
+    if view_positions is None:
+        raise UsageError(
+            f"{type(model).__name__} takes no position_ids, which separate packed views; use --view_passes separate, "
+            "or another model."
+        )
     positions = torch.cat([row_positions(attention_mask), view_positions], dim=1)
     return {"input_ids": torch.cat([ids, view_ids], dim=1), "position_ids": positions}

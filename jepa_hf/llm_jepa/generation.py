@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..errors import UsageError
 from ..evaluation.progress import progress_bar
+from ..utils.modes import evaluation_mode
 from .answer_scoring import get_scorer
 from .view_tokenizer import PairedViewTokenizer
 
@@ -28,10 +29,8 @@ def generate_answers(
     Args:
         model: a causal language model, or a `PeftModel` around one.
         tokenizer: its tokenizer; the padding side is arbitrary.
-        prompts: texts to continue, with special tokens written out (see
-            `PairedViewTokenizer.prompt`).
-        max_new_tokens: maximum number of tokens of an answer; fewer if the model has not enough
-            positions.
+        prompts: texts to continue, with special tokens written out (see `PairedViewTokenizer.prompt`).
+        max_new_tokens: maximum number of tokens of an answer; fewer if the model has not enough positions.
         batch_size: number of prompts of a batch.
         progress: name to show the progress under, see `progress_bar`; None shows none.
 
@@ -48,31 +47,31 @@ def generate_answers(
     pad = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
     stops = _stop_tokens(model, tokenizer)
     generate: Any = model.generate
-    training, answers = model.training, [""] * len(prompts)
-    model.eval()
+    answers = [""] * len(prompts)
     bar = progress_bar(len(prompts), progress or "", "answers", show=progress is not None)
-    for begin in range(0, len(order), batch_size):
-        batch = order[begin : begin + batch_size]
-        width = max(len(encoded[index]) for index in batch)
-        ids = torch.tensor([[pad] * (width - len(encoded[index])) + encoded[index] for index in batch])
-        mask = torch.tensor([[0] * (width - len(encoded[index])) + [1] * len(encoded[index]) for index in batch])
-        output = generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=clamp_new_tokens(model.config, width, max_new_tokens),
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=pad,
-            eos_token_id=stops,
-        )
-        for index, text in zip(batch, tokenizer.batch_decode(output[:, width:], skip_special_tokens=True), strict=True):
-            answers[index] = text.strip()
-        bar.update(len(batch))
-    bar.close()
-    model.train(training)
+    with evaluation_mode(model), bar:
+        for begin in range(0, len(order), batch_size):
+            batch = order[begin : begin + batch_size]
+            rows = [encoded[index] for index in batch]
+            width = max(map(len, rows))
+            ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+            output = generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=clamp_new_tokens(model.config, width, max_new_tokens),
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=pad,
+                eos_token_id=stops,
+            )
+            texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+            for index, text in zip(batch, texts, strict=True):
+                answers[index] = text.strip()
+            bar.update(len(batch))
     return answers
 
 
@@ -109,8 +108,7 @@ def evaluate_generation(
     Args:
         model: a causal language model, or a `PeftModel` around one.
         view_tokenizer: splits rows into prompt and reference answer.
-        rows: rows with `messages`, or with the two columns. The reference is the message that is
-            the second view.
+        rows: rows with `messages`, or with the two columns. The reference is the message that is the second view.
         metrics: see `get_scorer`.
         database: path for the metric "sql", see `get_scorer`.
         **kwargs: of `generate_answers`.

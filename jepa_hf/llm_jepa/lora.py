@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..models.lora import lora_config
 from .decoder import has_lora
 from .predictor_tokens import MAX_PREDICTOR_TOKENS, predictor_tokens
@@ -24,11 +24,9 @@ def add_lm_lora(
     """Wrap a model in a `PeftModel` that trains LoRA and the predictor tokens' embeddings.
 
     Args:
-        model: a causal language model with embeddings of the predictor tokens, see
-            `add_predictor_tokens`.
+        model: a causal language model with embeddings of the predictor tokens, see `add_predictor_tokens`.
         tokenizer: the tokenizer, with the predictor tokens.
-        settings: arguments of peft's `LoraConfig`; default for `target_modules`: every linear
-            layer.
+        settings: arguments of peft's `LoraConfig`; default for `target_modules`: every linear layer.
         num_predictor_tokens: k.
 
     Raises:
@@ -54,8 +52,7 @@ def add_adapters(
         return get_peft_model(model, config)
     except ValueError as error:
         raise UsageError(
-            f"LoRA matches no layer of {type(model).__name__}; check lora_target_modules: "
-            f"{' '.join(str(error).split())[:300]}"
+            f"LoRA matches no layer of {type(model).__name__}; check lora_target_modules: {one_line(error)[:300]}"
         ) from None
 
 
@@ -69,10 +66,9 @@ def save_adapters(
 ) -> None:
     """Save the adapters of a `PeftModel` with a tokenizer for `AutoModelForCausalLM.from_pretrained(folder)`.
 
-    The base model has no embeddings of the predictor tokens, and generation does not need them. So
-    the configuration does not mention them, and the tokenizer does not contain them. Their trained
-    embeddings are ignored by all who load the adapters into another model. If other embeddings are
-    trained, peft saves everything.
+    The base model has no embeddings of the predictor tokens, and generation does not need them. So the configuration
+    does not mention them, and the tokenizer does not contain them. Their trained embeddings are ignored by all who load
+    the adapters into another model. If other embeddings are trained, peft saves everything.
     """
     config = model.peft_config[model.active_adapter]
     base = Path(config.base_model_name_or_path or "")

@@ -36,8 +36,7 @@ def sample_ordered_triples(first: torch.Tensor, last: torch.Tensor, uniform: tor
         uniform: `[B, 3]`, random numbers in [0, 1).
 
     Returns:
-        long `[B, 3]` in ascending order. The caller must discard rows with fewer than three
-        positions.
+        long `[B, 3]` in ascending order. The caller must discard rows with fewer than three positions.
     """
     length = (last - first + 1).clamp_min(3)
     # Floyd's algorithm for a 3-subset of `length` items (Bentley and Floyd 1987): draw j is from
@@ -56,9 +55,7 @@ def sample_ordered_triples(first: torch.Tensor, last: torch.Tensor, uniform: tor
 def stp_distance(states: torch.Tensor, triples: torch.Tensor) -> torch.Tensor:
     """Compute 1 − cos(h_t − h_r, h_r − h_s), the turn of a path (STP, arXiv 2602.22617, section 3).
 
-    Args:
-        states: `[B, L, D]`.
-        triples: long `[B, 3]`, positions s, r, t.
+    States `[B, L, D]` at the positions s, r, t, long `[B, 3]` -> `[B]`, in float32.
     """
     s, r, t = gather_positions(states, triples).float().unbind(dim=1)
     return cosine_distance(t - r, r - s)
@@ -67,15 +64,8 @@ def stp_distance(states: torch.Tensor, triples: torch.Tensor) -> torch.Tensor:
 def stp_patch_distance(states: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
     """Compute 1 − cos(h_b − h_a, (h_a − h_f) + (h_e − h_b)), the loss of STP's released code.
 
-    It compares the change over a patch [a, b] with the change over the rest of the row [f, e].
-
-    Args:
-        states: `[B, L, D]`.
-        patches: long `[B, 4]`, positions f, a, b, e: first of the row, ends of the patch, last of
-            the row.
-
-    Returns:
-        `[B]`, in float32.
+    It compares the change over a patch [a, b] with the change over the rest of the row [f, e]: states `[B, L, D]` at
+    the positions f, a, b, e, long `[B, 4]` -> `[B]`, in float32.
     """
     f, a, b, e = gather_positions(states, patches).float().unbind(dim=1)
     return cosine_distance(b - a, (a - f) + (e - b))

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
-from ..hub.model_card import DatasetInfo, describe_hardware, hub_repo_id_or_none
+from ..hub.model_card import DatasetInfo, card_metadata, card_title, describe_hardware, hub_repo_id_or_none
 from ..training.model_card_info import evaluation_names
-from ..utils.markdown import escape_markdown, markdown_table, single_line, strip_code_delimiters
+from ..utils.markdown import escape_markdown, markdown_table, strip_code_delimiters
 from ..version import __version__
 from .decoder import has_lora
 from .view_tokenizer import PairedViewTokenizer
@@ -91,25 +91,14 @@ STP = """\
 
 def render_llm_card(trainer: Any, name: str, data: DatasetInfo, language: str | None, license: str | None) -> ModelCard:
     """Render the card of an `LlmJepaTrainer`'s run. All strings are plain text: markup in them is escaped."""
-    args = trainer.args
-    title = name.rstrip("/").split("/")[-1]
     start = trainer.model.config.name_or_path
     base_model = hub_repo_id_or_none(start)
-    metadata = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["llm-jepa", "jepa", "jepa_hf"],
-        base_model=base_model and single_line(base_model),
-        datasets=[single_line(dataset) for dataset in data.datasets] or None,
-        language=language and single_line(language),
-        license=license and single_line(license),
-        model_name=single_line(title) or "model",
-    )
+    tags = ["llm-jepa", "jepa", "jepa_hf"]
     results = _result_rows(trainer)
     start_name = escape_markdown(base_model or f"the local model {Path(start).name}") if start else "random weights"
     text = _TEMPLATE.format(
-        metadata=metadata.to_yaml(),
-        title=escape_markdown(title),
+        metadata=card_metadata(name, data, base_model, language, license, pipeline_tag="text-generation", tags=tags),
+        title=escape_markdown(card_title(name)),
         start=start_name,
         name=strip_code_delimiters(name),
         inputs=_USAGE[trainer.processing_class.chat_template is not None],
@@ -117,7 +106,7 @@ def render_llm_card(trainer: Any, name: str, data: DatasetInfo, language: str | 
         training=_table(("setting", "value"), _training_rows(trainer, data)),
         health=_health(trainer),
         results=_table(("evaluation", "at the end"), results) if results else "No evaluation was run.",
-        citations="\n\n".join([LLM_JEPA, *([STP] if args.stp_weight else [])]),
+        citations="\n\n".join([LLM_JEPA, *([STP] if trainer.args.stp_weight else [])]),
     )
     return ModelCard(text, ignore_metadata_errors=True)
 

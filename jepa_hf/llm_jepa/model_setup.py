@@ -9,7 +9,6 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -62,8 +61,7 @@ def load_start(
 def set_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
     """Let a tokenizer without a padding token pad with its stop token or unknown token, as TRL does.
 
-    Without both it stays without: `DataCollatorForPairedViews` then pads with token 0. No padding is
-    attended to.
+    Without both it stays without: `DataCollatorForPairedViews` then pads with token 0. No padding is attended to.
     """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -107,7 +105,7 @@ def _missing_embeddings() -> UsageError:
 
 def set_stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Iterable[Any]) -> None:
     """Add the tokenizer's and the template's stop tokens to those at which `generate` ends."""
-    config = cast(GenerationConfig, model.generation_config)
+    config = model.generation_config
     stops = [*(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])]
     stops.append(tokenizer.eos_token_id)
     complete = next((row for row in rows if not row.get("truncated") and has_label(row)), None)

@@ -14,15 +14,7 @@ from transformers.utils import ModelOutput
 
 from ..models.contrastive import all_gather_candidates, infonce
 from ..models.positions import gather_positions
-from .decoder import (
-    accepts_position_ids,
-    check_decoder,
-    concat_views,
-    encode_views,
-    get_decoder,
-    no_position_ids_error,
-    row_positions,
-)
+from .decoder import accepts_position_ids, check_decoder, concat_views, encode_views, get_decoder, row_positions
 from .losses import pair_distance, sample_ordered_triples, stp_distance, stp_patch_distance
 from .view_tokenizer import IGNORE_INDEX
 
@@ -40,8 +32,7 @@ class PairedViewOutput(ModelOutput):
         router_loss: scalar, what a mixture of experts adds to it for its router, times its
             coefficient; None if the model's configuration does not enable it.
         pair_loss: scalar, mean distance over the batch's pairs; None without views.
-        stp_loss: scalar, mean over the batch's rows, where rows too short for a path count 0; None
-            if its weight is 0.
+        stp_loss: scalar, mean over the batch's rows, where rows too short for a path count 0; None if its weight is 0.
         num_labels: scalar, number of labels of the batch.
         num_pairs: scalar, number of rows of the batch that count.
         predictions: representations of the predicting views, `[B, D]`; None without views.
@@ -184,9 +175,8 @@ class PairedViewObjective:
     ) -> PairedViewOutput:
         """Compute the loss of a batch of `DataCollatorForPairedViews`, with or without views.
 
-        `row_valid` is bool `[B]`, False for rows that do not count, whose labels are masked. It is
-        given on all ranks or on none. `num_items_in_batch` is `[2]`, labels and rows of the full
-        update; default those of this batch.
+        `row_valid` is bool `[B]`, False for rows that do not count, whose labels are masked. It is given on all ranks
+        or on none. `num_items_in_batch` is `[2]`, labels and rows of the full update; default those of this batch.
         """
         num_labels = (labels[:, 1:] != IGNORE_INDEX).sum()
         row_weights = labels.new_ones(len(labels)) if row_valid is None else row_valid.long()
@@ -229,9 +219,7 @@ class PairedViewObjective:
     ) -> dict[str, torch.Tensor]:
         """Return the inputs of the model's pass, with packed views in it."""
         if views is not None and views.is_packed:
-            if views.position_ids is None:
-                raise no_position_ids_error(model)
-            return concat_views(input_ids, attention_mask, views.input_ids, views.position_ids)
+            return concat_views(model, input_ids, attention_mask, views.input_ids, views.position_ids)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self._accepts_position_ids:
             inputs["position_ids"] = row_positions(attention_mask)
@@ -251,8 +239,7 @@ class PairedViewObjective:
             The next-token loss, a sum divided by `total_labels`; the router loss, if there is one;
             and the last layer's output.
         """
-        # The model's loss shifts labels by one: pad at the front, and give the last state no next
-        # label.
+        # The model's loss shifts labels by one: pad at the front, and give the last state no next label.
         next_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).gather(1, label_positions)
         self._selected_positions = F.pad(label_positions, (0, 1))
         try:
@@ -278,8 +265,7 @@ class PairedViewObjective:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the states of the predicting and of the predicted views, `[B, D]` each.
 
-        Packed views are in `states`, after the first `row_length` positions; separate ones need a
-        pass of their own.
+        Packed views are in `states`, after the first `row_length` positions; separate ones need a pass of their own.
         """
         if views.is_packed:
             both = gather_positions(states, row_length + views.ends)
@@ -324,8 +310,7 @@ class PairedViewObjective:
 def _make_patched_forward(plain: Callable[..., Any]) -> Callable[..., Any]:
     """Return a forward with the signature of `plain` that calls the model's objective.
 
-    It reads the objective from the model, because accelerate copies the function to copies of the
-    model.
+    It reads the objective from the model, because accelerate copies the function to copies of the model.
     """
 
     def forward(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
@@ -353,7 +338,6 @@ def _second_view(views: _Views) -> tuple[torch.Tensor, torch.Tensor | None, torc
 def _draws_of_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Hash each row's tokens to numbers in [0, 1), `[B, 3]`, for repeatable evaluations."""
     tokens = (input_ids * attention_mask).sum(dim=1, keepdim=True)
-    # Multiplicative hashing (Knuth, The Art of Computer Programming 3, section 6.4); its high bits
-    # are well mixed.
+    # Multiplicative hashing (Knuth, The Art of Computer Programming 3, section 6.4); its high bits are well mixed.
     hashed = tokens * tokens.new_tensor([2654435761, 2246822519, 3266489917]) % 2**32
     return (hashed >> 8).float() / 2**24

@@ -1,7 +1,7 @@
 """Data with two views per row: conversations, or two columns of text."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..data.arguments import BaseDataArguments
@@ -9,6 +9,7 @@ from ..data.file_readers import file_errors_as_usage_error, file_format, find_fi
 from ..data.splits import resolve_splits
 from ..data.text_datasets import builtin_corpus
 from ..errors import UsageError
+from ..utils.flags import flag
 from .conversations import read_conversation
 
 
@@ -20,26 +21,17 @@ class PairedDataArguments(BaseDataArguments):
         UsageError: a number out of range.
     """
 
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Files to train on: json, jsonl, csv, tsv or parquet, also with .gz; a glob, or several separated "
-            "by commas."
-        },
+    train_file: str | None = flag(
+        None,
+        "Files to train on: json, jsonl, csv, tsv or parquet, also with .gz; a glob, or several separated by commas.",
     )
-    text_column_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Column of the first view (default: messages if rows have them, else prompt of prompt and "
-            "completion, or text)."
-        },
+    text_column_name: str | None = flag(
+        None,
+        "Column of the first view (default: messages if rows have them, else prompt of prompt and "
+        "completion, or text).",
     )
-    code_column_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Column of the second view, the answer (default: messages if rows have them, else completion, or "
-            "code)."
-        },
+    code_column_name: str | None = flag(
+        None, "Column of the second view, the answer (default: messages if rows have them, else completion, or code)."
     )
 
     @property

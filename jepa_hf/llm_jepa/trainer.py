@@ -48,35 +48,30 @@ _VIEWS = ("view_input_ids", "view_position_ids", "view_ends", "second_view")
 class LlmJepaTrainer(BaseJepaTrainer):
     """Train with a next-token loss and a distance between the views of each row (LLM-JEPA).
 
-    The model stays a plain causal language model for `save_pretrained`, `generate`, PEFT and the
-    Hub.
+    The model stays a plain causal language model for `save_pretrained`, `generate`, PEFT and the Hub.
 
     Args:
         model: a causal language model, a `PeftModel` around one, or a directory or Hub name.
         args: `LlmJepaTrainingArguments`; default writes to `out`.
         data_collator: default `DataCollatorForPairedViews`.
         train_dataset: rows of `PairedViewTokenizer`, or rows that `view_tokenizer` tokenizes (see
-            `conversations.read_conversation`); those of a `datasets.IterableDataset` during
-            iteration.
+            `conversations.read_conversation`); those of a `datasets.IterableDataset` during iteration.
         eval_dataset: as `train_dataset`, or several by name.
         processing_class: the tokenizer; default that of `model` if `model` is a name.
-        view_tokenizer: for rows that are not tokenized; default a `PairedViewTokenizer` with its
-            defaults.
+        view_tokenizer: for rows that are not tokenized; default a `PairedViewTokenizer` with its defaults.
         peft_config: a configuration of peft, such as `LoraConfig`: its adapters are trained, and
             the predictor tokens' embeddings.
-        generation_examples: rows whose prompts the model answers in each evaluation. The proportions of
-            correct answers are logged as `eval_exact_match` and so on, and can be used for
-            `metric_for_best_model`.
-        generation_metrics: see `answer_scoring.scorer`.
-        database: path for the metric "sql", see `answer_scoring.scorer`.
+        generation_examples: rows whose prompts the model answers in each evaluation. The proportions of correct answers
+            are logged as `eval_exact_match` and so on, and can be used for `metric_for_best_model`.
+        generation_metrics: see `answer_scoring.get_scorer`.
+        database: path for the metric "sql", see `answer_scoring.get_scorer`.
         max_new_tokens: maximum number of tokens of a generated answer.
         callbacks: additional callbacks.
         model_init: instead of `model`: returns a new one at the start of each training.
         **kwargs: of `Trainer`.
 
     Raises:
-        UsageError: no tokenizer, a model that is not a causal language model, or rows that cannot
-            be tokenized.
+        UsageError: no tokenizer, a model that is not a causal language model, or rows that cannot be tokenized.
     """
 
     args: LlmJepaTrainingArguments
@@ -283,8 +278,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
         named = {f"{metric_key_prefix}_{name}": weight for name, weight in weights.items()}
         parts = [weight * output.metrics[name] for name, weight in named.items() if name in output.metrics]
         if parts:
-            # Trainer's loss is a mean over rows, and depends on the batches, because rows differ in
-            # labels.
+            # Trainer's loss is a mean over rows, and depends on the batches, because rows differ in labels.
             output.metrics[f"{metric_key_prefix}_loss"] = sum(parts)
         if self.generation_examples:
             for metric, share in self._generation_shares(self.generation_examples).items():
@@ -294,8 +288,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
     def _generation_shares(self, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         """Return the proportion of correct answers by metric, over the rows of all ranks.
 
-        Each rank answers a part of the rows. With sharded weights each answers all, because their
-        passes must match.
+        Each rank answers a part of the rows. With sharded weights each answers all, because their passes must match.
         """
         if not (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
             rows = rows[self.args.process_index :: self.args.world_size]

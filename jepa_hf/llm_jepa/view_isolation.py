@@ -7,16 +7,10 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from ..errors import UsageError
+from ..errors import UsageError, one_line
 from ..training.inputs import check_batch
-from .decoder import (
-    accepts_position_ids,
-    check_decoder,
-    concat_views,
-    encode_views,
-    get_decoder,
-    no_position_ids_error,
-)
+from ..utils.modes import evaluation_mode
+from .decoder import accepts_position_ids, check_decoder, concat_views, encode_views, get_decoder
 
 
 @torch.no_grad()
@@ -34,17 +28,14 @@ def verify_view_isolation(
     device = cast(torch.Tensor, model.get_input_embeddings().weight).device
     # Two rows: some attention implementations read positions only if the batch has one row.
     batch = {name: value.to(device) for name, value in _collate(collator, row).items()}
-    training, decoder = model.training, get_decoder(model)
-    model.eval()
-    try:
+    with evaluation_mode(model):
         _check_loss(model, torch.tensor([row["input_ids"][:16]], device=device))
         if "view_ends" not in batch:
             return
         batch_state = _second_view_state(model, batch)
         ids = torch.tensor([row["code_input_ids"]], device=device)
-        single_state = decoder(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0, row["code_end"]]
-    finally:
-        model.train(training)
+        output = get_decoder(model)(input_ids=ids, use_cache=False, return_dict=True)
+        single_state = output.last_hidden_state[0, row["code_end"]]
     # Rounding is below 1e-6 in float32 on a CPU; convolutions with small random weights reach 1e-4.
     is_exact = single_state.dtype == torch.float32 and device.type == "cpu"
     if (batch_state - single_state).float().norm() > (1e-5 if is_exact else 0.02) * single_state.float().norm():
@@ -62,7 +53,7 @@ def _collate(collator: Callable[..., Any], row: dict[str, Any]) -> dict[str, tor
         batch = collator([dict(row), dict(row)])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UsageError(
-            f"The data_collator {name} cannot read rows with two views ({' '.join(str(error).split())[:200]}). Use "
+            f"The data_collator {name} cannot read rows with two views ({one_line(error)[:200]}). Use "
             "DataCollatorForPairedViews, or leave data_collator out."
         ) from None
     check_batch(batch, ("labels", "label_positions", "stp_span"))
@@ -74,9 +65,7 @@ def _second_view_state(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -
     ids, ends = batch["view_input_ids"], batch["view_ends"]
     positions = batch["view_position_ids"] if accepts_position_ids(model) else None
     if ids.dim() == 2:
-        if positions is None:
-            raise no_position_ids_error(model)
-        ids, positions = concat_views(batch["input_ids"], batch["attention_mask"], ids, positions).values()
+        ids, positions = concat_views(model, batch["input_ids"], batch["attention_mask"], ids, positions).values()
         ends = batch["input_ids"].shape[1] + ends
     return encode_views(get_decoder(model), ids, positions, ends)[0, 1]
 

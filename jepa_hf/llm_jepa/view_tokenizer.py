@@ -40,24 +40,20 @@ class View(NamedTuple):
 class PairedViewTokenizer:
     """Tokenize chat messages or two columns into rows for `DataCollatorForPairedViews`.
 
-    Each view is one message of the conversation, rendered by the chat template (LLM-JEPA, section
-    3.1: Text and Code). The predictor tokens follow or precede the content of the predicting view.
-    Labels are on what the assistant says and on its stop token. If the template marks that by
-    `{% generation %}`, labels are within the marks.
+    Each view is one message of the conversation, rendered by the chat template (LLM-JEPA, section 3.1: Text and Code).
+    The predictor tokens follow or precede the content of the predicting view. Labels are on what the assistant says and
+    on its stop token. If the template marks that by `{% generation %}`, labels are within the marks.
 
     Args:
-        tokenizer: a fast tokenizer. With `num_predictor_tokens` above 0 it must contain
-            `predictor_tokens`, see `add_predictor_tokens`. Without a chat template, only columns
-            are supported: text, a newline, code.
+        tokenizer: a fast tokenizer. With `num_predictor_tokens` above 0 it must contain `predictor_tokens`, see
+            `add_predictor_tokens`. Without a chat template, only columns are supported: text, a newline, code.
         max_length: maximum number of tokens of a row and of a view. A longer row is truncated at
             its end, a longer view at the end of its content.
-        text_turn: index of the message that is the first view; negative values count from the last
-            answer.
+        text_turn: index of the message that is the first view; negative values count from the last answer.
         code_turn: index of the message that is the second view.
         text_column: column of the first view; default see `read_conversation`.
         code_column: column of the second view.
-        num_predictor_tokens: k, 0 to 10; with 0 the state of the content's last token is the
-            prediction.
+        num_predictor_tokens: k, 0 to 10; with 0 the state of the content's last token is the prediction.
         predictor_position: "end" or "start" of the predicting view's content.
         reverse: whether the second view predicts the first.
         train_on_prompt: whether all tokens except stop tokens have labels, as in the official code.
@@ -118,10 +114,9 @@ class PairedViewTokenizer:
             number: 0-based number of the row, for error messages.
 
         Returns:
-            `input_ids` and `labels`; `stp_span`, the positions of the first token of the first
-            view's message and of the last token of an answer's content; `text_input_ids` and
-            `text_end` of the predicting view; `code_input_ids` and `code_end` of the predicted one;
-            `truncated`, whether a part was truncated.
+            `input_ids` and `labels`; `stp_span`, the positions of the first token of the first view's message and of
+            the last token of an answer's content; `text_input_ids` and `text_end` of the predicting view;
+            `code_input_ids` and `code_end` of the predicted one; `truncated`, whether a part was truncated.
 
         Raises:
             UsageError: a row without the messages or columns, no chat template for messages, a
@@ -196,7 +191,7 @@ class PairedViewTokenizer:
             labels = self._answer_labels(text, ids, offsets, answers, self._generation_mask(conversation))
         content = text[slice(*first)]
         start, stop = first[0] + len(content) - len(content.lstrip()), answers[-1].content_stop
-        inside = [index for index, (begin, end) in enumerate(offsets) if end > start and begin < stop]
+        inside = _tokens_between(offsets, start, stop)
         truncated = len(ids) > self.max_length
         ids, labels = ids[: self.max_length], labels[: self.max_length]
         # The first token is never predicted, so that it has no label.
@@ -233,7 +228,7 @@ class PairedViewTokenizer:
         labels = [IGNORE_INDEX] * len(ids)
         mask = generation_mask or [1] * len(ids)
         for answer in answers:
-            inside = [index for index, (begin, end) in enumerate(offsets) if end > answer.start and begin < answer.stop]
+            inside = _tokens_between(offsets, answer.start, answer.stop)
             if not any(mask[index] for index in inside):
                 continue
             content = [index for index in inside if offsets[index][0] < answer.content_stop]
@@ -258,12 +253,11 @@ class PairedViewTokenizer:
         text, stop = text[:place] + tokens + text[place:], stop + len(tokens)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        inside = [number for number, offset in enumerate(offsets) if offset[0] < stop and offset[1] > start]
+        inside = _tokens_between(offsets, start, stop)
         begin, end = inside[0], inside[-1]
         excess = len(ids) - self.max_length
         if excess > 0:
-            # Cut the end of the content; keep the predictor tokens and the text that the template
-            # adds.
+            # Cut the end of the content; keep the predictor tokens and the text that the template adds.
             last = end - (len(predictors) if at_end else 0)
             if last - excess < begin + (0 if at_end else len(predictors)):
                 raise OverlongRowError(
@@ -274,3 +268,8 @@ class PairedViewTokenizer:
             ids = ids[: last - excess + 1] + ids[last + 1 :]
             end -= excess
         return View(ids, end, excess > 0)
+
+
+def _tokens_between(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> list[int]:
+    """Return the indices of the tokens with a character from `start` to `stop`."""
+    return [index for index, (begin, end) in enumerate(offsets) if end > start and begin < stop]

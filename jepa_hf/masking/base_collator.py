@@ -34,8 +34,7 @@ class MaskingCollator(ChecksKeywords):
             raise UsageError(f"num_masks must be at least 1, not {num_masks}.")
         self.num_masks = num_masks
         self.seed = seed
-        # In shared memory: a persistent worker holds a copy of the collator, but must see the same
-        # epoch.
+        # In shared memory: a persistent worker holds a copy of the collator, but must see the same epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     @property

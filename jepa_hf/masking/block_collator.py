@@ -24,31 +24,25 @@ _CROP_ASPECT_RATIO = (3 / 4, 4 / 3)
 class DataCollatorForBlockJEPA(MaskingCollator):
     """Decode and augment a batch of images and sample block masks (I-JEPA, Assran et al. 2023).
 
-    A sample's crop and flip follow from the same key as its masks, so they depend only on the seed,
-    the epoch and the image. An image that cannot be decoded becomes a black one without targets and
-    context. A warning names it, once per worker process (without persistent workers: once per
-    epoch).
+    A sample's crop and flip follow from the same key as its masks, so they depend only on the seed, the epoch and the
+    image. An image that cannot be decoded becomes a black one without targets and context. A warning names it, once per
+    worker process (without persistent workers: once per epoch).
 
-    A call returns, for B images, M target blocks of at most T patches and C patches of context,
-    where T and C are the same in all batches: `pixel_values` float32 `[B, num_channels, H, W]`;
-    `target_positions` long and `target_valid` bool `[B, M, T]`; `context_positions` long and
-    `context_valid` bool `[B, 1, C]`.
+    A call returns, for B images, M target blocks of at most T patches and C patches of context, where T and C are the
+    same in all batches: `pixel_values` float32 `[B, num_channels, H, W]`; `target_positions` long and `target_valid`
+    bool `[B, M, T]`; `context_positions` long and `context_valid` bool `[B, 1, C]`.
 
     Args:
-        image_processor: Resizes, rescales and normalizes, as for the model; must return images of
-            one size.
+        image_processor: Resizes, rescales and normalizes, as for the model; must return images of one size.
         grid: Rows and columns of the model's patches.
         num_masks: Target blocks per image, which share one context.
         target_scale: Range of a target block's area as a share of the grid.
         target_aspect_ratio: Range of a target block's height over its width.
-        context_scale: Range of the area of the square context block, before the targets are
-            removed.
-        keep_blocks_inside: Keep target blocks inside the image, so that patches near the edges are
-            masked less often. False cuts blocks at the edges and masks all patches with equal
-            probability.
-        random_resized_crop: Range of a random crop's area as a share of the image. The crop (width
-            over height 3/4 to 4/3) is resized to the model's input. None: no crop, the image
-            processor resizes.
+        context_scale: Range of the area of the square context block, before the targets are removed.
+        keep_blocks_inside: Keep target blocks inside the image, so that patches near the edges are masked less often.
+            False cuts blocks at the edges and masks all patches with equal probability.
+        random_resized_crop: Range of a random crop's area as a share of the image. The crop (width over height 3/4 to
+            4/3) is resized to the model's input. None: no crop, the image processor resizes.
         random_flip: Mirror images horizontally with probability 1/2.
         image_column_name: Column with the images: PIL images, dicts of `bytes` and `path` as
             `datasets.Image(decode=False)` returns, or uint8 arrays `[H, W]` or `[H, W, C]`.
@@ -56,9 +50,8 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         seed: Seed of masks and augmentation.
 
     Raises:
-        UsageError: Settings are out of range or do not fit the image processor. In a call: the
-            column is missing or holds no image, a file cannot be read, or the image processor
-            returns an image of another size.
+        UsageError: Settings are out of range or do not fit the image processor. In a call: the column is missing or
+            holds no image, a file cannot be read, or the image processor returns an image of another size.
     """
 
     def __init__(

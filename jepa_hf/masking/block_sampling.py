@@ -7,8 +7,7 @@ import numpy as np
 
 from .counter_rng import uniform_draws
 
-# Simulated samples from which the default number of context patches follows, and the share that may
-# fall short of it.
+# Simulated samples from which the default number of context patches follows, and the share that may fall short of it.
 _NUM_SIMULATED = 4096
 _SHORTFALL_QUANTILE = 0.1
 # Patches of a block's shorter side from which rounding both sides keeps the mean area. The errors of a
@@ -20,14 +19,12 @@ _SHORT_SIDE, _SHORT_CONTEXT_SIDE = 2, 4
 class BlockSampler:
     """Target blocks and one context per sample (Assran et al. 2023, section 3, figure 4).
 
-    Scale and aspect ratio are drawn independently; where the grid is too narrow for both, the scale
-    is kept. A target block's position is uniform over all
-    positions that overlap the grid, and the part outside is cut off. Every patch is therefore a
-    target with equal probability. (See `keep_blocks_inside` for the paper's placement.)
+    Scale and aspect ratio are drawn independently; where the grid is too narrow for both, the scale is kept. A target
+    block's position is uniform over all positions that overlap the grid, and the part outside is cut off. Every patch
+    is therefore a target with equal probability. (See `keep_blocks_inside` for the paper's placement.)
 
-    The context is a block inside the grid, as square as fits, minus all targets. A fixed number of its patches
-    are chosen uniformly. If fewer remain, patches outside the context block fill up the number, and
-    then targets.
+    The context is a block inside the grid, as square as fits, minus all targets. A fixed number of its patches are
+    chosen uniformly. If fewer remain, patches outside the context block fill up the number, and then targets.
 
     Args:
         grid: Rows and columns of patches.

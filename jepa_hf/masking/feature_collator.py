@@ -21,11 +21,10 @@ class DataCollatorForFeatureJEPA(SpanMaskingCollator):
     features and has the complete vector as its single target. Steps at the ends of a series that its
     own `attention_mask` `[T]` marks with 0 are padding, which is removed.
 
-    A call returns, for B rows of F features, T steps, M masks, at most K targets and C visible
-    positions: `features` float32 `[B, F]`, over time `[B, T, F]`, padded with zeros, and
-    `attention_mask` long `[B, T]`; `target_positions` long and `target_valid` bool `[B, M, K]`.
-    "mask_token" adds `context_features` float32, shaped as `features`, with M after B if M > 1. "drop"
-    adds `context_positions` long and `context_valid` bool `[B, M, C]`.
+    A call returns, for B rows of F features, T steps, M masks, at most K targets and C visible positions: `features`
+    float32 `[B, F]`, over time `[B, T, F]`, padded with zeros, and `attention_mask` long `[B, T]`; `target_positions`
+    long and `target_valid` bool `[B, M, K]`. "mask_token" adds `context_features` float32, shaped as `features`, with M
+    after B if M > 1. "drop" adds `context_positions` long and `context_valid` bool `[B, M, C]`.
 
     Args:
         encoder_config: Its mode, `input_dim` and `patch_size` determine the shape of a row.
@@ -35,17 +34,14 @@ class DataCollatorForFeatureJEPA(SpanMaskingCollator):
         masked_tokens: "drop": the context lists the visible positions. "mask_token": masked features
             are replaced by `fill_values`. Mode "flat", which has one position, requires "mask_token".
         num_masks: Masks per sample. They share one pass of the target encoder.
-        fill_values: `[F]`, raw features in place of masked ones, preferably the training means;
-            default zeros.
-        on_too_short: Treatment of a series of fewer than two steps: "error", or "skip" for a series
-            without targets.
+        fill_values: `[F]`, raw features in place of masked ones, preferably the training means; default zeros.
+        on_too_short: Treatment of a series of fewer than two steps: "error", or "skip" for a series without targets.
         max_length: Pad every batch of series to this many steps: static shapes for torch.compile.
             Batches of vectors always have static shapes.
         seed: Seed of the masks.
 
     Raises:
-        UsageError: An option is out of range. In a call: a row has another shape, or is too short
-            or too long.
+        UsageError: An option is out of range. In a call: a row has another shape, or is too short or too long.
     """
 
     def __init__(
@@ -171,7 +167,6 @@ class DataCollatorForFeatureJEPA(SpanMaskingCollator):
         """Maximum targets and visible positions per row; empty without static shapes."""
         if self.max_length is None or self.encoder_config.mode != "time":
             return (), ()
-        # The sampler masks exactly this many steps of a full row. A shorter row has no more masked
-        # or visible steps.
+        # The sampler masks exactly this many steps of a full row. A shorter row has no more masked or visible steps.
         max_targets = min(max(round(self.max_length * self.mask_ratio), 1), self.max_length - 1)
         return (max_targets,), (self.max_length - max_targets,)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..data.arguments import check_at_least_one
 from ..data.tokenization import num_token_ids, special_ids
 from ..errors import UsageError
 from .base_collator import SpanMaskingCollator, derive_mask_keys, padded_positions, to_tensors, without_padding
@@ -24,12 +25,11 @@ class DataCollatorForSpanJEPA(SpanMaskingCollator):
     A row may hold several documents, which the column `document_ids` then numbers 0, 1 and so on.
     Each document is masked as in a row of its own.
 
-    A call returns, for B rows of length L, M masks, at most T targets, C visible positions and S
-    documents: `input_ids`, `attention_mask` long `[B, L]`; `target_positions` long and
-    `target_valid` bool `[B, M, T]`. "mask_token" adds `context_input_ids` long `[B, L]` (`[B, M, L]` if M
-    > 1). "drop" adds `context_positions` long and `context_valid` bool `[B, M, C]`. Packed rows
-    add `document_ids` long `[B, L]`, -1 on padding, and `document_valid` bool `[B, S]`, True for
-    numbers that stand for a document.
+    A call returns, for B rows of length L, M masks, at most T targets, C visible positions and S documents:
+    `input_ids`, `attention_mask` long `[B, L]`; `target_positions` long and `target_valid` bool `[B, M, T]`.
+    "mask_token" adds `context_input_ids` long `[B, L]` (`[B, M, L]` if M > 1). "drop" adds `context_positions` long and
+    `context_valid` bool `[B, M, C]`. Packed rows add `document_ids` long `[B, L]`, -1 on padding, and `document_valid`
+    bool `[B, S]`, True for numbers that stand for a document.
 
     Args:
         tokenizer: Defines the special tokens, which are never masked, the padding token and side.
@@ -48,9 +48,8 @@ class DataCollatorForSpanJEPA(SpanMaskingCollator):
         seed: Seed of the masks.
 
     Raises:
-        UsageError: The tokenizer has no mask or padding token, or an option is out of range. In a
-            call: a row has nothing to mask or is not a list of integers, or documents are not numbered
-            in order.
+        UsageError: The tokenizer has no mask or padding token, or an option is out of range. In a call: a row has
+            nothing to mask or is not a list of integers, or documents are not numbered in order.
     """
 
     extra_columns = ("word_ids", "special_tokens_mask")
@@ -78,12 +77,10 @@ class DataCollatorForSpanJEPA(SpanMaskingCollator):
                 f"The tokenizer ({type(tokenizer).__name__}) has no padding token. Set tokenizer.pad_token."
             )
         super().__init__(mask_ratio, mean_span_length, masked_tokens, num_masks, on_too_short, max_length, seed)
-        for name, value in (("pad_to_multiple_of", pad_to_multiple_of), ("max_length", max_length)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be at least 1, not {value}. Omit it for no limit.")
         self.tokenizer = tokenizer
         self.whole_word = whole_word
         self.pad_to_multiple_of = pad_to_multiple_of
+        check_at_least_one(self, "pad_to_multiple_of", "max_length")
         self._special_ids = np.array(special_ids(tokenizer), dtype=np.int64)
         self._num_token_ids = num_token_ids(tokenizer)
         # A padding token that ends texts, too, says nothing about padding.
@@ -94,9 +91,8 @@ class DataCollatorForSpanJEPA(SpanMaskingCollator):
     def for_training(self) -> Self:
         """Return a copy that omits `attention_mask` and `context_valid` if they are all True.
 
-        Attention without a mask has faster kernels, and the check costs no synchronization with the
-        device here. Packed rows need masks in any case. A compiled model is compiled once more for
-        batches without padding.
+        Attention without a mask has faster kernels, and the check costs no synchronization with the device here. Packed
+        rows need masks in any case. A compiled model is compiled once more for batches without padding.
         """
         training = copy.copy(self)
         training._omit_if_all_true = ("attention_mask", "context_valid")
@@ -256,8 +252,7 @@ class DataCollatorForSpanJEPA(SpanMaskingCollator):
         if self.max_length is None:
             return (), ()
         length = self.max_length
-        # Special tokens are never masked, so more than 1 - ratio of a row's tokens are visible: a
-        # margin of an eighth.
+        # Special tokens are never masked, so more than 1 - ratio of a row's tokens are visible: a margin of an eighth.
         sizes = [(max(round(length * self.mask_ratio), 1), length - int(length * self.mask_ratio * 7 / 8))]
         if not packed:  # rows of several documents have more special tokens, and masks in any case
             usual = round((length - 2) * self.mask_ratio)

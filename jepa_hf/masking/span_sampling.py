@@ -1,8 +1,7 @@
 """Sampling of span masks for a batch, with array operations only.
 
-Every draw is a pure function of a 64-bit key per row (a counter-based generator). A row's mask
-therefore depends neither on the other rows of its batch, nor on the padded width, nor on the
-process or worker.
+Every draw is a pure function of a 64-bit key per row (a counter-based generator). A row's mask therefore depends
+neither on the other rows of its batch, nor on the padded width, nor on the process or worker.
 """
 
 import math
@@ -58,16 +57,14 @@ def sample_span_mask(
 ) -> np.ndarray:
     """Mask contiguous spans until `mask_ratio` of each row's maskable tokens are masked.
 
-    Span lengths are geometric (see `span_lengths`), at most the row's length. Spans are placed one
-    after another, and each covers every maskable token with equal probability. They may merge, and
-    are clipped at both ends of their run of maskable tokens. The last span is cut, so that exactly
-    round(ratio × maskable) tokens are masked. The cut favours the ends of short rows: by 9 % at 16
-    tokens and a mean of 5, by 1 % at 200 tokens.
+    Span lengths are geometric (see `span_lengths`), at most the row's length. Spans are placed one after another, and
+    each covers every maskable token with equal probability. They may merge, and are clipped at both ends of their run
+    of maskable tokens. The last span is cut, so that exactly round(ratio × maskable) tokens are masked. The cut favours
+    the ends of short rows: by 9 % at 16 tokens and a mean of 5, by 1 % at 200 tokens.
 
-    With a mean of 1, single tokens are drawn uniformly without replacement, as in data2vec and
-    BERT. With `word_ids` span lengths count words (SpanBERT, Joshi et al. 2020, section 3.1). The
-    number of masked tokens is then the nearest that complete words allow, within one word. At least
-    one unit is masked and at least one stays visible.
+    With a mean of 1, single tokens are drawn uniformly without replacement, as in data2vec and BERT. With `word_ids`
+    span lengths count words (SpanBERT, Joshi et al. 2020, section 3.1). The number of masked tokens is then the nearest
+    that complete words allow, within one word. At least one unit is masked and at least one stays visible.
 
     Args:
         maskable: `[B, L]` bool, False on special and padding tokens.
@@ -141,8 +138,7 @@ def _draw_spans(
 ) -> tuple[np.ndarray, int]:
     """Draw spans in blocks until they cover `budget` tokens of each row.
 
-    A row that has reached its budget ignores later blocks, so its mask does not depend on the other
-    rows.
+    A row that has reached its budget ignores later blocks, so its mask does not depend on the other rows.
 
     Returns:
         int32 `[B, U]`, the number of the first span that covers each cell, `_UNCOVERED` if none
@@ -150,8 +146,7 @@ def _draw_spans(
     """
     first = np.full(units.weight.shape, _UNCOVERED, dtype=np.int32)
     covered = np.zeros(len(budget), dtype=np.int64)
-    # Spans overlap, and the number required varies like a Poisson count: with this size few rows
-    # need a second block.
+    # Spans overlap, and the number required varies like a Poisson count: with this size few rows need a second block.
     expected = -math.log1p(-mask_ratio) * units.counts.max() / mean_span_length
     block = int(expected + 3 * math.sqrt(expected)) + 4
     num_spans = 0
@@ -180,8 +175,7 @@ def _place_spans(
     counts, run_counts = units.counts[rows, None], units.run_counts[rows, None]
     run_begin = units.run_begin[rows]
     lengths = span_lengths(draws[:, :, 1], mean_span_length).clip(max=counts).astype(np.int64)
-    # Spans may begin before their run and are clipped: otherwise a run's first units would rarely
-    # be covered.
+    # Spans may begin before their run and are clipped: otherwise a run's first units would rarely be covered.
     offsets = (draws[:, :, 0] * (counts + run_counts * (lengths - 1))).astype(np.int64)
     run = np.zeros_like(offsets)
     for number in range(1, run_begin.shape[1]):
@@ -219,16 +213,14 @@ def _select_units_up_to_budget(
     before, total = sums[end - count], sums[end] - sums[end - count]
     cumulative -= np.repeat(before, count)
     cumulative = np.where(np.repeat(from_right, count), np.repeat(total, count) - cumulative + tokens, cumulative)
-    # A word that crosses the budget is masked if that comes nearer to the budget than leaving it
-    # visible.
+    # A word that crosses the budget is masked if that comes nearer to the budget than leaving it visible.
     chosen.reshape(-1)[cell[cumulative - np.repeat(missing, count) <= tokens // 2]] = True
 
     num_chosen = np.count_nonzero(chosen, axis=1)
     empty, full = (budget > 0) & (num_chosen == 0), (budget > 0) & (num_chosen >= units.counts)
     if empty.any() or full.any():
         order = _unit_order(np.minimum(first, num_spans), weight, from_right)
-        # A single word longer than twice the budget is masked all the same. Of all words the last
-        # stays visible.
+        # A single word longer than twice the budget is masked all the same. Of all words the last stays visible.
         rows = np.flatnonzero(empty)
         chosen[rows, np.argmin(order[rows], axis=1)] = True
         rows = np.flatnonzero(full)

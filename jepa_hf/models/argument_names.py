@@ -27,14 +27,10 @@ _STORED = ("use_cache", "output_attentions")
 
 
 def refuse_unread_arguments(names: Iterable[str], known: Iterable[str], config: str, strict: bool = False) -> None:
-    """Refuse misspelled arguments, and those of the training or the collator.
+    """Refuse arguments of the class `config` that are misspelled, or those of the training or the collator.
 
-    Args:
-        names: arguments that were passed.
-        known: arguments of the configuration.
-        config: name of its class.
-        strict: refuse all names but those of `PreTrainedConfig`. Not for values from a file, where
-            transformers, tools and users may have stored attributes of their own.
+    With `strict` only `known` ones and those of `PreTrainedConfig` pass. Not for values from a file, where
+    transformers, tools and users may have stored attributes of their own.
 
     Raises:
         UsageError: a name belongs elsewhere, or is similar to one in `known`.

@@ -20,10 +20,9 @@ def sdpa_mask_or_none(
 ) -> torch.Tensor | None:
     """Call `transformers.masking_utils.sdpa_mask`, or return None if nothing is masked.
 
-    transformers does the same, except under torch.compile. There torch before 2.14 reports an
-    export (pytorch/pytorch#176347), for which transformers builds a mask of ones; transformers
-    before 5.18 builds one whenever it is traced. With such a mask attention runs in its slowest
-    kernels.
+    transformers does the same, except under torch.compile. There torch before 2.14 reports an export
+    (pytorch/pytorch#176347), for which transformers builds a mask of ones; transformers before 5.18 builds one whenever
+    it is traced. With such a mask attention runs in its slowest kernels.
     """
     if attention_mask is None and allow_is_bidirectional_skip and local_size is None:
         return None

@@ -40,12 +40,8 @@ def make_batch(
 ) -> JepaBatch:
     """Select and check the arguments of the JEPA's `forward`.
 
-    Args:
-        adapter: the encoder's adapter.
-        inputs: clean inputs of all modalities, and the document ids of packed rows.
-        target_positions: long `[B, M, T]`.
-        target_valid: bool `[B, M, T]`.
-        document_valid: bool `[B, S]`, document ids of packed rows that exist.
+    `inputs` are the clean inputs of all modalities and the document ids of packed rows. Targets are `[B, M, T]`, and
+    `document_valid` bool `[B, S]` says which document ids exist.
 
     Raises:
         ValueError: no rows, targets that are missing or of another shape, or only one of the two

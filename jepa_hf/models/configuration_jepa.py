@@ -15,14 +15,13 @@ from .argument_names import refuse_unread_arguments
 from .configuration_feature_encoder import FeatureEncoderConfig
 from .encoder_adapter import EncoderAdapter
 from .encoder_adapters import encoder_adapter_for
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .jepa_config_checks import validate_jepa_config
 
 # Defaults of a modality that differ from those of `JepaConfig`; explicit values override both.
 _MODALITY_DEFAULTS: dict[str, dict[str, Any]] = {
     "text": {},
-    # I-JEPA (Assran et al. 2023, appendix A): normalized last layer, a predictor of at least six
-    # layers.
+    # I-JEPA (Assran et al. 2023, appendix A): normalized last layer, a predictor of at least six layers.
     "images": {"average_top_k_layers": 1, "pred_num_hidden_layers": 6},
     "features": {"average_top_k_layers": 1, "pred_dropout": 0.1},
 }
@@ -51,8 +50,7 @@ class JepaConfig(PreTrainedConfig):
         pred_dropout: dropout in the predictor, default 0.
         loss: "smooth_l1" (default), "l2", "l1" or "cosine".
         smooth_l1_beta: transition of smooth L1 from quadratic to linear, default 1.
-        average_top_k_layers: number of the target encoder's top layers to average; default half of them
-            (data2vec).
+        average_top_k_layers: number of the target encoder's top layers to average; default half of them (data2vec).
         target_norm: "layer" (default), "instance" or "none": normalization without affine part, of
             each layer and of their average.
         prediction_weight: weight of the prediction loss, a mean over D; 0 trains on the other
@@ -77,8 +75,7 @@ class JepaConfig(PreTrainedConfig):
             which preserves scale. "small": `initializer_range`. Default unit gain if the encoder's
             outputs carry no absolute position (ModernBERT, DeBERTa), else small: with absolute
             positions and unit gain, a predictor learns the positions only.
-        initializer_range: standard deviation of the other random weights outside the encoder,
-            default 0.02.
+        initializer_range: standard deviation of the other random weights outside the encoder, default 0.02.
         add_pooling_layer: whether the encoders have a pooler, which is never trained; set if a
             pretrained start has one.
         pretrained_encoder: whether the encoders started from pretrained weights, which decides what
@@ -226,8 +223,7 @@ class JepaConfig(PreTrainedConfig):
 
         Args:
             input_dim: number of features.
-            mode: "patches": a vector is cut into patches of features; "flat": it is one token;
-                "time": a series.
+            mode: "patches": a vector is cut into patches of features; "flat": it is one token; "time": a series.
             embed_dim: width of the encoder.
             predictor_embed_dim: width of the predictor.
             encoder_depth: layers of the encoder.
@@ -331,5 +327,6 @@ def _usage_error_on_bad_config(subject: str) -> Iterator[None]:
     except UsageError:
         raise
     except (ValueError, TypeError, AttributeError, LookupError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{subject} cannot be read by transformers: {reason:.300}. Correct its values.") from error
+        raise UsageError(
+            f"{subject} cannot be read by transformers: {one_line(error):.300}. Correct its values."
+        ) from error

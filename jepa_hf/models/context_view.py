@@ -40,12 +40,8 @@ def encode_masked_view(
 ) -> ContextView:
     """Encode the view with [MASK] tokens or replaced features at masked positions.
 
-    Args:
-        adapter: the encoder's adapter.
-        encoder: the context encoder.
-        batch: the batch.
-        masked_input: replaces the first clean input, `[B, ...]` or `[B, M, ...]`.
-        flags: passed to the encoder, see `EncoderAdapter.encode`.
+    `masked_input`, `[B, ...]` or `[B, M, ...]`, replaces the first clean input. `flags` are those of
+    `EncoderAdapter.encode`.
 
     Returns:
         The view of all L positions, N = B × M.
@@ -78,15 +74,9 @@ def encode_visible_view(
     context_valid: torch.Tensor | None,
     **flags: bool,
 ) -> ContextView:
-    """Encode the visible positions only.
+    """Encode the visible positions only, long `[B, M, C]`; `[B, 1, C]` is shared by all masks.
 
-    Args:
-        adapter: the encoder's adapter.
-        encoder: the context encoder.
-        batch: the batch.
-        context_positions: visible positions, long `[B, M, C]`; `[B, 1, C]` is shared by all masks.
-        context_valid: bool of the same shape; None if nothing is padded.
-        flags: passed to the encoder, see `EncoderAdapter.encode`.
+    `context_valid`, bool of the same shape, is None if nothing is padded. `flags` are those of `EncoderAdapter.encode`.
 
     Returns:
         The view of C positions.

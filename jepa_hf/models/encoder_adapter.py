@@ -24,17 +24,14 @@ class EncoderAdapter(Protocol):
     @property
     def config(self) -> Any:
         """The encoder's configuration."""
-        ...
 
     @property
     def modality(self) -> str:
         """Key of the defaults in `JepaConfig`: "text", "images" or "features"."""
-        ...
 
     @property
     def input_names(self) -> tuple[str, ...]:
         """Arguments of the JEPA's `forward` to read; the one that is masked comes first."""
-        ...
 
     @property
     def masked_tokens_options(self) -> tuple[str, ...]:
@@ -42,35 +39,28 @@ class EncoderAdapter(Protocol):
 
         "drop" requires an exact `encode_visible`, "mask_token" an input for masked positions.
         """
-        ...
 
     @property
     def absolute_positions(self) -> bool:
         """Whether the encoder's outputs carry absolute positions."""
-        ...
 
     @property
     def unused_parameters(self) -> tuple[str, ...]:
         """Names of the encoder's parameters without gradient in JEPA training."""
-        ...
 
     @property
     def compiled_attention(self) -> Mapping[str, str]:
         """Replacements of attention implementations under torch.compile."""
-        ...
 
     @property
     def grid(self) -> tuple[int, ...]:
         """Shape of the positions: `(length,)`, `(rows, columns)`, or `()` for a single one."""
-        ...
 
     def init_missing_weights(self, encoder: PreTrainedModel) -> None:
         """Replace transformers' initialization of missing weights, if it is unsuitable."""
-        ...
 
     def register_hooks(self, encoder: PreTrainedModel) -> None:
         """Register the hooks of `encode_visible`, once per encoder."""
-        ...
 
     def select_inputs(self, arguments: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
         """Select the encoder's inputs from the JEPA's arguments by name; validate them.
@@ -78,15 +68,12 @@ class EncoderAdapter(Protocol):
         Raises:
             UsageError: the inputs do not fit the encoder.
         """
-        ...
 
     def length(self, inputs: dict[str, torch.Tensor]) -> int:
         """Return the number of positions L of the clean inputs."""
-        ...
 
     def valid_mask(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return a mask of the clean inputs, bool `[B, L]`, False on padding."""
-        ...
 
     def encode(self, encoder: PreTrainedModel, inputs: dict[str, torch.Tensor], **flags: bool) -> Any:
         """Run the encoder on all positions.
@@ -100,7 +87,6 @@ class EncoderAdapter(Protocol):
         Returns:
             A transformers output; `last_hidden_state` is `[B, L, D]`.
         """
-        ...
 
     def encode_visible(
         self,
@@ -124,7 +110,6 @@ class EncoderAdapter(Protocol):
         Returns:
             A transformers output; `last_hidden_state` is `[N, C, D]`.
         """
-        ...
 
 
 def required_input(arguments: dict[str, torch.Tensor | None], name: str) -> torch.Tensor:

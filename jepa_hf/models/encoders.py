@@ -20,23 +20,12 @@ def encoder_from_config(config: PreTrainedConfig, add_pooling_layer: bool = Fals
     return AutoModel.from_config(config, **without_pooler, **kwargs)
 
 
-def encoder_from_pretrained(
-    name_or_path: str, config: PreTrainedConfig, keep_pooler: bool = False, **kwargs: Any
-) -> PreTrainedModel:
-    """Load a pretrained encoder, see `encoder_and_loading_info`."""
-    return encoder_and_loading_info(name_or_path, config, keep_pooler, **kwargs)[0]
-
-
 def encoder_and_loading_info(
     name_or_path: str, config: PreTrainedConfig, keep_pooler: bool = False, **kwargs: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a pretrained encoder, from a plain checkpoint or one with a task head.
+    """Load a pretrained encoder, from a plain checkpoint or one with a task head, by `from_pretrained(**kwargs)`.
 
-    Args:
-        name_or_path: directory or Hub name.
-        config: its configuration.
-        keep_pooler: load the pooler too, if the checkpoint has one that is not `untrained_pooler`.
-        kwargs: passed to `from_pretrained`.
+    With `keep_pooler` its pooler is loaded too, if it has one that is not `untrained_pooler`.
 
     Returns:
         The encoder, and the missing and unexpected weights as `from_pretrained` reports them.

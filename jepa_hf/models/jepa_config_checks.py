@@ -37,11 +37,7 @@ _CHOICES = {
 
 
 def validate_jepa_config(config: Any, adapter: EncoderAdapter) -> None:
-    """Check a `JepaConfig`.
-
-    Args:
-        config: the configuration.
-        adapter: the adapter of its encoder.
+    """Check a `JepaConfig`, whose encoder has this adapter.
 
     Raises:
         UsageError: values contradict each other or the encoder.

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .encoders import is_pooler_parameter
-from .errors import UsageError
+from .errors import UsageError, one_line
 
 
 def _peft() -> ModuleType:
@@ -30,8 +30,7 @@ def lora_config(settings: dict[str, Any]) -> Any:
     try:
         config = _peft().LoraConfig(**{"target_modules": "all-linear", **settings})
     except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"Expected lora to hold arguments of peft.LoraConfig: {reason}.") from None
+        raise UsageError(f"Expected lora to hold arguments of peft.LoraConfig: {one_line(error)}.") from None
     if type(config.r) is not int or config.r < 1:
         raise UsageError(f"lora_r, the adapters' rank, must be an integer of at least 1, not {config.r!r:.80}.")
     if not isinstance(config.lora_dropout, (int, float)) or not 0.0 <= config.lora_dropout < 1.0:
@@ -54,8 +53,7 @@ def add_lora(encoder: PreTrainedModel, settings: dict[str, Any]) -> None:
     except UsageError:
         raise
     except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"No module of the encoder matches lora's target_modules: {reason:.300}") from None
+        raise UsageError(f"No module of the encoder matches lora's target_modules: {one_line(error):.300}") from None
 
 
 def is_lora_parameter(name: str) -> bool:

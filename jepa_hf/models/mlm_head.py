@@ -23,8 +23,7 @@ class MaskedLMHeadLayout:
         base: prefix of the encoder's parameters.
         dense: name of the dense layer.
         norm: name of the layer norm.
-        decoder: name of the linear layer over the vocabulary; None if the input embeddings are
-            always used instead.
+        decoder: name of the linear layer over the vocabulary; None if the input embeddings are always used instead.
         bias: name of the bias per token if it is not, or not only, `decoder`'s own.
         activation: name of the activation function.
         norm_eps: epsilon of the layer norm.
@@ -130,15 +129,10 @@ def masked_lm_sum(logits: torch.Tensor, tokens: torch.Tensor, valid: torch.Tenso
 
 
 def head_from_pretrained(name_or_path: str, encoder: PreTrainedModel, **kwargs: Any) -> dict[str, torch.Tensor]:
-    """Load the state dict of an encoder's `MaskedLMHead`.
+    """Load the state dict of the `MaskedLMHead` of an encoder that was loaded from `name_or_path`.
 
     If the checkpoint has an output matrix of its own, `tie_word_embeddings` of the encoder's
     configuration is set to False, whatever its file says.
-
-    Args:
-        name_or_path: directory or Hub name.
-        encoder: the encoder that was loaded from there.
-        kwargs: passed to `from_pretrained`.
 
     Returns:
         The state dict, empty if the checkpoint has no head.
@@ -150,26 +144,14 @@ def head_from_pretrained(name_or_path: str, encoder: PreTrainedModel, **kwargs: 
     if layout.decoder is not None:
         decoder = masked_lm.get_submodule(layout.decoder)
         encoder.config.tie_word_embeddings = decoder.weight is masked_lm.get_input_embeddings().weight
-    return _head_state(masked_lm.state_dict(), layout, encoder.config.tie_word_embeddings)
-
-
-def _head_state(
-    masked_lm_state: dict[str, torch.Tensor], layout: MaskedLMHeadLayout, is_tied: bool
-) -> dict[str, torch.Tensor]:
-    """Rename the head of a `...ForMaskedLM`'s state dict to the names of `MaskedLMHead`."""
-    return {own: masked_lm_state[names[0]] for own, names in _parameter_names(layout, is_tied).items()}
+    state, names = masked_lm.state_dict(), _parameter_names(layout, encoder.config.tie_word_embeddings)
+    return {own: state[family_names[0]] for own, family_names in names.items()}
 
 
 def masked_lm_state(
     encoder_state: dict[str, torch.Tensor], head: MaskedLMHead, config: PreTrainedConfig
 ) -> dict[str, torch.Tensor]:
-    """Return the state dict of the family's `...ForMaskedLM`, without tied weights.
-
-    Args:
-        encoder_state: the encoder's state dict.
-        head: the head.
-        config: the encoder's configuration.
-    """
+    """Return the state dict of the family's `...ForMaskedLM`, without tied weights."""
     layout = masked_lm_head_layout(config)
     state = {f"{layout.base}{name}": value for name, value in encoder_state.items() if not is_pooler_parameter(name)}
     values = head.state_dict()

@@ -236,9 +236,8 @@ class FeatureEncoderModel(PreTrainedModel):
 
         Args:
             features: raw floats, `[B, T, F]` in mode "time", `[B, F]` in the others.
-            attention_mask: long or bool `[B, L]` (`[B, C]` with `positions`); positions with 0 are
-                masked in attention and in the pooled output. L is T, the number of patches, or 1.
-                Default: all ones.
+            attention_mask: long or bool `[B, L]` (`[B, C]` with `positions`); positions with 0 are masked in attention
+                and in the pooled output. L is T, the number of patches, or 1. Default: all ones.
             positions: long `[B, C]`; run the blocks on these positions only. Equals the full pass
                 with the others masked by `attention_mask`.
             output_hidden_states: default as in the configuration.
@@ -247,10 +246,9 @@ class FeatureEncoderModel(PreTrainedModel):
         `return_dict=False`, here or in the configuration, returns a tuple.
 
         Returns:
-            `last_hidden_state` `[B, L, D]`; `pooler_output` `[B, D]`, its mean over the valid
-            positions, 0 without any; on request `hidden_states`, the embeddings and each block's
-            output before the final layer norm, and `attentions`, each block's weights. Features at
-            masked positions have no effect, NaN included.
+            `last_hidden_state` `[B, L, D]`; `pooler_output` `[B, D]`, its mean over the valid positions, 0 without any;
+            on request `hidden_states`, the embeddings and each block's output before the final layer norm, and
+            `attentions`, each block's weights. Features at masked positions have no effect, NaN included.
 
         Raises:
             UsageError: wrong shape of features or mask, or a series that is too long.

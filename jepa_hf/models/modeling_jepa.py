@@ -13,7 +13,7 @@ from .argument_names import refuse_unread_arguments
 from .batch import JepaBatch, make_batch
 from .configuration_jepa import JepaConfig
 from .context_view import ContextView, encode_masked_view, encode_visible_view
-from .encoders import encoder_from_pretrained, is_pooler_parameter
+from .encoders import encoder_and_loading_info, is_pooler_parameter
 from .errors import UsageError
 from .lora import add_lora
 from .mlm_head import MaskedLMHead, head_from_pretrained
@@ -63,9 +63,8 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
         """Build a JEPA around a pretrained encoder; the target encoder is an exact copy.
 
         Args:
-            name_or_path: directory or Hub name of an encoder, plain or with a task head. Its pooler
-                is kept and not trained. With `mlm_weight` above 0, its masked-language-model head
-                is loaded too, if it has one.
+            name_or_path: directory or Hub name of an encoder, plain or with a task head. Its pooler is kept and not
+                trained. With `mlm_weight` above 0, its masked-language-model head is loaded too, if it has one.
             encoder_kwargs: passed to the encoder's `from_pretrained` (revision, token, cache_dir,
                 attn_implementation, ...). The default `dtype` is float32.
             jepa_kwargs: arguments of `JepaConfig`.
@@ -77,7 +76,7 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
         encoder_kwargs = {"dtype": torch.float32, **(encoder_kwargs or {})}
         encoder_config = AutoConfig.from_pretrained(name_or_path, **_hub_kwargs(encoder_kwargs))
         config = JepaConfig.for_encoder(encoder_config, **jepa_kwargs)
-        encoder = encoder_from_pretrained(name_or_path, encoder_config, keep_pooler=True, **encoder_kwargs)
+        encoder, _ = encoder_and_loading_info(name_or_path, encoder_config, keep_pooler=True, **encoder_kwargs)
         head = head_from_pretrained(name_or_path, encoder, **encoder_kwargs) if config.mlm_weight > 0 else {}
 
         attention = attention_implementation(encoder.config)
@@ -112,8 +111,7 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
             jepa_kwargs: arguments of `JepaConfig`; they override those of a loaded JEPA.
 
         Raises:
-            UsageError: `lora` differs from that of the loaded JEPA, or an argument that `JepaConfig` does
-                not have.
+            UsageError: `lora` differs from that of the loaded JEPA, or an argument that `JepaConfig` does not have.
         """
         refuse_unread_arguments(jepa_kwargs, JepaConfig.argument_names(), "JepaConfig", strict=True)
         values, _ = JepaConfig.get_config_dict(name_or_path, **_hub_kwargs(encoder_kwargs or {}))
@@ -177,25 +175,21 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
             features: clean feature vectors `[B, F]`, or series of them `[B, L, F]`.
             context_input_ids: masked tokens for "mask_token", long `[B, L]` or `[B, M, L]`.
             context_features: masked features for "mask_token", `[B, ...]` or `[B, M, ...]`.
-            context_positions: visible positions for "drop", long `[B, M, C]`; `[B, 1, C]` is
-                shared by all M masks.
+            context_positions: visible positions for "drop", long `[B, M, C]`; `[B, 1, C]` is shared by all M masks.
             context_valid: bool of the same shape, False on padding; None if nothing is padded.
             target_positions: long `[B, M, T]`, M masks per sample.
             target_valid: bool `[B, M, T]`.
             document_ids: document ids of packed rows, long `[B, L]`, -1 on padding. Each document
                 is a sample, and its results equal those of a row of its own.
             document_valid: bool `[B, S]`, document ids of packed rows that exist.
-            num_items_in_batch: number of targets of the optimizer update; default that of this
-                batch. The loss is a sum over this batch's targets divided by it, so that
-                accumulated losses add up.
-            output_hidden_states: also return the encoders' hidden states; default as in the
-                configuration.
+            num_items_in_batch: number of targets of the optimizer update; default that of this batch. The loss is a sum
+                over this batch's targets divided by it, so that accumulated losses add up.
+            output_hidden_states: also return the encoders' hidden states; default as in the configuration.
             output_attentions: also return the encoders' attention weights, which "eager" attention
                 computes; default as in the configuration.
             return_loss: also compute the loss.
 
-        `return_dict=False`, here or in the configuration, returns a tuple without the fields that
-        are None.
+        `return_dict=False`, here or in the configuration, returns a tuple without the fields that are None.
         """
         batch = make_batch(
             self.encoder_adapter,

@@ -59,9 +59,8 @@ class JepaPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | PathLike[Any], *args: Any, **kwargs: Any) -> None:
         """Save like `PreTrainedModel.save_pretrained`, with the parameter names of this model.
 
-        By default transformers saves some encoders (ViT, I-JEPA, DINOv2) under the names of an
-        older layout. `from_pretrained` reads both, but a resuming `Trainer` would silently
-        skip these weights.
+        By default transformers saves some encoders (ViT, I-JEPA, DINOv2) under the names of an older layout.
+        `from_pretrained` reads both, but a resuming `Trainer` would silently skip these weights.
         """
         super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
@@ -116,9 +115,8 @@ class JepaPreTrainedModel(PreTrainedModel):
     def train(self, mode: bool = True) -> Self:
         """Set the training mode of all parts but the target encoder, which stays in eval mode.
 
-        `from_pretrained` makes every parameter trainable and ends with `eval()`, so a change of
-        mode freezes again. `Trainer` calls `train()` on each micro-step, so other calls must be
-        cheap.
+        `from_pretrained` makes every parameter trainable and ends with `eval()`, so a change of mode freezes again.
+        `Trainer` calls `train()` on each micro-step, so other calls must be cheap.
         """
         changed = mode != self.training
         trained = [part for part in self.children() if part is not self.target_encoder]
@@ -143,11 +141,7 @@ class JepaPreTrainedModel(PreTrainedModel):
                 parameter.requires_grad_(False)
 
     def get_encoder(self, which: str | None = "context") -> PreTrainedModel:
-        """Return an encoder; with `lora` it contains adapters (see `merged_encoder`).
-
-        Args:
-            which: "context" or "target".
-        """
+        """Return an encoder, "context" or "target"; with `lora` it contains adapters (see `merged_encoder`)."""
         if which not in ("context", "target"):
             raise ValueError(f"Expected 'context' or 'target', got {which!r}.")
         return self.context_encoder if which == "context" else self.target_encoder
@@ -159,8 +153,7 @@ class JepaPreTrainedModel(PreTrainedModel):
 
         Args:
             which: "context" or "target".
-            state_dict: the copy's weights, named as in `get_encoder(which)`; default the model's
-                own.
+            state_dict: the copy's weights, named as in `get_encoder(which)`; default the model's own.
         """
         encoder = self.get_encoder(which)
         if self.config.lora is None:

@@ -26,19 +26,11 @@ def jepa_loss(
 ) -> dict[str, torch.Tensor]:
     """Compute the loss and its unweighted terms.
 
-    loss = Σ_k w_k · sum_k / total + Σ_j w_j · (n / total) · statistic_j, with sums over the n
-    targets of this micro-batch and `total` targets in the optimizer update. The shares n / total
-    of the micro-batches add up to 1.
+    loss = Σ_k w_k · sum_k / total + Σ_j w_j · (n / total) · statistic_j, with sums over the n targets of this
+    micro-batch and `total` targets in the optimizer update. The shares n / total of the micro-batches add up to 1.
 
-    Args:
-        config: has the weights.
-        batch: the batch.
-        view: the context view.
-        predicted: predictions and targets.
-        sample_vectors: predictions and targets of samples, with `contrastive_weight`.
-        mlm_logits: `[B * M, T, V]`, with `mlm_weight`.
-        total: number of targets of the update; default that of this batch.
-        training: with random directions for SIGReg; else they are fixed.
+    `sample_vectors` are given with `contrastive_weight`, `mlm_logits` `[B * M, T, V]` with `mlm_weight`. By default
+    `total` is the number of targets of this batch. In training SIGReg has random directions, else fixed ones.
 
     Returns:
         Fields of `JepaOutput`: "loss", "cosine", and the loss of each term with a weight.

@@ -26,12 +26,9 @@ class JepaOutput(ModelOutput):
         target_valid: bool `[B, M, T]`.
         target_samples: long `[B, M, T]`, index of the target's sample in its row; 0 if rows are not
             packed, -1 where not valid.
-        sample_predictions: with `contrastive_weight`, predictions from the mean of each view,
-            `[B * S * views, D]`.
-        sample_targets: with `contrastive_weight`, mean of each sample over the target layers,
-            `[B * S, D]`.
-        context_state: the context encoder's last layer, `[B * M, C, D]`, in eval mode or on
-            request.
+        sample_predictions: with `contrastive_weight`, predictions from the mean of each view, `[B * S * views, D]`.
+        sample_targets: with `contrastive_weight`, mean of each sample over the target layers, `[B * S, D]`.
+        context_state: the context encoder's last layer, `[B * M, C, D]`, in eval mode or on request.
         context_valid: bool `[B * M, C]`, False on padding, in eval mode or on request.
         context_samples: long `[B * M, C]`, like `target_samples`, in eval mode or on request.
         context_hidden_states: all layers of the context encoder, on request.

@@ -1,7 +1,6 @@
 """Packed rows: position ids, attention masks and means of the documents in a row.
 
-Document ids count from 0 within a row; -1 marks padding. A row that is not packed has id 0 on all
-of its tokens.
+Document ids count from 0 within a row; -1 marks padding. A row that is not packed has id 0 on all of its tokens.
 """
 
 import torch
@@ -69,8 +68,7 @@ def mean_pool_by_document(values: torch.Tensor, documents: torch.Tensor, count: 
         return masked_mean(values, (documents >= 0)[..., None], dim=1)[:, None]
     membership = _one_hot_documents(documents, count)
     weights = membership / membership.sum(dim=-1, keepdim=True).clamp_min(1)
-    # `where` first: 0 × NaN would be NaN. A matrix product, because index_add is not deterministic
-    # on a GPU.
+    # `where` first: 0 × NaN would be NaN. A matrix product, because index_add is not deterministic on a GPU.
     values = torch.where(documents[..., None] >= 0, values, torch.zeros_like(values))
     with without_autocast(values):
         return weights.to(values.dtype) @ values

@@ -174,8 +174,7 @@ class TransformerPredictor(_TransformerPredictorBase):
         if len(self.grid) == 1:
             init.trunc_normal_(self.position_embeddings, std=std)
         else:
-            # from_pretrained builds on the meta device and leaves non-persistent buffers
-            # uninitialized.
+            # from_pretrained builds on the meta device and leaves non-persistent buffers uninitialized.
             init.copy_(self.position_embeddings, sincos_positions(self.grid, self.position_embeddings.shape[1]))
 
     def forward(
@@ -230,9 +229,8 @@ class TransformerPredictor(_TransformerPredictorBase):
 class SingleTokenPredictor(_TransformerPredictorBase):
     """A narrow transformer over a single token (the predictor of the Edifice JEPA).
 
-    Projection down, GELU, pre-norm blocks, layer norm, projection up. With one position there is
-    neither a position table nor a mask token. Softmax over one token is 1, so the blocks' queries
-    and keys get no gradient.
+    Projection down, GELU, pre-norm blocks, layer norm, projection up. With one position there is neither a position
+    table nor a mask token. Softmax over one token is 1, so the blocks' queries and keys get no gradient.
     """
 
     def forward(
@@ -246,8 +244,7 @@ class SingleTokenPredictor(_TransformerPredictorBase):
     ) -> torch.Tensor:
         """Predict the clean vector's representation from that of the masked one.
 
-        `context` `[N, 1, D]` -> `[N, 1, D]`. The other arguments of `TransformerPredictor.forward`
-        are not used.
+        `context` `[N, 1, D]` -> `[N, 1, D]`. The other arguments of `TransformerPredictor.forward` are not used.
         """
         states = F.gelu(self.embed(context))
         no_mask = torch.ones(states.shape[0], 1, 1, 1, dtype=torch.bool, device=states.device)

@@ -33,12 +33,7 @@ def encode_targets(
 ) -> Targets:
     """Encode the clean view once with the target encoder, normalize and gather the targets.
 
-    Args:
-        config: has `average_top_k_layers`, `target_norm` and those of the contrastive term.
-        adapter: the encoder's adapter.
-        encoder: the target encoder.
-        batch: the batch.
-        flags: passed to the encoder, see `EncoderAdapter.encode`.
+    `flags` are those of `EncoderAdapter.encode`.
     """
     averages_layers = config.average_top_k_layers > 1
     if averages_layers:

@@ -132,13 +132,10 @@ class TextEncoderAdapter:
         valid: torch.Tensor | None,
         documents: torch.Tensor | None = None,
     ) -> Any:
-        """Build the encoder's attention mask for visible tokens.
+        """Build the encoder's attention mask for visible tokens at `positions`, long `[N, C]`.
 
-        Args:
-            encoder: the encoder.
-            positions: long `[N, C]`.
-            valid: bool `[N, C]`, False where `positions` is padded; None if nowhere.
-            documents: document ids of packed rows, long `[N, C]`.
+        `valid`, bool `[N, C]`, is False where they are padded; None if nowhere. `documents`, long `[N, C]`, are the
+        document ids of packed rows.
         """
         if documents is None:
             return None if valid is None else self.attention(encoder, valid)
@@ -190,8 +187,7 @@ class ModernBertEncoderAdapter(TextEncoderAdapter):
             self.check_packing(encoder)
             full = block_diagonal_mask(documents)
         distance = (positions[:, :, None] - positions[:, None, :]).abs()
-        # A padding query may have no key in its window, for which sdpa gives NaN: it attends to
-        # itself.
+        # A padding query may have no key in its window, for which sdpa gives NaN: it attends to itself.
         self_mask = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
         local = (full & (distance <= self.config.local_attention // 2)[:, None]) | self_mask
         return {

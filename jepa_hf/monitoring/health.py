@@ -32,10 +32,9 @@ REPRESENTATION_METRICS = (
     "within_sample",
 )
 
-# A collapse leaves less than these fractions of the start's value: of the distance between
-# directions (1 - cosine), of the rank (pooled vectors lose more of it during training), and of the
-# share of variance within samples. Values of healthy and collapsed runs: benchmarks/RESULTS.md,
-# section 8.
+# A collapse leaves less than these fractions of the start's value: of the distance between directions (1 - cosine), of
+# the rank (pooled vectors lose more of it during training), and of the share of variance within samples. Values of
+# healthy and collapsed runs: benchmarks/RESULTS.md, section 8.
 COSINE_COLLAPSE_RATIO, RANK_COLLAPSE_RATIO, POOLED_RANK_COLLAPSE_RATIO, TOKEN_COLLAPSE_RATIO = 0.05, 0.25, 0.1, 0.1
 # A position collapse leaves less than this fraction of the start's ratio of two losses, those of
 # the position and of the constant.
@@ -43,8 +42,7 @@ POSITION_COLLAPSE_RATIO = 0.25
 # A divergence leaves less than `SKILL_DROP_RATIO` of the best skill, if that was at least `MIN_GOOD_SKILL`.
 # Skill is 0 at a top-1 accuracy of chance and 1 at a perfect one.
 SKILL_DROP_RATIO, MIN_GOOD_SKILL = 0.2, 0.1
-# A prediction loss above this fraction of its best baseline's has learned nothing beyond the
-# baseline.
+# A prediction loss above this fraction of its best baseline's has learned nothing beyond the baseline.
 MAX_LOSS_VS_BASELINE = 0.98
 # What helps against each kind of finding.
 REMEDIES = {
@@ -71,10 +69,9 @@ def representation_health(vectors: torch.Tensor, samples: torch.Tensor) -> dict[
         samples: Sample of each vector, long `[N]`.
 
     Returns:
-        `rank`, `pairwise_cosine` and `normalized_std` (see `metrics`) of at most `MAX_RANK_VECTORS` positions,
-        evenly distributed over the batch; `pooled_rank` and `pooled_pairwise_cosine` of the
-        samples' means; `within_sample`, the share of variance within samples. All NaN if a vector
-        is not finite.
+        `rank`, `pairwise_cosine` and `normalized_std` (see `metrics`) of at most `MAX_RANK_VECTORS` positions, evenly
+        distributed over the batch; `pooled_rank` and `pooled_pairwise_cosine` of the samples' means; `within_sample`,
+        the share of variance within samples. All NaN if a vector is not finite.
     """
     if not vectors.isfinite().all():
         return dict.fromkeys(REPRESENTATION_METRICS, math.nan)
@@ -109,8 +106,7 @@ def prediction_health(
     counts once as a candidate and once for the baselines.
 
     Args:
-        predictions: `[N, D]`; None for an untrained predictor: then only the baselines' losses are
-            returned.
+        predictions: `[N, D]`; None for an untrained predictor: then only the baselines' losses are returned.
         targets: `[N, D]`.
         loss: As in `JepaConfig`.
         smooth_l1_beta: As in `JepaConfig`.
@@ -120,10 +116,9 @@ def prediction_health(
             all positions of a mask; then `samples` and `masks` are not used.
 
     Returns:
-        `prediction_loss`, `constant_baseline_loss`, `top1_accuracy` and `top1_accuracy_chance`. If any two
-        targets have the same position or the same sample, `position_baseline_loss` and
-        `sample_baseline_loss`. If any two have the same mask, `top1_accuracy_in_sample` and
-        `top1_accuracy_in_sample_chance`.
+        `prediction_loss`, `constant_baseline_loss`, `top1_accuracy` and `top1_accuracy_chance`. If any two targets have
+        the same position or the same sample, `position_baseline_loss` and `sample_baseline_loss`. If any two have the
+        same mask, `top1_accuracy_in_sample` and `top1_accuracy_in_sample_chance`.
     """
     distinct = torch.arange(len(targets), device=targets.device)
     mask_of_sample, groups = None, {}
@@ -172,12 +167,11 @@ def best_baseline(measured: Mapping[str, float]) -> tuple[str, float]:
 def diagnose(measured: Sequence[Mapping[str, float]], finished: bool = False) -> dict[str, str]:
     """Judge the last of a run's measurements: a sentence for each kind of finding.
 
-    The kinds of collapse are "total" (all samples get the same vector), "dimensional" (vectors
-    differ along few directions), "token" (all positions of a sample get the same vector) and
-    "position" (all samples get the same sequence of vectors). "divergence" means that predictions
-    were good and no longer are. Each number is compared with the run's start (divergence: with its
-    best), because encoders differ widely before any training. "nothing_learned" means that the
-    prediction loss is not 2 % below its best baseline's, in a finished run.
+    The kinds of collapse are "total" (all samples get the same vector), "dimensional" (vectors differ along few
+    directions), "token" (all positions of a sample get the same vector) and "position" (all samples get the same
+    sequence of vectors). "divergence" means that predictions were good and no longer are. Each number is compared with
+    the run's start (divergence: with its best), because encoders differ widely before any training. "nothing_learned"
+    means that the prediction loss is not 2 % below its best baseline's, in a finished run.
 
     Args:
         measured: Log entries of `HealthCallback`, with names such as `health_target_rank`; the

@@ -89,10 +89,9 @@ class HealthSample:
         """Measure the rows so far.
 
         Returns:
-            The metrics of `representation_health` for the targets (`target_...`) and for the
-            context encoder's outputs (`context_...`); those of `prediction_health`; with
-            `contrastive_weight` also `sample_top1_accuracy` and its chance, see
-            `metrics.sample_top1_accuracy`. Empty if the rows have targets of fewer than two samples.
+            The metrics of `representation_health` for the targets (`target_...`) and for the context encoder's outputs
+            (`context_...`); those of `prediction_health`; with `contrastive_weight` also `sample_top1_accuracy` and its
+            chance, see `metrics.sample_top1_accuracy`. Empty if the rows have targets of fewer than two samples.
         """
         if not self._batches:
             return {}

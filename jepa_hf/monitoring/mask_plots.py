@@ -68,10 +68,9 @@ def plot_masks(
 ) -> None:
     """Draw the masks of a collated batch to a PNG, at most four masks per sample.
 
-    Images: the image, its context, and each target block alone. Texts: their tokens with marked
-    targets, and with mask tokens also the masked view; documents of packed rows separately.
-    Features: a heat map of the standardized values, with hidden ones shaded. Characters that
-    matplotlib's font lacks are drawn as boxes.
+    Images: the image, its context, and each target block alone. Texts: their tokens with marked targets, and with mask
+    tokens also the masked view; documents of packed rows separately. Features: a heat map of the standardized values,
+    with hidden ones shaded. Characters that matplotlib's font lacks are drawn as boxes.
 
     Args:
         model: Defines the modality, and the standardization of features.
@@ -194,8 +193,7 @@ def _frame(block: np.ndarray, height: int, width: int) -> Rectangle:
 
 # ---- texts
 
-# Text of a token (or of several tokens that form one character), its width in pixels, whether it is
-# a target.
+# Text of a token (or of several tokens that form one character), its width in pixels, whether it is a target.
 _Piece = tuple[str, float, bool]
 
 

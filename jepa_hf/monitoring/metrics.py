@@ -30,8 +30,7 @@ def effective_rank(vectors: torch.Tensor, eps: float = 1e-12) -> torch.Tensor:
         eps: Lower bound inside the division and the logarithm.
 
     Returns:
-        A scalar between 1 and min(N − 1, D), or 0 if all vectors are the same; NaN if a value is
-        not finite.
+        A scalar between 1 and min(N − 1, D), or 0 if all vectors are the same; NaN if a value is not finite.
     """
     finite = vectors.isfinite().all()
     vectors = torch.where(finite, vectors, torch.zeros_like(vectors)).double()  # eigvalsh fails on NaN
@@ -57,8 +56,7 @@ def mean_pairwise_cosine(vectors: torch.Tensor) -> torch.Tensor:
 def normalized_std(vectors: torch.Tensor) -> torch.Tensor:
     """Compute √D times the mean standard deviation of ℓ2-normalized vectors: `[N, D]` -> scalar.
 
-    About 1 when healthy, 0 when all vectors point the same way (Chen and He 2021, SimSiam, section
-    4.1).
+    About 1 when healthy, 0 when all vectors point the same way (Chen and He 2021, SimSiam, section 4.1).
     """
     unit = F.normalize(vectors.float(), dim=-1)
     return unit.std(dim=0, correction=0).mean() * vectors.shape[-1] ** 0.5
@@ -104,15 +102,13 @@ def top1_accuracy_in_sample(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the top-1 accuracy by cosine among the targets of a sample, and its chance.
 
-    Predictions and targets are centred on their means in the sample. Predictions that depend only
-    on the sample do not differ within it, so they match at most one of its targets, which is
-    chance.
+    Predictions and targets are centred on their means in the sample. Predictions that depend only on the sample do not
+    differ within it, so they match at most one of its targets, which is chance.
 
     Args:
         predictions: `[N, D]`.
         targets: `[N, D]`.
-        samples: Sample of each target, long `[N]`. A target that is the only one of its sample is
-            left out.
+        samples: Sample of each target, long `[N]`. A target that is the only one of its sample is left out.
 
     Returns:
         Two scalars, the second of which is the mean over the targets of 1/(number of candidates);
@@ -151,8 +147,7 @@ def sample_top1_accuracy(predictions: torch.Tensor, targets: torch.Tensor) -> to
 def _top1_accuracy(similarity: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Compute the share of rows whose label has the maximum: `[N, C]`, long `[N]` -> scalar.
 
-    It is NaN if a value is NaN. A tie counts as wrong: in a collapsed batch all targets are equally
-    near.
+    It is NaN if a value is NaN. A tie counts as wrong: in a collapsed batch all targets are equally near.
     """
     best = similarity >= similarity.max(dim=1, keepdim=True).values
     accuracy = (best.gather(1, labels[:, None])[:, 0] & (best.sum(dim=1) == 1)).float().mean()
@@ -162,10 +157,9 @@ def _top1_accuracy(similarity: torch.Tensor, labels: torch.Tensor) -> torch.Tens
 def constant_baseline_loss(targets: torch.Tensor, loss_type: str, smooth_l1_beta: float = 1.0) -> torch.Tensor:
     """Compute the mean loss of the best constant prediction: `[N, D]` -> scalar.
 
-    The constant is the mean for l2, the median for l1, the mean direction for cosine. For smooth L1
-    it comes from `_SMOOTH_L1_STEPS` steps of reweighted least squares from the mean (Huber 1964),
-    none of which raises the loss. It is fitted to the targets that it is evaluated on, so its loss
-    is too low by a fraction of about 1/N.
+    The constant is the mean for l2, the median for l1, the mean direction for cosine. For smooth L1 it comes from
+    `_SMOOTH_L1_STEPS` steps of reweighted least squares from the mean (Huber 1964), none of which raises the loss. It
+    is fitted to the targets that it is evaluated on, so its loss is too low by a fraction of about 1/N.
 
     Raises:
         ValueError: The best constant of this loss is unknown.
@@ -192,12 +186,11 @@ def group_baseline_loss(
 ) -> torch.Tensor:
     """Estimate the mean loss of predicting each target by the true mean of its group.
 
-    Deviations from a mean that was fitted to n targets are too small: their variance is that from
-    the true mean times 1 - 1/n. Multiplying by sqrt(n / (n - 1)) corrects it. So the estimate is
-    unbiased for l2, and for l1 and smooth L1 with Gaussian deviations. For cosine the loss of the
-    true mean direction is 1 - |mean unit vector|. The mean cosine between different targets of a
-    group is an unbiased estimate of that length's square; it is averaged over all groups before the
-    root.
+    Deviations from a mean that was fitted to n targets are too small: their variance is that from the true mean
+    times 1 - 1/n. Multiplying by sqrt(n / (n - 1)) corrects it. So the estimate is unbiased for l2, and for l1 and
+    smooth L1 with Gaussian deviations. For cosine the loss of the true mean direction is 1 - |mean unit vector|. The
+    mean cosine between different targets of a group is an unbiased estimate of that length's square; it is averaged
+    over all groups before the root.
 
     Args:
         targets: `[N, D]`.

@@ -173,8 +173,7 @@ LLM_PANELS: tuple[Panel, ...] = (
     Panel("Learning rate", (("learning_rate", "the learning rate"),), must_include=(0.0,)),
 )
 
-# Maximum number of points per curve: more exceed a screen's resolution, and make the HTML page
-# slow.
+# Maximum number of points per curve: more exceed a screen's resolution, and make the HTML page slow.
 _MAX_POINTS = 1000
 
 

@@ -66,13 +66,11 @@ class BaseJepaTrainer(RunTrainer):
         if plugin.fsdp_version != 2:
             raise UsageError("fsdp_version must be 2, as in configs/accelerate/fsdp2.yaml.")
         if "FULL" not in str(plugin.state_dict_type):
-            # torch reads the metadata of a sharded checkpoint as a pickle, and Trainer writes no
-            # model at its end.
+            # torch reads the metadata of a sharded checkpoint as a pickle, and Trainer writes no model at its end.
             raise UsageError("fsdp_state_dict_type must be FULL_STATE_DICT, as in configs/accelerate/fsdp2.yaml.")
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
         if half is not None:
-            # accelerate's policy would also reduce gradients in half precision, and cast the inputs
-            # and the loss.
+            # accelerate's policy would also reduce gradients in half precision, and cast the inputs and the loss.
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False
             )
@@ -217,8 +215,7 @@ class BaseJepaTrainer(RunTrainer):
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Run the model; with `num_items_in_batch` return this micro-batch's share of the loss.
 
-        DDP averages gradients over ranks, so a share of the global sum is multiplied by the number
-        of ranks.
+        DDP averages gradients over ranks, so a share of the global sum is multiplied by the number of ranks.
         """
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
@@ -280,8 +277,7 @@ class BaseJepaTrainer(RunTrainer):
             rows = int((~is_padding).sum())
         elif gradient_state.end_of_dataloader:
             rows = data_loading.own_rows(rows, gradient_state.remainder, self.accelerator.process_index)
-        # A rank without own rows also runs the model, because it takes part in collectives. Its one
-        # row is masked.
+        # A rank without own rows also runs the model, because it takes part in collectives. Its one row is masked.
         inputs = {name: value[: max(rows, 1)] for name, value in inputs.items()}
         if self.args.world_size > 1 and (gradient_state.end_of_dataloader or is_padding is not None):
             self._keep_first_rows(inputs, rows)

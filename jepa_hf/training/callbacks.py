@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -70,8 +70,7 @@ class EmaTargetCallback(MovingAverageCallback):
         last: Decay of the last update (default: as above, or `first` if only that is set).
         schedule: "constant", "linear" or "cosine".
         pretrained: Whether the run starts from a pretrained encoder, for `default_decay_range`.
-        default: Decays that the authors of the objective recommend (`JepaConfig.ema_decay_range`),
-            if any.
+        default: Decays that the authors of the objective recommend (`JepaConfig.ema_decay_range`), if any.
     """
 
     def __init__(
@@ -107,10 +106,12 @@ class EmaTargetCallback(MovingAverageCallback):
         """Match the parameters of both encoders."""
         self._warn_if_ema_too_slow(state.max_steps)
         jepa = unwrap_jepa(kwargs["model"])
-        context, target = (
-            _ema_parameters(encoder, jepa.config.lora) for encoder in (jepa.context_encoder, jepa.target_encoder)
+        # With LoRA only the adapters are averaged, because the rest is frozen.
+        averaged = (
+            [item for item in encoder.named_parameters() if jepa.config.lora is None or is_lora_parameter(item[0])]
+            for encoder in (jepa.context_encoder, jepa.target_encoder)
         )
-        self.pairs = match_parameters(context, target)
+        self.pairs = match_parameters(*averaged)
 
     def _warn_if_ema_too_slow(self, max_steps: int) -> None:
         """Warn of a target that stays near random weights; near pretrained ones it should."""
@@ -126,22 +127,15 @@ class EmaTargetCallback(MovingAverageCallback):
             )
 
 
-def _ema_parameters(encoder: nn.Module, lora: dict[str, Any] | None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the averaged parameters: with LoRA the adapters, because the rest is frozen."""
-    return ((name, value) for name, value in encoder.named_parameters() if lora is None or is_lora_parameter(name))
-
-
 class PassCallback(TrainerCallback, ExportableState):
     """Count the passes over the training rows and the updates of the current pass.
 
-    A stream has no length, so the number of steps alone does not locate the row that a resumed run
-    continues at.
+    A stream has no length, so the number of steps alone does not locate the row that a resumed run continues at.
 
     Attributes:
         passes: Passes that have ended.
         updates: Updates of the current pass.
-        of_ranks: Both numbers of each rank at the last checkpoint. Ranks with shards of their own
-            differ.
+        of_ranks: Both numbers of each rank at the last checkpoint. Ranks with shards of their own differ.
     """
 
     def __init__(self) -> None:
@@ -256,8 +250,7 @@ class HealthCallback(TrainerCallback):
     collapse and divergence (`health.diagnose`) is logged once per run.
 
     Args:
-        measure: Returns the metrics, as `JepaTrainer.measure_health` does; none if there are too
-            few targets.
+        measure: Returns the metrics, as `JepaTrainer.measure_health` does; none if there are too few targets.
         log: Writes them to the run's log, as `Trainer.log` does.
         every: Steps between two measurements; below 1 a fraction of the run, but at least 25 steps.
         stop: End the run at the first finding.
@@ -303,8 +296,7 @@ class HealthCallback(TrainerCallback):
         should_log = control.should_log
         self._measure(state)
         control.should_log = should_log  # logging resets it
-        # All ranks measure the same batch, but must not stop because of their own rounding: rank 0
-        # decides.
+        # All ranks measure the same batch, but must not stop because of their own rounding: rank 0 decides.
         (current,) = broadcast_object_list([diagnose(self._measurements, is_last) if self._measurements else {}])
         for kind, sentence in current.items():
             # Whether anything was learned is said by the verdict at the end.

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from ..distributed import deepspeed_state, fsdp_state
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, one_line
 from ..utils.atomic_files import atomic_write_dir
 from ..utils.counts import counted
 from . import checkpoint_io, upstream
@@ -104,7 +104,7 @@ class CheckpointTrainer(HubTrainer):
         except ValueError as error:
             if "DeepSpeed config values" not in str(error):
                 raise
-            raise UsageError(" ".join(str(error).split())) from None  # numbers that contradict the flags
+            raise UsageError(one_line(error)) from None  # numbers that contradict the flags
         if sharded is not None and checkpoint is not None:
             self._load_from_checkpoint(checkpoint)
             checkpoint_io.load_sharded_optimizer(self, checkpoint, sharded)
@@ -165,8 +165,7 @@ class CheckpointTrainer(HubTrainer):
         guard = self._norm_guard()
         return super()._clip_grad_norm(model) if guard is None else guard.clip(self.args.max_grad_norm)
 
-    # Without clipping, this is the only method between backward and the optimizer that returns the
-    # logged norm.
+    # Without clipping, this is the only method between backward and the optimizer that returns the logged norm.
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> Any:
         if grad_norm is None:
             self._inspect_gradients()

@@ -1,10 +1,9 @@
 """Checkpoint directories: atomic writing with a manifest, rotation, verification before resuming.
 
-The directories named `checkpoint-N` are a run's checkpoints. Each is written as
-`_checkpoint-N.new`, a name that no reader matches. When all ranks have written their parts, a
-manifest with the size and SHA-256 of every file is added, everything is synchronized to disk, and
-the directory is renamed. So a killed process or a power failure leaves complete checkpoints and at
-most such a staging directory, which the next start removes. transformers' own `get_last_checkpoint`
+The directories named `checkpoint-N` are a run's checkpoints. Each is written as `_checkpoint-N.new`, a name that no
+reader matches. When all ranks have written their parts, a manifest with the size and SHA-256 of every file is added,
+everything is synchronized to disk, and the directory is renamed. So a killed process or a power failure leaves complete
+checkpoints and at most such a staging directory, which the next start removes. transformers' own `get_last_checkpoint`
 takes the newest directory, even an incomplete one (transformers issue 35782).
 
 The manifest detects later damage: an interrupted copy, an interrupted deletion, a flipped bit.
@@ -22,7 +21,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, one_line
 from ..utils.atomic_files import fsync_tree, remove_path, replace_atomically
 
 MANIFEST = "manifest.json"
@@ -112,7 +111,7 @@ def disk_errors_as_run_error(place: Path, run_dir: Path, needed: int) -> Iterato
             raise
         free = shutil.disk_usage(run_dir).free if run_dir.is_dir() else 0
         raise RunError(
-            f"{place} could not be written ({' '.join(str(error).split())}). It takes about {_megabytes(needed)}, and "
+            f"{place} could not be written ({one_line(error)}). It takes about {_megabytes(needed)}, and "
             f"{_megabytes(free)} are free. {resume_hint(run_dir, 'Make room, and')}"
         ) from error
 
@@ -214,8 +213,7 @@ def validate_checkpoint(folder: str | Path) -> None:
     """Refuse to resume from a directory that is not a complete checkpoint.
 
     Raises:
-        UsageError: It is not; the message names the damage and the newest complete checkpoint of
-            the run.
+        UsageError: It is not; the message names the damage and the newest complete checkpoint of the run.
     """
     folder = Path(folder)
     reason = find_corruption(folder)

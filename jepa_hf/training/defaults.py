@@ -11,13 +11,12 @@ from ..masking.block_collator import DataCollatorForBlockJEPA
 from ..masking.feature_collator import DataCollatorForFeatureJEPA
 from ..masking.span_collator import DataCollatorForSpanJEPA
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..utils.types import ProcessingClass
 from .callbacks import EmaTargetCallback, WeightDecayCallback
 from .training_args import JepaTrainingArguments
 
-Processor = PreTrainedTokenizerBase | BaseImageProcessor
 
-
-def load_processing_class(name: str, modality: str) -> Processor | None:
+def load_processing_class(name: str, modality: str) -> ProcessingClass | None:
     """Load a model's tokenizer or image processor; feature vectors need none."""
     if modality == "features":
         return None
@@ -34,7 +33,7 @@ def default_collator_class(modality: str) -> type[MaskingCollator]:
 
 
 def default_collator(
-    model: JepaForRepresentationPrediction, processing_class: Processor | None, seed: int
+    model: JepaForRepresentationPrediction, processing_class: ProcessingClass | None, seed: int
 ) -> MaskingCollator:
     """Build the collator for the model's modality.
 

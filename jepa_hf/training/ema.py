@@ -15,9 +15,8 @@ MIN_DECAY, MAX_DECAY = 0.9, 0.99999
 def default_decay_range(max_steps: int, pretrained: bool) -> tuple[float, float]:
     """Return the default first and last decay of a run, clipped to [0.9, 0.99999].
 
-    The averaging horizon 1 / (1 − decay) grows from 0.05 to 0.5 of the run for random weights. For
-    a pretrained encoder, whose target should stay close to its start, it grows from 0.67 to 6.7
-    runs.
+    The averaging horizon 1 / (1 − decay) grows from 0.05 to 0.5 of the run for random weights. For a pretrained
+    encoder, whose target should stay close to its start, it grows from 0.67 to 6.7 runs.
 
     >>> default_decay_range(2000, pretrained=False)
     (0.99, 0.999)
@@ -81,9 +80,8 @@ def match_parameters(
 
     Raises:
         ValueError: Names, shapes or shards differ.
-        UsageError: A target in less than float32, which a small 1 − decay cannot move, or
-            parameters of which DeepSpeed keeps a full copy in addition to the shards, which would not
-            follow them.
+        UsageError: A target in less than float32, which a small 1 − decay cannot move, or parameters of which DeepSpeed
+            keeps a full copy in addition to the shards, which would not follow them.
     """
     context_params = {unwrapped_parameter_name(name): parameter for name, parameter in context}
     target_params = {unwrapped_parameter_name(name): parameter for name, parameter in target}

@@ -55,9 +55,8 @@ def training_flops(
 ) -> int:
     """Estimate a micro-batch's FLOPs: per parameter and position 2 forward, 4 backward.
 
-    The target encoder runs forward only, over the clean view. The context encoder reads its own
-    view, the predictor its context and the targets. Attention scores are left out, as in
-    `PreTrainedModel.floating_point_ops`.
+    The target encoder runs forward only, over the clean view. The context encoder reads its own view, the predictor its
+    context and the targets. Attention scores are left out, as in `PreTrainedModel.floating_point_ops`.
     """
     samples, masks, targets = inputs["target_positions"].shape
     length = model.encoder_adapter.length(inputs)

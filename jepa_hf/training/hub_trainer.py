@@ -34,9 +34,8 @@ PUSH_STAGING_DIR = "_push"
 class HubTrainer(Trainer):
     """A `Trainer` whose result is the directory that `export_final_model` writes.
 
-    Subclasses define that directory (`export_final_model`) and its model card (`render_card`).
-    It is pushed at the end and, depending on `hub_strategy`, during training. A failing Hub does
-    not end a run.
+    Subclasses define that directory (`export_final_model`) and its model card (`render_card`). It is pushed at the end
+    and, depending on `hub_strategy`, during training. A failing Hub does not end a run.
     """
 
     # `Trainer` leaves these untyped.
@@ -205,9 +204,8 @@ class HubTrainer(Trainer):
     def push_checkpoint(self, checkpoint: Path) -> None:
         """Push the final layout of a checkpoint's weights; by `hub_strategy` the checkpoint too.
 
-        `Trainer` would push the full model and a pickle to the root, where the exported encoder
-        belongs, and no folders. Files are staged first, because the run may delete the checkpoint
-        during the push.
+        `Trainer` would push the full model and a pickle to the root, where the exported encoder belongs, and no
+        folders. Files are staged first, because the run may delete the checkpoint during the push.
         """
         args, step = self.args, self.state.global_step
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:

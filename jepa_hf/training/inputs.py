@@ -24,12 +24,9 @@ Arguments = TypeVar("Arguments", bound=BaseJepaTrainingArguments)
 
 
 def resolve_arguments(args: TrainingArguments | None, kind: type[Arguments]) -> Arguments:
-    """Return arguments of the trainer's own class.
+    """Return arguments of the trainer's own class, `kind`.
 
-    Args:
-        args: Those of the user; None for all defaults. Of plain `TrainingArguments` the values that
-            differ from their defaults are taken.
-        kind: The trainer's class of arguments.
+    None stands for all defaults. Of plain `TrainingArguments` the values that differ from their defaults are taken.
     """
     if args is None:
         return kind()
@@ -146,8 +143,7 @@ def tokenized(dataset: Any, tokenizer: PreTrainedTokenizerBase, max_seq_length: 
     """Tokenize rows of text; pass on None, names of data sets, and rows of token ids.
 
     Raises:
-        UsageError: The data set has neither a column `input_ids` nor `text`, or a text is not a
-            string.
+        UsageError: The data set has neither a column `input_ids` nor `text`, or a text is not a string.
     """
     if dataset is None or isinstance(dataset, str):
         return dataset

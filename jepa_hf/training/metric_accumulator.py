@@ -10,8 +10,7 @@ from accelerate.utils import gather_object
 class MetricAccumulator:
     """Weighted means and counts that stay on the device until they are read.
 
-    Added values are folded into totals once per micro-batch, in a few kernels for all names
-    together.
+    Added values are folded into totals once per micro-batch, in a few kernels for all names together.
     """
 
     def __init__(self) -> None:

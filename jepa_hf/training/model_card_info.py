@@ -45,7 +45,7 @@ def collect_facts(trainer: Any, name: str, passes: int | None) -> ModelCardInfo:
         name=name,
         modality=modality,
         family=config.encoder_config.model_type,
-        parameters=sum(parameter.numel() for parameter in model.context_encoder.parameters()),
+        parameters=model.context_encoder.num_parameters(),
         version=__version__,
         training=_training(trainer, config),
         metrics=_metrics(state.log_history, config, evaluation_names(trainer)),
@@ -99,12 +99,10 @@ def _training(trainer: Any, config: JepaConfig) -> dict[str, Any]:
     return facts
 
 
-def _layers(count: int) -> str:
-    return "the last layer" if count == 1 else f"mean of the top {count} layers"
-
-
 def _objective(config: JepaConfig) -> str:
-    objective = f"{config.loss}, targets: {_layers(config.average_top_k_layers)}, {config.target_norm} norm"
+    count = config.average_top_k_layers
+    layers = "the last layer" if count == 1 else f"mean of the top {count} layers"
+    objective = f"{config.loss}, targets: {layers}, {config.target_norm} norm"
     objective += ", one for all targets of a mask" if config.pool_targets else ""
     weights = {name: getattr(config, name) for name in WEIGHTS}
     return objective + "".join(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from ..distributed.sharding import local_shard
 from .deferred_max import DeferredMax
 from .upstream import norms, set_found_inf, supports_found_inf
 
@@ -23,12 +24,11 @@ class NonFiniteUpdate(NamedTuple):
 class NonFiniteGuard:
     """Inspect the loss and all gradients of an update before the optimizer's step.
 
-    Nothing waits for the device: norms are compared there, and fused optimizer kernels skip this
-    update and all later ones by the flag that `torch.amp.GradScaler` uses (`found_inf`). The host
-    reads the result one update later, or before it logs, saves or ends. By then the run has counted
-    the step, and the target encoder has averaged the unchanged context encoder once more; trained
-    weights and optimizer states are bit for bit those before the update. An optimizer without fused
-    kernels cannot skip by a flag, so there the host waits in every update.
+    Nothing waits for the device: norms are compared there, and fused optimizer kernels skip this update and all later
+    ones by the flag that `torch.amp.GradScaler` uses (`found_inf`). The host reads the result one update later, or
+    before it logs, saves or ends. By then the run has counted the step, and the target encoder has averaged the
+    unchanged context encoder once more; trained weights and optimizer states are bit for bit those before the update.
+    An optimizer without fused kernels cannot skip by a flag, so there the host waits in every update.
 
     The norms also serve clipping (`clip`), so that gradients are not read twice. The norms of
     shards (`has_full_gradients` is False) are not the model's, so clipping is then left to `Trainer`.
@@ -59,7 +59,7 @@ class NonFiniteGuard:
             The update before this one if it was not finite; where the host waits, also this one.
         """
         previous = self.poll()
-        named_grads = [(name, _local_shard(param.grad)) for name, param in self.parameters if param.grad is not None]
+        named_grads = [(name, local_shard(param.grad)) for name, param in self.parameters if param.grad is not None]
         self._names = [name for name, _ in named_grads]
         self._norms = norms([gradient for _, gradient in named_grads]) if named_grads else self._zero[None]
         bad, bad_loss = _is_nonfinite(self._norms), _is_nonfinite(self._loss)
@@ -95,7 +95,3 @@ class NonFiniteGuard:
 def _is_nonfinite(values: torch.Tensor) -> torch.Tensor:
     """Return 1 where a value is not finite, else 0; x - x is faster than `isfinite`."""
     return (values - values).ne(0).float()
-
-
-def _local_shard(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

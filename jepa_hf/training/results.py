@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerState
 
 from ..masking.base_collator import MaskingCollator
-from ..utils.atomic_files import atomic_write
+from ..utils.atomic_files import atomic_write, atomic_write_text
 from .callbacks import unwrap_jepa
 
 METRICS_FILE = "metrics.json"
@@ -31,8 +31,7 @@ def write_metrics(trainer: Any) -> None:
         "max_steps": state.max_steps,
         "history": state.log_history,
     }
-    with atomic_write(Path(trainer.args.output_dir) / METRICS_FILE) as staging:
-        staging.write_text(f"{json.dumps(content, indent=1)}\n", encoding="utf-8")
+    atomic_write_text(Path(trainer.args.output_dir) / METRICS_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def read_state(path: Path) -> TrainerState:

@@ -14,7 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..errors import UsageError
 from ..hub.export import JEPA_FOLDER, TARGET_FOLDER
 from ..hub.push import LAST_CHECKPOINT, MODEL_FILES, RUN_FILES
-from ..utils.atomic_files import atomic_write, is_staging_name, remove_path
+from ..utils.atomic_files import atomic_write_text, is_staging_name, remove_path
 from ..utils.counts import counted
 from ..utils.output_directory import check_output_dir
 from ..version import __version__
@@ -131,11 +131,7 @@ def _check_settings(what: str, previous: dict[str, Any], settings: dict[str, Any
 
 
 def check_data(plan: RunPlan, data: dict[str, Any]) -> None:
-    """Refuse to resume a run on other training data: it would not be the run that was started.
-
-    Args:
-        plan: Plan of the run.
-        data: Row count and hash of its training data, see `data_fingerprint`.
+    """Refuse to resume a run on other training data (see `data_fingerprint`): it would not be the run that was started.
 
     Raises:
         UsageError: The run that is resumed had other data.
@@ -302,5 +298,4 @@ def _write(
         "data": data,
         "versions": versions(),
     }
-    with atomic_write(folder / RUN_FILE) as staging:
-        staging.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    atomic_write_text(folder / RUN_FILE, json.dumps(content, indent=1) + "\n")

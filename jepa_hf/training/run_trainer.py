@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerState, TrainingArguments, set_seed
 
-from ..errors import RunError, UsageError
+from ..errors import RunError, UsageError, one_line
 from ..monitoring.assessment import Verdict
 from ..utils.counts import counted
 from ..utils.keywords import ChecksKeywords
@@ -59,8 +59,7 @@ class RunTrainer(CheckpointTrainer, ChecksKeywords):
         self.model_init: Any = model_init
         upstream.keep_columns(self, (*getattr(self.data_collator, "extra_columns", ()), PADDING_ROW_KEY))
         self._means: dict[str, MetricAccumulator] = defaultdict(MetricAccumulator)
-        # Shared-memory flag (1 = training) that workers check when they receive a termination
-        # signal.
+        # Shared-memory flag (1 = training) that workers check when they receive a termination signal.
         self._training = torch.zeros(1, dtype=torch.uint8).share_memory_()
         self._tokens_seen: torch.Tensor | None = None
         self._targets = torch.zeros((), dtype=torch.long, device=args.device)  # of this rank, not yet in `_totals`
@@ -131,8 +130,7 @@ class RunTrainer(CheckpointTrainer, ChecksKeywords):
         """Return the metrics that are logged with the training loss."""
         return self._means["train"].compute_and_reset(self.accelerator)
 
-    # `Trainer`'s copies the number from the device in every micro-batch; no argument but "no"
-    # avoids that.
+    # `Trainer`'s copies the number from the device in every micro-batch; no argument but "no" avoids that.
     def _track_num_input_tokens(self, inputs: dict[str, torch.Tensor]) -> None:
         counted = self.args.include_num_input_tokens_seen
         if counted == "no":
@@ -267,6 +265,6 @@ def _dead_workers_as_run_errors(run_dir: Path) -> Iterator[None]:
         if not _WORKER_DIED.match(str(error)):
             raise
         raise RunError(
-            f"A data-loader worker died ({' '.join(str(error).split())}). The system ends workers that take too much "
+            f"A data-loader worker died ({one_line(error)}). The system ends workers that take too much "
             f"memory. {resume_hint(run_dir, 'Lower --dataloader_num_workers if so, and')}"
         ) from error

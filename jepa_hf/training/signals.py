@@ -26,10 +26,9 @@ _SAME_SIGNAL_SECONDS = 2.0
 def install_worker_signal_handlers(training: torch.Tensor) -> None:
     """Have a data-loader worker outlast SIGTERM and Ctrl-C while its run trains.
 
-    Terminals and schedulers signal all processes of a run; the training process shuts its workers
-    down after it has saved. A second SIGTERM ends the worker. So does the first one after training,
-    because Python sends it at exit, for instance after an error, and then waits. torch takes every
-    exit code but 0 for a worker's failure.
+    Terminals and schedulers signal all processes of a run; the training process shuts its workers down after it has
+    saved. A second SIGTERM ends the worker. So does the first one after training, because Python sends it at exit, for
+    instance after an error, and then waits. torch takes every exit code but 0 for a worker's failure.
     """
     received = 0
 
@@ -48,16 +47,14 @@ def install_worker_signal_handlers(training: torch.Tensor) -> None:
 class GracefulShutdownCallback(TrainerCallback):
     """End training with a checkpoint after this process or another rank has received a signal.
 
-    Under `handle_signals`, a first SIGTERM or SIGINT (Ctrl-C) makes the current step the last one: a
-    checkpoint is saved, regardless of the save strategy, and training ends. An evaluation that is
-    due is skipped. A second Ctrl-C ends the process immediately with exit code 130. All ranks stop
-    after the same step, the one after the current step, so that none waits for its device to learn
-    of the signal.
+    Under `handle_signals`, a first SIGTERM or SIGINT (Ctrl-C) makes the current step the last one: a checkpoint is
+    saved, regardless of the save strategy, and training ends. An evaluation that is due is skipped. A second Ctrl-C
+    ends the process immediately with exit code 130. All ranks stop after the same step, the one after the current step,
+    so that none waits for its device to learn of the signal.
 
     Args:
-        raises: For training in a program of the user's, such as a notebook: `leave` raises, a second
-            Ctrl-C raises KeyboardInterrupt at once, and handlers that the program has installed
-            stay.
+        raises: For training in a program of the user's, such as a notebook: `leave` raises, a second Ctrl-C raises
+            KeyboardInterrupt at once, and handlers that the program has installed stay.
 
     Attributes:
         signal_received: Signal that this process or another rank received; None if there was none.

@@ -44,8 +44,7 @@ class PadStreamToMultiple(torch.utils.data.IterableDataset):
 class FixedBatchSizeCollator:
     """Collate batches of `size` rows, with the entry `is_padding_row`, bool `[B]`.
 
-    Samples are compared across ranks, whose shards of a stream end at different times: a smaller
-    batch is padded.
+    Samples are compared across ranks, whose shards of a stream end at different times: a smaller batch is padded.
     """
 
     def __init__(self, collator: Callable[[Sequence[Row]], dict[str, torch.Tensor]], size: int):

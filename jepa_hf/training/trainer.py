@@ -10,13 +10,7 @@ import pandas as pd
 import torch
 from huggingface_hub import ModelCard
 from torch import nn
-from transformers import (
-    BaseImageProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.debug_utils import DebugOption
 
 from ..data.splits import dataset_from_pandas
@@ -28,6 +22,8 @@ from ..masking.span_collator import DataCollatorForSpanJEPA
 from ..models.jepa_config_checks import WEIGHTS
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..monitoring.health_sample import HealthSample
+from ..utils.modes import evaluation_mode
+from ..utils.types import ProcessingClass
 from .base_trainer import BaseJepaTrainer
 from .batch_metrics import add_batch_metrics, count_targets, evaluation_metrics, weighted_loss
 from .callbacks import EmaTargetCallback, HealthCallback, unwrap_jepa
@@ -62,20 +58,16 @@ class JepaTrainer(BaseJepaTrainer):
             the directory or Hub name of either.
         args: `JepaTrainingArguments` (default: writes to `out`). Of plain `TrainingArguments` the
             values that differ from their defaults are taken.
-        data_collator: Makes the views (default: the collator for the model's modality, with the
-            run's seed).
-        train_dataset: Rows of token ids (`input_ids`) or text (`text`, tokenized here), images
-            (`image`), or feature vectors or series (`features`), also as a DataFrame. Set the standardization of
-            features with `model.set_standardization` first; run_jepa.py fits it on the training
-            rows.
+        data_collator: Makes the views (default: the collator for the model's modality, with the run's seed).
+        train_dataset: Rows of token ids (`input_ids`) or text (`text`, tokenized here), images (`image`), or feature
+            vectors or series (`features`), also as a DataFrame. Set the standardization of features with
+            `model.set_standardization` first; run_jepa.py fits it on the training rows.
         eval_dataset: Like `train_dataset`, or several by name.
-        processing_class: The tokenizer or image processor (default: that of `model`, if that is a
-            name).
+        processing_class: The tokenizer or image processor (default: that of `model`, if that is a name).
         max_seq_length: Maximum number of tokens per row of text (default: 512, or less where model
             and tokenizer require it).
-        probe: Called with the model at each evaluation, such as `online_probe.OnlineProbe`. Its
-            results become metrics of the evaluation (`eval_...`), which `metric_for_best_model` may
-            name.
+        probe: Called with the model at each evaluation, such as `online_probe.OnlineProbe`. Its results become metrics
+            of the evaluation (`eval_...`), which `metric_for_best_model` may name.
         callbacks: Additional callbacks. An `EmaTargetCallback` among them replaces the default one.
         model_init: Instead of `model`: returns a new one at the start of each training.
         **kwargs: As for `Trainer`.
@@ -96,7 +88,7 @@ class JepaTrainer(BaseJepaTrainer):
         data_collator: MaskingCollator | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
-        processing_class: PreTrainedTokenizerBase | BaseImageProcessor | None = None,
+        processing_class: ProcessingClass | None = None,
         max_seq_length: int | None = None,
         probe: Callable[[JepaForRepresentationPrediction], dict[str, float]] | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
@@ -237,8 +229,7 @@ class JepaTrainer(BaseJepaTrainer):
 
     @property
     def _unwrapped(self) -> JepaForRepresentationPrediction:
-        # accelerate's `unwrap_model` walks over all modules, which is too slow several times a
-        # step.
+        # accelerate's `unwrap_model` walks over all modules, which is too slow several times a step.
         return unwrap_jepa(self.model)
 
     @staticmethod
@@ -322,14 +313,12 @@ class JepaTrainer(BaseJepaTrainer):
             has targets of fewer than two samples.
         """
         model, sample = self._unwrapped, HealthSample()
-        was_training = model.training
-        model.eval()
-        for batch in self._health_batches:
-            inputs = to_device(self, batch)
-            with self.compute_loss_context_manager():
-                output = model(**inputs, return_loss=False)
-            sample.add(output, inputs, model.config.pool_targets)
-        model.train(was_training)
+        with evaluation_mode(model):
+            for batch in self._health_batches:
+                inputs = to_device(self, batch)
+                with self.compute_loss_context_manager():
+                    output = model(**inputs, return_loss=False)
+                sample.add(output, inputs, model.config.pool_targets)
         values = sample.measure(model.config)
         if values:
             encoders = (encoder.named_parameters() for encoder in (model.context_encoder, model.target_encoder))

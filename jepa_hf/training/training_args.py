@@ -8,8 +8,8 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..errors import UsageError
+from ..utils.flags import MayChange
 from ..utils.keywords import ChecksKeywords
-from ..utils.types import MayChange
 
 # Fields of `TrainingArguments` that do not affect the weights: a resumed run may have other values.
 # Fields of this package's classes say so in their type, `MayChange`.
@@ -33,10 +33,9 @@ MAY_CHANGE = frozenset({
 class BaseJepaTrainingArguments(TrainingArguments, ChecksKeywords):
     """Base of the trainers' arguments: `TrainingArguments` with other defaults.
 
-    `per_device_eval_batch_size` defaults to `per_device_train_batch_size`, so that evaluation
-    compares as many rows of a batch as training does. The default `accelerator_config` copies
-    batches from pinned memory asynchronously (`non_blocking`). Progress is shown unless
-    `disable_tqdm` is set, at any verbosity of transformers.
+    `per_device_eval_batch_size` defaults to `per_device_train_batch_size`, so that evaluation compares as many rows of
+    a batch as training does. The default `accelerator_config` copies batches from pinned memory asynchronously
+    (`non_blocking`). Progress is shown unless `disable_tqdm` is set, at any verbosity of transformers.
 
     Attributes:
         adapts_logging_steps: Whether `logging_steps` is not set. A run then logs 20 times, and at
@@ -86,8 +85,7 @@ class BaseJepaTrainingArguments(TrainingArguments, ChecksKeywords):
         uses_default_config = self.accelerator_config is None
         super().__post_init__()
         config = cast(AcceleratorConfig, self.accelerator_config)
-        # From pinned memory a batch is copied while the device works; otherwise the host waits for
-        # the copy.
+        # From pinned memory a batch is copied while the device works; otherwise the host waits for the copy.
         if uses_default_config:
             config.non_blocking = self.dataloader_pin_memory
         # None selects the dispatcher for streams, which fails on batches of different lengths.
@@ -100,15 +98,12 @@ class JepaTrainingArguments(BaseJepaTrainingArguments):
     """`TrainingArguments` with an EMA schedule, exports, health, and a JEPA's defaults.
 
     Args:
-        ema_decay: EMA decay of the target encoder's first update (default: derived from the run's
-            length and start).
-        ema_decay_end: Decay of its last update (default: as above, or `ema_decay` if only that is
-            set).
+        ema_decay: EMA decay of the target encoder's first update (default: derived from the run's length and start).
+        ema_decay_end: Decay of its last update (default: as above, or `ema_decay` if only that is set).
         ema_schedule: "constant", "linear" or "cosine" in between.
         weight_decay_end: Weight decay of the last update, at the end of a cosine from
             `weight_decay` (default: constant).
-        decay_norms_and_biases: Apply weight decay to biases, norms and tables too, as plain AdamW
-            over all parameters.
+        decay_norms_and_biases: Apply weight decay to biases, norms and tables too, as plain AdamW over all parameters.
         export_encoder: Encoder in the output directory: "context", "target", or "both", which
             writes the context encoder there and the target encoder to `target_encoder/` (default:
             "target" for text with a pretrained start, else "context").
@@ -117,8 +112,7 @@ class JepaTrainingArguments(BaseJepaTrainingArguments):
         stop_on_collapse: End the run when a measurement shows a collapse, instead of warning.
 
     Raises:
-        UsageError: A number out of range, an unknown choice, or `load_best_model_at_end` by the
-            loss.
+        UsageError: A number out of range, an unknown choice, or `load_best_model_at_end` by the loss.
     """
 
     ema_decay: float | None = field(

@@ -1,9 +1,8 @@
 """Private names of transformers, accelerate and torch that `training` calls, one function each.
 
-Last seen in transformers 5.24, accelerate 1.15 and torch 2.13. `tests/training/test_upstream.py`
-has a contract for each name, and for each private method of `Trainer` that is overridden: it fails
-with the name when an upgrade moves it. Objects of these libraries are `Any` here, because private
-names have no types.
+Last seen in transformers 5.24, accelerate 1.15 and torch 2.13. `tests/training/test_upstream.py` has a contract for
+each name, and for each private method of `Trainer` that is overridden: it fails with the name when an upgrade moves it.
+Objects of these libraries are `Any` here, because private names have no types.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader
 # ---- transformers.Trainer
 
 
-def output_dir(trainer: Any, trial: Any = None) -> Path:
+def output_dir(trainer: Any, trial: Any) -> Path:
     """Return the directory of checkpoints (`Trainer._get_output_dir`)."""
     return Path(trainer._get_output_dir(trial))
 

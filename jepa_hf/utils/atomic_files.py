@@ -32,6 +32,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8 and with its line ends unchanged."""
+    with atomic_write(path) as new:
+        new.write_text(text, encoding="utf-8", newline="")
+
+
 @contextmanager
 def atomic_write_dir(folder: str | Path) -> Iterator[Path]:
     """Yield an empty folder to write to; on success its entries move to `folder`.

@@ -27,10 +27,7 @@ def check_output_dir(output_dir: str | Path) -> Path:
 def check_results_dir(output_dir: str, results_file: str, overwrite: bool) -> Path:
     """Check that a command can write its results to a directory, and would not replace earlier ones.
 
-    Args:
-        output_dir: The directory.
-        results_file: Name of the file by which earlier results are recognized.
-        overwrite: `--overwrite_output_dir`.
+    These are recognized by the name of `results_file`, and `overwrite` (`--overwrite_output_dir`) allows it.
 
     Raises:
         UsageError: As `check_output_dir`, or it holds results that may not be overwritten.

@@ -8,7 +8,8 @@ import pytest
 
 from helpers.cli import snapshot, train
 from helpers.fake_hub import Fault, Hub
-from jepa_hf import UsageError
+from jepa_hf import JepaConfig, JepaForRepresentationPrediction, UsageError
+from jepa_hf.hub.export import export_run
 from jepa_hf.hub.push import HubTarget, PushError, files_to_push, open_repo, push_files, push_run
 
 LFS = r"PUT /_lfs/"
@@ -46,6 +47,14 @@ def test_files_to_push(out: Path) -> None:
     """No pickle, checkpoint, settings, data samples or unrelated files are pushed."""
     assert set(files_to_push(out)) == SHARED
     assert {"_run.json", "masks.png", "checkpoint-1", "notes.txt"} <= {path.name for path in out.iterdir()}
+
+
+def test_feature_encoder_is_pushed_with_its_code(tmp_path: Path) -> None:
+    """All files that its export writes are pushed, so that it loads without jepa_hf."""
+    sizes = {"embed_dim": 16, "predictor_embed_dim": 8, "encoder_depth": 1, "predictor_depth": 1, "num_heads": 2}
+    export_run(JepaForRepresentationPrediction(JepaConfig.for_features(8, **sizes)), tmp_path)
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert set(files_to_push(tmp_path)) == written
 
 
 def test_repository_holds_the_files(out: Path, hub: Hub) -> None:

@@ -32,6 +32,20 @@ def test_batched_answers_equal_single_ones(side: str) -> None:
     assert llm.training
 
 
+def test_an_error_leaves_the_model_in_training_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout would stay off for the rest of a training that survives the error."""
+    words = tokenizer()
+    llm = model(len(words)).train()
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(llm, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        generate_answers(llm, words, ["class"])
+    assert llm.training
+
+
 def test_answer_ends_at_stop_token() -> None:
     """The stop token and everything after it are removed."""
     words = tokenizer()

@@ -26,7 +26,7 @@ from helpers.tiny_models import FAMILIES, save_tiny_encoder, tiny_config, tiny_t
 from jepa_hf import JepaConfig, JepaForRepresentationPrediction, UsageError
 from jepa_hf.hub.export import export_masked_lm
 from jepa_hf.models.encoder_adapters import encoder_adapter_for
-from jepa_hf.models.encoders import encoder_from_config, encoder_from_pretrained
+from jepa_hf.models.encoders import encoder_and_loading_info, encoder_from_config
 from jepa_hf.models.mlm_head import masked_lm_head_layout
 from jepa_hf.models.positions import gather_positions, sincos_positions
 
@@ -184,7 +184,7 @@ def test_the_pooler_is_left_out_however_the_encoder_is_built(family: str, tmp_pa
     config = tiny_config(family)
     plain = save_tiny_encoder(family, tmp_path / "plain")
     with_head = save_tiny_encoder(family, tmp_path / "head", head="mlm")
-    built = [encoder_from_config(config), *(encoder_from_pretrained(name, config) for name in (plain, with_head))]
+    built = [encoder_from_config(config), *(encoder_and_loading_info(name, config)[0] for name in (plain, with_head))]
     for encoder in built:
         assert not [name for name, _ in encoder.named_parameters() if "pooler" in name]
 
