@@ -9,18 +9,25 @@ from collections.abc import Iterator
 # that wait for each other's core cost more than they save (the tutorial's training: 242 CPU seconds, not 35).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import datasets
 import pytest
-import transformers
 
-from helpers.pictures import render_nothing, rendered
-
-render_nothing()
+# What imports torch and transformers is imported where it is needed: pytest's first process only passes on tests.
 
 
 def pytest_collectstart() -> None:
-    """While all is imported, there is no garbage to look for."""
+    """Before the first test module is imported, and in the processes that run tests only.
+
+    While all is imported, there is no garbage to look for.
+    """
     gc.disable()
+    from helpers.pictures import render_nothing
+    from jepa_hf.training import health_batches
+
+    render_nothing()
+    # Of 128 samples, 32 passes in batches of 4 take longer than the steps of a test's run.
+    health_batches._HEALTH_SAMPLES = 16
+    # Files of tests need not survive a power failure.
+    os.fsync = os.fstat
 
 
 def pytest_collection_finish() -> None:
@@ -32,7 +39,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def rendered_pictures() -> Iterator[None]:
-    """Figures are rendered into their files."""
+    """Figures are drawn and rendered into their files."""
+    from helpers.pictures import rendered
+
     with rendered():
         yield
 
@@ -40,6 +49,9 @@ def rendered_pictures() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _restore_library_settings() -> Iterator[None]:
     """The command line quiets the libraries for its process, which here is that of all tests."""
+    import datasets
+    import transformers
+
     ours, hub = logging.getLogger("jepa_hf"), logging.getLogger("huggingface_hub")
     before = (transformers.logging.get_verbosity(), datasets.logging.get_verbosity(), ours.level, hub.level)
     parallelism = os.environ.get("TOKENIZERS_PARALLELISM")
