@@ -1,10 +1,7 @@
 """Claims about `JepaForRepresentationPrediction`: frozen target, loss, batch contract, saving and loading."""
 
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrai
 from helpers.batches import (
     ATTENTION_IMPLEMENTATIONS,
     ONE_OF_EACH_FAMILY,
-    REPOSITORY,
     image_batch,
     image_config,
     scale_weights,
@@ -28,6 +24,7 @@ from helpers.batches import (
     tiny_jepa,
 )
 from helpers.batches import rows as corpus_rows
+from helpers.cli import start_process
 from helpers.tiny_models import FAMILIES, save_tiny_encoder, tiny_config, tiny_tokenizer
 from jepa_hf import (
     DataCollatorForSpanJEPA,
@@ -304,10 +301,7 @@ def test_a_fresh_process_computes_the_same_bits(tmp_path: Path) -> None:
             expected.append(" ".join(line))
     finally:
         torch.set_num_threads(threads)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.run(
-        [sys.executable, "-c", FRESH, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=120
-    )
+    process = start_process("-c", FRESH, tmp_path, cwd=tmp_path)
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.split("\n")[:-1] == sorted(expected)
 
