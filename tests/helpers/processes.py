@@ -235,7 +235,7 @@ def _accept(listener: socket.socket) -> None:
 
 
 def _serve(connection: socket.socket) -> None:
-    """Run what a client orders, tell it the process and its exit code, and kill what it leaves behind."""
+    """Run a client's order, answer with the process's number and exit code, and end the process with the client."""
     with connection, connection.makefile() as orders:
         _, files, _, _ = socket.recv_fds(connection, 1, 3)
         stdin, out, err = files

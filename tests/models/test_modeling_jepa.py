@@ -842,6 +842,8 @@ def test_a_saved_model_can_be_moved(tmp_path: Path) -> None:
 
 # ---- torch.compile
 
+ONE_LAYER = {"num_hidden_layers": 1}  # because tracing takes most of the time
+
 
 @pytest.mark.parametrize(
     ("family", "masked_tokens", "predictor"),
@@ -851,7 +853,8 @@ def test_a_saved_model_can_be_moved(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_text_model_compiles_into_one_graph(family: str, masked_tokens: str, predictor: str) -> None:
     """Each family, each mode and each predictor. ModernBERT's own forward takes a lock, which ends a graph."""
-    assert_compiles_into_one_graph(tiny_jepa(family, masked_tokens, predictor), text_batch(family, masked_tokens))
+    model = tiny_jepa(family, masked_tokens, predictor, encoder=ONE_LAYER)
+    assert_compiles_into_one_graph(model, text_batch(family, masked_tokens))
 
 
 def test_several_target_layers_compile_into_one_graph() -> None:
@@ -866,7 +869,7 @@ def test_several_target_layers_compile_into_one_graph() -> None:
 @pytest.mark.slow
 def test_every_term_compiles_into_one_graph() -> None:
     """In evaluation, with its fixed directions of SIGReg, and in training, with random ones."""
-    model, batch = tiny_jepa("bert", "drop", **EVERY_WEIGHT), text_batch("bert", "drop")
+    model, batch = tiny_jepa("bert", "drop", encoder=ONE_LAYER, **EVERY_WEIGHT), text_batch("bert", "drop")
     assert_compiles_into_one_graph(model, batch)
     torch.compile(model.train(), backend="eager", fullgraph=True)(**batch).loss.backward()
     torch.compiler.reset()
@@ -875,7 +878,7 @@ def test_every_term_compiles_into_one_graph() -> None:
 @pytest.mark.parametrize("family", ["ijepa", "vit", "dinov2"])
 @pytest.mark.slow
 def test_an_image_model_compiles_into_one_graph(family: str) -> None:
-    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 2}
+    settings = {"hidden_size": 32, "num_attention_heads": 2, "image_size": 8, "patch_size": 2, **ONE_LAYER}
     model = JepaForRepresentationPrediction(JepaConfig(AutoConfig.for_model(family, **settings)))
     assert_compiles_into_one_graph(model, image_batch())
 
@@ -891,7 +894,7 @@ def test_batches_of_static_shapes_are_compiled_once(masked_tokens: str) -> None:
     )
     torch.compiler.reset()
     counter = CompileCounter()
-    compiled = torch.compile(tiny_jepa("bert", masked_tokens).train(), backend=counter)
+    compiled = torch.compile(tiny_jepa("bert", masked_tokens, encoder=ONE_LAYER).train(), backend=counter)
     for kind, graphs in ((padded, 1), (full, 2)):
         for number in range(4):
             collator.epoch = number

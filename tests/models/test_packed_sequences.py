@@ -335,7 +335,7 @@ def test_rows_whose_documents_see_each_other_are_far_from_that(family: str, mask
 @pytest.mark.slow
 def test_compiled_it_is_the_same_and_compiled_once() -> None:
     """Under static shapes, whatever the number of documents in a row."""
-    model = tiny_jepa(**TERMS["instance"], **TERMS["contrastive"])
+    model = tiny_jepa(encoder={"num_hidden_layers": 1}, **TERMS["instance"], **TERMS["contrastive"])
     collator = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), max_length=32)
     few_documents, more_documents = [14, 14, 12, 13], [14, 7, 7, 12, 5, 8]
     counter = CompileCounterWithBackend("aot_eager")
