@@ -46,20 +46,34 @@ def rendered_pictures() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def full_health_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health is measured on as many samples as in real runs."""
+    monkeypatch.setattr("jepa_hf.training.health_batches._HEALTH_SAMPLES", 128)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _library_settings() -> tuple[int, int, int, int]:
+    """Before the first fixture of a module runs a command."""
+    import datasets
+    import transformers
+
+    levels = [logging.getLogger(name).level for name in ("jepa_hf", "huggingface_hub")]
+    return transformers.logging.get_verbosity(), datasets.logging.get_verbosity(), *levels
+
+
 @pytest.fixture(autouse=True)
-def _restore_library_settings() -> Iterator[None]:
+def _restore_library_settings(_library_settings: tuple[int, int, int, int]) -> Iterator[None]:
     """The command line quiets the libraries for its process, which here is that of all tests."""
     import datasets
     import transformers
 
-    ours, hub = logging.getLogger("jepa_hf"), logging.getLogger("huggingface_hub")
-    before = (transformers.logging.get_verbosity(), datasets.logging.get_verbosity(), ours.level, hub.level)
     parallelism = os.environ.get("TOKENIZERS_PARALLELISM")
     yield
-    transformers.logging.set_verbosity(before[0])
+    transformers.logging.set_verbosity(_library_settings[0])
     transformers.logging.enable_progress_bar()
-    datasets.logging.set_verbosity(before[1])
-    ours.setLevel(before[2])
-    hub.setLevel(before[3])
+    datasets.logging.set_verbosity(_library_settings[1])
+    for name, level in zip(("jepa_hf", "huggingface_hub"), _library_settings[2:], strict=True):
+        logging.getLogger(name).setLevel(level)
     if parallelism is None:
         os.environ.pop("TOKENIZERS_PARALLELISM", None)

@@ -472,6 +472,7 @@ def test_other_modes_do_not_go_with_packing(other: dict[str, Any]) -> None:
 # ---- training
 
 
+@pytest.mark.usefixtures("full_health_batch")
 @pytest.mark.parametrize("terms", ["layer", "contrastive", "pooled"])
 def test_a_run_on_packed_rows_is_the_run_on_their_texts(terms: str, tmp_path: Path) -> None:
     """All texts in each update: weights, losses, health, counts of targets and of tokens are those without packing."""
