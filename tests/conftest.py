@@ -47,6 +47,12 @@ def rendered_pictures() -> Iterator[None]:
 
 
 @pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The curves and maps of a report, which take seconds, are drawn but not rendered."""
+    monkeypatch.setattr("jepa_hf.report.figures._svg", lambda figure: "<svg></svg>")
+
+
+@pytest.fixture
 def full_health_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Health is measured on as many samples as in real runs."""
     monkeypatch.setattr("jepa_hf.training.health_batches._HEALTH_SAMPLES", 128)

@@ -9,15 +9,10 @@ import torch
 from helpers.cli import snapshot, train
 from helpers.report import text_run
 from jepa_hf.cli.main import main
-from jepa_hf.report import figures
 
 torch.set_num_threads(1)
 
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of these tests looks at a curve."""
-    monkeypatch.setattr(figures, "_svg", lambda figure: "<svg></svg>")
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture(scope="module")

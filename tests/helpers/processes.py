@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import traceback
+import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import reduction
@@ -115,7 +116,7 @@ def _run_python(arguments: list[str]) -> None:
         case ["-c", code, *rest]:
             sys.argv = ["-c", *rest]
             sys.path.insert(0, "")
-            exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+            _run_main(code, "<string>")
         case ["-m", name, *rest]:
             sys.argv = [name, *rest]
             sys.path.insert(0, os.getcwd())
@@ -123,7 +124,14 @@ def _run_python(arguments: list[str]) -> None:
         case [script, *rest]:
             sys.argv = [script, *rest]
             sys.path.insert(0, str(Path(script).parent))
-            runpy.run_path(script, run_name="__main__")
+            _run_main(Path(script).read_text("utf-8"), script)
+
+
+def _run_main(code: str, file: str) -> None:
+    """Run a main module that, unlike `runpy`'s, is there until the process has ended, with all its objects."""
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
+    module.__file__ = file
+    exec(compile(code, file, "exec"), module.__dict__)
 
 
 def wait(processes: Sequence[BaseProcess], timeout: float) -> list[int]:
