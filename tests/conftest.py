@@ -9,18 +9,25 @@ from collections.abc import Iterator
 # that wait for each other's core cost more than they save (the tutorial's training: 242 CPU seconds, not 35).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import datasets
 import pytest
-import transformers
 
-from helpers.pictures import render_nothing, rendered
-
-render_nothing()
+# What imports torch and transformers is imported where it is needed: pytest's first process only passes on tests.
 
 
 def pytest_collectstart() -> None:
-    """While all is imported, there is no garbage to look for."""
+    """Before the first test module is imported, and in the processes that run tests only.
+
+    While all is imported, there is no garbage to look for.
+    """
     gc.disable()
+    from helpers.pictures import render_nothing
+    from jepa_hf.training import health_batches
+
+    render_nothing()
+    # Of 128 samples, 32 passes in batches of 4 take longer than the steps of a test's run.
+    health_batches._HEALTH_SAMPLES = 16
+    # Files of tests need not survive a power failure.
+    os.fsync = os.fstat
 
 
 def pytest_collection_finish() -> None:
@@ -32,22 +39,47 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def rendered_pictures() -> Iterator[None]:
-    """Figures are rendered into their files."""
+    """Figures are drawn and rendered into their files."""
+    from helpers.pictures import rendered
+
     with rendered():
         yield
 
 
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The curves and maps of a report, which take seconds, are drawn but not rendered."""
+    monkeypatch.setattr("jepa_hf.report.figures._svg", lambda figure: "<svg></svg>")
+
+
+@pytest.fixture
+def full_health_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health is measured on as many samples as in real runs."""
+    monkeypatch.setattr("jepa_hf.training.health_batches._HEALTH_SAMPLES", 128)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _library_settings() -> tuple[int, int, int, int]:
+    """Before the first fixture of a module runs a command."""
+    import datasets
+    import transformers
+
+    levels = [logging.getLogger(name).level for name in ("jepa_hf", "huggingface_hub")]
+    return transformers.logging.get_verbosity(), datasets.logging.get_verbosity(), *levels
+
+
 @pytest.fixture(autouse=True)
-def _restore_library_settings() -> Iterator[None]:
+def _restore_library_settings(_library_settings: tuple[int, int, int, int]) -> Iterator[None]:
     """The command line quiets the libraries for its process, which here is that of all tests."""
-    ours, hub = logging.getLogger("jepa_hf"), logging.getLogger("huggingface_hub")
-    before = (transformers.logging.get_verbosity(), datasets.logging.get_verbosity(), ours.level, hub.level)
+    import datasets
+    import transformers
+
     parallelism = os.environ.get("TOKENIZERS_PARALLELISM")
     yield
-    transformers.logging.set_verbosity(before[0])
+    transformers.logging.set_verbosity(_library_settings[0])
     transformers.logging.enable_progress_bar()
-    datasets.logging.set_verbosity(before[1])
-    ours.setLevel(before[2])
-    hub.setLevel(before[3])
+    datasets.logging.set_verbosity(_library_settings[1])
+    for name, level in zip(("jepa_hf", "huggingface_hub"), _library_settings[2:], strict=True):
+        logging.getLogger(name).setLevel(level)
     if parallelism is None:
         os.environ.pop("TOKENIZERS_PARALLELISM", None)

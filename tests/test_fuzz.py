@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
@@ -53,6 +54,8 @@ from jepa_hf.masking.feature_collator import DataCollatorForFeatureJEPA
 from jepa_hf.masking.span_collator import DataCollatorForSpanJEPA
 from jepa_hf.models.configuration_feature_encoder import FeatureEncoderConfig
 from jepa_hf.models.configuration_jepa import JepaConfig
+
+pytestmark = pytest.mark.fuzz
 
 CASES = int(os.environ.get("JEPA_HF_FUZZ_CASES", "50"))
 DEADLINE_S = 30.0  # seconds

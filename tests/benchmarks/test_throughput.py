@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.cli import REPOSITORY
+from helpers.processes import forked_python
 
 SCRIPT = REPOSITORY / "benchmarks" / "speed" / "throughput.py"
 
@@ -72,7 +73,8 @@ def test_one_command_gives_rows_and_the_table(command: Callable[..., str], tmp_p
     output = tmp_path / "rows.jsonl"
     flags = ["--sizes", "tiny", "--lengths", "16", "--batch_sizes", "2", "--repeats", "2", "--seconds", "0"]
     flags += ["--loops", "jepa-dropped", "article", "--warmup", "1", "--threads", "1", "--device", "cpu"]
-    printed = command("run", *flags, "--output", output)
+    with forked_python():
+        printed = command("run", *flags, "--output", output)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     windows = [(row["cell"]["loop"], row["round"]) for row in rows if row["kind"] == "window"]
     assert windows == [("jepa-dropped", 0), ("article", 0), ("article", 1), ("jepa-dropped", 1)]

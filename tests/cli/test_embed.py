@@ -1,9 +1,6 @@
 """Claims about `jepa-hf embed`: from files to a file, which a kill does not undo; refusals in a sentence."""
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.cli import REPOSITORY
+from helpers.processes import start_python
 from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
 from jepa_hf.cli.main import main
 from jepa_hf.evaluation.embedder import Embedder
@@ -48,13 +46,13 @@ def test_a_killed_command_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) 
     write_lines("long.txt", CORPUS * 60)
     command = ["embed", "model", "long.txt", "--output"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "jepa_hf.cli", *command, "killed.parquet"], env=environment)
+    process = start_python(["-m", "jepa_hf.cli", *command, "killed.parquet"], environment, Path.cwd(), "out", "err")
     part = Path("killed.parquet.parts/part-000000.parquet")
     while not part.exists():
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not Path("killed.parquet").exists()
     assert main([*command, "alone.parquet"]) == 0
     embedded = []

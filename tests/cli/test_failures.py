@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from helpers.cli import QUIET, REPOSITORY, assert_same_weights, snapshot, start_process, train
+from helpers.processes import start_python
 from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
 from jepa_hf import JepaTrainer
 from jepa_hf.cli import train as train_module
@@ -360,25 +360,21 @@ def test_how_to_go_on_leaves_out_what_would_start_over(
 def test_the_command_itself_saves_on_sigterm_and_goes_on(folder: Path, tmp_path: Path) -> None:
     """In a process of its own, with workers that the same signal reaches, as a scheduler sends it to all."""
     out, log = tmp_path / "out", tmp_path / "log"
+    log.touch()
     flags = command(folder, out, "--dataloader_num_workers", "2", "--max_steps", "2000", "--save_steps", "1000")
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    with log.open("w") as output:
-        run = subprocess.Popen(
-            [sys.executable, "-u", str(REPOSITORY / "run_jepa.py"), *flags, *QUIET],
-            stdout=output, stderr=output, env=environment, start_new_session=True,
-        )  # fmt: skip
-        while "· loss" not in log.read_text() and run.poll() is None:
-            time.sleep(0.05)
-        os.killpg(run.pid, signal.SIGTERM)
-        code = run.wait(timeout=60)
+    command_line = [REPOSITORY / "run_jepa.py", *flags, *QUIET]
+    run = start_python(command_line, os.environ, tmp_path, log, log, new_session=True)
+    while "· loss" not in log.read_text() and run.is_alive():
+        time.sleep(0.05)
+    os.killpg(run.pid, signal.SIGTERM)
+    run.join(60)
     text = log.read_text()
-    assert code == 143, text
+    assert run.exitcode == 143, text
     (saved,) = valid_checkpoints(out)
     assert f"Run the same command again to continue from {out / saved}" in text
     assert "Traceback" not in text
     shorter = str(int(saved.partition("-")[2]) + 1)
-    completed = start_process(REPOSITORY / "run_jepa.py", *flags, "--max_steps", shorter, *QUIET, cwd=tmp_path)
-    assert f"from {saved} with another length" in completed.stdout, completed.stderr
+    assert f"from {saved} with another length" in train(*flags, "--max_steps", shorter)
 
 
 def broken_compiler(name: str = "") -> None:

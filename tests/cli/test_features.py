@@ -3,9 +3,6 @@
 import contextlib
 import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import jepa_hf
-from helpers.cli import QUIET, REPOSITORY, WITHOUT_JEPA_HF, SimulatedKill, assert_same_weights, snapshot, train, weights
+from helpers.cli import (
+    QUIET,
+    REPOSITORY,
+    WITHOUT_JEPA_HF,
+    SimulatedKill,
+    assert_same_weights,
+    snapshot,
+    start_process,
+    train,
+    weights,
+)
 from jepa_hf import FeatureEncoderModel, JepaForRepresentationPrediction, JepaTrainer
 from jepa_hf.cli.train import main
 from jepa_hf.data.arguments import DataArguments
@@ -203,18 +210,8 @@ def test_the_export_computes_the_same_in_a_process_of_its_own(
             output = AutoModel.from_pretrained(runs / name)(torch.from_numpy(rows))
         total = output.pooler_output.double().sum().item()
         expected.append(f"{total.hex()} {tuple(output.last_hidden_state.shape)}")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    if where is HERE:
-        environment["PYTHONPATH"] = str(REPOSITORY)
-    process = subprocess.run(
-        [sys.executable, *(["-I"] if where is ELSEWHERE else []), "-c", where, *(str(runs / name) for name in names)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment,
-        timeout=120,
-    )
+    command = ("-c", where, *(runs / name for name in names))
+    process = start_process(*command, cwd=tmp_path, HF_MODULES_CACHE=str(tmp_path / "modules"))
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.splitlines() == expected
 

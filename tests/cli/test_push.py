@@ -35,7 +35,7 @@ class Place:
 
     def run(self, *command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         hub = {**self.hub.environment(self.folder / "home"), "HF_MODULES_CACHE": str(self.folder / "modules")}
-        result = start_process(*command, cwd=self.folder, **{**hub, **environment})
+        result = start_process(*command, cwd=self.folder, fresh=True, **{**hub, **environment})
         self.said += [result.stdout, result.stderr]
         assert result.returncode == 0, result.stderr
         return result

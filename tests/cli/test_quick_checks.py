@@ -53,7 +53,7 @@ def test_the_names_are_those_of_the_parsers(objective: str, classes: tuple[type,
     ],
 )
 def test_help_and_mistakes_are_answered_without_torch(command: str, code: int, words: str, tmp_path: Path) -> None:
-    result = start_process("-X", "importtime", "-m", "jepa_hf.cli", *command.split(), cwd=tmp_path)
+    result = start_process("-X", "importtime", "-m", "jepa_hf.cli", *command.split(), cwd=tmp_path, fresh=True)
     imported = set(re.findall(r"^import time:.*\| +(\w+)$", result.stderr, re.MULTILINE))
     assert result.returncode == code
     assert words in result.stdout + result.stderr
@@ -90,7 +90,7 @@ def test_importing_the_package_registers_its_models(order: str, tmp_path: Path) 
     four = "input_dim=4"
     for model_type, arguments in (("feature_encoder", four), ("jepa", f"dict(model_type='feature_encoder', {four})")):
         code += f"AutoModel.from_config(AutoConfig.for_model('{model_type}', {arguments}))\n"
-    result = start_process("-c", f"{order}\n{code}", cwd=tmp_path)
+    result = start_process("-c", f"{order}\n{code}", cwd=tmp_path, fresh=True)
     assert result.returncode == 0, result.stderr
 
 

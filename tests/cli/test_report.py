@@ -12,6 +12,8 @@ from jepa_hf.cli.main import main
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 import jepa_hf
 from helpers.cli import QUIET, REPOSITORY, assert_same_weights, start_process, train, weights
+from helpers.processes import forked_python
 from helpers.tiny_models import CORPUS, FAMILIES, save_tiny_encoder, write_lines
 from jepa_hf import JepaForRepresentationPrediction
 from jepa_hf.cli.main import main as jepa_hf_main
@@ -177,7 +178,8 @@ def test_file_flags_and_python_give_the_same_run(start: list[str], tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_script_and_the_console_command_give_the_same_run(start: list[str], tmp_path: Path) -> None:
-    result = start_process(REPOSITORY / "run_jepa.py", *start, *QUIET, "--output_dir", "script", cwd=tmp_path)
+    command = (REPOSITORY / "run_jepa.py", *start, *QUIET, "--output_dir", "script")
+    result = start_process(*command, cwd=tmp_path, fresh=True)  # imports warn of nothing either
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     assert "Warning" not in result.stderr
@@ -208,12 +210,14 @@ def test_an_accelerate_config_starts_two_ranks_which_complain_once(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     command = ["train", "--accelerate_config", str(ACCELERATE), *start, *QUIET, "--output_dir", str(tmp_path / "out")]
     capfd.readouterr()
-    code, output = jepa_hf_main(command), capfd.readouterr()
+    with forked_python():
+        code, output = jepa_hf_main(command), capfd.readouterr()
     assert code == 0, output.err
     # Four samples on each of two ranks.
     assert "| samples per step | 8 |" in (tmp_path / "out" / "README.md").read_text()
     assert output.out.count("bert encoder") == 1
-    code, output = jepa_hf_main([*command, "--mask_ratio", "2", "--overwrite_output_dir"]), capfd.readouterr()
+    with forked_python():
+        code, output = jepa_hf_main([*command, "--mask_ratio", "2", "--overwrite_output_dir"]), capfd.readouterr()
     assert code != 0
     assert (output.out + output.err).count("mask_ratio must lie strictly between 0 and 1") == 1
 

@@ -22,6 +22,7 @@ import jepa_hf
 from helpers.cli import QUIET, REPOSITORY, assert_same_weights, snapshot, start_process, train, weights
 from helpers.fake_hub import Hub
 from helpers.llm import CHATML, conversations, model, tokenizer
+from helpers.processes import forked_python
 from helpers.report import Page
 from helpers.tiny_models import save_tiny_encoder, write_lines
 from jepa_hf.cli import train_llm as llm_module
@@ -811,9 +812,10 @@ def test_generate_shares_prompts_out_over_ranks(folder: Path, tmp_path: Path) ->
     asking = f"--data_file {folder / 'rows.jsonl'} --max_samples 5 --max_new_tokens 3 --use_cpu --output_dir".split()
     say("generate", folder / "llm", *asking, tmp_path / "one")
     launch = ("-m", "accelerate.commands.launch", "--config_file", REPOSITORY / "configs" / "accelerate" / "cpu2.yaml")
-    done = start_process(
-        *launch, "-m", "jepa_hf.cli", "generate", folder / "llm", *asking, tmp_path / "two", cwd=tmp_path
-    )
+    with forked_python():
+        done = start_process(
+            *launch, "-m", "jepa_hf.cli", "generate", folder / "llm", *asking, tmp_path / "two", cwd=tmp_path
+        )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "predictions.jsonl").read_text() == (tmp_path / "one" / "predictions.jsonl").read_text()
 

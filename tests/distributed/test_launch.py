@@ -5,13 +5,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from helpers.cli import REPOSITORY, start_process
+from helpers.processes import forked_python
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forked() -> Iterator[None]:
+    """The launcher and the ranks that it starts need not import torch."""
+    with forked_python():
+        yield
+
 
 TRAIN = ("-m", "jepa_hf.cli", "train", "--accelerate_config", str(REPOSITORY / "configs/accelerate/cpu2.yaml"))
 SMOKE = ("--smoke_test", "--report_to", "none")

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.llm import conversations, model, tokenizer
-from helpers.processes import run_ranks
+from helpers.processes import forked_python, run_python, run_ranks
 from jepa_hf.cli.train import main
 
 from .workers.llm_stream_ranks import train
@@ -43,14 +41,13 @@ def run_two_ranks(
 ) -> None:
     """In processes of their own, which say `once` once."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    command = [*launch, str(config), str(script), *given]
-    completed = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert completed.returncode == 0, completed.stdout + completed.stderr[-4000:]
-    assert completed.stdout.count(once) == 1
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    launch = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    with forked_python():
+        command = [*launch, str(config), str(script), *given]
+        code, printed, errors = run_python(command, os.environ | environment, folder, timeout=200)
+    assert code == 0, printed + errors[-4000:]
+    assert printed.count(once) == 1
 
 
 @pytest.fixture(scope="module")

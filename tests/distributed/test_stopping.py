@@ -1,8 +1,6 @@
 """Claims about two ranks of which one has to stop: both do, after the same step, with a complete checkpoint of both."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 import transformers
 from packaging.version import Version
 
+from helpers.processes import forked_python, run_python
 from jepa_hf.training.checkpoints import find_corruption
 
 pytestmark = [
@@ -31,11 +30,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
     """Where the runs wrote, and what each of the two ranks ended with."""
     folder = tmp_path_factory.mktemp("two")
     paths = [str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
     command += [str(HERE / "workers" / "stop_two_ranks.py"), str(folder)]
-    completed = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
-    assert completed.returncode == 0, completed.stderr[-4000:]
+    with forked_python():
+        code, _, errors = run_python(command, os.environ | environment, folder)
+    assert code == 0, errors[-4000:]
     files = sorted(folder.glob("rank-*.pt"))
     assert len(files) == 2
     return folder, [torch.load(file, weights_only=True) for file in files]

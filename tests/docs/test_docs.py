@@ -16,6 +16,7 @@ from torch.distributed.run import get_args_parser
 import jepa_hf
 from helpers.cli import REPOSITORY
 from helpers.llm import model, tokenizer
+from helpers.processes import forked_python
 from helpers.scripts import load_script
 from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
 from jepa_hf.cli.llm_arguments import LLM_CLASSES
@@ -75,7 +76,8 @@ def assert_prints_what_it_shows(page: str, folder: Path) -> None:
 @pytest.mark.timeout(900)
 def test_the_tutorial_runs_from_top_to_bottom(folder: Path) -> None:
     """In an empty directory, without a network, all its blocks run in order and print the page's outputs."""
-    assert_prints_what_it_shows(text("tutorial.md"), folder)
+    with forked_python():
+        assert_prints_what_it_shows(text("tutorial.md"), folder)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "tutorial.md" and "```python\n" in text(page)])

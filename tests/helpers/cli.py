@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from helpers.pictures import rendered
+from helpers.processes import run_python
 from jepa_hf.cli.train import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -53,23 +54,23 @@ def train(*argv: str | Path, pictures: bool = False) -> str:
     return output.getvalue()
 
 
-def start_process(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python command in a process of its own that cannot reach the Hub."""
+def start_process(
+    *command: str | Path, cwd: Path, fresh: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python command in a process of its own that cannot reach the Hub.
+
+    Args:
+        fresh: It imports torch and transformers itself (5 s), for tests of imports, of their warnings, and of
+            variables that are read then.
+    """
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    fixed = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, **fixed, **environment}
+    arguments = [str(argument) for argument in command]
+    if not fresh:
+        return subprocess.CompletedProcess(arguments, *run_python(arguments, variables, cwd))
     return subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        },
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=240, check=False, env=variables
     )
 
 

@@ -1,9 +1,6 @@
 """Every loader of an exported model computes the same representations."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from transformers import (
 )
 
 from helpers.batches import image_batch, image_config, skip_unless_transformers_loads, text_batch, tiny_jepa
-from helpers.cli import WITHOUT_JEPA_HF
+from helpers.cli import WITHOUT_JEPA_HF, start_process
 from helpers.tiny_models import CORPUS, FAMILIES, save_tiny_encoder, tiny_config, tiny_tokenizer
 from jepa_hf import DataCollatorForFeatureJEPA, JepaConfig, JepaForRepresentationPrediction, UsageError
 from jepa_hf.hub.export import export_custom_code, export_encoder, export_masked_lm, export_run
@@ -298,15 +295,8 @@ def test_exported_code_loads_without_jepa_hf(tmp_path: Path) -> None:
             expected.append(f"images {model(**image_batch()).loss.item().hex()}")
     finally:
         torch.set_num_threads(threads)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-I", "-c", ELSEWHERE, str(tmp_path / "exported")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**environment, "HF_MODULES_CACHE": str(tmp_path / "modules")},
-        timeout=120,
-    )
+    command = ("-c", ELSEWHERE, tmp_path / "exported")
+    process = start_process(*command, cwd=tmp_path, HF_MODULES_CACHE=str(tmp_path / "modules"))
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.split("\n")[:-1] == sorted(expected)
 

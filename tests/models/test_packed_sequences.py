@@ -335,7 +335,7 @@ def test_rows_whose_documents_see_each_other_are_far_from_that(family: str, mask
 @pytest.mark.slow
 def test_compiled_it_is_the_same_and_compiled_once() -> None:
     """Under static shapes, whatever the number of documents in a row."""
-    model = tiny_jepa(**TERMS["instance"], **TERMS["contrastive"])
+    model = tiny_jepa(encoder={"num_hidden_layers": 1}, **TERMS["instance"], **TERMS["contrastive"])
     collator = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), max_length=32)
     few_documents, more_documents = [14, 14, 12, 13], [14, 7, 7, 12, 5, 8]
     counter = CompileCounterWithBackend("aot_eager")
@@ -472,6 +472,7 @@ def test_other_modes_do_not_go_with_packing(other: dict[str, Any]) -> None:
 # ---- training
 
 
+@pytest.mark.usefixtures("full_health_batch")
 @pytest.mark.parametrize("terms", ["layer", "contrastive", "pooled"])
 def test_a_run_on_packed_rows_is_the_run_on_their_texts(terms: str, tmp_path: Path) -> None:
     """All texts in each update: weights, losses, health, counts of targets and of tokens are those without packing."""

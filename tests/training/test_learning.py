@@ -81,6 +81,7 @@ def before_and_after(folder: Path, seed: int) -> tuple[tuple[float, float], tupl
         weight_decay=0.05,
         ema_decay=0.95,
         ema_decay_end=1.0,
+        health_steps=0,
         seed=seed,
         use_cpu=True,
         report_to="none",
@@ -96,12 +97,12 @@ def before_and_after(folder: Path, seed: int) -> tuple[tuple[float, float], tupl
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_pretraining_on_digits_beats_the_same_network_at_its_random_start(tmp_path: Path) -> None:
-    """On test images that nothing was fitted to, mean of three seeds: by 3 points with ten labels a class, by one
+    """On test images that nothing was fitted to, mean of two seeds: by 3 points with ten labels a class, by one
     with all labels."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        runs = [before_and_after(tmp_path, seed) for seed in range(3)]
+        runs = [before_and_after(tmp_path, seed) for seed in range(2)]
     finally:
         torch.set_num_threads(threads)
     (few_before, all_before), (few_after, all_after) = np.mean(runs, axis=0)

@@ -73,10 +73,11 @@ def losses(run: RecordingTrainer) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "persistent"), [(2, False), (2, True), (0, False)])
-def test_a_run_interrupted_at_10_of_20_is_the_uninterrupted_one(workers: int, persistent: bool, tmp_path: Path) -> None:
+def test_a_run_interrupted_at_10_of_15_is_the_uninterrupted_one(workers: int, persistent: bool, tmp_path: Path) -> None:
     """Context, target, predictor, optimizer, masks, log and counters, in the middle of epoch 2, with accumulation."""
     loader = {"dataloader_num_workers": workers, "dataloader_persistent_workers": persistent}
-    loader |= {"eval_strategy": "steps", "eval_steps": 6}  # an evaluation leaves no trace either
+    # An evaluation leaves no trace either.
+    loader |= {"eval_strategy": "steps", "eval_steps": 6, "max_steps": 15}
     full_run = start(tmp_path / "whole", 1, **loader)
     full_run.train()
 
@@ -89,7 +90,7 @@ def test_a_run_interrupted_at_10_of_20_is_the_uninterrupted_one(workers: int, pe
     second = start(tmp_path / "cut", 2, **loader)
     assert not same(weights(second.model), weights(first.model))
     second.train(resume_from_checkpoint=True)
-    assert second.state.global_step == 20
+    assert second.state.global_step == 15
 
     assert len(first.batches) == 19  # 13 in epoch 1, 6 in epoch 2
     assert same(first.batches + second.batches, full_run.batches)
@@ -121,13 +122,15 @@ def packed_stream(count: int) -> datasets.IterableDataset:
 )
 def test_masks_and_weights_go_on_where_they_stopped(stop: int, data: Callable[[], Any], tmp_path: Path) -> None:
     """Exactly at the end of an epoch, and inside a stream; with several texts in a row too."""
-    full_run = start(tmp_path / "whole", 1, data(), save_steps=stop)
+    settings: dict[str, Any] = {"max_steps": stop + 3, "save_steps": stop}
+    full_run = start(tmp_path / "whole", 1, data(), **settings | {"save_strategy": "no"})
     full_run.train()
-    first = start(tmp_path / "cut", 1, data(), save_steps=stop)
+    first = start(tmp_path / "cut", 1, data(), **settings)
     first.add_callback(StopAfter(stop))
     first.train()
-    second = start(tmp_path / "cut", 2, data(), save_steps=stop)
+    second = start(tmp_path / "cut", 2, data(), **settings)
     second.train(resume_from_checkpoint=True)
+    assert second.batches
     assert same(first.batches + second.batches, full_run.batches)
     assert same(weights(second.model), weights(full_run.model))
 
@@ -166,7 +169,7 @@ def undisturbed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [3, 4, 5, 7, 11])
+@pytest.mark.parametrize("step", [4, 5, 11])
 def test_a_streamed_run_resumes_exactly_in_any_pass(
     step: int, undisturbed: tuple[RecordingTrainer, dict], tmp_path: Path
 ) -> None:
@@ -174,7 +177,7 @@ def test_a_streamed_run_resumes_exactly_in_any_pass(
     full_run, settings = undisturbed
     source = Path(full_run.args.output_dir) / f"checkpoint-{step}"
     for again in (step + 1, 12):
-        run = streamed(tmp_path, 2, **settings)
+        run = streamed(tmp_path, 2, **settings, save_steps=again)
         run.add_callback(StopAfter(again))
         run.train(resume_from_checkpoint=str(source))
         source = tmp_path / f"checkpoint-{again}"
@@ -252,6 +255,7 @@ def test_streamed_files_resume_exactly(suffix: str, workers: int, tmp_path: Path
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
         "max_steps": 16,
+        "save_steps": 13,
         "dataloader_num_workers": workers,
     }
     whole = streamed(tmp_path / "whole", 1, data(), **settings)

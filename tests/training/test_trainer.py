@@ -301,6 +301,7 @@ def test_the_constant_predictor_and_chance_by_hand(loss: str, tmp_path: Path) ->
     assert metrics["eval_cosine"] == pytest.approx((unit(predictions) * unit(targets)).sum(-1).mean(), abs=1e-5)
 
 
+@pytest.mark.usefixtures("full_health_batch")
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_evaluation_s_measures_do_not_depend_on_how_batches_are_cut(
     packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,6 @@ Of several folders one run after the other, each in fp32 or bf16, from the begin
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 from train_ranks import five_steps  # noqa: E402
 
 from helpers.batches import rows, tiny_jepa  # noqa: E402
+from helpers.processes import forked_python, run_python  # noqa: E402
 from helpers.runs import trainer  # noqa: E402
 from jepa_hf.cli.main import exit_process  # noqa: E402
 from jepa_hf.distributed.deepspeed_state import zero3_init_disabled  # noqa: E402
@@ -79,23 +79,13 @@ def start(launch: str, runs: Mapping[Path, Path | None], bf16: Container[Path] =
     """
     paths = os.pathsep.join(filter(None, [str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")]))
     wanted = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    command = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
     command += [str(CONFIGURATIONS / f"{launch}.yaml"), str(HERE / "divide_two_ranks.py"), launch]
-    completed = subprocess.run(
-        [
-            *command,
-            *(
-                f"{'bf16' if folder in bf16 else 'fp32'}:{folder}:{checkpoint or ''}"
-                for folder, checkpoint in runs.items()
-            ),
-        ],
-        env=os.environ | wanted,
-        cwd=HERE.parents[2],
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert completed.returncode == 0, completed.stderr[-4000:]
+    for folder, checkpoint in runs.items():
+        command.append(f"{'bf16' if folder in bf16 else 'fp32'}:{folder}:{checkpoint or ''}")
+    with forked_python():
+        code, _, errors = run_python(command, os.environ | wanted, HERE.parents[2], timeout=400)
+    assert code == 0, errors[-4000:]
 
 
 def model_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -38,6 +38,7 @@ def five_steps(processes: int) -> dict[str, Any]:
         "learning_rate": 3e-4,
         "adam_epsilon": 1e-6,
         "ema_decay": 0.9,
+        "health_steps": 0,
     }
 
 
@@ -89,12 +90,14 @@ def train(
 
 def resume(folder: Path, processes: int, shards: int) -> Result:
     """A streamed run of several passes with accumulation, and how far runs resumed from its steps end from it."""
-    settings = five_steps(processes) | {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
+    settings = five_steps(processes) | {"max_steps": 8, "save_steps": 1}
     settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-3}
 
     def run(name: str, checkpoint: str | None = None) -> RecordingTrainer:
         data = datasets.Dataset.from_list(LONG[:13]).to_iterable_dataset(shards).shuffle(seed=1, buffer_size=4)
-        training = trainer(folder / name, tiny_jepa(strong=False, contrastive_weight=1.0), data=data, **settings)
+        saves = {"save_strategy": "steps" if checkpoint is None else "no"}
+        model = tiny_jepa(strong=False, contrastive_weight=1.0)
+        training = trainer(folder / name, model, data=data, **settings, **saves)
         training.train(resume_from_checkpoint=checkpoint)
         return training
 
@@ -116,7 +119,7 @@ def evaluate(folder: Path, processes: int, data: Any, **weights: float) -> Resul
 
 
 RUNS: dict[str, Callable[[Path, int], Result]] = {
-    "drop": lambda folder, processes: train(folder, processes, LONG, "drop", "transformer"),
+    "drop": lambda folder, processes: train(folder, processes, LONG, "drop", "transformer", health_steps=5),
     "mask_token": lambda folder, processes: train(folder, processes, LONG, "mask_token", "mlp"),
     "contrastive": lambda folder, processes: train(folder, processes, LONG, "drop", "transformer", 2.0),
     # One shape of batches and one layer, because tracing takes most of the time.
