@@ -31,7 +31,6 @@ import copy
 import json
 import random
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -53,7 +52,6 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, Trainer, set
 from jepa_hf import JepaTrainer
 from jepa_hf.cli.console import quiet_libraries
 from jepa_hf.evaluation.scoring import linear_probe, retrieval_metrics, spearman
-from jepa_hf.evaluation.task import Split
 from jepa_hf.evaluation.tasks import TaskArguments, load_tasks
 from jepa_hf.monitoring.health import is_measurement
 
@@ -300,7 +298,9 @@ def run(options: argparse.Namespace) -> None:
 def general(row: Variant, name: str) -> tuple[float, float]:
     """Mean similarity and mean retrieval of one of a row's encoders."""
     scores, kinds = row["scores"][name], row["kinds"]
-    values = {kind: [v for task, v in scores.items() if kinds.get(task) == kind] for kind in ("similarity", "retrieval")}
+    values = {
+        kind: [v for task, v in scores.items() if kinds.get(task) == kind] for kind in ("similarity", "retrieval")
+    }
     similarity, retrieval = (mean(v) if v else float("nan") for v in values.values())
     return similarity, retrieval
 
@@ -312,8 +312,8 @@ def summary(row: Variant) -> str:
         similarity, retrieval = general(row, name)
         probe = scores.get(row["domain"], float("nan"))
         cells.append(f"{name} {probe:.2f}/{similarity:.2f}/{retrieval:.2f}")
-    steps = row.get("steps", 0)
-    return f"{row['domain']} {row['name']} seed {row['seed']}: {'; '.join(cells)}; {steps} steps, {row.get('train_s', 0)} s"
+    begin = f"{row['domain']} {row['name']} seed {row['seed']}"
+    return f"{begin}: {'; '.join(cells)}; {row.get('steps', 0)} steps, {row.get('train_s', 0)} s"
 
 
 def table(rows: list[Variant]) -> str:

@@ -31,7 +31,7 @@ def is_language_model_dir(folder: Path) -> bool:
 def export_language_model(options: argparse.Namespace, target: Path) -> None:
     """Write the model of a checkpoint or of a finished run with its tokenizer, for `AutoModelForCausalLM`."""
     source = options.source
-    if options.head or options.custom_code or options.onnx or options.encoder != "context":
+    if options.head or options.custom_code or options.onnx or options.encoder == "target":
         raise UsageError(
             f"{source!r} holds a language model, and --encoder, --head and --custom_code are for encoders, as --onnx "
             "is. Omit them."

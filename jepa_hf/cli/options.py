@@ -195,7 +195,8 @@ def _export() -> ArgumentParser:
     parser.add_argument(
         "--encoder",
         choices=("context", "target"),
-        help="which encoder; default target for text with a pretrained start; else, and with --head or --average, context",
+        help="which encoder; default target for text with a pretrained start, but context with --head or --average and "
+        "for everything else",
     )
     parser.add_argument(
         "--average",

@@ -135,7 +135,7 @@ def test_text_quality_makes_a_table(benchmark: Benchmark, tmp_path: Path) -> Non
 
 
 def test_adaptation_compares_jepa_with_its_peers(benchmark: Benchmark, tmp_path: Path) -> None:
-    """All objectives train a step; the encoders of each are judged on the domain, on pairs with scores and retrieval."""
+    """All objectives train a step; the encoders of each are judged on the domain, similarity and retrieval."""
     start = save_tiny_encoder("bert", tmp_path / "start", head="mlm")
     write_lines(tmp_path / "texts.jsonl", [json.dumps({"text": text}) for text in CORPUS[:40]])
     write_lines(tmp_path / "topics.csv", ["text,label", *(f'"{text}",{n % 2}' for n, text in enumerate(CORPUS[:40]))])

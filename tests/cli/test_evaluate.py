@@ -64,7 +64,7 @@ def test_two_models_and_three_tasks_from_end_to_end(
         ("pairs", "similarity", 40),
         ("answers", "retrieval", 40),
     ]
-    assert len(actual["scores"]) == 2 * 3 * (2 + 1 + 4)
+    assert len(actual["scores"]) == 2 * 3 * (2 + 1 + 5)
     assert actual["settings"]["seed"] == 42
     assert set(actual["settings"]["versions"]) >= {"jepa_hf", "torch", "transformers", "scikit-learn"}
     length = next(s for s in actual["scores"] if (s["metric"], s["pooling"]) == ("linear_probe", "mean"))

@@ -57,7 +57,7 @@ def test_each_score_has_its_bar_and_its_interval(tmp_path: Path, drawn: list[Fig
     assert texts(drawn[0]) == ["a", "b", "mean pooling", "cls pooling"]
     labels = [label.get_text() for axis in axes for label in axis.get_xticklabels()]
     assert labels[:3] == ["topics\nlinear probe", "topics\nkNN", "pairs\nSpearman"]
-    assert len(labels) == 7
+    assert len(labels) == 8
 
 
 def test_the_legend_of_the_scores_covers_nothing(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -69,7 +69,7 @@ def test_json_has_every_score_with_its_settings_and_sizes() -> None:
         "n_test": 60,
         "classes": 3,
     }
-    assert len(content["scores"]) == len(found.scores) == 2 * 2 * (2 + 1 + 4)
+    assert len(content["scores"]) == len(found.scores) == 2 * 2 * (2 + 1 + 5)
     for entry, score in zip(content["scores"], found.scores, strict=True):
         assert (entry["model"], entry["pooling"], entry["task"], entry["metric"]) == (
             score.model,
@@ -131,7 +131,10 @@ def test_a_card_gets_section_and_metadata_and_keeps_the_rest() -> None:
     assert {(r.dataset_name, r.metric_type, r.metric_value) for r in ours} == {
         ("topics", "accuracy", 0.5),
         ("pairs", "spearmanr", 0.5),
-        *(("answers", f"{metric}", 0.5) for metric in ("recall_at_1", "recall_at_5", "recall_at_10", "ndcg_at_10", "mrr_at_10")),
+        *(
+            ("answers", f"{metric}", 0.5)
+            for metric in ("recall_at_1", "recall_at_5", "recall_at_10", "ndcg_at_10", "mrr_at_10")
+        ),
     }
     assert len(ours) == 8
 

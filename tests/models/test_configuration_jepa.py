@@ -78,7 +78,9 @@ def test_the_contrastive_term_is_a_default_of_text() -> None:
 
 def test_the_target_encoder_of_a_pretrained_text_start_is_exported() -> None:
     """It forgets less; a random start's target, and the encoders of other modalities, have no such reason."""
-    text, images = (JepaConfig.for_encoder(config, pretrained_encoder=True) for config in (tiny_config("bert"), image_config()))
+    text, images = (
+        JepaConfig.for_encoder(config, pretrained_encoder=True) for config in (tiny_config("bert"), image_config())
+    )
     assert text.default_exported_encoder == "target"
     assert images.default_exported_encoder == JepaConfig(tiny_config("bert")).default_exported_encoder == "context"
 
