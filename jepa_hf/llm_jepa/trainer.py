@@ -1,6 +1,7 @@
 """Trainer that fine-tunes causal language models with LLM-JEPA."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from transformers.trainer_utils import has_length
 
 from ..errors import UsageError
 from ..hub.model_card import DatasetInfo
+from ..models.argument_owners import owner_of_argument
 from ..training.base_trainer import BaseJepaTrainer
 from ..training.callbacks import MovingAverageCallback
 from ..training.checkpoints import is_staging_checkpoint
@@ -85,6 +87,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
     objective: PairedViewObjective
     batch_keys = ("input_ids", "labels", "view_input_ids")
     _is_constructed = False
+    _owner_of = staticmethod(partial(owner_of_argument, llm=True))
 
     def __init__(
         self,

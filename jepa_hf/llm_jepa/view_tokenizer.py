@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from ..models.argument_owners import owner_of_argument
 from ..utils.counts import counted
+from ..utils.keywords import ChecksKeywords
 from .chat_rendering import Answer, ChatRenderer
 from .conversations import Conversation, read_conversation
 from .predictor_tokens import predictor_tokens
@@ -37,7 +40,7 @@ class View(NamedTuple):
     truncated: bool
 
 
-class PairedViewTokenizer:
+class PairedViewTokenizer(ChecksKeywords):
     """Tokenize chat messages or two columns into rows for `DataCollatorForPairedViews`.
 
     Each view is one message of the conversation, rendered by the chat template (LLM-JEPA, section
@@ -68,6 +71,8 @@ class PairedViewTokenizer:
     Raises:
         UsageError: a slow tokenizer, missing predictor tokens, or an argument out of range.
     """
+
+    _owner_of = staticmethod(partial(owner_of_argument, llm=True))
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import UsageError
+from ..models.argument_owners import owner_of_argument
 from ..utils.keywords import ChecksKeywords
 from .span_sampling import check_span_settings
 
@@ -28,6 +29,7 @@ class MaskingCollator(ChecksKeywords):
 
     # Columns of the data set that the collator reads and the model does not.
     extra_columns: tuple[str, ...] = ()
+    _owner_of = staticmethod(owner_of_argument)
 
     def __init__(self, num_masks: int, seed: int):
         if num_masks < 1:

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..errors import UsageError
+from ..models.argument_owners import owner_of_argument
 from ..utils.keywords import ChecksKeywords
 from ..utils.types import MayChange
 
@@ -42,6 +43,8 @@ class BaseJepaTrainingArguments(TrainingArguments, ChecksKeywords):
         adapts_logging_steps: Whether `logging_steps` is not set. A run then logs 20 times, and at
             least every 500 steps.
     """
+
+    _owner_of = staticmethod(owner_of_argument)
 
     output_dir: str = field(default="out", metadata={"help": "Output directory of the run."})
     per_device_eval_batch_size: int | None = field(  # type: ignore[assignment]  # an int after `__post_init__`
