@@ -29,7 +29,6 @@ from .prepare import prepare
 from .quick_checks import peek_objective
 from .run import (
     apply_smoke_test,
-    check_minimum,
     check_run,
     check_start,
     describe_parameters,
@@ -237,7 +236,6 @@ def finalize_arguments(model_args: ModelArguments, data_args: DataArguments, arg
             "compute in bfloat16 with --bf16."
         )
     check_run(data_args, args)
-    check_minimum("tokenizer_vocab_size", model_args.tokenizer_vocab_size, 1)
 
 
 def _probe(source: str, prepared: TrainingComponents, args: RunArguments) -> Callable[..., dict[str, float]]:

@@ -40,6 +40,18 @@ class View(NamedTuple):
     truncated: bool
 
 
+def check_view_settings(num_predictor_tokens: int, predictor_position: str, max_length: int | None) -> None:
+    """Raise a `UsageError` for settings out of range; `max_length` None stands for a default."""
+    predictor_tokens(num_predictor_tokens)
+    if predictor_position not in ("end", "start"):
+        raise UsageError(f"predictor_position must be end or start, got {predictor_position!r}.")
+    if max_length is not None and max_length < num_predictor_tokens + 2:
+        raise UsageError(
+            f"max_length (--max_seq_length) {max_length} leaves no room for text with {num_predictor_tokens} "
+            "predictor tokens. Increase it."
+        )
+
+
 class PairedViewTokenizer(ChecksKeywords):
     """Tokenize chat messages or two columns into rows for `DataCollatorForPairedViews`.
 
@@ -94,13 +106,7 @@ class PairedViewTokenizer(ChecksKeywords):
                 f"Paired views need a fast tokenizer, got {type(tokenizer).__name__}. Load the fast version."
             )
         self.predictors = predictor_tokens(num_predictor_tokens)
-        if predictor_position not in ("end", "start"):
-            raise UsageError(f"predictor_position must be end or start, got {predictor_position!r}.")
-        if max_length < num_predictor_tokens + 2:
-            raise UsageError(
-                f"max_length (--max_seq_length) {max_length} leaves no room for text with {num_predictor_tokens} "
-                "predictor tokens. Increase it."
-            )
+        check_view_settings(num_predictor_tokens, predictor_position, max_length)
         missing = [token for token in self.predictors if token not in tokenizer.get_added_vocab()]
         if missing:
             raise UsageError(f"The tokenizer does not contain {missing[0]}: call add_predictor_tokens first.")
