@@ -12,6 +12,7 @@ from ..data.arguments import DataArguments
 from ..data.feature_readers import is_array_file
 from ..errors import RunError, UsageError
 from ..hub.export import JEPA_FOLDER
+from ..hub.loading import hidden_loading_bars
 from ..hub.push import PushError
 from ..llm_jepa import LlmJepaTrainer
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
@@ -23,7 +24,7 @@ from .arguments import ModelArguments, Parsed, RunArguments
 from .console import quiet_libraries, report_error
 from .encoder_loading import TrainingComponents
 from .llm_arguments import LLM_CLASSES
-from .parsing import complete_help, parse_command, parse_flags
+from .parsing import parse_command, parse_flags
 from .passed_objects import model_directory, quiet_datasets, set_datasets
 from .prepare import prepare
 from .quick_checks import peek_objective
@@ -51,17 +52,14 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
     SIGTERM and Ctrl-C end the training after the current step with a checkpoint, see `GracefulShutdownCallback`.
 
     Returns:
-        The exit code: 0; 1 if `--stop_on_collapse` ended the run, if LLM-JEPA learned nothing, if the result could
-        not be pushed, or after a `RunError`; 2 after a `UsageError`; 143 after SIGTERM and 130 after Ctrl-C.
+        The exit code: 0; 1 if `--stop_on_collapse` ended the run, if the result could not be pushed, or
+        after a `RunError`; 2 after a `UsageError`; 143 after SIGTERM and 130 after Ctrl-C.
     """
     quiet_libraries()
     interruption = GracefulShutdownCallback()
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
         is_llm = peek_objective(arguments) == "llm"
-        if {"--help_all", "--help-all"} & set(arguments):
-            print(complete_help(command, LLM_CLASSES) if is_llm else complete_help(command))
-            return 0
         trainer: JepaTrainer | LlmJepaTrainer | None
         if is_llm:
             trainer = run_llm(parse_command(arguments, LLM_CLASSES), interruption)
@@ -79,7 +77,7 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
         return code
     if trainer is None:
         return 0
-    code = 0 if trainer.succeeded else 1
+    code = int(trainer.stopped_early)
     if trainer.args.push_to_hub and not interruption.stopped:
         try:
             push(trainer)
@@ -163,7 +161,7 @@ def pretrain(
     recipe = None if config is None else str(config)
     objective = flags["objective"] if "objective" in flags else peek_objective([] if recipe is None else [recipe])
     classes = {"classes": LLM_CLASSES} if objective == "llm" else {}
-    with quiet_datasets(), model_directory(model, processing_class) as (name, passed_model):
+    with hidden_loading_bars(), quiet_datasets(), model_directory(model, processing_class) as (name, passed_model):
         if name is not None:
             flags["model_name_or_path"] = name
         parsed = parse_flags(flags, config=recipe, **classes)

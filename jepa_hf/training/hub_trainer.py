@@ -17,6 +17,7 @@ from transformers.utils import PushInProgress
 
 from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
+from ..hub.loading import hidden_loading_bars
 from ..hub.model_card import DatasetInfo
 from ..hub.push import LAST_CHECKPOINT, HubTarget, PushError, open_repo, push_files, push_run
 from ..monitoring.assessment import Verdict, judge
@@ -50,7 +51,7 @@ class HubTrainer(Trainer):
     def load_weights(self, checkpoint: str) -> nn.Module:
         """Load a checkpoint into a second model."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with zero3_init_disabled():
+        with hidden_loading_bars(), zero3_init_disabled():
             return type(model).from_pretrained(checkpoint)
 
     @abstractmethod
@@ -117,11 +118,6 @@ class HubTrainer(Trainer):
     def stopped_early(self) -> bool:
         """Whether the run ended before its last step because of its health findings."""
         return False
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether the command exits with code 0: the run was not stopped early."""
-        return not self.stopped_early
 
     def verdict(self) -> Verdict | None:
         """Return the verdict on the run, see `assessment.judge`; None before its end, or without training."""
