@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from ..data.arguments import DataArguments
 from ..errors import UsageError
+from ..masking.base_collator import check_mask_settings
+from ..masking.block_sampling import check_block_settings
+from ..masking.span_sampling import check_span_settings
+from ..models.jepa_config_checks import check_settings
+from ..models.lora import check_lora_numbers
 from ..training.training_args import JepaTrainingArguments
 from ..utils.flags import MayChange, flag
 
@@ -49,6 +54,11 @@ class BaseModelArguments:
     lora_target_modules: list[str] | None = flag(
         None, "Suffixes of the modules that get an adapter (default: all linear layers)."
     )
+
+    def __post_init__(self) -> None:
+        if self.tokenizer_vocab_size < 1:
+            raise UsageError(f"tokenizer_vocab_size must be at least 1, not {self.tokenizer_vocab_size}. Raise it.")
+        check_lora_numbers(self.lora_r, self.lora_dropout)
 
     def lora_settings(self) -> dict[str, Any] | None:
         """Return the arguments of peft's `LoraConfig`; None without --use_peft."""
@@ -102,12 +112,20 @@ class ModelArguments(BaseModelArguments):
     )
     pool_targets: bool | None = flag(None, "Predict the mean of a mask's targets instead of each target.")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self.jepa_kwargs())
+
     def jepa_kwargs(self) -> dict[str, Any]:
         """Return the arguments of `JepaConfig` that are set."""
         names = [item.name for item in fields(self)]
         values = {name: getattr(self, name) for name in names[names.index("masked_tokens") :]}
         values["lora"] = self.lora_settings()
         return {name: value for name, value in values.items() if value is not None}
+
+
+# Ranges of areas, as fractions of an image.
+_AREAS = ("target_scale", "context_scale", "random_resized_crop")
 
 
 @dataclass
@@ -139,10 +157,14 @@ class MaskArguments:
     random_flip: bool = flag(False, "Images: flip half of the images horizontally.")
 
     def __post_init__(self) -> None:
-        for name in ("target_scale", "target_aspect_ratio", "context_scale", "random_resized_crop"):
+        for name in (*_AREAS, "target_aspect_ratio"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, (list, tuple)) or len(value) != 2):
                 raise UsageError(f"{name} takes two numbers, minimum and maximum, not {value}. Give both.")
+        check_span_settings(self.mask_ratio, self.mean_span_length)
+        check_mask_settings(self.num_masks, self.on_too_short)
+        ranges: dict[str, Any] = {name: getattr(self, name) for name in _AREAS if getattr(self, name) is not None}
+        check_block_settings(ranges, cast(tuple[float, float] | None, self.target_aspect_ratio))
 
     def given_for(self, objective: str, names: Sequence[str]) -> dict[str, Any]:
         """Return the arguments that are set; refuse those that the objective does not use."""

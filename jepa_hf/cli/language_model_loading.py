@@ -124,8 +124,13 @@ def build_language_model(
 
 
 def refuse_unfinished_run(argument: str, name: str) -> None:
-    """Refuse the directory of a run that has not written its model yet, and name its newest checkpoint."""
-    if (Path(name) / RUN_FILE).is_file() and not read_run(name)["finished"]:
+    """Refuse the directory of an evaluation, or of a run without its model yet, whose newest checkpoint is named."""
+    run = read_run(name) if (Path(name) / RUN_FILE).is_file() else None
+    if run is not None and not run["settings"].get("do_train", True):
+        evaluated = run["settings"].get("model_name_or_path")
+        remedy = "name the model" + ("" if evaluated is None else f", {evaluated}")
+        raise UsageError(f"{argument} {name!r} holds the evaluation of a model, and no model; {remedy}")
+    if run is not None and not run["finished"]:
         checkpoint, _ = latest_valid_checkpoint(Path(name))
         remedy = "repeat its command to finish it" + ("" if checkpoint is None else f", or name {checkpoint}")
         raise UsageError(f"{argument} {name!r} holds an unfinished run; {remedy}")

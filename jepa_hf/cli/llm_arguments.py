@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from ..data.arguments import check_at_least_one
+from ..errors import UsageError
 from ..llm_jepa import LlmJepaTrainingArguments
 from ..llm_jepa.paired_data import PairedDataArguments
+from ..llm_jepa.view_tokenizer import check_view_settings
 from ..utils.flags import MayChange, flag
 from .arguments import BaseModelArguments, CommandArguments
 
@@ -39,6 +42,10 @@ class ViewArguments:
         False, "Next-token loss on prompts too, and not on the stop token, as in the paper's script."
     )
 
+    def __post_init__(self) -> None:
+        check_view_settings(self.num_predictor_tokens, self.predictor_position, self.max_seq_length)
+        check_at_least_one(self, "pad_to_multiple_of")
+
 
 @dataclass
 class GenerationArguments:
@@ -51,6 +58,11 @@ class GenerationArguments:
     )
     max_new_tokens: MayChange[int] = flag(128, "Maximum tokens of an answer.")
     database: MayChange[str | None] = flag(None, "For the score sql: an SQLite file, or a folder of NAME/NAME.sqlite.")
+
+    def __post_init__(self) -> None:
+        if self.generation_samples < 0:
+            raise UsageError(f"generation_samples must be at least 0, not {self.generation_samples}.")
+        check_at_least_one(self, "max_new_tokens")
 
 
 @dataclass

@@ -120,11 +120,23 @@ def train(arguments: Sequence[str], command: str) -> int:
         if help_flags <= {"-h", "--help"} and help_flags:
             print(short_help(command, peek_objective(rest)))
             return 0
-        if config is not None and not help_flags:
+        if help_flags:
+            _print_complete_help(command, peek_objective(rest))
+            return 0
+        if config is not None:
             return _launch(config, rest)
     except UsageError as error:
         return report_error(command, error)
     return import_module(".train", __package__).main(rest, command)
+
+
+def _print_complete_help(command: str, objective: str | None) -> None:
+    """Print the help on all flags, for which `TrainingArguments` imports torch: seconds, after a line about them."""
+    if sys.stderr.isatty():
+        print("collecting all options ...", file=sys.stderr, flush=True)
+    parsing = import_module(".parsing", __package__)
+    classes = (import_module(".llm_arguments", __package__).LLM_CLASSES,) if objective == "llm" else ()
+    print(parsing.complete_help(command, *classes))
 
 
 def _launch(config: str, arguments: list[str]) -> int:

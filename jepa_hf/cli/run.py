@@ -76,7 +76,7 @@ def check_start(model_args: BaseModelArguments) -> None:
 
 
 def check_run(data_args: Any, args: TrainingArguments) -> None:
-    """Reject processes without a process group, two sources of data, and numbers out of range."""
+    """Reject processes without a process group, two sources of data, and a run of no steps."""
     if int(os.environ.get("WORLD_SIZE", "1")) > args.world_size:
         raise UsageError(
             "Several processes were started, but each would train separately. For processes on CPUs, use an accelerate "
@@ -93,20 +93,6 @@ def check_run(data_args: Any, args: TrainingArguments) -> None:
         raise UsageError(f"report_to {', '.join(args.report_to or ())}: {one_line(error)} Choose another.") from None
     if args.fp16 and args.device.type == "cpu":
         raise UsageError("fp16 needs a GPU. Use --bf16, which a CPU supports.")
-    for name, minimum in (
-        ("per_device_train_batch_size", 1),
-        ("per_device_eval_batch_size", 1),
-        ("gradient_accumulation_steps", 1),
-        ("learning_rate", 0),
-        ("seed", 0),
-    ):
-        check_minimum(name, getattr(args, name), minimum)
-
-
-def check_minimum(name: str, value: float, minimum: float) -> None:
-    """Raise a `UsageError` if the value is below the minimum or not a number."""
-    if not value >= minimum:
-        raise UsageError(f"{name} must be at least {minimum}, not {value}. Raise it.")
 
 
 def apply_smoke_test(model_args: Any, data_args: Any, args: TrainingArguments, model: dict[str, Any]) -> None:

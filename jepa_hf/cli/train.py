@@ -12,6 +12,7 @@ from ..data.arguments import DataArguments
 from ..data.feature_readers import is_array_file
 from ..errors import RunError, UsageError
 from ..hub.export import JEPA_FOLDER
+from ..hub.loading import hidden_loading_bars
 from ..hub.push import PushError
 from ..llm_jepa import LlmJepaTrainer
 from ..models.configuration_feature_encoder import FeatureEncoderConfig
@@ -23,13 +24,12 @@ from .arguments import ModelArguments, Parsed, RunArguments
 from .console import quiet_libraries, report_error
 from .encoder_loading import TrainingComponents
 from .llm_arguments import LLM_CLASSES
-from .parsing import complete_help, parse_command, parse_flags
+from .parsing import parse_command, parse_flags
 from .passed_objects import model_directory, quiet_datasets, set_datasets
 from .prepare import prepare
 from .quick_checks import peek_objective
 from .run import (
     apply_smoke_test,
-    check_minimum,
     check_run,
     check_start,
     describe_parameters,
@@ -60,9 +60,6 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
         is_llm = peek_objective(arguments) == "llm"
-        if {"--help_all", "--help-all"} & set(arguments):
-            print(complete_help(command, LLM_CLASSES) if is_llm else complete_help(command))
-            return 0
         trainer: JepaTrainer | LlmJepaTrainer | None
         if is_llm:
             trainer = run_llm(parse_command(arguments, LLM_CLASSES), interruption)
@@ -164,7 +161,7 @@ def pretrain(
     recipe = None if config is None else str(config)
     objective = flags["objective"] if "objective" in flags else peek_objective([] if recipe is None else [recipe])
     classes = {"classes": LLM_CLASSES} if objective == "llm" else {}
-    with quiet_datasets(), model_directory(model, processing_class) as (name, passed_model):
+    with hidden_loading_bars(), quiet_datasets(), model_directory(model, processing_class) as (name, passed_model):
         if name is not None:
             flags["model_name_or_path"] = name
         parsed = parse_flags(flags, config=recipe, **classes)
@@ -237,7 +234,6 @@ def finalize_arguments(model_args: ModelArguments, data_args: DataArguments, arg
             "compute in bfloat16 with --bf16."
         )
     check_run(data_args, args)
-    check_minimum("tokenizer_vocab_size", model_args.tokenizer_vocab_size, 1)
 
 
 def _probe(source: str, prepared: TrainingComponents, args: RunArguments) -> Callable[..., dict[str, float]]:

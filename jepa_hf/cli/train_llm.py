@@ -24,7 +24,6 @@ from ..llm_jepa.decoder import has_lora
 from ..llm_jepa.generation import clamp_new_tokens
 from ..llm_jepa.model_setup import set_padding_token
 from ..llm_jepa.paired_data import PairedRow, load_paired_rows, row_texts
-from ..llm_jepa.predictor_tokens import predictor_tokens
 from ..llm_jepa.row_tokenization import tokenize_rows
 from ..llm_jepa.view_isolation import verify_view_isolation
 from ..training.run_directory import RunPlan
@@ -41,7 +40,6 @@ from .language_model_loading import (
 from .llm_arguments import GenerationArguments, LlmModelArguments, LlmParsed
 from .run import (
     apply_smoke_test,
-    check_minimum,
     check_run,
     check_start,
     describe_parameters,
@@ -74,7 +72,7 @@ def run(
 
 def _finalize_arguments(parsed: LlmParsed) -> None:
     """Set arguments that follow from others, and reject contradictions."""
-    model_args, data_args, view_args, answer_args, args = parsed
+    model_args, data_args, _, answer_args, args = parsed
     resolve_defaults(parsed, args)
     if model_args.smoke_test:
         apply_smoke_test(model_args, data_args, args, _SMOKE_TEST_MODEL)
@@ -92,13 +90,7 @@ def _finalize_arguments(parsed: LlmParsed) -> None:
             f"dtype {model_args.dtype!r}: the teacher's moving average needs float32 weights; keep dtype float32 and "
             "compute in bfloat16 with --bf16"
         )
-    predictor_tokens(view_args.num_predictor_tokens)  # raises for a count out of range
     check_run(data_args, args)
-    if view_args.pad_to_multiple_of is not None:
-        check_minimum("pad_to_multiple_of", view_args.pad_to_multiple_of, 1)
-    check_minimum("tokenizer_vocab_size", model_args.tokenizer_vocab_size, 1)
-    check_minimum("generation_samples", answer_args.generation_samples, 0)
-    check_minimum("max_new_tokens", answer_args.max_new_tokens, 1)
     for metric in answer_args.generation_metrics:
         get_scorer(metric, answer_args.database)
     if answer_args.generation_samples and not args.do_eval:

@@ -1,5 +1,6 @@
 """`BaseDataArguments` and `DataArguments`: the data of a run."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -116,4 +117,7 @@ class DataArguments(BaseDataArguments):
         if self.line_by_line is False and not (self.concat or self.packed):
             raise UsageError("line_by_line is off and no other mode is chosen. Set --concat or --packed.")
         super().__post_init__()
-        check_at_least_one(self, "pad_to_multiple_of", "preprocessing_num_workers")
+        check_at_least_one(self, "max_seq_length", "pad_to_multiple_of", "preprocessing_num_workers")
+        if self.stride is not None and not 0 <= self.stride < (self.max_seq_length or math.inf):
+            at_most = "" if self.max_seq_length is None else f" and below max_seq_length {self.max_seq_length}"
+            raise UsageError(f"stride must be at least 0{at_most}, not {self.stride}.")

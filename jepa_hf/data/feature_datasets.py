@@ -242,6 +242,22 @@ def _arrow_chunks(source: Provenance, blocks: Iterator[Block]) -> tuple[list[pa.
     return chunks, moments
 
 
+def check_precision(rows: Sequence[np.ndarray], columns: Sequence[str], name: str) -> None:
+    """Check the precision of raw features as that of tables, see `_check_spread`.
+
+    Args:
+        rows: Vectors `[F]` or series `[T, F]`, all of the same width, before they become float32.
+        columns: Names of the columns; empty if they have none.
+        name: Description of the rows for errors.
+    """
+    moments = _Moments()
+    for begin in range(0, len(rows), BATCH_ROWS):
+        values = np.concatenate([np.atleast_2d(row) for row in rows[begin : begin + BATCH_ROWS]])
+        if values.dtype not in (np.float32, np.float16):
+            moments += _Moments.of(values)
+    _check_spread(moments, name, Provenance(name, tuple(columns)))
+
+
 def _check_spread(moments: _Moments, name: str, source: Provenance) -> None:
     """Warn of columns whose values differ by less than float32 resolves at their mean.
 

@@ -126,7 +126,7 @@ def failure_reason(error: Exception) -> str:
             return f"with {message}"
         case OSError() if "truncated" in str(error):
             return "truncated"
-    return f"that PIL cannot decode ({str(error).partition('(')[0].strip() or type(error).__name__})"
+    return f"that PIL cannot decode ({str(error).partition('(')[0].strip() or 'no reason given'})"
 
 
 def leave_out_unreadable(images: Dataset, part: str) -> Dataset:

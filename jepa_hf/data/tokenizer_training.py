@@ -1,6 +1,5 @@
 """Training of WordPiece and byte-level BPE tokenizers."""
 
-import sys
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -33,7 +32,7 @@ def train_wordpiece_tokenizer(
         # The trainer numbers continuations in a random order, which also breaks ties between
         # merges. Tokens that exist from the start keep their numbers.
         special_tokens=[*_SPECIAL_TOKENS, *(f"##{character}" for character in sorted(continuations))],
-        show_progress=sys.stderr.isatty(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     vocab = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -63,7 +62,7 @@ def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int, model_max_length:
         vocab_size=vocab_size,
         special_tokens=[AddedToken(special, special=True, normalized=False) for special in specials],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=sys.stderr.isatty(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     wrapped = PreTrainedTokenizerFast(

@@ -24,6 +24,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from ..data.feature_columns import abbreviate
+from ..data.feature_datasets import check_precision
 from ..data.image_decoding import decode_image, failure_reason
 from ..errors import UsageError, one_line
 from ..hub.loading import load_or_usage_error
@@ -306,10 +307,11 @@ class Embedder:
         columns = self._column_order(names)
         config = self.encoder.config
         shape = ["steps", config.input_dim] if config.mode == "time" else [config.input_dim]
-        rows = []
+        rows, precise_rows = [], []
         for number, sample in enumerate(samples, 1):
             try:
-                row = torch.from_numpy(np.array(sample, dtype=np.float32))
+                precise = np.asarray(sample)
+                row = torch.from_numpy(np.array(precise, dtype=np.float32))
             except (TypeError, ValueError):
                 raise UsageError(
                     f"{self.name!r} reads features, but sample {number} is not a rectangular array of numbers."
@@ -320,7 +322,7 @@ class Embedder:
                         f"Expected {len(names)} features, as feature_column_names has, got the shape "
                         f"{list(row.shape)} in sample {number}. Name each feature."
                     )
-                row = row[..., columns]
+                row, precise = row[..., columns], precise[..., columns]
             if row.dim() != len(shape) or row.shape[-1] != config.input_dim or not row.numel():
                 hint = f": {abbreviate(self.feature_column_names)}" if self.feature_column_names else ""
                 raise UsageError(
@@ -330,6 +332,8 @@ class Embedder:
             if not row.isfinite().all():
                 raise UsageError(f"Sample {number} has a number that is not finite. Fix it or leave it out.")
             rows.append(row)
+            precise_rows.append(precise)
+        check_precision(precise_rows, self.feature_column_names or names or (), "the samples")
         return rows
 
     def _batch(self, rows: Sequence[Any], numbers: np.ndarray) -> dict[str, torch.Tensor]:

@@ -1,14 +1,35 @@
 """Loading of pretrained models, with failures as one-line `UsageError`s."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError, one_line
+
+
+@contextmanager
+def hidden_loading_bars() -> Iterator[None]:
+    """Hide transformers' bars of weights, which would break those of a run; downloads keep theirs."""
+    if not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    hides_downloads = are_progress_bars_disabled()  # transformers' switch also moves the Hub client's
+    transformers_logging.disable_progress_bar()
+    if not hides_downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+        if hides_downloads:
+            disable_progress_bars()
 
 
 def load_or_usage_error(name: str, loader: Callable[..., Any], kwargs: dict[str, Any], argument: str = "") -> Any:
@@ -18,7 +39,7 @@ def load_or_usage_error(name: str, loader: Callable[..., Any], kwargs: dict[str,
     """
     label = f"{argument} {name!r}".strip()
     try:
-        with zero3_init_disabled():
+        with hidden_loading_bars(), zero3_init_disabled():
             return loader(name, **kwargs)
     except UsageError:
         raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -228,8 +228,12 @@ def _reason(error: BaseException) -> str:
         message = error.server_message or error.response.reason_phrase
         status = error.response.status_code
         return f"the Hub answered {status}, {one_line(message).rstrip('.')[:200]}{_REMEDIES.get(status, '')}"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so the Hub is not contacted; unset it"
     text = one_line(error).rstrip(".")[:200]
-    return f"{type(error).__name__}, {text}" if text else type(error).__name__
+    if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
+        return f"the Hub cannot be reached{f' ({text})' if text else ''}; check the network"
+    return text or "the Hub's client gave no reason"
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Collation of rows with two views each."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from ..models.argument_owners import owner_of_argument
 from ..utils.keywords import ChecksKeywords
 from .view_tokenizer import IGNORE_INDEX
 
@@ -47,6 +49,8 @@ class DataCollatorForPairedViews(ChecksKeywords):
 
     # Columns of the data set that the collator reads and the model does not.
     extra_columns = ("labels", "stp_span", "text_input_ids", "text_end", "code_input_ids", "code_end")
+
+    _owner_of = staticmethod(partial(owner_of_argument, llm=True))
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, view_passes: str = "packed", pad_to_multiple_of: int | None = None

@@ -1,6 +1,7 @@
 """Trainer that fine-tunes causal language models with LLM-JEPA."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +14,15 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
 from ..errors import UsageError
+from ..hub.loading import hidden_loading_bars
 from ..hub.model_card import DatasetInfo
+from ..models.argument_owners import owner_of_argument
+from ..monitoring.view_health import term_weights
 from ..training.base_trainer import BaseJepaTrainer
 from ..training.callbacks import MovingAverageCallback
 from ..training.checkpoints import is_staging_checkpoint
 from ..training.console import ConsoleCallback
-from ..training.inputs import check_collator, check_single_split, iterate_rows, resolve_arguments
+from ..training.inputs import check_collator, check_single_split, iterate_rows, resolve_arguments, without_pandas
 from ..training.metric_accumulator import MetricAccumulator
 from .data_collator import DataCollatorForPairedViews
 from .decoder import get_decoder, has_lora
@@ -55,7 +59,8 @@ class LlmJepaTrainer(BaseJepaTrainer):
         args: `LlmJepaTrainingArguments`; default writes to `out`.
         data_collator: default `DataCollatorForPairedViews`.
         train_dataset: rows of `PairedViewTokenizer`, or rows that `view_tokenizer` tokenizes (see
-            `conversations.read_conversation`); those of a `datasets.IterableDataset` during iteration.
+            `conversations.read_conversation`), also as a DataFrame; those of a `datasets.IterableDataset` during
+            iteration.
         eval_dataset: as `train_dataset`, or several by name.
         processing_class: the tokenizer; default that of `model` if `model` is a name.
         view_tokenizer: for rows that are not tokenized; default a `PairedViewTokenizer` with its defaults.
@@ -80,6 +85,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
     objective: PairedViewObjective
     batch_keys = ("input_ids", "labels", "view_input_ids")
     _is_constructed = False
+    _owner_of = staticmethod(partial(owner_of_argument, llm=True))
 
     def __init__(
         self,
@@ -105,6 +111,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
         check_collator(data_collator, "DataCollatorForPairedViews")
         check_single_split(train_dataset)
         refuse_names(train_dataset=train_dataset, eval_dataset=eval_dataset)
+        train_dataset, eval_dataset = without_pandas(train_dataset), without_pandas(eval_dataset)
         if processing_class is None and view_tokenizer is not None:
             processing_class = view_tokenizer.tokenizer
         start, processing_class = load_start(self.resolve_model(model, model_init), processing_class)
@@ -197,8 +204,8 @@ class LlmJepaTrainer(BaseJepaTrainer):
     # ---- data
 
     def tokenize_rows(self, dataset: Any) -> Any:
-        """Tokenize rows with the view tokenizer; return tokenized rows unchanged."""
-        return tokenize_dataset(dataset, self.view_tokenizer)
+        """Tokenize rows with the view tokenizer; return tokenized rows unchanged, a DataFrame's as a data set."""
+        return tokenize_dataset(without_pandas(dataset), self.view_tokenizer)
 
     # ---- one update
 
@@ -259,9 +266,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
     @property
     def loss_weights(self) -> dict[str, float]:
         """Weight of each term of the loss by its name in the log; 0 for terms that are not trained."""
-        args = self.args
-        trained = float(args.loss_dropout < 1)
-        return {"lm_loss": args.lm_weight, "pair_loss": args.jepa_weight * trained, "stp_loss": args.stp_weight}
+        return term_weights(vars(self.args))
 
     @property
     def succeeded(self) -> bool:
@@ -339,7 +344,8 @@ class LlmJepaTrainer(BaseJepaTrainer):
             return super().load_weights(checkpoint)
         from peft import AutoPeftModelForCausalLM  # only adapters need peft
 
-        return AutoPeftModelForCausalLM.from_pretrained(checkpoint)
+        with hidden_loading_bars():
+            return AutoPeftModelForCausalLM.from_pretrained(checkpoint)
 
     def export_final_model(self, model: Any, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write a plain causal language model, or its LoRA weights, with the tokenizer."""

@@ -1,8 +1,10 @@
 """Training arguments of `LlmJepaTrainer`."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from ..errors import UsageError
+from ..models.argument_owners import owner_of_argument
 from ..training.training_args import BaseJepaTrainingArguments
 from .data_collator import VIEW_PASSES
 from .losses import PAIR_LOSSES
@@ -36,6 +38,8 @@ class LlmJepaTrainingArguments(BaseJepaTrainingArguments):
     Raises:
         UsageError: a number out of range, or an unknown choice.
     """
+
+    _owner_of = staticmethod(partial(owner_of_argument, llm=True))
 
     lm_weight: float = field(default=1.0, metadata={"help": "Weight of the next-token loss (gamma of the paper)."})
     jepa_weight: float = field(

@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UsageError
+from ..models.argument_owners import owner_of_argument
 from ..utils.counts import counted
+from ..utils.keywords import ChecksKeywords
 from .chat_rendering import Answer, ChatRenderer
 from .conversations import Conversation, read_conversation
 from .predictor_tokens import predictor_tokens
@@ -37,7 +40,19 @@ class View(NamedTuple):
     truncated: bool
 
 
-class PairedViewTokenizer:
+def check_view_settings(num_predictor_tokens: int, predictor_position: str, max_length: int | None) -> None:
+    """Raise a `UsageError` for settings out of range; `max_length` None stands for a default."""
+    predictor_tokens(num_predictor_tokens)
+    if predictor_position not in ("end", "start"):
+        raise UsageError(f"predictor_position must be end or start, got {predictor_position!r}.")
+    if max_length is not None and max_length < num_predictor_tokens + 2:
+        raise UsageError(
+            f"max_length (--max_seq_length) {max_length} leaves no room for text with {num_predictor_tokens} "
+            "predictor tokens. Increase it."
+        )
+
+
+class PairedViewTokenizer(ChecksKeywords):
     """Tokenize chat messages or two columns into rows for `DataCollatorForPairedViews`.
 
     Each view is one message of the conversation, rendered by the chat template (LLM-JEPA, section 3.1: Text and Code).
@@ -65,6 +80,8 @@ class PairedViewTokenizer:
         UsageError: a slow tokenizer, missing predictor tokens, or an argument out of range.
     """
 
+    _owner_of = staticmethod(partial(owner_of_argument, llm=True))
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -85,13 +102,7 @@ class PairedViewTokenizer:
                 f"Paired views need a fast tokenizer, got {type(tokenizer).__name__}. Load the fast version."
             )
         self.predictors = predictor_tokens(num_predictor_tokens)
-        if predictor_position not in ("end", "start"):
-            raise UsageError(f"predictor_position must be end or start, got {predictor_position!r}.")
-        if max_length < num_predictor_tokens + 2:
-            raise UsageError(
-                f"max_length (--max_seq_length) {max_length} leaves no room for text with {num_predictor_tokens} "
-                "predictor tokens. Increase it."
-            )
+        check_view_settings(num_predictor_tokens, predictor_position, max_length)
         missing = [token for token in self.predictors if token not in tokenizer.get_added_vocab()]
         if missing:
             raise UsageError(f"The tokenizer does not contain {missing[0]}: call add_predictor_tokens first.")

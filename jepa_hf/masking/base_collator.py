@@ -8,8 +8,17 @@ import numpy as np
 import torch
 
 from ..errors import UsageError
+from ..models.argument_owners import owner_of_argument
 from ..utils.keywords import ChecksKeywords
 from .span_sampling import check_span_settings
+
+
+def check_mask_settings(num_masks: int | None, on_too_short: str | None = None) -> None:
+    """Raise a `UsageError` for less than one mask, or an unknown choice; None stands for a default."""
+    if num_masks is not None and num_masks < 1:
+        raise UsageError(f"num_masks must be at least 1, not {num_masks}.")
+    if on_too_short not in (None, "error", "skip"):
+        raise UsageError(f"on_too_short must be error or skip, not {on_too_short!r}.")
 
 
 class MaskingCollator(ChecksKeywords):
@@ -28,10 +37,10 @@ class MaskingCollator(ChecksKeywords):
 
     # Columns of the data set that the collator reads and the model does not.
     extra_columns: tuple[str, ...] = ()
+    _owner_of = staticmethod(owner_of_argument)
 
     def __init__(self, num_masks: int, seed: int):
-        if num_masks < 1:
-            raise UsageError(f"num_masks must be at least 1, not {num_masks}.")
+        check_mask_settings(num_masks)
         self.num_masks = num_masks
         self.seed = seed
         # In shared memory: a persistent worker holds a copy of the collator, but must see the same epoch.
@@ -92,8 +101,7 @@ class SpanMaskingCollator(MaskingCollator):
         check_span_settings(mask_ratio, mean_span_length)
         if masked_tokens not in ("mask_token", "drop"):
             raise UsageError(f"masked_tokens must be drop or mask_token, not {masked_tokens!r}.")
-        if on_too_short not in ("error", "skip"):
-            raise UsageError(f"on_too_short must be error or skip, not {on_too_short!r}.")
+        check_mask_settings(num_masks, on_too_short)
         super().__init__(num_masks, seed)
         self.mask_ratio = mask_ratio
         self.mean_span_length = mean_span_length

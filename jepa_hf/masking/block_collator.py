@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor
 from ..data.image_decoding import decode_image
 from ..errors import UsageError
 from .base_collator import MaskingCollator, derive_mask_keys, padded_positions, to_tensors
-from .block_sampling import BlockSampler
+from .block_sampling import BlockSampler, check_block_settings
 from .counter_rng import content_hash, sample_keys, uniform_draws
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,8 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         ranges = {"target_scale": target_scale, "context_scale": context_scale}
         if random_resized_crop is not None:
             ranges["random_resized_crop"] = random_resized_crop
-        _check_settings(grid, ranges, target_aspect_ratio, num_channels)
+        check_block_settings(ranges, target_aspect_ratio)
+        _check_input(grid, num_channels)
         self.image_processor: Any = image_processor  # transformers declares few of its attributes
         _check_channels(self.image_processor, num_channels)
         self.grid = grid
@@ -201,20 +202,9 @@ class DataCollatorForBlockJEPA(MaskingCollator):
         return np.stack(arrays).astype(np.float32, copy=False)
 
 
-def _check_settings(
-    grid: tuple[int, int],
-    ranges: Mapping[str, tuple[float, float]],
-    target_aspect_ratio: tuple[float, float],
-    num_channels: int,
-) -> None:
+def _check_input(grid: tuple[int, int], num_channels: int) -> None:
     if min(grid) < 1 or grid[0] * grid[1] < 2:
         raise UsageError(f"grid must have at least two patches, not {grid}. Use a smaller patch_size.")
-    for name, (low, high) in ranges.items():
-        if not 0 < low <= high <= 1:
-            raise UsageError(f"{name} must be two ascending numbers, above 0 and at most 1, not {low}, {high}.")
-    low, high = target_aspect_ratio
-    if not 0 < low <= high < float("inf"):
-        raise UsageError(f"target_aspect_ratio must be two ascending positive numbers, not {low}, {high}.")
     if num_channels not in (1, 3):
         raise UsageError(f"num_channels must be 1 (grey) or 3 (RGB), not {num_channels}.")
 

@@ -1,10 +1,12 @@
 """Sampling of block masks over a grid of patches (I-JEPA), with array operations only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from ..errors import UsageError
 from .counter_rng import uniform_draws
 
 # Simulated samples from which the default number of context patches follows, and the share that may fall short of it.
@@ -13,6 +15,20 @@ _SHORTFALL_QUANTILE = 0.1
 # Patches of a block's shorter side from which rounding both sides keeps the mean area. The errors of a
 # context block average out less, because its aspect ratio is fixed.
 _SHORT_SIDE, _SHORT_CONTEXT_SIDE = 2, 4
+
+
+def check_block_settings(
+    ranges: Mapping[str, tuple[float, float]], target_aspect_ratio: tuple[float, float] | None
+) -> None:
+    """Raise a `UsageError` for a range of areas, by its name, or of aspect ratios that is none; None is a default."""
+    for name, (low, high) in ranges.items():
+        if not 0 < low <= high <= 1:
+            raise UsageError(f"{name} must be two ascending numbers, above 0 and at most 1, not {low}, {high}.")
+    if target_aspect_ratio is None:
+        return
+    low, high = target_aspect_ratio
+    if not 0 < low <= high < float("inf"):
+        raise UsageError(f"target_aspect_ratio must be two ascending positive numbers, not {low}, {high}.")
 
 
 @dataclass(frozen=True)

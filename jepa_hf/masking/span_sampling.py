@@ -40,11 +40,11 @@ def span_lengths(draws: np.ndarray, mean: float) -> np.ndarray:
         return 1.0 + np.floor(np.log1p(-draws) / np.log1p(-1.0 / mean))
 
 
-def check_span_settings(mask_ratio: float, mean_span_length: float) -> None:
-    """Raise a `UsageError` for a ratio outside (0, 1), or a mean below 1."""
-    if not 0.0 < mask_ratio < 1.0:
+def check_span_settings(mask_ratio: float | None, mean_span_length: float | None) -> None:
+    """Raise a `UsageError` for a ratio outside (0, 1), or a mean below 1; None stands for a default."""
+    if mask_ratio is not None and not 0.0 < mask_ratio < 1.0:
         raise UsageError(f"mask_ratio must lie strictly between 0 and 1, not {mask_ratio}.")
-    if not mean_span_length >= 1:
+    if mean_span_length is not None and not mean_span_length >= 1:
         raise UsageError(f"mean_span_length must be at least 1, not {mean_span_length}.")
 
 

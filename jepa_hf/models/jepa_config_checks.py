@@ -1,6 +1,7 @@
 """Checks of a JEPA's configuration: names, types, ranges, combinations with the encoder."""
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -17,15 +18,9 @@ WEIGHTS = (
     "sigreg_weight",
     "contrastive_weight",
 )
-_FLOAT_FIELDS = (
-    *WEIGHTS,
-    "pred_mlp_ratio",
-    "pred_dropout",
-    "smooth_l1_beta",
-    "contrastive_temperature",
-    "initializer_range",
-)
-_PREDICTOR_SIZES = ("pred_hidden_size", "pred_num_hidden_layers", "pred_num_attention_heads")
+_POSITIVE = ("pred_mlp_ratio", "smooth_l1_beta", "contrastive_temperature")
+_FLOATS = (*WEIGHTS, *_POSITIVE, "pred_dropout", "initializer_range")
+_INTEGERS = ("average_top_k_layers", "pred_hidden_size", "pred_num_hidden_layers", "pred_num_attention_heads")
 _CHOICES = {
     "masked_tokens": ("mask_token", "drop"),
     "predictor_type": ("transformer", "mlp"),
@@ -42,25 +37,38 @@ def validate_jepa_config(config: Any, adapter: EncoderAdapter) -> None:
     Raises:
         UsageError: values contradict each other or the encoder.
     """
-    _check_types(config)
+    settings = vars(config)
+    check_settings({name: settings[name] for name in (*_CHOICES, *_INTEGERS, *_FLOATS, "pool_targets")})
     _check_combinations(config, adapter)
-    _check_ranges(config, adapter)
+    _check_sizes(config, adapter)
 
 
-def _check_types(config: Any) -> None:
-    """Check names and types."""
-    for name, choices in _CHOICES.items():
-        if getattr(config, name) not in choices:
-            raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(config, name)!r}.")
-    for name in ("average_top_k_layers", *_PREDICTOR_SIZES):
-        if not isinstance(getattr(config, name), int):
-            raise UsageError(f"{name} must be an integer, not {getattr(config, name)!r:.80}.")
-    for name in _FLOAT_FIELDS:
-        value = getattr(config, name)
-        if not isinstance(value, Real) or not math.isfinite(value):
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check the types and ranges of arguments of `JepaConfig` that depend on nothing else.
+
+    Args:
+        settings: some of the arguments, by name.
+
+    Raises:
+        UsageError: a value of another type, or out of range.
+    """
+    for name, value in settings.items():
+        if name in _CHOICES and value not in _CHOICES[name]:
+            raise UsageError(f"{name} must be one of {', '.join(_CHOICES[name])}, not {value!r}.")
+        if name in _INTEGERS and not isinstance(value, int):
+            raise UsageError(f"{name} must be an integer, not {value!r:.80}.")
+        if name in _INTEGERS and value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}.")
+        if name in _FLOATS and (not isinstance(value, Real) or not math.isfinite(value)):
             raise UsageError(f"{name} must be a finite number, not {value!r:.80}.")
-    if not isinstance(config.pool_targets, bool):
-        raise UsageError(f"pool_targets must be true or false, not {config.pool_targets!r:.80}.")
+        if name in WEIGHTS and value < 0:
+            raise UsageError(f"{name} must be at least 0, not {value}.")
+        if name in _POSITIVE and value <= 0:
+            raise UsageError(f"{name} must be above 0, not {value}.")
+        if name == "pred_dropout" and not 0.0 <= value < 1.0:
+            raise UsageError(f"pred_dropout must be in [0, 1), not {value}.")
+        if name == "pool_targets" and not isinstance(value, bool):
+            raise UsageError(f"pool_targets must be true or false, not {value!r:.80}.")
 
 
 def _check_combinations(config: Any, adapter: EncoderAdapter) -> None:
@@ -93,33 +101,22 @@ def _check_combinations(config: Any, adapter: EncoderAdapter) -> None:
         )
 
 
-def _check_ranges(config: Any, adapter: EncoderAdapter) -> None:
-    """Check numbers."""
+def _check_sizes(config: Any, adapter: EncoderAdapter) -> None:
+    """Check sizes that depend on the encoder or on each other, and that something is trained."""
     depth, width, heads = (
         config.encoder_config.num_hidden_layers,
         config.pred_hidden_size,
         config.pred_num_attention_heads,
     )
-    if not 1 <= config.average_top_k_layers <= depth:
+    if config.average_top_k_layers > depth:
         raise UsageError(
             f"average_top_k_layers must be between 1 and the encoder's {depth} layers, not "
             f"{config.average_top_k_layers}."
         )
-    for name in _PREDICTOR_SIZES:
-        if getattr(config, name) < 1:
-            raise UsageError(f"{name} must be at least 1, not {getattr(config, name)}.")
     if config.lora is not None:
         lora_config(config.lora)
-    if not 0.0 <= config.pred_dropout < 1.0:
-        raise UsageError(f"pred_dropout must be in [0, 1), not {config.pred_dropout}.")
     if width % heads:
         raise UsageError(f"pred_hidden_size {width} is not a multiple of pred_num_attention_heads {heads}.")
-    for name in ("pred_mlp_ratio", "smooth_l1_beta", "contrastive_temperature"):
-        if getattr(config, name) <= 0:
-            raise UsageError(f"{name} must be above 0, not {getattr(config, name)}.")
-    for name in WEIGHTS:
-        if getattr(config, name) < 0:
-            raise UsageError(f"{name} must be at least 0, not {getattr(config, name)}.")
     if not any(getattr(config, name) for name in WEIGHTS):
         raise UsageError(f"All weights are 0, so nothing is trained. Set one of {', '.join(WEIGHTS)} above 0.")
     if len(adapter.grid) == 2 and width % 4:

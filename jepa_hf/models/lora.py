@@ -31,11 +31,16 @@ def lora_config(settings: dict[str, Any]) -> Any:
         config = _peft().LoraConfig(**{"target_modules": "all-linear", **settings})
     except (TypeError, ValueError) as error:
         raise UsageError(f"Expected lora to hold arguments of peft.LoraConfig: {one_line(error)}.") from None
-    if type(config.r) is not int or config.r < 1:
-        raise UsageError(f"lora_r, the adapters' rank, must be an integer of at least 1, not {config.r!r:.80}.")
-    if not isinstance(config.lora_dropout, (int, float)) or not 0.0 <= config.lora_dropout < 1.0:
-        raise UsageError(f"lora_dropout must be in [0, 1), not {config.lora_dropout!r:.80}.")
+    check_lora_numbers(config.r, config.lora_dropout)
     return config
+
+
+def check_lora_numbers(rank: Any, dropout: Any) -> None:
+    """Raise a `UsageError` for a rank or a dropout out of range; peft is not needed."""
+    if type(rank) is not int or rank < 1:
+        raise UsageError(f"lora_r, the adapters' rank, must be an integer of at least 1, not {rank!r:.80}.")
+    if not isinstance(dropout, (int, float)) or not 0.0 <= dropout < 1.0:
+        raise UsageError(f"lora_dropout must be in [0, 1), not {dropout!r:.80}.")
 
 
 def add_lora(encoder: PreTrainedModel, settings: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ class Verdict:
     @property
     def lines(self) -> list[str]:
         """The verdict in two lines: the worst finding and the skill, then advice."""
-        more = f"({counted(len(self.reasons) - 1, 'more finding')}.)" if len(self.reasons) > 1 else ""
+        more = f"{counted(len(self.reasons) - 1, 'more finding')}." if len(self.reasons) > 1 else ""
         return [" ".join(filter(None, (f"{self.title}.", self.reasons[0], more, self.skill))), f"Next: {self.advice}"]
 
 
@@ -291,14 +291,20 @@ def judge(
     if weights is None:
         found, remedies, skill = findings(history, max_steps), REMEDIES, _describe_skill(history)
         next_step = f"jepa-hf evaluate {output_dir} --tasks FILE, or jepa-hf report {output_dir} for all curves."
-        unmeasured = "set --health_steps above 0, or --do_eval."
+        unmeasured = (
+            f"jepa-hf evaluate {output_dir} --tasks FILE, or start over with --overwrite_output_dir and --health_steps "
+            "above 0."
+        )
     else:
         (found, skill), remedies = view_findings(history, weights, max_steps), VIEW_REMEDIES
         next_step = f"jepa-hf generate {output_dir} --data_file FILE for answers to new rows."
-        unmeasured = "lower --logging_steps, or set --do_eval."
+        unmeasured = (
+            f"jepa-hf generate {output_dir} --data_file FILE, or start over with --overwrite_output_dir, --do_train "
+            "and --do_eval."
+        )
     is_final = max_steps is None or is_finished(history, max_steps)
     if not is_final:
-        next_step = "the command that started the run continues it."
+        next_step = unmeasured = "the command that started the run continues it."
     kinds = sorted(found, key=_severity_of, reverse=True)
     reasons = [f"Step {found[kind][0]}: {found[kind][1]}." for kind in kinds]
     severity = _severity_of(kinds[0]) if kinds else Severity.HEALTHY

@@ -184,10 +184,15 @@ def diagnose(measured: Sequence[Mapping[str, float]], finished: bool = False) ->
     >>> diagnose(measured[:1])
     {}
     """
-    *_, kinds = _diagnoses(measured)
+    return _diagnose_each(measured, finished)[-1]
+
+
+def _diagnose_each(measured: Sequence[Mapping[str, float]], finished: bool) -> list[dict[str, str]]:
+    """Return the findings of each measurement, see `diagnose`."""
+    each = list(_diagnoses(measured))
     if finished and "health_prediction_loss" in measured[-1]:
-        kinds |= _nothing_learned(measured[-1])
-    return kinds
+        each[-1] |= _nothing_learned(measured[-1])
+    return each
 
 
 def _diagnoses(measured: Sequence[Mapping[str, float]]) -> Iterator[dict[str, str]]:
@@ -354,8 +359,8 @@ def findings(history: Iterable[Mapping[str, Any]], max_steps: int | None = None)
     measured = measurements(history)
     if not measured:
         return {}
-    found, each = {}, list(_diagnoses(measured))
-    for kind, sentence in diagnose(measured, is_finished(history, max_steps)).items():
+    found, each = {}, _diagnose_each(measured, is_finished(history, max_steps))
+    for kind, sentence in each[-1].items():
         since = len(each) - 1
         while since > 0 and kind in each[since - 1]:
             since -= 1

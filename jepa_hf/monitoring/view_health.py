@@ -27,6 +27,19 @@ VIEW_REMEDIES = {
 _TERMS = {"lm_loss": "next-token loss", "pair_loss": "distance between the views", "stp_loss": "STP loss"}
 
 
+def term_weights(settings: Mapping[str, Any]) -> dict[str, float]:
+    """Return the weight of each term of the loss by its name in the log; 0 for terms that are not trained.
+
+    Args:
+        settings: the fields of `LlmJepaTrainingArguments` by name.
+
+    >>> term_weights({"lm_weight": 1.0, "jepa_weight": 2.0, "stp_weight": 0.0, "loss_dropout": 1.0})
+    {'lm_loss': 1.0, 'pair_loss': 0.0, 'stp_loss': 0.0}
+    """
+    pair_weight = settings["jepa_weight"] if settings["loss_dropout"] < 1 else 0.0
+    return {"lm_loss": settings["lm_weight"], "pair_loss": pair_weight, "stp_loss": settings["stp_weight"]}
+
+
 def view_findings(
     history: Iterable[Mapping[str, Any]], weights: Mapping[str, float], max_steps: int | None = None
 ) -> tuple[dict[str, tuple[int, str]], str]:
@@ -34,7 +47,7 @@ def view_findings(
 
     Args:
         history: The log. Evaluations count, and the training's own batches without any.
-        weights: Weight of each term of the loss by its name in the log; 0 for terms that are not trained.
+        weights: See `term_weights`.
         max_steps: The run's length in steps, at which it is judged whether anything was learned;
             None for no such judgment.
     """

@@ -26,6 +26,7 @@ from ..errors import UsageError
 from ..evaluation.embedder import Embedder
 from ..evaluation.names import METRIC_LABELS
 from ..hub.export import JEPA_FOLDER
+from ..hub.loading import hidden_loading_bars
 from ..models.configuration_jepa import JepaConfig
 from ..models.encoder_adapters import encoder_adapter_for
 from ..models.modeling_jepa import JepaForRepresentationPrediction
@@ -41,6 +42,7 @@ from ..monitoring.assessment import (
 )
 from ..monitoring.metrics import effective_rank, mean_pairwise_cosine, singular_values
 from ..monitoring.training_plots import LLM_PANELS, PANELS, Panel
+from ..monitoring.view_health import term_weights
 from ..training.checkpoints import STATE_FILE, latest_valid_checkpoint
 from ..training.run_directory import RUN_FILE, read_run, versions
 from ..utils.atomic_files import atomic_write
@@ -96,8 +98,7 @@ class Run:
         """Weights of the terms of LLM-JEPA's loss by their names in the log; None for an encoder."""
         if self.settings.get("objective") != "llm":
             return None
-        weight = self.settings["jepa_weight"] if self.settings["loss_dropout"] < 1 else 0.0
-        return {"lm_loss": self.settings["lm_weight"], "pair_loss": weight, "stp_loss": self.settings["stp_weight"]}
+        return term_weights(self.settings)
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,8 @@ def compute_representations(run: Run, max_samples: int) -> Representations:
     samples = load_run_samples(run.settings, context.modality, max_samples, context.feature_column_names)
     if len(samples.samples) < 2:
         raise UsageError("The run's data has a single sample, which has no neighbours.")
-    model = JepaForRepresentationPrediction.from_pretrained(run.model)
+    with hidden_loading_bars():
+        model = JepaForRepresentationPrediction.from_pretrained(run.model)
     encoders = {"context": context}
     for name, encoder in (("target", model.target_encoder), ("random", _random_init_encoder(model, run.settings))):
         encoders[name] = Embedder(encoder, context.processing_class, name=name, max_seq_length=context.max_seq_length)
@@ -505,8 +507,24 @@ def _settings(settings: dict[str, Any]) -> str:
     unused = "num_train_epochs" if settings.get("max_steps", -1) > 0 else "max_steps"
     main = [(name, settings[name]) for name in _MAIN_SETTINGS if settings.get(name) is not None and name != unused]
     header = ("setting", "value")
-    all_settings = _table(header, sorted(settings.items()))
+    main, listed = ([(name, _setting(value)) for name, value in part] for part in (main, sorted(settings.items())))
+    all_settings = _table(header, listed)
     return f"{_table(header, main)}<details><summary>All settings</summary>{all_settings}</details>"
+
+
+def _setting(value: Any) -> str:
+    """Format a setting as a recipe has it.
+
+    >>> _setting(None), _setting(True), _setting([0.15, 0.2]), _setting({"num_cycles": 2, "min_lr": None})
+    ('not set', 'true', '0.15, 0.2', 'num_cycles: 2, min_lr: not set')
+    """
+    if isinstance(value, dict) and value:
+        return ", ".join(f"{name}: {_setting(part)}" for name, part in value.items())
+    if isinstance(value, list) and value:
+        return ", ".join(map(_setting, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if value or isinstance(value, (int, float)) else "not set"
 
 
 def _versions(run_versions: dict[str, str]) -> str:

@@ -66,7 +66,8 @@ class ConsoleCallback(TrainerCallback):
         self.weights, self.width, self.counts_tokens, self.verdict = weights, width, counts_tokens, verdict
         self._bar: tqdm | None = None
         self._evaluation_bar: tqdm | None = None
-        self._health: dict[str, float] = {}  # measured since the last line
+        self._health: dict[str, float] = {}  # measured since the last line, at the step behind
+        self._health_step = 0
         self._evaluated_batches = 0
         self._evaluation_start: float | None = None
         self._start = self._last_line = self._last_entry = time.monotonic()
@@ -156,13 +157,21 @@ class ConsoleCallback(TrainerCallback):
             steps, seconds = state.global_step - self._start_step, time.monotonic() - self._start
             self._print(state, [f"trained {counted(steps, 'step')} in {tqdm.format_interval(seconds)}"])
         elif "loss" in logs:
-            line = [*self._parts(self._health | logs), f"lr {_scientific(logs['learning_rate'])}"]
+            line = [*self._parts(logs), *self._health_parts(state), f"lr {_scientific(logs['learning_rate'])}"]
             line += self._throughput(args, state)
             self._print_step(state, line if self._bar is not None else [*line, *self._pace(state)[1:]])
         else:
             self._health = {name: logs[f"health_{name}"] for name in _LOGGED_HEALTH if f"health_{name}" in logs}
+            self._health_step = state.global_step
             if self._health and _asks_for_health(args) and state.global_step % state.logging_steps:
                 self._print_step(state, self._parts(self._health))
+
+    def _health_parts(self, state: TrainerState) -> list[str]:
+        """Describe the last health, with its step if that is not this line's."""
+        parts = self._parts(self._health)
+        if not parts or self._health_step == state.global_step:
+            return parts
+        return [f"step {self._health_step:,}: {', '.join(parts)}"]
 
     def _print_step(self, state: TrainerState, parts: list[str]) -> None:
         self._print(state, [f"step {state.global_step:,}/{state.max_steps:,}", *parts])

@@ -17,6 +17,7 @@ from transformers.utils import PushInProgress
 
 from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError
+from ..hub.loading import hidden_loading_bars
 from ..hub.model_card import DatasetInfo
 from ..hub.push import LAST_CHECKPOINT, HubTarget, PushError, open_repo, push_files, push_run
 from ..monitoring.assessment import Verdict, judge
@@ -49,7 +50,7 @@ class HubTrainer(Trainer):
     def load_weights(self, checkpoint: str) -> nn.Module:
         """Load a checkpoint into a second model."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        with zero3_init_disabled():
+        with hidden_loading_bars(), zero3_init_disabled():
             return type(model).from_pretrained(checkpoint)
 
     @abstractmethod

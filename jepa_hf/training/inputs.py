@@ -7,11 +7,13 @@ from itertools import islice
 from typing import Any, TypeVar, cast
 
 import datasets
+import pandas as pd
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import has_length
 
+from ..data.splits import dataset_from_pandas
 from ..data.tokenization import num_token_ids, tokenize_dataset
 from ..errors import UsageError
 from ..models.configuration_jepa import JepaConfig
@@ -130,6 +132,13 @@ def check_single_split(dataset: Any) -> None:
             f"train_dataset must be one data set, not a {type(dataset).__name__} of {names}. Pass one of them, as in "
             f"train_dataset=data[{next(iter(dataset), 'train')!r}]."
         )
+
+
+def without_pandas(dataset: Any) -> Any:
+    """Convert a DataFrame, also one of several data sets by name, to a data set; return others unchanged."""
+    if isinstance(dataset, dict):
+        return {name: without_pandas(part) for name, part in dataset.items()}
+    return dataset_from_pandas(dataset, "The data set") if isinstance(dataset, pd.DataFrame) else dataset
 
 
 def is_packed(dataset: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerState, TrainingArguments, set_seed
 
 from ..errors import RunError, UsageError, one_line
+from ..models.argument_owners import owner_of_argument
 from ..monitoring.assessment import Verdict
 from ..utils.counts import counted
 from ..utils.keywords import ChecksKeywords
@@ -36,6 +37,8 @@ class RunTrainer(CheckpointTrainer, ChecksKeywords):
     Subclasses make models and rows ready (`prepare_model`, `tokenize_rows`), and fill
     `self._means["train"]`, which is logged with the loss.
     """
+
+    _owner_of = staticmethod(owner_of_argument)
 
     def __init__(
         self,

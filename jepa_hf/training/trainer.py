@@ -6,16 +6,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
-import pandas as pd
 import torch
 from huggingface_hub import ModelCard
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.debug_utils import DebugOption
 
-from ..data.splits import dataset_from_pandas
 from ..distributed.deepspeed_state import zero3_init_disabled
 from ..hub.export import export_run
+from ..hub.loading import hidden_loading_bars
 from ..hub.model_card import DatasetInfo, ModelCardInfo, render_card
 from ..masking.base_collator import MaskingCollator
 from ..masking.span_collator import DataCollatorForSpanJEPA
@@ -39,7 +38,7 @@ from .defaults import (
 from .ema import match_parameters, relative_parameter_distance
 from .flops import PREDICTOR_TABLES, ParameterCounts, count_parameters, training_flops
 from .health_batches import health_batches
-from .inputs import check_collator, check_vocabulary, jepa_around, resolve_arguments, tokenized
+from .inputs import check_collator, check_vocabulary, jepa_around, resolve_arguments, tokenized, without_pandas
 from .metric_accumulator import MetricAccumulator
 from .model_card_info import collect_facts
 from .results import write_masks
@@ -140,7 +139,7 @@ class JepaTrainer(BaseJepaTrainer):
     def prepare_model(self, model: PreTrainedModel | str | Path) -> JepaForRepresentationPrediction:
         """Load a model by name, wrap an encoder in a JEPA, and freeze what is not trained."""
         if isinstance(model, (str, Path)):
-            with zero3_init_disabled():
+            with hidden_loading_bars(), zero3_init_disabled():
                 model = JepaForRepresentationPrediction.from_any_pretrained(str(model))
         jepa = jepa_around(model)
         jepa.freeze()
@@ -175,8 +174,7 @@ class JepaTrainer(BaseJepaTrainer):
         """Tokenize rows of text; return other rows unchanged, those of a DataFrame as a data set."""
         if isinstance(dataset, dict):
             return {name: self.tokenize_rows(part) for name, part in dataset.items()}
-        if isinstance(dataset, pd.DataFrame):
-            dataset = dataset_from_pandas(dataset, "The data set")
+        dataset = without_pandas(dataset)
         return dataset if self._tokenize is None else self._tokenize(dataset)
 
     # ---- optimizer

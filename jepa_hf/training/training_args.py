@@ -1,6 +1,8 @@
 """`JepaTrainingArguments`: `TrainingArguments` with the defaults and options of a JEPA."""
 
+import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import cast
 
 import torch
@@ -8,6 +10,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..errors import UsageError
+from ..models.argument_owners import owner_of_argument
 from ..utils.flags import MayChange
 from ..utils.keywords import ChecksKeywords
 
@@ -28,6 +31,27 @@ MAY_CHANGE = frozenset({
     "ddp_timeout",
 })  # fmt: skip
 
+# The least values of fields of `TrainingArguments`, and the largest seed that numpy takes.
+_MINIMA = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "adam_epsilon": 0,
+    "max_grad_norm": 0,
+    "seed": 0,
+    "data_seed": 0,
+    "logging_steps": 0,
+    "save_steps": 0,
+    "eval_steps": 0,
+    "eval_delay": 0,
+    "eval_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "dataloader_prefetch_factor": 1,
+}
+_MAX_SEED = 2**32 - 1
+
 
 @dataclass
 class BaseJepaTrainingArguments(TrainingArguments, ChecksKeywords):
@@ -40,7 +64,12 @@ class BaseJepaTrainingArguments(TrainingArguments, ChecksKeywords):
     Attributes:
         adapts_logging_steps: Whether `logging_steps` is not set. A run then logs 20 times, and at
             least every 500 steps.
+
+    Raises:
+        UsageError: A number out of range.
     """
+
+    _owner_of = staticmethod(owner_of_argument)
 
     output_dir: str = field(default="out", metadata={"help": "Output directory of the run."})
     per_device_eval_batch_size: int | None = field(  # type: ignore[assignment]  # an int after `__post_init__`
@@ -72,6 +101,7 @@ class BaseJepaTrainingArguments(TrainingArguments, ChecksKeywords):
     project: str = field(default="jepa_hf", metadata={"help": "Project name for trackers."})
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         self.adapts_logging_steps = self.logging_steps is None
         if self.logging_steps is None:
             self.logging_steps = TrainingArguments.logging_steps  # which is also the default of `eval_steps`
@@ -91,6 +121,22 @@ class BaseJepaTrainingArguments(TrainingArguments, ChecksKeywords):
         # None selects the dispatcher for streams, which fails on batches of different lengths.
         if config.dispatch_batches is None:
             config.dispatch_batches = False
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers of `TrainingArguments` that it does not check, and that fail late or train nonsense."""
+        for name, minimum in _MINIMA.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise UsageError(f"{name} must be a finite number, not {value!r:.80}.")
+            if value < minimum:
+                raise UsageError(f"{name} must be at least {minimum}, not {value}.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} must be in [0, 1), not {getattr(self, name)}.")
+        if self.seed > _MAX_SEED:
+            raise UsageError(f"seed must be at most {_MAX_SEED}, not {self.seed}.")
 
 
 @dataclass

@@ -3,22 +3,29 @@
 import difflib
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ..errors import UsageError
 
+# More valid names than these are not listed in a message.
+_MAX_LISTED = 30
+
 
 class ChecksKeywords:
-    """Base of classes that refuse an unknown keyword argument with the name of the nearest one.
+    """Base of classes that refuse an unknown keyword argument with its owner, or the name of the nearest one.
+
+    Subclasses may set `_owner_of`, which returns the classes that take an argument, or None.
 
     Raises:
         UsageError: On construction with an unknown keyword argument.
     """
 
+    _owner_of: ClassVar[Callable[..., str | None]] = staticmethod(lambda name: None)
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Check the names before `__init__` runs."""
         valid = keyword_names([vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)])
-        check_names(cls.__name__, kwargs, valid)
+        check_names(cls.__name__, kwargs, valid, cls._owner_of)
         return super().__new__(cls)
 
 
@@ -40,14 +47,23 @@ def keyword_names(functions: Collection[Callable[..., Any]]) -> list[str]:
     return [name for name in names if name != "self"]
 
 
-def check_names(owner: str, names: Collection[str], valid: Collection[str]) -> None:
+def check_names(
+    owner: str, names: Collection[str], valid: Collection[str], owner_of: Callable[[str], str | None]
+) -> None:
     """Refuse names that are not valid.
 
     Raises:
-        UsageError: There is one; the message suggests the nearest valid name.
+        UsageError: There is one; the message names the class that takes it, or the nearest valid name.
     """
     for name in names:
         if name not in valid:
-            close = difflib.get_close_matches(name, valid, n=1, cutoff=0.4)
-            hint = f"Did you mean {close[0]}?" if close else f"It takes {', '.join(valid)}."
+            close = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
+            if place := owner_of(name):
+                hint = f"Pass it to {place}."
+            elif close:
+                hint = f"Did you mean {close[0]}?"
+            elif len(valid) <= _MAX_LISTED:
+                hint = f"It takes {', '.join(valid)}."
+            else:
+                hint = "Omit it."
             raise UsageError(f"{owner} has no argument {name!r}. {hint}")

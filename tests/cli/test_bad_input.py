@@ -250,6 +250,50 @@ def test_bad_input_gets_one_sentence_and_touches_nothing(
     assert snapshot(material) == before
 
 
+OUT_OF_RANGE = [
+    *("mask_ratio 1.5", "mean_span_length 0", "num_masks 0", "on_too_short never", "target_scale 0.5 0.1"),
+    *("context_scale 0 2", "target_aspect_ratio -1 1", "random_resized_crop 0 1", "masked_tokens gone"),
+    *("pred_hidden_size 0", "pred_dropout 1", "pred_mlp_ratio 0", "loss l3", "mlm_weight nan", "contrastive_weight -1"),
+    *("contrastive_temperature 0", "average_top_k_layers 0", "smooth_l1_beta 0", "target_norm batch", "lora_r 0"),
+    *("lora_dropout 1", "tokenizer_vocab_size 0", "max_seq_length 0", "stride -1", "stride 9 --max_seq_length 9"),
+    *("weight_decay -1", "learning_rate nan", "adam_beta1 1", "adam_beta2 2", "adam_epsilon -1", "max_grad_norm -1"),
+    *("dataloader_num_workers -1", "save_steps -1", "logging_steps -1", "eval_accumulation_steps 0", "ema_decay 2"),
+    *("seed 4294967296", "gradient_accumulation_steps 0", "max_eval_samples 0", "health_steps -1"),
+]
+LLM_OUT_OF_RANGE = [
+    *("jepa_weight -1", "pair_loss l3", "loss_dropout 2", "infonce_temperature 0", "ema_decay 2", "stp_weight -1"),
+    *("num_predictor_tokens 11", "predictor_position middle", "max_seq_length 2", "pad_to_multiple_of 0"),
+    *("generation_samples -1", "max_new_tokens 0", "lora_r 0", "adam_beta1 2", "weight_decay -1", "max_steps 0"),
+    *("generation_metrics bleu", "tokenizer_vocab_size 0", "num_train_epochs 0"),
+]
+
+
+@pytest.mark.parametrize("flag", OUT_OF_RANGE)
+@pytest.mark.parametrize("command", ["train", "masks"])
+def test_a_value_out_of_range_is_refused_before_anything_is_read(
+    flag: str, command: str, material: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The model of the command does not exist, which is found out only when it is read."""
+    monkeypatch.chdir(material)
+    argv = f"{command} --model_name_or_path me/nothing --train_file data.txt --output_dir out --max_steps 1 --{flag}"
+    assert jepa_hf_main(argv.split()) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert_one_sentence(err, f"jepa-hf {command}", [flag.split()[0]])
+
+
+@pytest.mark.parametrize("flag", LLM_OUT_OF_RANGE)
+def test_a_value_of_a_language_model_out_of_range_is_refused_before_anything_is_read(
+    flag: str, material: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(material)
+    flags = "--objective llm --model_name_or_path me/nothing --train_file table.csv --output_dir out"
+    assert jepa_hf_main([*f"train {flags} --{flag}".split()]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert_one_sentence(err, "jepa-hf train", [flag.split()[0].replace("generation_metrics", "bleu")])
+
+
 def test_the_good_command_is_good(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Otherwise the cases above would prove nothing.
     monkeypatch.chdir(material)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 
 import jepa_hf
@@ -19,8 +21,9 @@ from helpers import llm
 from helpers.cli import assert_same_weights
 from helpers.runs import RunAtStep
 from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
-from jepa_hf import JepaForRepresentationPrediction, UsageError, pretrain
+from jepa_hf import JepaForRepresentationPrediction, JepaTrainer, JepaTrainingArguments, UsageError, pretrain
 from jepa_hf.errors import RunError
+from jepa_hf.evaluation.embedder import Embedder
 from jepa_hf.training.checkpoints import latest_valid_checkpoint
 from jepa_hf.training.run_directory import read_run
 
@@ -228,6 +231,26 @@ def test_the_bars_of_datasets_are_hidden_unless_its_verbosity_is_set(
         if were_disabled:
             datasets.disable_progress_bars()
     assert ("Tokenizing: " in capfd.readouterr().err) == (verbosity == logging.INFO)
+
+
+def test_the_bars_of_weights_are_hidden_and_the_setting_is_kept(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Those of `pretrain`, a trainer and an embedder; downloads keep theirs."""
+    transformers.logging.enable_progress_bar()
+    try:
+        pretrain(folder / "bert", train_dataset=TEXT, output_dir=tmp_path / "out", **FAST)
+        args = JepaTrainingArguments(str(tmp_path / "other"), report_to="none")
+        JepaTrainer(folder / "bert", args, train_dataset=TEXT)
+        Embedder.from_pretrained(tmp_path / "out")
+        Embedder.from_pretrained(tmp_path / "out" / "jepa")
+        assert transformers.logging.is_progress_bar_enabled()
+        assert not huggingface_hub.utils.are_progress_bars_disabled()
+        assert "Loading weights" not in capfd.readouterr().err
+        AutoModel.from_pretrained(tmp_path / "out")
+        assert "Loading weights" in capfd.readouterr().err  # otherwise the above would prove nothing
+    finally:
+        transformers.logging.disable_progress_bar()
 
 
 # ---- what is returned

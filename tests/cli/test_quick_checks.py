@@ -121,7 +121,8 @@ def test_good_commands_pass(tmp_path: Path) -> None:
 
 def test_a_negative_number_with_an_exponent_is_a_value() -> None:
     """argparse takes it for a flag; the check of the range then has the sentence."""
-    assert parse_command(["--learning_rate", "-1e-3"])[-1].learning_rate == -1e-3
+    with pytest.raises(UsageError, match=r"learning_rate must be at least 0, not -0\.001"):
+        parse_command(["--learning_rate", "-1e-3"])
 
 
 @pytest.mark.parametrize("value", [True, False])
@@ -169,10 +170,18 @@ def test_what_torch_has_needs_no_package(optimizer: str, monkeypatch: pytest.Mon
     check_packages({"optim": optimizer, "report_to": [], "attn_implementation": "sdpa", "use_peft": False})
 
 
-def test_all_flags_are_in_the_complete_help(capsys: pytest.CaptureFixture[str]) -> None:
-    """In groups, under the name of the command."""
+def test_all_flags_are_in_the_complete_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In groups, under the name of the command; a terminal shows at once that it takes a while."""
     assert jepa_hf_main(["train", "--help_all"]) == 0
-    text = capsys.readouterr().out
+    text, error = capsys.readouterr()
+    assert error == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert jepa_hf_main(["train", "--objective", "llm", "--help-all"]) == 0
+    llm_text, error = capsys.readouterr()
+    assert error == "collecting all options ...\n"
+    assert "--jepa_weight" in llm_text
     assert text.startswith("usage: jepa-hf train [CONFIG.yaml]")
     assert [title for title in ("model:", "data:", "mask:", "run:") if f"\n{title}\n" in text] == [
         "model:",

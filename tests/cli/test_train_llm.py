@@ -789,6 +789,25 @@ def test_generate_needs_a_finished_run(
     assert sentence in capsys.readouterr().err
 
 
+def test_generate_needs_a_model_and_not_its_evaluation(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sentence names the model that was evaluated."""
+    train(*command(folder, tmp_path / "out", "--do_eval"))
+    say("generate", tmp_path / "out", "--data_file", folder / "rows.jsonl", code=2)
+    sentence = f"holds the evaluation of a model, and no model; name the model, {folder / 'llm'}"
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_advice_of_a_run_that_was_not_assessed_can_be_followed(folder: Path, tmp_path: Path) -> None:
+    """In the same directory; the second run is assessed."""
+    run = command(folder, tmp_path / "out", "--max_steps", "2", "--logging_steps", "2")
+    advice = f"Next: jepa-hf generate {tmp_path / 'out'} --data_file FILE, or start over with --overwrite_output_dir, "
+    assert advice + "--do_train and --do_eval." in train(*run)
+    assert "Not assessed" not in train(*run, "--overwrite_output_dir", "--do_train", "--do_eval")
+
+
 def test_generate_keeps_earlier_results(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Without --overwrite_output_dir they stay; a terminal alone shows a bar."""
     asking = ("--data_file", folder / "rows.jsonl", "--max_samples", 3, "--max_new_tokens", 2, "--use_cpu")

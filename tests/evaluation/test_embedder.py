@@ -29,6 +29,7 @@ from transformers import (
 from helpers.batches import image_config, scale_weights, tiny_jepa
 from helpers.tiny_models import CORPUS, FAMILIES, save_tiny_encoder, tiny_config, tiny_tokenizer
 from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel, JepaForRepresentationPrediction, UsageError
+from jepa_hf.data.file_readers import log_once
 from jepa_hf.evaluation.embedder import Embedder
 from jepa_hf.evaluation.names import POOLINGS
 from jepa_hf.hub.export import export_run
@@ -236,6 +237,27 @@ def test_columns_of_features_are_found_by_name(caplog: pytest.LogCaptureFixture)
         embedder.embed(rows, feature_column_names=["w", "z", "x", "y"])
     with pytest.raises(UsageError, match=r"got \[2\] in sample 1. Give the columns it was trained on: x, y, z."):
         embedder.embed(rows[:, :2])
+
+
+def test_lost_differences_of_raw_features_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers that float32 makes equal: as in tables, a warning for one column, and an error for all that vary."""
+    embedder = named_embedder(["x", "y", "z"])
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    rows[:, 1] = 1.7e9 + np.arange(20)
+    with caplog.at_level(logging.WARNING, "jepa_hf"):
+        for samples in (rows, rows.tolist(), torch.from_numpy(rows), [list(row) for row in rows]):
+            log_once.cache_clear()
+            caplog.clear()
+            embedder.embed(samples)
+            assert "In the samples, float32 loses the differences between the values of 1 column ('y')" in caplog.text
+        caplog.clear()
+        embedder.embed(rows.astype(np.float32))  # whose differences were lost before
+        embedder.embed(rows - rows.mean(axis=0))
+    assert not caplog.messages
+    with pytest.raises(UsageError, match=r"In the samples, float32 loses .* 3 columns \('x', 'y', 'z'\)"):
+        embedder.embed(rows + 1e12)
+    with pytest.raises(UsageError, match=r"1 column \(number 2\)"):
+        feature_embedder("time").embed([rows[:, [1, 1, 1]] * [0, 1, 0]])
 
 
 def test_series_come_in_tables_too() -> None:

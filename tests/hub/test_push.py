@@ -5,6 +5,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from helpers.cli import snapshot, train
 from helpers.fake_hub import Fault, Hub
@@ -95,11 +96,11 @@ def test_large_files_are_uploaded(part_size: int | None, out: Path) -> None:
         (Fault("POST /api/repos/create", 403), "creating me/x failed: the Hub answered 403, .* a token that may write"),
         (Fault("POST /api/models/.*/preupload/"), "pushing to me/x failed: the Hub answered 500"),
         (Fault(LFS, skip=1), "pushing to me/x failed: the Hub answered 500"),
-        (Fault(LFS, None, skip=1), "pushing to me/x failed: \\w+Error, "),
+        (Fault(LFS, None, skip=1), r"pushing to me/x failed: the Hub cannot be reached \(.*\); check the network"),
         (Fault("POST .*/verify"), "pushing to me/x failed: the Hub answered 500"),
         (Fault(COMMIT), "pushing to me/x failed: the Hub answered 500"),
         (Fault(COMMIT, 403), "pushing to me/x failed: the Hub answered 403"),
-        (Fault(COMMIT, None), "pushing to me/x failed: \\w+Error, "),
+        (Fault(COMMIT, None), r"pushing to me/x failed: the Hub cannot be reached \(.*\); check the network"),
     ],
     ids=lambda value: f"{value.request} {value.status}" if isinstance(value, Fault) else "",
 )
@@ -121,6 +122,27 @@ def test_failed_push_can_be_repeated(fault: Fault, sentence: str, out: Path, hub
     assert not {request.rpartition("/")[2] for request in hub.asked(LFS)} & uploaded
 
 
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OfflineModeIsEnabled("offline mode"), "HF_HUB_OFFLINE is set, so the Hub is not contacted; unset it"),
+        (TimeoutError(), "the Hub cannot be reached; check the network"),
+        (ConnectionError("no route"), r"the Hub cannot be reached \(no route\); check the network"),
+        (ValueError("odd answer."), "odd answer"),
+        (RuntimeError(), "the Hub's client gave no reason"),
+    ],
+)
+def test_an_unreachable_hub_is_described_without_names_of_classes(
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fail)
+    with pytest.raises(PushError, match=f"^creating badname failed: {sentence}$"):
+        open_repo(HubTarget("badname"))
+
+
 def test_transient_fault_is_retried(out: Path, hub: Hub) -> None:
     """A transient fault does not fail a push."""
     hub.faults = [Fault(LFS, times=2)]
@@ -131,7 +153,7 @@ def test_transient_fault_is_retried(out: Path, hub: Hub) -> None:
 def test_unreachable_hub_is_a_one_line_error(out: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unreachable Hub is a one-line `PushError`."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(PushError, match="creating me/x failed: ConnectError") as refusal:
+    with pytest.raises(PushError, match="creating me/x failed: the Hub cannot be reached") as refusal:
         push_run(out, HubTarget("me/x"), "Mine")
     assert refusal.value.status is None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -99,6 +100,29 @@ def test_resume_is_exact(settings: dict[str, Any], tmp_path: Path) -> None:
     if full.objective.teacher is not None:
         teachers = [weights(run.objective.teacher) for run in (second, full)]
         assert largest_difference(*teachers) == 0.0
+
+
+def test_tables_are_read_as_lists_of_rows_are(tmp_path: Path) -> None:
+    """Rows of a DataFrame, also of several by name, and of a `DatasetDict`; in the constructor and in `evaluate`."""
+    rows = conversations(6)
+    frame = pd.DataFrame(rows, index=range(5, 11))
+    reference = trainer(tmp_path)
+    expected = list(reference.tokenize_rows(rows))
+    data = datasets.Dataset.from_list(rows)
+    run = LlmJepaTrainer(
+        reference.model,
+        reference.args,
+        train_dataset=frame,
+        eval_dataset=datasets.DatasetDict(first=data, second=data),
+        view_tokenizer=reference.view_tokenizer,
+    )
+    assert list(run.train_dataset) == expected
+    assert [list(part) for part in run.eval_dataset.values()] == [expected, expected]
+    assert list(run.tokenize_rows({"one": frame})["one"]) == expected
+    losses = [reference.evaluate(rows_of)["eval_loss"] for rows_of in (rows, frame, data)]
+    assert losses[0] == losses[1] == losses[2]
+    with pytest.raises(UsageError, match=r"train_dataset must be one data set, not a DatasetDict"):
+        LlmJepaTrainer(reference.model, reference.args, train_dataset=datasets.DatasetDict(train=data))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

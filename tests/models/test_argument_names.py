@@ -18,6 +18,7 @@ from jepa_hf import (
     JepaTrainingArguments,
     UsageError,
 )
+from jepa_hf.llm_jepa import LlmJepaTrainingArguments, PairedViewTokenizer
 from jepa_hf.models import argument_names
 
 
@@ -25,9 +26,13 @@ def test_names_of_other_classes() -> None:
     """The names listed in `models` are those of the training arguments and of the collators."""
     plain = {field.name for field in fields(TrainingArguments)}
     assert {field.name for field in fields(JepaTrainingArguments)} - plain == set(argument_names._TRAINING)
+    llm_names = {field.name for field in fields(LlmJepaTrainingArguments)} - plain
+    assert llm_names == set(argument_names._LLM_TRAINING)
     collators = (DataCollatorForBlockJEPA, DataCollatorForFeatureJEPA, DataCollatorForSpanJEPA)
     names = {name for collator in collators for name in inspect.signature(collator).parameters}
     assert names - set(JepaConfig.argument_names()) == set(argument_names._COLLATORS)
+    views = set(inspect.signature(PairedViewTokenizer).parameters) - {"tokenizer", "max_length"}
+    assert views == set(argument_names._VIEWS)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +41,8 @@ def test_names_of_other_classes() -> None:
         ("ema_decay", "JepaTrainingArguments"),
         ("learning_rate", "JepaTrainingArguments"),
         ("per_device_train_batch_size", "JepaTrainingArguments"),
+        ("jepa_weight", "LlmJepaTrainingArguments"),
+        ("num_predictor_tokens", "PairedViewTokenizer"),
         ("mask_ratio", "the data collator"),
         ("target_scale", "the data collator"),
         ("mlm_wieght", "'mlm_weight'"),

@@ -181,6 +181,7 @@ def test_a_run_whose_health_was_not_measured_is_not_called_healthy() -> None:
     verdict = verdict_of([{"step": 10, "loss": 0.5, "prediction_loss": 0.5}])
     assert verdict.severity == Severity.NOT_ASSESSED
     assert verdict.lines[0] == "Not assessed. Health was not measured."
+    assert verdict.lines[1].startswith("Next: jepa-hf evaluate out --tasks FILE, or start over with --overwrite_output")
 
 
 def test_hits_that_the_position_alone_can_give_are_not_praised() -> None:
@@ -218,7 +219,7 @@ def test_the_worst_finding_is_the_verdict_and_all_are_its_reasons() -> None:
         ["Step 40", " divergence"],
         ["Step 40", " token collapse"],
     ]
-    assert verdict.lines[0] == f"Not healthy. {verdict.reasons[0]} (1 more finding.)"
+    assert verdict.lines[0] == f"Not healthy. {verdict.reasons[0]} 1 more finding."
     assert verdict.lines[1].startswith("Next: lower --learning_rate")
 
 
@@ -353,6 +354,7 @@ VALUES = st.one_of(st.floats(width=32), st.integers(-5, 5), st.none(), st.just("
     )
 )
 @example([{"health_sample_top1_accuracy": 0.0, "health_sample_top1_accuracy_chance": 0.0}])
+@example([{"health_target_pooled_rank": float("inf")}, {"health_target_pooled_rank": 0.0}])  # two findings, no skill
 def test_whatever_was_logged_every_curve_gets_one_sentence(entries: list[dict[str, Any]]) -> None:
     history = [{"step": step} | entry for step, entry in enumerate(entries)]
     assessed = readings(history)

@@ -189,6 +189,18 @@ def test_a_run_before_its_first_checkpoint_gets_a_page(run: Path) -> None:
     assert "jepa-hf masks" in page.text
 
 
+def test_settings_are_shown_as_in_a_recipe(run: Path) -> None:
+    """Without None, True, brackets or braces of Python."""
+    changed = {"optim_args": {}, "lr_scheduler_kwargs": {"a": None}}
+    rewrite(run / "_run.json", lambda record: record | {"settings": record["settings"] | changed})
+    content = (write_report(run), (run / "report.html").read_text())[1]
+    settings = dict(re.findall(r"<tr><td>(\w+)</td><td>([^<]*)</td></tr>", content.partition("All settings")[2]))
+    shown = {name: settings[name] for name in ("config_name", "do_train", "use_peft", "optim_args")}
+    assert shown == {"config_name": "not set", "do_train": "true", "use_peft": "false", "optim_args": "not set"}
+    assert settings["lr_scheduler_kwargs"] == "a: not set"
+    assert not [value for value in settings.values() if re.search(r"\bNone\b|\bTrue\b|\bFalse\b|[{}\[\]]", value)]
+
+
 def test_a_run_without_record_has_no_settings(run: Path) -> None:
     (run / "_run.json").unlink()
     page = report(run)

@@ -38,6 +38,7 @@ def test_a_log_entry_is_one_short_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert [re.search(r"prediction ([\d.]+)", line)[1] for line in steps] == [f"{loss:.3g}" for loss in logged]
     assert "×0.5)" in steps[0]
     assert "mlm" not in steps[0]
+    assert re.search(r"· step 0: hit [\d.]+ % \(chance [\d.]+ %\), rank \d+/32 · lr", steps[0])  # of another step
     assert re.search(r"· hit [\d.]+ % \(chance [\d.]+ %\) · rank \d+/32 · lr [\d.e-]+ · [\d.kM]+ tok/s", steps[1])
     assert "hit" not in steps[2]  # measured every second step
     assert [line.split(":")[0] for line in lines if line.startswith("Next")] == ["Next"]
