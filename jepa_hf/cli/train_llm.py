@@ -72,7 +72,7 @@ def run(
 
 def _finalize_arguments(parsed: LlmParsed) -> None:
     """Set arguments that follow from others, and reject contradictions."""
-    model_args, data_args, view_args, answer_args, args = parsed
+    model_args, data_args, _, answer_args, args = parsed
     resolve_defaults(parsed, args)
     if model_args.smoke_test:
         apply_smoke_test(model_args, data_args, args, _SMOKE_TEST_MODEL)
