@@ -118,7 +118,9 @@ def _evaluate() -> ArgumentParser:
     parser.add_argument("--text_column_name", help="the column of texts, or first,second of pairs")
     parser.add_argument("--label_column_name", help="the column of labels")
     parser.add_argument("--feature_column_names", help="columns of features, with commas")
-    parser.add_argument("--max_train_samples", type=_count, help="rows to fit probes on at most (default: all)")
+    parser.add_argument(
+        "--max_train_samples", type=_count, help="maximum number of rows to fit probes on (default: all)"
+    )
     parser.add_argument("--max_test_samples", type=_count, help="maximum number of rows to test on (default: all)")
     _add_max_seq_length(parser)
     parser.add_argument(

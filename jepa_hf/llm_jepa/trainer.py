@@ -204,7 +204,7 @@ class LlmJepaTrainer(BaseJepaTrainer):
     # ---- data
 
     def tokenize_rows(self, dataset: Any) -> Any:
-        """Tokenize rows with the view tokenizer; return tokenized rows unchanged, a DataFrame's as a data set."""
+        """Tokenize rows with the view tokenizer; return tokenized ones unchanged, a DataFrame as a data set."""
         return tokenize_dataset(without_pandas(dataset), self.view_tokenizer)
 
     # ---- one update

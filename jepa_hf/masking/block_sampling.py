@@ -20,7 +20,7 @@ _SHORT_SIDE, _SHORT_CONTEXT_SIDE = 2, 4
 def check_block_settings(
     ranges: Mapping[str, tuple[float, float]], target_aspect_ratio: tuple[float, float] | None
 ) -> None:
-    """Raise a `UsageError` for values that make no range of areas, by its name, or of aspect ratios (None: default)."""
+    """Raise a `UsageError` for a range of areas or of aspect ratios that does not ascend; None is a default."""
     for name, (low, high) in ranges.items():
         if not 0 < low <= high <= 1:
             raise UsageError(f"{name} must be two ascending numbers, above 0 and at most 1, not {low}, {high}.")

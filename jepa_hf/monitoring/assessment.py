@@ -299,8 +299,8 @@ def judge(
         (found, skill), remedies = view_findings(history, weights, max_steps), VIEW_REMEDIES
         next_step = f"jepa-hf generate {output_dir} --data_file FILE for answers to new rows."
         unmeasured = (
-            f"jepa-hf generate {output_dir} --data_file FILE, or start over with --overwrite_output_dir, --do_train "
-            "and --do_eval."
+            f"jepa-hf generate {output_dir} --data_file FILE, or start over with --overwrite_output_dir, "
+            "--do_train and --do_eval."
         )
     is_final = max_steps is None or is_finished(history, max_steps)
     if not is_final:

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from ..errors import UsageError
 
@@ -20,7 +20,9 @@ class ChecksKeywords:
         UsageError: On construction with an unknown keyword argument.
     """
 
-    _owner_of: ClassVar[Callable[..., str | None]] = staticmethod(lambda name: None)
+    @staticmethod
+    def _owner_of(name: str) -> str | None:
+        return None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Check the names before `__init__` runs."""

@@ -240,8 +240,9 @@ def test_the_bars_of_weights_are_hidden_and_the_setting_is_kept(
     transformers.logging.enable_progress_bar()
     try:
         pretrain(folder / "bert", train_dataset=TEXT, output_dir=tmp_path / "out", **FAST)
-        args = JepaTrainingArguments(str(tmp_path / "other"), report_to="none")
-        JepaTrainer(folder / "bert", args, train_dataset=TEXT)
+        JepaTrainer(
+            folder / "bert", JepaTrainingArguments(str(tmp_path / "other"), report_to="none"), train_dataset=TEXT
+        )
         Embedder.from_pretrained(tmp_path / "out")
         Embedder.from_pretrained(tmp_path / "out" / "jepa")
         assert transformers.logging.is_progress_bar_enabled()

@@ -26,7 +26,7 @@ def test_notebooks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert outputs[-1]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "text"])  # its outputs are not stored yet
+@pytest.mark.parametrize("name", NAMES)
 def test_notebooks_show_their_outputs(name: str) -> None:
     """Cells that print have stored outputs, of one run from top to bottom and without an error."""
     cells = RUNNER.code_cells(load(name))
