@@ -85,8 +85,8 @@ def check_comparable(name: str, rows: Any) -> None:
     for part in rows.values() if isinstance(rows, dict) else [rows]:
         if has_length(part) and len(part) == 1 and not is_packed(part):
             raise UsageError(
-                f"contrastive_weight compares samples with each other, and {name} has one. Provide more rows, or set "
-                "contrastive_weight 0."
+                f"contrastive_weight compares samples with each other, and {name} has one. Provide more rows "
+                "(--validation_split_percentage says how many are held out), or set contrastive_weight 0."
             )
 
 
