@@ -140,7 +140,7 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained({str(target)!r}, trust_remote_code=True)
 print(type(model).__name__, sum(p.double().sum().item() for p in model.parameters()))
 """
-    result = start_process("-c", script, cwd=tmp_path, HF_MODULES_CACHE=str(tmp_path / "modules"))
+    result = start_process("-c", script, cwd=tmp_path, fresh=True, HF_MODULES_CACHE=str(tmp_path / "modules"))
     assert result.returncode == 0, result.stderr
     name, total = result.stdout.split()[-2:]
     model = JepaForRepresentationPrediction.from_pretrained(out / "checkpoint-2")

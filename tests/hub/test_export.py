@@ -296,7 +296,7 @@ def test_exported_code_loads_without_jepa_hf(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     command = ("-c", ELSEWHERE, tmp_path / "exported")
-    process = start_process(*command, cwd=tmp_path, HF_MODULES_CACHE=str(tmp_path / "modules"))
+    process = start_process(*command, cwd=tmp_path, fresh=True, HF_MODULES_CACHE=str(tmp_path / "modules"))
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.split("\n")[:-1] == sorted(expected)
 
