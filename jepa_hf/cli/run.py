@@ -127,9 +127,12 @@ def _make_run_plan(parts: Sequence[Any], args: Any, settings: dict[str, Any]) ->
     changeable = MAY_CHANGE.union(*(may_change(type(part)) for part in parts))
     plan = plan_run(args.output_dir, settings, args.overwrite_output_dir, args.resume_from_checkpoint, changeable)
     if plan.finished:
-        name = args.hub_model_id or Path(args.output_dir).absolute().name
-        to = HubTarget(name, args.hub_private_repo, args.hub_revision)
-        print_rank0(args, plan.note + (f" Push it with {to.command(args.output_dir)}" if args.push_to_hub else ""))
+        push = ""
+        if args.push_to_hub:  # a directory's name need not be one of the Hub
+            name = args.hub_model_id or Path(args.output_dir).absolute().name
+            target = HubTarget(name, args.hub_private_repo, args.hub_revision)
+            push = f" Push it with {target.command(args.output_dir)}"
+        print_rank0(args, plan.note + push)
     elif plan.checkpoint is not None and not args.do_train:
         raise UsageError(
             f"--do_eval alone does not evaluate {plan.checkpoint}. Name it as --model_name_or_path, and choose another "

@@ -146,6 +146,13 @@ def test_the_exported_encoder(which: str | None, start: list[str], tmp_path: Pat
     assert moved(tmp_path)
 
 
+def test_a_directory_may_have_a_name_that_no_repository_has(start: list[str], tmp_path: Path) -> None:
+    """The same command twice: the second one finds the finished run."""
+    command = [*start, "--output_dir", tmp_path / "my run ü"]
+    train(*command)
+    assert "finished" in train(*command)
+
+
 # ---- one run through several doors
 
 
