@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoImageProcessor
 
 from ..errors import UsageError
-from ..hub.averaging import average_with_start
+from ..hub.averaging import average_with_start, check_share
 from ..hub.export import JEPA_FOLDER, export_custom_code, export_encoder, export_masked_lm
 from ..hub.loading import load_or_usage_error
 from ..hub.onnx_export import check_onnx_installed, export_onnx
@@ -25,8 +25,9 @@ def run(options: argparse.Namespace) -> None:
     if target.exists() and any(target.iterdir()):
         raise UsageError(f"output_dir {options.output_dir!r} is not empty; name a new directory")
     refuse_unfinished_run("source", options.source)
-    _check_average(options)
-    if is_language_model_dir(Path(options.source)):
+    is_language_model = is_language_model_dir(Path(options.source))
+    _check_average(options, is_language_model)
+    if is_language_model:
         export_language_model(options, target)
         print(f"written to {target}")
         return
@@ -50,15 +51,14 @@ def run(options: argparse.Namespace) -> None:
     print(f"written to {target}")
 
 
-def _check_average(options: argparse.Namespace) -> None:
+def _check_average(options: argparse.Namespace, is_language_model: bool) -> None:
     """Refuse what does not go with an average of trained weights and the start's."""
     if options.average is None and options.start is not None:
         raise UsageError("start is read with --average only. Add --average 0.5, or leave --start out.")
     if options.average is None:
         return
-    if not 0.0 <= options.average <= 1.0:
-        raise UsageError(f"average must be between 0 (the trained weights) and 1 (the start), not {options.average:g}.")
-    if options.custom_code or is_language_model_dir(Path(options.source)):
+    check_share(options.average)
+    if options.custom_code or is_language_model:
         what = "--custom_code, which exports the full model" if options.custom_code else "a language model"
         raise UsageError(f"average is for an encoder, not for {what}. Leave --average out.")
 

@@ -30,8 +30,7 @@ def average_with_start(
         UsageError: a share out of range; a start that is missing, cannot be loaded, or has other
             weights than the model.
     """
-    if not 0.0 <= share <= 1.0:
-        raise UsageError(f"average must be between 0 (the trained weights) and 1 (the start), not {share:g}.")
+    check_share(share)
     encoder = model.get_encoder(which)
     if model.config.lora is not None:
         scale_lora(encoder, model.config.lora, 1.0 - share)
@@ -49,6 +48,12 @@ def average_with_start(
             )
     for name, parameter in trained.items():
         parameter.lerp_(weights[name].to(parameter), share)
+
+
+def check_share(share: float) -> None:
+    """Raise a `UsageError` for a share of the start that is not between 0 and 1."""
+    if not 0.0 <= share <= 1.0:
+        raise UsageError(f"average must be between 0 (the trained weights) and 1 (the start), not {share:g}.")
 
 
 def _load_weights(name_or_path: str) -> dict[str, torch.Tensor]:

@@ -84,7 +84,7 @@ def _training(trainer: Any, config: JepaConfig) -> dict[str, Any]:
         "hardware": describe_hardware(args.device, args.world_size),
         "seed": args.seed,
     }
-    exported = args.export_encoder or config.default_exported_encoder
+    exported = trainer.exported_encoder
     if exported == "target":
         share = initial_weight_fraction(max(state.max_steps, 1), first, last, trainer.ema_callback.schedule)
         exported += f" (EMA: {100 * share:.0f} % of the start, the rest an average along the run)"

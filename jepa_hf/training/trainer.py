@@ -332,11 +332,15 @@ class JepaTrainer(BaseJepaTrainer):
         if self.state.global_step and not (self._output_dir / "masks.png").exists():
             write_masks(self)
 
+    @property
+    def exported_encoder(self) -> str:
+        """Encoder in the output directory, see `export_encoder` of the arguments."""
+        return self.args.export_encoder or self._unwrapped.config.default_exported_encoder
+
     def export_final_model(self, model: nn.Module, output_dir: str, state_dict: dict[str, torch.Tensor] | None) -> None:
         """Write the exported encoder with its processing class, and the full JEPA below it."""
         jepa = cast(JepaForRepresentationPrediction, model)
-        which = self.args.export_encoder or jepa.config.default_exported_encoder
-        export_run(jepa, output_dir, cast(Any, self.processing_class), which, state_dict)
+        export_run(jepa, output_dir, cast(Any, self.processing_class), self.exported_encoder, state_dict)
 
     def render_card(self, name: str, data: DatasetInfo, language: str | None, license: str | None) -> ModelCard:
         """Render the card of the model that users will load as `name`."""

@@ -214,8 +214,10 @@ class JepaTrainingArguments(BaseJepaTrainingArguments):
             ("ema_schedule", ("constant", "linear", "cosine")),
             ("export_encoder", ("context", "target", "both")),
         ):
-            if getattr(self, name) not in (*choices, None):
-                raise UsageError(f"{name} must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            has_default = name == "export_encoder" and value is None
+            if value not in choices and not has_default:
+                raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
         if self.load_best_model_at_end and self.metric_for_best_model in (None, "loss", "eval_loss"):
             raise UsageError(
                 "load_best_model_at_end needs --metric_for_best_model, because a collapsed JEPA has the lowest loss. "

@@ -106,6 +106,12 @@ def test_flags_are_those_of_training_arguments_and_eight_more() -> None:
     assert args.learning_rate == 0.125
 
 
+def test_only_the_exported_encoder_has_a_default_that_depends_on_the_start() -> None:
+    with pytest.raises(UsageError, match="ema_schedule must be one of constant, linear, cosine, not None"):
+        JepaTrainingArguments(use_cpu=True, ema_schedule=None)
+    assert JepaTrainingArguments(use_cpu=True, export_encoder=None).export_encoder is None
+
+
 def test_defaults_of_a_run(tmp_path: Path) -> None:
     """What decisions 3, 4 and 8 ask for: fp32 weights, derived EMA, lean DDP, no reporting, no waiting."""
     args = JepaTrainingArguments(use_cpu=True)
