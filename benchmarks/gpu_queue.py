@@ -18,27 +18,21 @@ Row = dict[str, Any]
 Command = Callable[[Row, int, Path], list[str]]
 
 
-def run(
-    variants: Path,
-    output: Path,
-    work_dir: Path,
-    train: Command,
-    judge: Command,
-    summary: Callable[[Row], str],
-    follow: bool = False,
-) -> list[Row]:
+def run(options: argparse.Namespace, train: Command, judge: Command, summary: Callable[[Row], str]) -> list[Row]:
     """Work through a file with a variant in each line, a JSON object whose `seeds` (default [0]) are run one by one.
 
     Args:
-        output: a row is added as soon as it is there; a failed variant's has its last words as `failed`.
+        options: those of `add_arguments`. A row is added to `output` as soon as it is there; a failed variant's has its
+            last words as `failed`. With `follow` go on with lines that are added to `variants` meanwhile, until one
+            says "end".
         train: the command that needs the GPU.
         judge: the one that follows and does not, while the GPU does the next variant; it prints the row as JSON.
         summary: a row in a line.
-        follow: go on with lines that are added to `variants` meanwhile, until one says "end".
 
     Returns:
         All rows of `output`.
     """
+    variants, output, work_dir = Path(options.variants), Path(options.output), Path(options.work_dir)
     count = max(torch.cuda.device_count(), 1)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     gpus: queue.Queue[str] = queue.Queue()
@@ -65,7 +59,7 @@ def run(
             file.write(json.dumps(row) + "\n")
             print(f"{row['name']} seed {seed}: FAILED {row['failed']}" if "failed" in row else summary(row), flush=True)
 
-    for number, (variant, seed) in enumerate(read_variants(variants, follow)):
+    for number, (variant, seed) in enumerate(read_variants(variants, options.follow)):
         gpu = gpus.get()
         folder = work_dir / f"{number:03}"
         folder.mkdir(parents=True, exist_ok=True)

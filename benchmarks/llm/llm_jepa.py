@@ -119,13 +119,10 @@ def run(options: argparse.Namespace) -> None:
         return [sys.executable, "-W", "ignore", __file__, "variant", *given, "--metrics", *options.metrics]
 
     rows = gpu_queue.run(
-        Path(options.variants),
-        Path(options.output),
-        Path(options.work_dir),
+        options,
         train=command,
         judge=lambda variant, seed, folder: ["cat", str(folder / "row.json")],  # judged already, where it was trained
         summary=partial(summary, metrics=options.metrics),
-        follow=options.follow,
     )
     print(tables(rows, options))
 

@@ -284,13 +284,10 @@ def run(options: argparse.Namespace) -> None:
         return [sys.executable, "-W", "ignore", __file__, kind, *map(str, given)]
 
     rows = gpu_queue.run(
-        Path(options.variants),
-        Path(options.output),
-        Path(options.work_dir),
+        options,
         train=partial(command, "variant"),
         judge=partial(command, "judge"),
         summary=summary,
-        follow=options.follow,
     )
     print(table(rows))
 

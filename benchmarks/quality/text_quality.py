@@ -360,13 +360,10 @@ def run(options: argparse.Namespace, common: list[str]) -> None:
         return [sys.executable, "-W", "ignore", __file__, kind, *given, "--", *common]
 
     rows = gpu_queue.run(
-        Path(options.variants),
-        Path(options.output),
-        Path(options.work_dir),
+        options,
         train=partial(command, "variant"),
         judge=partial(command, "judge"),
         summary=partial(summary, options=options),
-        follow=options.follow,
     )
     print(tables(rows, options))
 
