@@ -16,10 +16,11 @@ A line of `variants.jsonl` is one variant: `name`; `domain`, a NAME of `--texts`
 - "ct", "ct_in_batch": contrastive tension (Carlsson et al. 2021), with seven negatives for each pair or with in-batch
   negatives.
 
-The last four are sentence-transformers' losses in its trainer, with `learning_rate` and `batch_size`. `seconds` times
-the variant's rate of `rates.json` is its number of steps: `clock` times one variant after another, each alone on the
-GPU, and variants with the same `clock` share a rate. So several can run next to each other afterwards, each with the
-steps that it would have had alone.
+The last four are sentence-transformers' losses in its trainer, with `learning_rate` and `batch_size`. `texts` is
+another NAME than the domain's to train on. For JEPA and MLM, parameters with a part of `freeze` in their name stay as
+they are. `seconds` times the variant's rate of `rates.json` is its number of steps: `clock` times one variant after
+another, each alone on the GPU, and variants with the same `clock` share a rate. So several can run next to each other
+afterwards, each with the steps that it would have had alone.
 
 Judged are the trained encoder and averages of its weights with the start's (Wortsman et al. 2022): "start 0.3" has 0.3
 of the start. JEPA's EMA target encoder is judged, too. A vector is the mean of the last layer. TASK is as `jepa-hf
@@ -31,7 +32,7 @@ import copy
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -61,7 +62,6 @@ import gpu_queue
 Variant = dict[str, Any]
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "pretrained_bert.yaml"
 LENGTH = 128
-SHARES = (0.3, 0.5)
 
 
 # ---- training
@@ -118,7 +118,7 @@ def _delete_words(batch: dict[str, list[str]], deleted: float = 0.6) -> dict[str
 
 def make_trainer(options: argparse.Namespace, variant: Variant, seed: int, max_steps: int) -> Trainer:
     """The trainer of a variant, from a fresh start."""
-    texts = dict(pair.split("=", 1) for pair in options.texts)[variant["domain"]]
+    texts = dict(pair.split("=", 1) for pair in options.texts)[variant.get("texts", variant["domain"])]
     if variant["objective"] not in ("jepa", "mlm"):
         return peer_trainer(options, variant, texts, seed, max_steps)
     flags = {"model_name_or_path": options.model, "train_file": texts, "output_dir": f"{options.folder}/out"}
@@ -126,6 +126,9 @@ def make_trainer(options: argparse.Namespace, variant: Variant, seed: int, max_s
     flags |= {"dataloader_num_workers": options.dataloader_num_workers}
     common = [str(RECIPE), *(f"--{name}={value}" for name, value in flags.items())]
     trainer, _ = build(variant, seed, common, max_steps)
+    for name, parameter in trainer.model.named_parameters():
+        if any(part in name for part in variant.get("freeze", [])):
+            parameter.requires_grad_(False)
     return trainer
 
 
@@ -166,7 +169,7 @@ def tokenize_tasks(options: argparse.Namespace, path: Path) -> None:
 
 @torch.no_grad()
 def mean_vectors(encoder: PreTrainedModel, ids: list[list[int]], pad: int, batch_size: int = 512) -> np.ndarray:
-    """The mean of the last layer of each text, float32 `[N, D]`."""
+    """The mean of the last layer of each text, float32 `[N, D]`, computed in float16 on a GPU."""
     vectors = np.zeros((len(ids), encoder.config.hidden_size), dtype=np.float32)
     order = np.argsort([len(row) for row in ids])
     for begin in range(0, len(ids), batch_size):
@@ -174,23 +177,26 @@ def mean_vectors(encoder: PreTrainedModel, ids: list[list[int]], pad: int, batch
         length = len(ids[rows[-1]])
         padded = torch.tensor([ids[row] + [pad] * (length - len(ids[row])) for row in rows], device=encoder.device)
         mask = torch.arange(length, device=padded.device) < torch.tensor([[len(ids[r])] for r in rows]).to(padded)
-        states = encoder(input_ids=padded, attention_mask=mask.long()).last_hidden_state
+        with torch.autocast("cuda", torch.float16, enabled=padded.is_cuda):
+            states = encoder(input_ids=padded, attention_mask=mask.long()).last_hidden_state
         weights = mask[..., None].float()
-        vectors[rows] = ((states * weights).sum(1) / weights.sum(1)).cpu().numpy()
+        vectors[rows] = ((states.float() * weights).sum(1) / weights.sum(1)).cpu().numpy()
     return vectors
 
 
-def encoders(trainer: Trainer, start: PreTrainedModel) -> Iterator[tuple[str, PreTrainedModel]]:
+def encoders(
+    trainer: Trainer, start: PreTrainedModel, shares: Sequence[float]
+) -> Iterator[tuple[str, PreTrainedModel]]:
     """The trained encoder, JEPA's target encoder, and averages with the start, by name."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(trainer, JepaTrainer):
-        trained = model.get_encoder("context")
-        yield "target", model.get_encoder("target")
+        trained = model.merged_encoder("context").to(model.device)
+        yield "target", model.merged_encoder("target").to(model.device)
     else:
         trained = model.transformers_model if isinstance(model, SentenceTransformer) else model.base_model
     weights = {name: value for name, value in trained.named_parameters() if not name.startswith("pooler.")}
     yield "trained", trained
-    for share in SHARES:
+    for share in shares:
         averaged = copy.deepcopy(start).to(trained.device)
         with torch.no_grad():
             for name, value in averaged.named_parameters():
@@ -218,7 +224,7 @@ def run_variant(options: argparse.Namespace) -> None:
         if isinstance(trainer, JepaTrainer):
             measured = [entry for entry in trainer.state.log_history if is_measurement(entry)]
             row["health"] = measured[-1] if measured else None
-        found = encoders(trainer, start)
+        found = encoders(trainer, start, options.shares)
     row["loss"] = None if variant["objective"] == "start" else round(result.training_loss, 4)
     stored = torch.load(Path(options.tokens), weights_only=False)
     vectors = {}
@@ -280,7 +286,7 @@ def run(options: argparse.Namespace) -> None:
     def command(kind: str, variant: Variant, seed: int, folder: Path) -> list[str]:
         given = ["--folder", folder, "--variant", json.dumps(variant), "--seed", seed, "--model", options.model]
         given += ["--texts", *options.texts, "--rates", options.rates, "--tokens", tokens]
-        given += ["--dataloader_num_workers", options.dataloader_num_workers]
+        given += ["--dataloader_num_workers", options.dataloader_num_workers, "--shares", *options.shares]
         return [sys.executable, "-W", "ignore", __file__, kind, *map(str, given)]
 
     rows = gpu_queue.run(
@@ -364,6 +370,7 @@ def main() -> None:
         command.add_argument("--dataloader_num_workers", type=int, default=2)
     for command in (whole, one, probes):
         command.add_argument("--rates", default="rates.json")
+        command.add_argument("--shares", type=float, nargs="*", default=[0.3, 0.5], help="of the start, in averages")
     for command in (one, probes):
         command.add_argument("--tokens", required=True)
     printed.add_argument("rows")

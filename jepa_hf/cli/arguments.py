@@ -82,8 +82,14 @@ class ModelArguments(BaseModelArguments):
         "Tokens that the model does not have start from random embeddings, tokens of other numbers from wrong ones.",
     )
     # From here on arguments of JepaConfig; None means its default.
-    masked_tokens: str | None = flag(None, "Masked positions are kept as [MASK] tokens, or dropped from the context.")
-    predictor_type: str | None = flag(None, "Predictor: transformer or mlp.")
+    masked_tokens: str | None = flag(
+        None,
+        "Masked positions: mask_token keeps them as [MASK] tokens (default for text with a pretrained start), "
+        "drop leaves them out.",
+    )
+    predictor_type: str | None = flag(
+        None, "Predictor: transformer, or mlp (default for text with a pretrained start), which reads [MASK] tokens."
+    )
     pred_hidden_size: int | None = flag(None, "Width of the transformer predictor.")
     pred_num_hidden_layers: int | None = flag(None, "Number of layers of the transformer predictor.")
     pred_num_attention_heads: int | None = flag(None, "Number of attention heads of the transformer predictor.")
@@ -106,9 +112,13 @@ class ModelArguments(BaseModelArguments):
     contrastive_weight: float | None = flag(
         None, "Weight of the contrastive loss between samples (default: 1 for text, else 0)."
     )
-    contrastive_temperature: float | None = flag(None, "Temperature of the contrastive loss.")
+    contrastive_temperature: float | None = flag(
+        None, "Temperature of the contrastive loss (default: 0.1; text with a pretrained start: 0.05)."
+    )
     contrastive_predictor: str | None = flag(
-        None, "Predictor of the contrastive loss: mlp (default), or none, which compares the exported vectors."
+        None,
+        "Predictor of the contrastive loss: mlp, or none (default for text with a pretrained start), which "
+        "compares the exported vectors.",
     )
     pool_targets: bool | None = flag(None, "Predict the mean of a mask's targets instead of each target.")
 

@@ -92,14 +92,14 @@ class SpanMaskingCollator(MaskingCollator):
         self,
         mask_ratio: float,
         mean_span_length: float,
-        masked_tokens: str,
+        masked_tokens: str | None,
         num_masks: int,
         on_too_short: str,
         max_length: int | None,
         seed: int,
     ):
         check_span_settings(mask_ratio, mean_span_length)
-        if masked_tokens not in ("mask_token", "drop"):
+        if masked_tokens not in ("mask_token", "drop", None):
             raise UsageError(f"masked_tokens must be drop or mask_token, not {masked_tokens!r}.")
         check_mask_settings(num_masks, on_too_short)
         super().__init__(num_masks, seed)
@@ -108,6 +108,23 @@ class SpanMaskingCollator(MaskingCollator):
         self.masked_tokens = masked_tokens
         self.on_too_short = on_too_short
         self.max_length = max_length
+
+    def for_model(self, masked_tokens: str) -> Self:
+        """Return the collator for a model's `masked_tokens`, which it takes over if it has none of its own.
+
+        Raises:
+            UsageError: It has another.
+        """
+        if self.masked_tokens == masked_tokens:
+            return self
+        if self.masked_tokens is not None:
+            raise UsageError(
+                f"The collator has masked_tokens {self.masked_tokens!r}, but the model {masked_tokens!r}. Leave "
+                "masked_tokens of the collator out, then it is the model's."
+            )
+        collator = copy.copy(self)
+        collator.masked_tokens = masked_tokens
+        return collator
 
     @property
     def card_settings(self) -> dict[str, Any]:
@@ -131,7 +148,7 @@ class SpanMaskingCollator(MaskingCollator):
             masked_view: Returns the samples with replaced masked positions, `[B, M, ...]`.
             capacities: Allowed numbers of visible positions, see `pad_true_indices`.
         """
-        if self.masked_tokens == "drop":
+        if self.masked_tokens != "mask_token":
             return padded_positions("context", positions[:, None] & ~masks, capacities)
         view = masked_view()
         return {f"context_{name}": view[:, 0] if self.num_masks == 1 else view}

@@ -37,7 +37,7 @@ class DataCollatorForSpanJEPA(SpanMaskingCollator):
         mean_span_length: Mean of the geometric distribution of span lengths, in tokens (in words
             with `whole_word`). 1 masks single tokens independently.
         masked_tokens: "mask_token": masked positions stay as [MASK] tokens; "drop": the context lists
-            the visible positions.
+            the visible positions. Default: that of the model, once a `JepaTrainer` has the collator, until then "drop".
         num_masks: Masks per sample. They share one pass of the target encoder.
         whole_word: Mask complete words. Rows then need `word_ids`.
         on_too_short: Treatment of a row, or a document, of fewer than two maskable units: "error", or
@@ -59,7 +59,7 @@ class DataCollatorForSpanJEPA(SpanMaskingCollator):
         tokenizer: PreTrainedTokenizerBase,
         mask_ratio: float = 0.3,
         mean_span_length: float = 5.0,
-        masked_tokens: str = "drop",
+        masked_tokens: str | None = None,
         num_masks: int = 1,
         whole_word: bool = False,
         on_too_short: str = "error",
@@ -67,11 +67,7 @@ class DataCollatorForSpanJEPA(SpanMaskingCollator):
         max_length: int | None = None,
         seed: int = 42,
     ):
-        if masked_tokens == "mask_token" and tokenizer.mask_token_id is None:
-            raise UsageError(
-                f"The tokenizer ({type(tokenizer).__name__}) has no mask token. Use the tokenizer of a masked language "
-                "model, add one with --add_tokens, or drop masked positions with --masked_tokens drop."
-            )
+        _check_mask_token(tokenizer, masked_tokens)
         if tokenizer.pad_token_id is None:
             raise UsageError(
                 f"The tokenizer ({type(tokenizer).__name__}) has no padding token. Set tokenizer.pad_token."
@@ -87,6 +83,15 @@ class DataCollatorForSpanJEPA(SpanMaskingCollator):
         others = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id, tokenizer.unk_token_id)
         self._padding_id = None if tokenizer.pad_token_id in others else tokenizer.pad_token_id
         self._omit_if_all_true: tuple[str, ...] = ()
+
+    def for_model(self, masked_tokens: str) -> Self:
+        """Return the collator for a model's `masked_tokens`, which it takes over if it has none of its own.
+
+        Raises:
+            UsageError: It has another, or the tokenizer has no mask token.
+        """
+        _check_mask_token(self.tokenizer, masked_tokens)
+        return super().for_model(masked_tokens)
 
     def for_training(self) -> Self:
         """Return a copy that omits `attention_mask` and `context_valid` if they are all True.
@@ -259,6 +264,14 @@ class DataCollatorForSpanJEPA(SpanMaskingCollator):
             sizes.insert(0, (max(usual, 1), length - usual))
         targets, visible = zip(*sizes, (length, length), strict=True)
         return targets, visible
+
+
+def _check_mask_token(tokenizer: PreTrainedTokenizerBase, masked_tokens: str | None) -> None:
+    if masked_tokens == "mask_token" and tokenizer.mask_token_id is None:
+        raise UsageError(
+            f"The tokenizer ({type(tokenizer).__name__}) has no mask token. Use the tokenizer of a masked language "
+            "model, add one with --add_tokens, or drop masked positions with --masked_tokens drop."
+        )
 
 
 def _integer_rows(features: Sequence[dict[str, Any]], name: str) -> list[np.ndarray]:

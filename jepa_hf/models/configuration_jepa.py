@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import NoneType
 from typing import Any, ClassVar, Self
@@ -25,6 +25,14 @@ _MODALITY_DEFAULTS: dict[str, dict[str, Any]] = {
     "images": {"average_top_k_layers": 1, "pred_num_hidden_layers": 6},
     "features": {"average_top_k_layers": 1, "pred_dropout": 0.1},
 }
+# Those of text with a pretrained start: they learn content and forget little (benchmarks/RESULTS.md, entry 27).
+_PRETRAINED_TEXT_DEFAULTS: dict[str, Any] = {
+    "predictor_type": "mlp",
+    "contrastive_predictor": "none",
+    "contrastive_temperature": 0.05,
+}
+# Settings that only a transformer predictor has, and so ask for one.
+_TRANSFORMER_SETTINGS = ("pred_hidden_size", "pred_num_hidden_layers", "pred_num_attention_heads", "pred_init")
 # EMA decay of the first and the last update; None: computed from the run's length and start.
 _MODALITY_EMA_DECAY: dict[str, tuple[float, float] | None] = {
     "text": None,
@@ -41,7 +49,8 @@ class JepaConfig(PreTrainedConfig):
         masked_tokens: "mask_token": masked positions stay in the context view as [MASK] tokens. "drop":
             the context encoder reads visible positions only. Default: "drop" with a transformer
             predictor if the encoder supports it exactly, else "mask_token".
-        predictor_type: "transformer" (narrow, I-JEPA section 3) or "mlp" (reads [MASK] positions).
+        predictor_type: "transformer" (narrow, I-JEPA section 3; default) or "mlp" (reads [MASK]
+            positions; see `for_encoder` for its use from a pretrained start).
         pred_hidden_size: width of the transformer predictor; default half the encoder's.
         pred_num_hidden_layers: its depth, default 4.
         pred_num_attention_heads: its heads; default the greatest common divisor of the encoder's
@@ -78,8 +87,9 @@ class JepaConfig(PreTrainedConfig):
         initializer_range: standard deviation of the other random weights outside the encoder, default 0.02.
         add_pooling_layer: whether the encoders have a pooler, which is never trained; set if a
             pretrained start has one.
-        pretrained_encoder: whether the encoders started from pretrained weights, which decides what
-            an export contains (see `default_exported_encoder`); set by `from_encoder_pretrained`.
+        pretrained_encoder: whether the encoders started from pretrained weights, which decides
+            defaults (see `for_encoder`) and what an export contains (see
+            `default_exported_encoder`); set by `from_encoder_pretrained`.
         sentence_transformers: settings of a pretrained start that is a `SentenceTransformer`, by file
             name, for the export.
 
@@ -178,14 +188,28 @@ class JepaConfig(PreTrainedConfig):
 
     @classmethod
     def for_encoder(cls, encoder_config: PreTrainedConfig | dict[str, Any], **kwargs: Any) -> Self:
-        """Build a configuration with the defaults of the encoder's modality.
+        """Build a configuration with the defaults of the encoder's modality and start.
+
+        Text with `pretrained_encoder=True` gets an MLP predictor that reads [MASK] tokens, unless a setting asks for
+        dropped positions or a transformer, and the contrast of the exported vectors at a temperature of 0.05.
 
         Args:
             encoder_config: configuration of the encoder, or its dictionary.
             kwargs: arguments of `JepaConfig`; they override the defaults.
+
+        >>> from transformers import BertConfig
+        >>> [JepaConfig.for_encoder(BertConfig(), pretrained_encoder=start).masked_tokens for start in (False, True)]
+        ['drop', 'mask_token']
         """
         encoder_config = _resolve_encoder_config(encoder_config)
-        return cls(encoder_config, **{**_MODALITY_DEFAULTS[encoder_adapter_for(encoder_config).modality], **kwargs})
+        modality = encoder_adapter_for(encoder_config).modality
+        defaults = _MODALITY_DEFAULTS[modality]
+        if modality == "text" and kwargs.get("pretrained_encoder"):
+            defaults = dict(_PRETRAINED_TEXT_DEFAULTS)
+            if kwargs.get("masked_tokens") == "drop" or any(name in kwargs for name in _TRANSFORMER_SETTINGS):
+                defaults["predictor_type"] = "transformer"
+        check_predictor_settings(kwargs.get("predictor_type"), kwargs)
+        return cls(encoder_config, **{**defaults, **kwargs})
 
     @classmethod
     def for_images(cls, encoder_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> Self:
@@ -249,13 +273,11 @@ class JepaConfig(PreTrainedConfig):
             patch_size=patch_size,
             max_position_embeddings=max_position_embeddings,
         )
-        predictor = {
-            "pred_hidden_size": predictor_embed_dim,
-            "pred_num_hidden_layers": predictor_depth,
-            "pred_num_attention_heads": num_heads,
-            "pred_mlp_ratio": mlp_ratio,
-            "pred_dropout": dropout,
-        }
+        predictor: dict[str, Any] = {"pred_mlp_ratio": mlp_ratio, "pred_dropout": dropout}
+        if kwargs.get("predictor_type") != "mlp":
+            predictor["pred_hidden_size"] = predictor_embed_dim
+            predictor["pred_num_hidden_layers"] = predictor_depth
+            predictor["pred_num_attention_heads"] = num_heads
         return cls.for_encoder(encoder_config, **{**predictor, **kwargs})
 
     @property
@@ -283,6 +305,16 @@ class JepaConfig(PreTrainedConfig):
         values = super().to_dict()
         values["encoder_config"].pop("_name_or_path", None)
         return values
+
+
+def check_predictor_settings(predictor_type: str | None, given: Collection[str]) -> None:
+    """Refuse settings of a transformer predictor, by name, for an MLP."""
+    unread = [name for name in _TRANSFORMER_SETTINGS if name in given]
+    if predictor_type == "mlp" and unread:
+        raise UsageError(
+            f"{unread[0]} is for a transformer predictor, but the predictor is mlp. Leave it out, or use "
+            "--predictor_type transformer."
+        )
 
 
 def _or_default(value: Any, default: Any) -> Any:

@@ -11,7 +11,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .argument_names import refuse_unread_arguments
 from .batch import JepaBatch, make_batch
-from .configuration_jepa import JepaConfig
+from .configuration_jepa import JepaConfig, check_predictor_settings
 from .context_view import ContextView, encode_masked_view, encode_visible_view
 from .encoders import encoder_and_loading_info, is_pooler_parameter
 from .errors import UsageError
@@ -75,7 +75,7 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
         refuse_unread_arguments(jepa_kwargs, JepaConfig.argument_names(), "JepaConfig", strict=True)
         encoder_kwargs = {"dtype": torch.float32, **(encoder_kwargs or {})}
         encoder_config = AutoConfig.from_pretrained(name_or_path, **_hub_kwargs(encoder_kwargs))
-        config = JepaConfig.for_encoder(encoder_config, **jepa_kwargs)
+        config = JepaConfig.for_encoder(encoder_config, **{**jepa_kwargs, "pretrained_encoder": True})
         encoder, _ = encoder_and_loading_info(name_or_path, encoder_config, keep_pooler=True, **encoder_kwargs)
         head = head_from_pretrained(name_or_path, encoder, **encoder_kwargs) if config.mlm_weight > 0 else {}
 
@@ -88,7 +88,6 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
         model.context_encoder = encoder
         model.target_encoder = copy.deepcopy(encoder)
         model._prepare_encoders()
-        config.pretrained_encoder = True
         # Set only now, so that random numbers of the other parts do not depend on a pooler.
         config.add_pooling_layer = any(is_pooler_parameter(name) for name, _ in encoder.named_parameters())
         config.sentence_transformers = read_sentence_transformers_files(name_or_path, **_hub_kwargs(encoder_kwargs))
@@ -124,7 +123,9 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
                 f"{name_or_path} is a JEPA that was trained {adapters}, and its weights require the same. Leave lora "
                 "out, or name the plain encoder in the same run."
             )
-        config = JepaConfig(**{**values, **jepa_kwargs})
+        values |= jepa_kwargs
+        check_predictor_settings(values["predictor_type"], jepa_kwargs)
+        config = JepaConfig(**values)
         return cls.from_pretrained(name_or_path, config=config, **{"dtype": torch.float32, **(encoder_kwargs or {})})
 
     def freeze(self) -> None:

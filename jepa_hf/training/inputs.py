@@ -53,9 +53,8 @@ def jepa_around(model: nn.Module) -> JepaForRepresentationPrediction:
     if not isinstance(model, PreTrainedModel):
         raise UsageError(f"model must be a transformers model or a name, not {type(model).__name__}.")
     encoder: Any = model.base_model
-    config = JepaConfig.for_encoder(copy.deepcopy(encoder.config))
+    config = JepaConfig.for_encoder(copy.deepcopy(encoder.config), pretrained_encoder=bool(encoder.name_or_path))
     config.name_or_path = encoder.name_or_path
-    config.pretrained_encoder = bool(encoder.name_or_path)
     jepa = JepaForRepresentationPrediction._from_config(
         config, attn_implementation=encoder.config._attn_implementation, dtype=encoder.dtype
     )

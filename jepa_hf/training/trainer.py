@@ -16,7 +16,7 @@ from ..distributed.deepspeed_state import zero3_init_disabled
 from ..hub.export import export_run
 from ..hub.loading import hidden_loading_bars
 from ..hub.model_card import DatasetInfo, ModelCardInfo, render_card
-from ..masking.base_collator import MaskingCollator
+from ..masking.base_collator import MaskingCollator, SpanMaskingCollator
 from ..masking.span_collator import DataCollatorForSpanJEPA
 from ..models.jepa_config_checks import WEIGHTS
 from ..models.modeling_jepa import JepaForRepresentationPrediction
@@ -104,6 +104,8 @@ class JepaTrainer(BaseJepaTrainer):
         check_collator(data_collator, default_collator_class(modality).__name__)
         if data_collator is None:
             data_collator = default_collator(jepa, processing_class, args.seed)
+        elif isinstance(data_collator, SpanMaskingCollator):
+            data_collator = data_collator.for_model(jepa.config.masked_tokens)
         self._tokenize: Callable[[Any], Any] | None = None
         if isinstance(data_collator, DataCollatorForSpanJEPA) and processing_class is not None:
             tokenizer = cast(PreTrainedTokenizerBase, processing_class)

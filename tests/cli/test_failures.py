@@ -290,7 +290,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_exit_code_1(
         def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss = super().training_step(model, *args, **kwargs)
             if self.state.global_step == 4:
-                model.get_parameter("predictor.embed.bias").grad.fill_(float("inf"))
+                model.get_parameter("predictor.fc1.bias").grad.fill_(float("inf"))
             return loss
 
     out = tmp_path / "out"
@@ -299,9 +299,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_exit_code_1(
         code, output = outcome(capsys, *command(folder, out))
     assert code == 1
     assert len(output) == 1
-    assert (
-        "The gradient of predictor.embed.bias is not finite in step 5 (batch 5 of epoch 1, training rows " in output[0]
-    )
+    assert "The gradient of predictor.fc1.bias is not finite in step 5 (batch 5 of epoch 1, training rows " in output[0]
     assert valid_checkpoints(out) == {"checkpoint-2", "checkpoint-4", "checkpoint-5"}
     again = command(folder, tmp_path / "again", "--model_name_or_path", str(out / "checkpoint-5"), "--max_steps", "1")
     train(*again)

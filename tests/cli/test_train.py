@@ -120,7 +120,7 @@ def test_a_run_ends_by_saying_where_all_is_and_how_to_load_it(
     undisturbed: tuple[Path, str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, output = undisturbed
-    assert re.search(r"bert encoder, \d+ K parameters, pretrained start; transformer predictor", output)
+    assert re.search(r"bert encoder, \d+ K parameters, pretrained start; mlp predictor", output)
     for name in ("README.md", "metrics.json", "training.png", "whole/jepa"):
         assert name in output
     # The last two lines are Python that works as it stands.
@@ -288,7 +288,7 @@ def test_what_a_run_leaves_is_a_start(
 def test_another_size_than_the_jepas_own_is_refused(
     undisturbed: tuple[Path, str], start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--model_name_or_path", str(undisturbed[0] / "jepa"), *start[2:], "--pred_hidden_size", "8", *QUIET]
+    flags = ["--model_name_or_path", str(undisturbed[0] / "jepa"), *start[2:], "--pred_mlp_ratio", "8", *QUIET]
     assert jepa_hf_main(["train", *flags, "--output_dir", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "cannot be loaded: its weights do not have the shapes that the flags request" in err

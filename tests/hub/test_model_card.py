@@ -238,8 +238,8 @@ def test_card_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "weight decay": "0",
         "objective": r"smooth_l1, targets: the last layer, layer norm, prediction_weight 5\.657, "
         r"mlm_weight 0\.5, contrastive_weight 1",
-        "views": r"masked positions dropped, mask ratio 0\.3, mean span length 5\.0",
-        "predictor": "transformer",
+        "views": r"masked positions replaced, mask ratio 0\.3, mean span length 5\.0",
+        "predictor": "mlp",
         "EMA decay": r"0\.9 to 0\.9, linear",
         "precision": "float32",
         "hardware": r"1 x CPU \(\w+\), \d+ threads? each",

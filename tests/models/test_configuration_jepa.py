@@ -85,6 +85,28 @@ def test_the_target_encoder_of_a_pretrained_text_start_is_exported() -> None:
     assert images.default_exported_encoder == JepaConfig(tiny_config("bert")).default_exported_encoder == "context"
 
 
+def test_a_pretrained_text_start_keeps_mask_tokens() -> None:
+    """It gets an MLP predictor and the contrast of exported vectors, but a transformer if a setting asks for one."""
+
+    def resolved(**kwargs: Any) -> tuple[Any, ...]:
+        config = JepaConfig.for_encoder(tiny_config("bert"), pretrained_encoder=True, **kwargs)
+        assert (config.contrastive_predictor, config.contrastive_temperature) == ("none", 0.05)
+        return config.masked_tokens, config.predictor_type
+
+    assert resolved() == resolved(masked_tokens="mask_token") == ("mask_token", "mlp")
+    dropped = resolved(masked_tokens="drop")
+    assert dropped == resolved(pred_num_hidden_layers=1) == resolved(predictor_type="transformer")
+    assert dropped == ("drop", "transformer")
+    images = JepaConfig.for_encoder(image_config(), pretrained_encoder=True)
+    assert (images.masked_tokens, images.predictor_type) == ("drop", "transformer")
+
+
+def test_settings_of_a_transformer_predictor_are_refused_for_an_mlp() -> None:
+    with pytest.raises(UsageError, match="pred_hidden_size is for a transformer predictor, but the predictor is mlp"):
+        JepaConfig.for_encoder(tiny_config("bert"), predictor_type="mlp", pred_hidden_size=8)
+    assert JepaConfig.for_features(8, predictor_type="mlp").predictor_type == "mlp"
+
+
 def test_explicit_values_win_over_every_default() -> None:
     default, config = JepaConfig(tiny_config("bert")), JepaConfig(tiny_config("bert"), **EXPLICIT)
     for name, value in EXPLICIT.items():

@@ -50,7 +50,6 @@ def test_the_start_computes_what_the_pretrained_encoder_does(family: str, tmp_pa
     model, name = adapted(family, tmp_path)
     plain = JepaForRepresentationPrediction.from_encoder_pretrained(name)
     plain.predictor.load_state_dict(model.predictor.state_dict())
-    plain.pooled_predictor.load_state_dict(model.pooled_predictor.state_dict())
     for which in ("context", "target"):
         assert torch.equal(states(model.get_encoder(which), family), states(plain.get_encoder(which), family))
     batch = text_batch(family, model.config.masked_tokens)

@@ -275,7 +275,7 @@ def test_a_collator_without_targets_is_refused_at_its_first_batch(
 def test_a_collator_of_the_user_reads_texts_itself(encoder: str, tmp_path: Path) -> None:
     """With `remove_unused_columns=False`, also where health is measured."""
     tokenizer = tiny_tokenizer("bert")
-    collate = DataCollatorForSpanJEPA(tokenizer)
+    collate = DataCollatorForSpanJEPA(tokenizer, masked_tokens="mask_token")
 
     def tokenize_and_collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return collate([{"input_ids": tokenizer(row["text"])["input_ids"]} for row in rows])

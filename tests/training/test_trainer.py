@@ -604,6 +604,19 @@ def test_data_without_text_or_ids_and_a_model_without_tokenizer_are_refused(
         JepaTrainer(tiny_jepa(), arguments(tmp_path), train_dataset=rows("bert", 8))
 
 
+def test_a_collator_takes_over_the_models_masked_tokens(encoder_directory: str, tmp_path: Path) -> None:
+    """One that has another is refused before the start; the user's own object stays as it is."""
+    collator = DataCollatorForSpanJEPA(tiny_tokenizer("bert"))
+    for mode in ("mask_token", "drop"):
+        model = JepaForRepresentationPrediction.from_encoder_pretrained(encoder_directory, masked_tokens=mode)
+        run = JepaTrainer(model, arguments(tmp_path), collator, train_dataset=rows("bert", 8))
+        assert run.data_collator.masked_tokens == mode
+        assert collator.masked_tokens is None
+    wrong = DataCollatorForSpanJEPA(tiny_tokenizer("bert"), masked_tokens="mask_token")
+    with pytest.raises(UsageError, match="collator has masked_tokens 'mask_token', but the model 'drop'"):
+        JepaTrainer(model, arguments(tmp_path), wrong, train_dataset=rows("bert", 8))
+
+
 @pytest.mark.parametrize("source", ["tokens", "text"])
 def test_word_ids_reach_the_collator(source: str, encoder_directory: str, tmp_path: Path) -> None:
     """Trainer removes what the model does not read; whole words are hidden all the same, and only whole ones."""
