@@ -12,11 +12,11 @@ from ..hub.loading import load_or_usage_error
 from ..hub.onnx_export import check_onnx_installed, export_onnx
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..training.run_directory import check_has_model
 from ..utils.output_directory import check_output_dir
 from ..utils.types import ProcessingClass
 from .encoder_loading import load_tokenizer
 from .export_llm import export_language_model, is_language_model_dir
-from .language_model_loading import refuse_unfinished_run
 
 
 def run(options: argparse.Namespace) -> None:
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     target = check_output_dir(options.output_dir)
     if target.exists() and any(target.iterdir()):
         raise UsageError(f"output_dir {options.output_dir!r} is not empty; name a new directory")
-    refuse_unfinished_run("source", options.source)
+    check_has_model("source", options.source)
     is_language_model = is_language_model_dir(Path(options.source))
     _check_average(options, is_language_model)
     if is_language_model:

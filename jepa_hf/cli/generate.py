@@ -15,7 +15,7 @@ from ..llm_jepa import PairedViewTokenizer
 from ..llm_jepa.answer_scoring import get_scorer, wilson_interval
 from ..llm_jepa.generation import evaluate_generation
 from ..llm_jepa.paired_data import PairedRow, load_file_rows
-from ..training.run_directory import versions
+from ..training.run_directory import check_has_model, versions
 from ..utils.atomic_files import atomic_write_dir
 from ..utils.counts import counted
 from ..utils.markdown import escape_markdown, markdown_table
@@ -25,7 +25,6 @@ from .language_model_loading import (
     load_generation_model,
     load_lm_tokenizer,
     parse_dtype,
-    refuse_unfinished_run,
 )
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "generation.json"
@@ -112,7 +111,7 @@ def _validate_options(options: argparse.Namespace) -> Path:
         get_scorer(metric, options.database)
     parse_dtype(options.dtype)
     for name in options.models:
-        refuse_unfinished_run("MODEL", name)
+        check_has_model("MODEL", name)
     return check_results_dir(options.output_dir, RESULTS, options.overwrite_output_dir)
 
 

@@ -43,6 +43,7 @@ CASES = [
     Case("unknown model", "--model_name_or_path no-such-model", ["'no-such-model' is neither", "check the name"]),
     Case("unknown Hub model", "--model_name_or_path me/nothing", ["'me/nothing' is neither", "hf auth login"]),
     Case("directory without config", "--model_name_or_path empty", ["'empty' cannot be loaded", r"config\.json"]),
+    Case("an evaluation", "--model_name_or_path evaluated", ["'evaluated' holds the evaluation.*name the model, bert"]),
     Case("broken config", "--model_name_or_path badconfig", ["'badconfig' cannot be loaded", "not a valid JSON"]),
     Case("no weights", "--model_name_or_path noweights", ["'noweights' cannot be loaded", r"model\.safetensors"]),
     Case("broken weights", "--model_name_or_path badweights", ["'badweights' cannot be loaded", "header"]),
