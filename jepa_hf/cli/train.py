@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
     SIGTERM and Ctrl-C end the training after the current step with a checkpoint, see `GracefulShutdownCallback`.
 
     Returns:
-        The exit code: 0; 1 if `--stop_on_collapse` ended the run, if LLM-JEPA learned nothing, if the result could
-        not be pushed, or after a `RunError`; 2 after a `UsageError`; 143 after SIGTERM and 130 after Ctrl-C.
+        The exit code: 0; 1 if `--stop_on_collapse` ended the run, if the run learned nothing, if the result could not
+        be pushed, or after a `RunError`; 2 after a `UsageError`; 143 after SIGTERM and 130 after Ctrl-C.
     """
     quiet_libraries()
     interruption = GracefulShutdownCallback()

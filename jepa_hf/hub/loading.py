@@ -59,8 +59,8 @@ def load_or_usage_error(name: str, loader: Callable[..., Any], kwargs: dict[str,
         elif not Path(name).is_dir():
             offline = " (HF_HUB_OFFLINE is set, so only its cache was searched)" if constants.HF_HUB_OFFLINE else ""
             raise UsageError(
-                f"{label} is neither a local directory nor a model on the Hub{offline}; check the name and the network, "
-                "and log in with `hf auth login` if it is private"
+                f"{label} is neither a local directory nor a model on the Hub{offline}; check the name and the "
+                "network, and log in with `hf auth login` if it is private"
             ) from None
         elif not (Path(name) / "config.json").is_file() and not (Path(name) / "adapter_config.json").is_file():
             inner = next((f", such as {path.parent}" for path in sorted(Path(name).glob("*/config.json"))), "")

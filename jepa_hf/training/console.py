@@ -86,8 +86,9 @@ class ConsoleCallback(TrainerCallback):
         self._last_tokens = state.num_input_tokens_seen
         if state.is_world_process_zero and _shows_bars(args):
             self._bar = tqdm(
-                total=state.max_steps, initial=state.global_step, bar_format=_BAR, unit=" steps", dynamic_ncols=True
-            )
+                total=state.max_steps, initial=state.global_step, bar_format=_BAR, unit=" steps", dynamic_ncols=True,
+                leave=False,
+            )  # fmt: skip
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar; without one, print a line at least once a minute."""
