@@ -15,6 +15,7 @@ from ..monitoring.assessment import Verdict
 from ..monitoring.health import is_measurement
 from ..utils.counts import counted
 from ..utils.formatting import format_number, format_share
+from ..utils.streams import print_all_characters
 from .training_args import BaseJepaTrainingArguments, JepaTrainingArguments
 
 _BAR = "{desc}{percentage:3.0f} %|{bar}| step {n_fmt}/{total_fmt} · {rate_noinv_fmt} · ETA {remaining}"
@@ -63,6 +64,7 @@ class ConsoleCallback(TrainerCallback):
         counts_tokens: bool,
         verdict: Callable[[], Verdict | None],
     ):
+        print_all_characters()
         self.weights, self.width, self.counts_tokens, self.verdict = weights, width, counts_tokens, verdict
         self._bar: tqdm | None = None
         self._evaluation_bar: tqdm | None = None
