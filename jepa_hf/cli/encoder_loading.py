@@ -24,7 +24,10 @@ T = TypeVar("T")
 
 TEXT_MODEL_TYPES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
 VISION_MODEL_TYPES = ("ijepa", "vit", "dinov2", "dinov2_with_registers")
-SUPPORTED = f"Supported are {', '.join(TEXT_MODEL_TYPES)}, and for images {', '.join(VISION_MODEL_TYPES)}."
+SUPPORTED = (
+    f"Supported are {', '.join(TEXT_MODEL_TYPES)}, for images {', '.join(VISION_MODEL_TYPES)}, and for rows of numbers "
+    "feature_encoder."
+)
 
 
 @dataclass

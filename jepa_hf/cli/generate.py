@@ -62,6 +62,7 @@ def _hub_kwargs(options: argparse.Namespace) -> dict[str, Any]:
 def _view_tokenizer(name: str, rows: Sequence[PairedRow], options: argparse.Namespace) -> PairedViewTokenizer:
     """Load a model's tokenizer, and check prompts and model before any model generates."""
     kwargs = _hub_kwargs(options)
+    check_generation_model(name, kwargs)
     argument, tokenizer_name = ("tokenizer_name", options.tokenizer_name) if options.tokenizer_name else ("MODEL", name)
     tokenizer = load_lm_tokenizer(argument, tokenizer_name, kwargs, options.chat_template_path)
     views = PairedViewTokenizer(
@@ -77,7 +78,6 @@ def _view_tokenizer(name: str, rows: Sequence[PairedRow], options: argparse.Name
             views.prompt(row.content, row.number)
         except UsageError as error:
             raise UsageError(f"{row.source}: {error}") from None
-    check_generation_model(name, kwargs)
     return views
 
 

@@ -221,7 +221,8 @@ def finalize_arguments(model_args: ModelArguments, data_args: DataArguments, arg
     elif not has_start:
         raise UsageError(
             "The run has no encoder. Name a pretrained one with --model_name_or_path, or a random start with "
-            "--model_type or --config_name. configs/quickstart.yaml needs neither a model nor data."
+            "--model_type or --config_name. Rows of numbers need only --objective features, and "
+            "configs/quickstart.yaml needs neither a model nor data."
         )
     check_start(model_args)
     if data_args.probe_task and not args.do_eval:
