@@ -323,7 +323,8 @@ def _nothing_learned(measured: Sequence[Mapping[str, float]], log: Sequence[Mapp
     ends = f"the prediction loss ends at {loss:.4g}, where {name} gives {baseline:.4g}"
     learned = " and ".join(_learned_otherwise(now, log))
     begins = start.get("health_prediction_loss", math.inf)
-    is_unchanged = len(measured) > 1 and math.isclose(loss, begins, rel_tol=UNCHANGED)
+    # A warm-up begins at a learning rate of 0, so a run of one step changes nothing.
+    is_unchanged = len(measured) > 1 and now.get("step", 0) != 1 and math.isclose(loss, begins, rel_tol=UNCHANGED)
     # The loss may rise by chance in a few steps, after which it is measured once.
     has_risen = loss > begins and len(measured) > 2
     if is_unchanged or (has_risen and not learned):
