@@ -32,5 +32,8 @@ def run(options: argparse.Namespace) -> None:
         "max_seq_length": embedder.max_seq_length,
         "weights": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
     }
-    width = embed_files(embedder, source, options.output, options.pooling, settings, show_progress=True)
+    try:
+        width = embed_files(embedder, source, options.output, options.pooling, settings, show_progress=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Run the same command again to continue after the finished parts.") from None
     print(f"written to {options.output}: {counted(source.count, 'embedding')} of width {width:,}")

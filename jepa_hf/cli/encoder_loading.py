@@ -15,6 +15,7 @@ from ..hub.loading import load_or_usage_error
 from ..masking.base_collator import MaskingCollator
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..training.run_directory import check_has_model
 from ..utils.types import ProcessingClass
 from .arguments import BaseModelArguments, ModelArguments
 from .quick_checks import suggestion
@@ -23,7 +24,10 @@ T = TypeVar("T")
 
 TEXT_MODEL_TYPES = ("bert", "distilbert", "roberta", "electra", "deberta-v2", "modernbert")
 VISION_MODEL_TYPES = ("ijepa", "vit", "dinov2", "dinov2_with_registers")
-SUPPORTED = f"Supported are {', '.join(TEXT_MODEL_TYPES)}, and for images {', '.join(VISION_MODEL_TYPES)}."
+SUPPORTED = (
+    f"Supported are {', '.join(TEXT_MODEL_TYPES)}, for images {', '.join(VISION_MODEL_TYPES)}, and for rows of numbers "
+    "feature_encoder."
+)
 
 
 @dataclass
@@ -60,6 +64,7 @@ def load_encoder_config(model_args: ModelArguments, data_args: DataArguments) ->
             ) from None
     else:
         argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
+        check_has_model(argument, name)
         config = load_or_usage_error(name, AutoConfig.from_pretrained, hub_kwargs(model_args, data_args), argument)
     if isinstance(config, JepaConfig):
         config = config.encoder_config

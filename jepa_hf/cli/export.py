@@ -12,11 +12,12 @@ from ..hub.loading import load_or_usage_error
 from ..hub.onnx_export import check_onnx_installed, export_onnx
 from ..models.configuration_jepa import JepaConfig
 from ..models.modeling_jepa import JepaForRepresentationPrediction
+from ..training.run_directory import check_has_model
+from ..utils.atomic_files import atomic_write_dir
 from ..utils.output_directory import check_output_dir
 from ..utils.types import ProcessingClass
 from .encoder_loading import load_tokenizer
 from .export_llm import export_language_model, is_language_model_dir
-from .language_model_loading import refuse_unfinished_run
 
 
 def run(options: argparse.Namespace) -> None:
@@ -24,11 +25,12 @@ def run(options: argparse.Namespace) -> None:
     target = check_output_dir(options.output_dir)
     if target.exists() and any(target.iterdir()):
         raise UsageError(f"output_dir {options.output_dir!r} is not empty; name a new directory")
-    refuse_unfinished_run("source", options.source)
+    check_has_model("source", options.source)
     is_language_model = is_language_model_dir(Path(options.source))
     _check_average(options, is_language_model)
     if is_language_model:
-        export_language_model(options, target)
+        with atomic_write_dir(target) as new:
+            export_language_model(options, new)
         print(f"written to {target}")
         return
     if options.onnx:
@@ -40,14 +42,15 @@ def run(options: argparse.Namespace) -> None:
     encoder = options.encoder or ("context" if is_trained else model.config.default_exported_encoder)
     if options.average is not None:
         average_with_start(model, encoder, options.average, options.start)
-    if options.custom_code:
-        export_custom_code(model, target, processing_class)
-    elif options.onnx:
-        export_onnx(model, target, processing_class, encoder)
-    elif options.head:
-        export_masked_lm(model, target, processing_class, encoder)
-    else:
-        export_encoder(model, target, processing_class, encoder)
+    with atomic_write_dir(target) as new:  # nothing is left of an export that fails or is interrupted
+        if options.custom_code:
+            export_custom_code(model, new, processing_class)
+        elif options.onnx:
+            export_onnx(model, new, processing_class, encoder)
+        elif options.head:
+            export_masked_lm(model, new, processing_class, encoder)
+        else:
+            export_encoder(model, new, processing_class, encoder)
     print(f"written to {target}")
 
 

@@ -15,7 +15,7 @@ from ..llm_jepa import PairedViewTokenizer
 from ..llm_jepa.answer_scoring import get_scorer, wilson_interval
 from ..llm_jepa.generation import evaluate_generation
 from ..llm_jepa.paired_data import PairedRow, load_file_rows
-from ..training.run_directory import versions
+from ..training.run_directory import check_has_model, versions
 from ..utils.atomic_files import atomic_write_dir
 from ..utils.counts import counted
 from ..utils.markdown import escape_markdown, markdown_table
@@ -25,7 +25,6 @@ from .language_model_loading import (
     load_generation_model,
     load_lm_tokenizer,
     parse_dtype,
-    refuse_unfinished_run,
 )
 
 PREDICTIONS, RESULTS = "predictions.jsonl", "generation.json"
@@ -63,6 +62,7 @@ def _hub_kwargs(options: argparse.Namespace) -> dict[str, Any]:
 def _view_tokenizer(name: str, rows: Sequence[PairedRow], options: argparse.Namespace) -> PairedViewTokenizer:
     """Load a model's tokenizer, and check prompts and model before any model generates."""
     kwargs = _hub_kwargs(options)
+    check_generation_model(name, kwargs)
     argument, tokenizer_name = ("tokenizer_name", options.tokenizer_name) if options.tokenizer_name else ("MODEL", name)
     tokenizer = load_lm_tokenizer(argument, tokenizer_name, kwargs, options.chat_template_path)
     views = PairedViewTokenizer(
@@ -78,7 +78,6 @@ def _view_tokenizer(name: str, rows: Sequence[PairedRow], options: argparse.Name
             views.prompt(row.content, row.number)
         except UsageError as error:
             raise UsageError(f"{row.source}: {error}") from None
-    check_generation_model(name, kwargs)
     return views
 
 
@@ -112,7 +111,7 @@ def _validate_options(options: argparse.Namespace) -> Path:
         get_scorer(metric, options.database)
     parse_dtype(options.dtype)
     for name in options.models:
-        refuse_unfinished_run("MODEL", name)
+        check_has_model("MODEL", name)
     return check_results_dir(options.output_dir, RESULTS, options.overwrite_output_dir)
 
 

@@ -20,8 +20,7 @@ from ..distributed.deepspeed_state import zero3_init_disabled
 from ..errors import UsageError, one_line
 from ..hub.loading import load_or_usage_error
 from ..llm_jepa.model_setup import is_adapter_dir, refuse_adapter_dir
-from ..training.checkpoints import latest_valid_checkpoint
-from ..training.run_directory import RUN_FILE, read_run
+from ..training.run_directory import check_has_model
 from .arguments import BaseModelArguments
 from .encoder_loading import apply_config_overrides, has_tokens
 from .quick_checks import suggestion
@@ -41,6 +40,7 @@ def load_language_config(model_args: BaseModelArguments, kwargs: dict[str, Any])
     name = model_args.model_name_or_path or model_args.config_name
     if name is not None:
         argument = "model_name_or_path" if model_args.model_name_or_path else "config_name"
+        check_has_model(argument, name)
         refuse_adapter_dir(name, argument)
         config = load_or_usage_error(name, AutoConfig.from_pretrained, kwargs, argument)
     elif model_args.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -121,19 +121,6 @@ def build_language_model(
     if model_args.passed_model is not None:
         model.config.name_or_path = model_args.passed_model
     return model
-
-
-def refuse_unfinished_run(argument: str, name: str) -> None:
-    """Refuse the directory of an evaluation, or of a run without its model yet, whose newest checkpoint is named."""
-    run = read_run(name) if (Path(name) / RUN_FILE).is_file() else None
-    if run is not None and not run["settings"].get("do_train", True):
-        evaluated = run["settings"].get("model_name_or_path")
-        remedy = "name the model" + ("" if evaluated is None else f", {evaluated}")
-        raise UsageError(f"{argument} {name!r} holds the evaluation of a model, and no model; {remedy}")
-    if run is not None and not run["finished"]:
-        checkpoint, _ = latest_valid_checkpoint(Path(name))
-        remedy = "repeat its command to finish it" + ("" if checkpoint is None else f", or name {checkpoint}")
-        raise UsageError(f"{argument} {name!r} holds an unfinished run; {remedy}")
 
 
 def check_generation_model(name: str, kwargs: dict[str, Any]) -> None:

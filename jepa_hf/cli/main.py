@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from ..errors import UsageError
+from ..utils.streams import print_all_characters
 from ..version import __version__
 from . import masks
 from .console import CommandParser, quiet_libraries, report_error
@@ -53,12 +54,21 @@ def exit_process(code: int) -> NoReturn:
 
 
 def run_process(command: Callable[..., int], *arguments: Any) -> NoReturn:
-    """Run a command and end this process with its exit code: 141, as for SIGPIPE, if nobody reads its output."""
+    """Run a command and end this process with its exit code.
+
+    It is 130 after Ctrl-C, and 141, as for SIGPIPE, if nobody reads the output.
+    """
+    print_all_characters()
     try:
         try:
             code = command(*arguments)
         finally:  # also after argparse's help
             sys.stdout.flush()
+    except KeyboardInterrupt as interruption:  # training handles its own
+        if os.environ.get("RANK", "0") == "0":
+            message = str(interruption) or "Run the same command again."
+            print(f"\nInterrupted. {message}", file=sys.stderr)
+        code = 128 + signal.SIGINT
     except BrokenPipeError:
         if not _is_closed(sys.stdout):
             raise

@@ -133,12 +133,7 @@ def _make_run_plan(parts: Sequence[Any], args: Any, settings: dict[str, Any]) ->
             target = HubTarget(name, args.hub_private_repo, args.hub_revision)
             push = f" Push it with {target.command(args.output_dir)}"
         print_rank0(args, plan.note + push)
-    elif plan.checkpoint is not None and not args.do_train:
-        raise UsageError(
-            f"--do_eval alone does not evaluate {plan.checkpoint}. Name it as --model_name_or_path, and choose another "
-            "output_dir."
-        )
-    if not plan.finished:
+    else:
         print_rank0(args, "Preparing the model and the data.")
     return plan
 

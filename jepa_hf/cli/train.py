@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None, command: str = "run_jepa.py") -> int
     SIGTERM and Ctrl-C end the training after the current step with a checkpoint, see `GracefulShutdownCallback`.
 
     Returns:
-        The exit code: 0; 1 if `--stop_on_collapse` ended the run, if LLM-JEPA learned nothing, if the result could
-        not be pushed, or after a `RunError`; 2 after a `UsageError`; 143 after SIGTERM and 130 after Ctrl-C.
+        The exit code: 0; 1 if `--stop_on_collapse` ended the run, if the run learned nothing, if the result could not
+        be pushed, or after a `RunError`; 2 after a `UsageError`; 143 after SIGTERM and 130 after Ctrl-C.
     """
     quiet_libraries()
     interruption = GracefulShutdownCallback()
@@ -221,7 +221,8 @@ def finalize_arguments(model_args: ModelArguments, data_args: DataArguments, arg
     elif not has_start:
         raise UsageError(
             "The run has no encoder. Name a pretrained one with --model_name_or_path, or a random start with "
-            "--model_type or --config_name. configs/quickstart.yaml needs neither a model nor data."
+            "--model_type or --config_name. Rows of numbers need only --objective features, and "
+            "configs/quickstart.yaml needs neither a model nor data."
         )
     check_start(model_args)
     if data_args.probe_task and not args.do_eval:

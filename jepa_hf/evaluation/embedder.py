@@ -34,6 +34,7 @@ from ..models.encoders import encoder_and_loading_info
 from ..models.losses import layer_norm_no_affine, masked_mean
 from ..models.modeling_jepa import JepaForRepresentationPrediction
 from ..models.text_adapters import TextEncoderAdapter
+from ..training.run_directory import check_has_model
 from ..utils.types import ProcessingClass
 from .names import POOLINGS
 from .progress import progress_bar
@@ -136,6 +137,7 @@ class Embedder:
             UsageError: the model cannot be loaded, or is not an encoder.
         """
         name = str(name_or_path)
+        check_has_model("", name)
         hub_kwargs = {"trust_remote_code": False, **hub_kwargs}  # None would prompt on the terminal
         config = load_or_usage_error(name, AutoConfig.from_pretrained, hub_kwargs)
         _check_is_encoder(config, name)

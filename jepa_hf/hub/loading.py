@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
@@ -53,9 +54,15 @@ def load_or_usage_error(name: str, loader: Callable[..., Any], kwargs: dict[str,
             reason = "it contains custom code; read it, and pass --trust_remote_code if you trust it"
         elif "ignore_mismatched_sizes" in reason:
             reason = "its weights do not have the shapes that the flags request; leave out flags that change shapes"
+        elif Path(name).is_file():
+            raise UsageError(f"{label} is a file; name the directory of a model") from None
         elif not Path(name).is_dir():
+            offline = " (HF_HUB_OFFLINE is set, so only its cache was searched)" if constants.HF_HUB_OFFLINE else ""
             raise UsageError(
-                f"{label} is neither a local directory nor a model on the Hub; check the name and the network, and log "
-                "in with `hf auth login` if it is private"
+                f"{label} is neither a local directory nor a model on the Hub{offline}; check the name and the "
+                "network, and log in with `hf auth login` if it is private"
             ) from None
+        elif not (Path(name) / "config.json").is_file() and not (Path(name) / "adapter_config.json").is_file():
+            inner = next((f", such as {path.parent}" for path in sorted(Path(name).glob("*/config.json"))), "")
+            reason = f"the directory has no config.json; name one that holds a model{inner}"
         raise UsageError(f"{label} cannot be loaded: {reason}") from None

@@ -268,11 +268,6 @@ class LlmJepaTrainer(BaseJepaTrainer):
         """Weight of each term of the loss by its name in the log; 0 for terms that are not trained."""
         return term_weights(vars(self.args))
 
-    @property
-    def succeeded(self) -> bool:
-        """Whether the command exits with code 0: a loss fell, or the first view identifies the second."""
-        return "nothing_learned" not in self.health_findings
-
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Evaluate as the base; add the proportions of correct answers to `generation_examples`."""
         dataloader = args[0] if args else kwargs["dataloader"]

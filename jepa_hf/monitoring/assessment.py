@@ -11,6 +11,7 @@ from ..utils.formatting import format_number
 from .health import (
     BASELINES,
     COSINE_COLLAPSE_RATIO,
+    LEARNED_LITTLE,
     MAX_LOSS_VS_BASELINE,
     POOLED_RANK_COLLAPSE_RATIO,
     RANK_COLLAPSE_RATIO,
@@ -95,8 +96,6 @@ _MIN_CHANCE_MULTIPLE, _MIN_SKILL = 2.0, 0.05
 _LOW_RANK_RATIO = 0.5
 # A mean pairwise cosine that has risen above, a normalized standard deviation that has fallen below this.
 _HIGH_COSINE, _LOW_STD = 0.9, 0.3
-# Kinds of findings whose sentence says how little was learned.
-_NOTHING_LEARNED = {"nothing_learned", "views_at_chance"}
 
 Assessor = Callable[[History, Curves, int | None], Assessment]
 
@@ -319,12 +318,12 @@ def judge(
         reasons = [
             "No collapse and no divergence" + ("." if step is None else f" any more; there was one at step {step}.")
         ]
-    skill = "" if _NOTHING_LEARNED.intersection(found) else skill
+    skill = "" if LEARNED_LITTLE.intersection(found) else skill
     return Verdict(severity, tuple(reasons), skill, advice, found, is_final)
 
 
 def _severity_of(kind: str) -> Severity:
-    if kind in _NOTHING_LEARNED:
+    if kind in LEARNED_LITTLE:
         return Severity.NOTHING_LEARNED
     return Severity.DIVERGED if kind == "divergence" else Severity.COLLAPSED
 

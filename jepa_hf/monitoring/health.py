@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from ..models.losses import prediction_loss
-from ..utils.formatting import format_share
+from ..utils.formatting import format_number, format_share
 from .metrics import (
     constant_baseline_loss,
     effective_rank,
@@ -42,8 +43,16 @@ POSITION_COLLAPSE_RATIO = 0.25
 # A divergence leaves less than `SKILL_DROP_RATIO` of the best skill, if that was at least `MIN_GOOD_SKILL`.
 # Skill is 0 at a top-1 accuracy of chance and 1 at a perfect one.
 SKILL_DROP_RATIO, MIN_GOOD_SKILL = 0.2, 0.1
+# Samples are the same if their positions' means leave no more than this fraction of the other losses at the start.
+IDENTICAL_SAMPLES_RATIO = 1e-4
 # A prediction loss above this fraction of its best baseline's has learned nothing beyond the baseline.
 MAX_LOSS_VS_BASELINE = 0.98
+# A loss of tokens below this fraction of the start's has fallen.
+FALLEN_RATIO = 0.99
+# Relative change of a loss that is rounding: no weight has moved.
+UNCHANGED = 1e-5
+# Fewer entries of the training's log do not show whether a loss fell.
+_MIN_LOG_ENTRIES = 8
 # What helps against each kind of finding.
 REMEDIES = {
     "divergence": "lower --learning_rate, or raise --warmup_steps.",
@@ -51,8 +60,13 @@ REMEDIES = {
     "dimensional": "lower --learning_rate, or set --variance_weight 1 --covariance_weight 0.04.",
     "token": "leave out --pool_targets, or set --target_norm instance.",
     "position": "lower --learning_rate, or start from a pretrained encoder or one with rotary positions.",
-    "nothing_learned": "train longer, or raise --learning_rate or --prediction_weight.",
+    "identical_samples": "check the data, and which of its columns is read.",
+    "nothing_learned": "raise --learning_rate, or train longer.",
+    "predictions_at_baseline": "train longer, or raise --learning_rate or --prediction_weight.",
 }
+# Findings with which a command exits with code 1, and those whose sentence says how little was learned.
+UNSUCCESSFUL = {"identical_samples", "nothing_learned"}
+LEARNED_LITTLE = {*UNSUCCESSFUL, "predictions_at_baseline", "views_at_chance"}
 # Baselines that read no context, with their descriptions.
 BASELINES = {
     "constant_baseline_loss": "the best constant",
@@ -170,8 +184,10 @@ def diagnose(measured: Sequence[Mapping[str, float]], finished: bool = False) ->
     The kinds of collapse are "total" (all samples get the same vector), "dimensional" (vectors differ along few
     directions), "token" (all positions of a sample get the same vector) and "position" (all samples get the same
     sequence of vectors). "divergence" means that predictions were good and no longer are. Each number is compared with
-    the run's start (divergence: with its best), because encoders differ widely before any training. "nothing_learned"
-    means that the prediction loss is not 2 % below its best baseline's, in a finished run.
+    the run's start (divergence: with its best), because encoders differ widely before any training. In a finished run,
+    "predictions_at_baseline" means that the prediction loss is not 2 % below its best baseline's, and "nothing_learned"
+    that it is not below its start either, and that no other term of the loss was learned. "identical_samples" means
+    that there was nothing to learn.
 
     Args:
         measured: Log entries of `HealthCallback`, with names such as `health_target_rank`; the
@@ -187,11 +203,13 @@ def diagnose(measured: Sequence[Mapping[str, float]], finished: bool = False) ->
     return _diagnose_each(measured, finished)[-1]
 
 
-def _diagnose_each(measured: Sequence[Mapping[str, float]], finished: bool) -> list[dict[str, str]]:
+def _diagnose_each(
+    measured: Sequence[Mapping[str, float]], finished: bool, log: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, str]]:
     """Return the findings of each measurement, see `diagnose`."""
     each = list(_diagnoses(measured))
-    if finished and "health_prediction_loss" in measured[-1]:
-        each[-1] |= _nothing_learned(measured[-1])
+    if finished and "health_prediction_loss" in measured[-1] and "identical_samples" not in each[-1]:
+        each[-1] |= _nothing_learned(measured, log)
     return each
 
 
@@ -201,6 +219,12 @@ def _diagnoses(measured: Sequence[Mapping[str, float]]) -> Iterator[dict[str, st
     best: dict[str, float] = {}  # by the name of a top-1 accuracy
     for now in measured:
         kinds: dict[str, str] = {}
+        if _are_identical(start):  # what else would be compared with the start is rounding
+            yield {
+                "identical_samples": "nothing to learn: all samples have the same target at each position, as equal "
+                "rows have"
+            }
+            continue
         for encoder in ("target", "context"):
             for kind, sentence in _encoder_collapses(encoder, start, now):
                 kinds.setdefault(kind, sentence)
@@ -278,21 +302,61 @@ def _divergence(now: Mapping[str, float], best: dict[str, float]) -> dict[str, s
     }
 
 
-def _nothing_learned(now: Mapping[str, float]) -> dict[str, str]:
+def _are_identical(start: Mapping[str, float]) -> bool:
+    """Return whether nothing is left to predict where the position is known, at the start of a run."""
+    baselines = [
+        start[name] for name in ("health_constant_baseline_loss", "health_position_baseline_loss") if name in start
+    ]
+    scale = max((*baselines, start.get("health_prediction_loss", 0.0)))
+    return bool(baselines) and min(baselines) <= IDENTICAL_SAMPLES_RATIO * scale
+
+
+def _nothing_learned(measured: Sequence[Mapping[str, float]], log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Compare the last prediction loss with its baselines and its start; `log` has the other terms of the loss."""
+    start, now = measured[0], measured[-1]
     baselines = {key: now[f"health_{key}"] for key in BASELINES if f"health_{key}" in now}
     if not baselines:
         return {}
     loss, (name, baseline) = now["health_prediction_loss"], best_baseline(baselines)
     if not loss > MAX_LOSS_VS_BASELINE * baseline:
         return {}
-    sentence = (
-        f"nothing learned about single targets: the prediction loss ends at {loss:.4g}, where {name} gives "
-        f"{baseline:.4g}"
-    )
-    if now.get("health_sample_top1_accuracy", 0.0) > 2 * now.get("health_sample_top1_accuracy_chance", 1.0):
-        found, chance = (format_share(now[f"health_sample_top1_accuracy{suffix}"]) for suffix in ("", "_chance"))
-        sentence += f"; but the context identifies {found} of the samples (chance {chance})"
-    return {"nothing_learned": sentence}
+    ends = f"the prediction loss ends at {loss:.4g}, where {name} gives {baseline:.4g}"
+    learned = " and ".join(_learned_otherwise(now, log))
+    begins = start.get("health_prediction_loss", math.inf)
+    # A warm-up begins at a learning rate of 0, so a run of one step changes nothing.
+    is_unchanged = len(measured) > 1 and now.get("step", 0) != 1 and math.isclose(loss, begins, rel_tol=UNCHANGED)
+    # The loss may rise by chance in a few steps, after which it is measured once.
+    has_risen = loss > begins and len(measured) > 2
+    if is_unchanged or (has_risen and not learned):
+        return {"nothing_learned": f"nothing learned: {ends}, and it was {begins:.4g} at the start"}
+    but = f"; but {learned}" if learned else ""
+    return {"predictions_at_baseline": f"nothing learned about single targets: {ends}{but}"}
+
+
+def _learned_otherwise(now: Mapping[str, float], log: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a clause for each other term of the loss that was learned."""
+    found, chance = (now.get(f"health_sample_top1_accuracy{suffix}", 0.0) for suffix in ("", "_chance"))
+    if found > 2 * chance:
+        yield f"the context identifies {format_share(found)} of the samples (chance {format_share(chance)})"
+    change = loss_change(log, "mlm_loss")
+    if change is not None and change[1] < FALLEN_RATIO * change[0]:
+        yield f"the loss of masked tokens fell from {format_number(change[0])} to {format_number(change[1])}"
+
+
+def loss_change(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float, bool] | None:
+    """Return start and end of a loss, and whether they are those of evaluations; None if they were not logged.
+
+    They are those of evaluations if there is one before the first step, else means over the first and the last quarter
+    of the training's log, because single batches vary.
+    """
+    evaluated = [(entry["step"], entry[f"eval_{name}"]) for entry in entries if f"eval_{name}" in entry]
+    if evaluated and evaluated[0][0] == 0 < evaluated[-1][0]:
+        return evaluated[0][1], evaluated[-1][1], True
+    trained = [entry[name] for entry in entries if name in entry]
+    if len(trained) < _MIN_LOG_ENTRIES:
+        return None
+    quarter = len(trained) // 4
+    return fmean(trained[:quarter]), fmean(trained[-quarter:]), False
 
 
 def _ratio(part: float, total: float) -> str:
@@ -359,7 +423,8 @@ def findings(history: Iterable[Mapping[str, Any]], max_steps: int | None = None)
     measured = measurements(history)
     if not measured:
         return {}
-    found, each = {}, _diagnose_each(measured, is_finished(history, max_steps))
+    log = [entry for entry in history if "step" in entry]
+    found, each = {}, _diagnose_each(measured, is_finished(history, max_steps), log)
     for kind, sentence in each[-1].items():
         since = len(each) - 1
         while since > 0 and kind in each[since - 1]:

@@ -2,20 +2,15 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from statistics import fmean
 from typing import Any
 
 from ..utils.formatting import format_number, format_share
-from .health import is_finished
+from .health import FALLEN_RATIO, UNCHANGED, is_finished, loss_change
 
 # Plain fine-tuning leaves 0.88 and the paper's loss 0.9996 to 0.9999 (benchmarks/RESULTS.md, section 21).
 MAX_PAIRWISE_COSINE = 0.99
 # Below this multiple of chance, the top-1 accuracy of the views counts as chance.
 MIN_CHANCE_MULTIPLE = 2.0
-# A loss above this fraction of the start's has hardly changed.
-_FALLEN = 0.99
-# Fewer entries of the training's log do not show whether the loss fell.
-_MIN_LOG_ENTRIES = 8
 # What helps against each kind of finding.
 VIEW_REMEDIES = {
     "divergence": "lower --learning_rate, or raise --warmup_steps.",
@@ -63,11 +58,11 @@ def view_findings(
     if loss is not None:
         name, start, end = loss
         change = f"from {format_number(start)} to {format_number(end)}"
-        how = "fell" if end < _FALLEN * start else "hardly changed," if end < start / _FALLEN else "rose"
+        how = "fell" if end < FALLEN_RATIO * start else "hardly changed," if end < start / FALLEN_RATIO else "rose"
         learned.insert(0, f"The {name} {how} {change}.")
         if not math.isfinite(end):
             found["divergence"] = last_step, f"divergence: the {name} is not finite any more"
-        elif end >= start and (accuracy is None or is_at_chance):
+        elif math.isclose(end, start, rel_tol=UNCHANGED) or (end >= start and (accuracy is None or is_at_chance)):
             found["nothing_learned"] = last_step, f"nothing learned: the {name} did not fall, but went {change}"
     if is_at_chance and not {"view_collapse", "nothing_learned"}.intersection(found):
         sentence = f"the first view finds its own second view in {own} of the rows, where chance gives {chance}"
@@ -79,20 +74,13 @@ def view_findings(
 
 
 def _loss_change(entries: list[Mapping[str, Any]], weights: Mapping[str, float]) -> tuple[str, float, float] | None:
-    """Return description, start and end of the first trained term; None if they were not logged.
-
-    They are those of evaluations if there is one before the first step, else means over the first and
-    the last quarter of the training's log, because single batches vary.
-    """
+    """Return description, start and end of the first trained term; None if they were not logged."""
     name = next(name for name in _TERMS if weights.get(name))
-    evaluated = [(entry["step"], entry[f"eval_{name}"]) for entry in entries if f"eval_{name}" in entry]
-    if evaluated and evaluated[0][0] == 0 < evaluated[-1][0]:
-        return _TERMS[name], evaluated[0][1], evaluated[-1][1]
-    trained = [entry[name] for entry in entries if name in entry]
-    if len(trained) < _MIN_LOG_ENTRIES:
+    change = loss_change(entries, name)
+    if change is None:
         return None
-    quarter = len(trained) // 4
-    return f"{_TERMS[name]} in training", fmean(trained[:quarter]), fmean(trained[-quarter:])
+    start, end, is_evaluated = change
+    return _TERMS[name] + ("" if is_evaluated else " in training"), start, end
 
 
 def _view_accuracy(entries: list[Mapping[str, Any]]) -> tuple[float, float] | None:

@@ -279,6 +279,7 @@ class HealthCallback(TrainerCallback):
         self._reported = set(findings(self._measurements, state.max_steps))
         if not self._measurements:
             self._measure(state)
+            self._report(state)  # samples that are all the same
         else:
             self._last_step = int(self._measurements[-1]["step"])
         if not self._measurements:
@@ -296,13 +297,7 @@ class HealthCallback(TrainerCallback):
         should_log = control.should_log
         self._measure(state)
         control.should_log = should_log  # logging resets it
-        # All ranks measure the same batch, but must not stop because of their own rounding: rank 0 decides.
-        (current,) = broadcast_object_list([diagnose(self._measurements, is_last) if self._measurements else {}])
-        for kind, sentence in current.items():
-            # Whether anything was learned is said by the verdict at the end.
-            if kind not in self._reported and kind != "nothing_learned":
-                logger.warning("step %d: %s. To avoid it, %s", state.global_step, sentence, REMEDIES[kind])
-        self._reported |= current.keys()
+        current = self._report(state)
         if current and self.stop:
             control.should_training_stop = True
 
@@ -312,6 +307,18 @@ class HealthCallback(TrainerCallback):
         """Measure the end of a run that another callback has ended."""
         if self._last_step < state.global_step < state.max_steps and not self.is_interrupted():
             self._measure(state)
+
+    def _report(self, state: TrainerState) -> dict[str, str]:
+        """Report new findings of the last measurement; returns all of them."""
+        is_last = state.global_step >= state.max_steps
+        # All ranks measure the same batch, but must not stop because of their own rounding: rank 0 decides.
+        (current,) = broadcast_object_list([diagnose(self._measurements, is_last) if self._measurements else {}])
+        for kind, sentence in current.items():
+            # Whether anything was learned is said by the verdict at the end.
+            if kind not in self._reported and kind not in ("nothing_learned", "predictions_at_baseline"):
+                logger.warning("step %d: %s. To avoid it, %s", state.global_step, sentence, REMEDIES[kind])
+        self._reported |= current.keys()
+        return current
 
     def _measure(self, state: TrainerState) -> None:
         values, self._last_step = self.measure(), state.global_step

@@ -1,5 +1,6 @@
 """`CheckpointTrainer`: complete checkpoints, exact resumes, atomic final directories, no non-finite update."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,8 @@ from .checkpoints import is_staging_checkpoint, remove_incomplete, rotate
 from .data_loading import describe_samples
 from .hub_trainer import HubTrainer
 from .nonfinite_guard import NonFiniteGuard, NonFiniteUpdate
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointTrainer(HubTrainer):
@@ -87,6 +90,12 @@ class CheckpointTrainer(HubTrainer):
             of_ranks = callbacks[PassCallback.__name__]["attributes"]["of_ranks"]
             passes, updates = of_ranks[self.args.process_index % len(of_ranks)]
             skipped = 0 if self.args.ignore_data_skip else updates * accumulated
+            if skipped:  # the state of a stream of datasets lacks the rows in its shuffle buffer (datasets 5.2)
+                logger.info(
+                    "the stream is read again from the start of its pass: %s are skipped, which takes as long as "
+                    "reading them did",
+                    counted(skipped * self.args.train_batch_size, "row"),
+                )
         self._passes.passes, self._passes.updates = passes, skipped // accumulated
         if self.state.global_step >= max_steps:
             # A run that was killed while it wrote its results: `Trainer` would do one more step.

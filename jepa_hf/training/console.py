@@ -15,6 +15,7 @@ from ..monitoring.assessment import Verdict
 from ..monitoring.health import is_measurement
 from ..utils.counts import counted
 from ..utils.formatting import format_number, format_share
+from ..utils.streams import print_all_characters
 from .training_args import BaseJepaTrainingArguments, JepaTrainingArguments
 
 _BAR = "{desc}{percentage:3.0f} %|{bar}| step {n_fmt}/{total_fmt} · {rate_noinv_fmt} · ETA {remaining}"
@@ -63,6 +64,7 @@ class ConsoleCallback(TrainerCallback):
         counts_tokens: bool,
         verdict: Callable[[], Verdict | None],
     ):
+        print_all_characters()
         self.weights, self.width, self.counts_tokens, self.verdict = weights, width, counts_tokens, verdict
         self._bar: tqdm | None = None
         self._evaluation_bar: tqdm | None = None
@@ -86,8 +88,9 @@ class ConsoleCallback(TrainerCallback):
         self._last_tokens = state.num_input_tokens_seen
         if state.is_world_process_zero and _shows_bars(args):
             self._bar = tqdm(
-                total=state.max_steps, initial=state.global_step, bar_format=_BAR, unit=" steps", dynamic_ncols=True
-            )
+                total=state.max_steps, initial=state.global_step, bar_format=_BAR, unit=" steps", dynamic_ncols=True,
+                leave=False,
+            )  # fmt: skip
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the bar; without one, print a line at least once a minute."""

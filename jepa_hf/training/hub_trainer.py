@@ -21,7 +21,7 @@ from ..hub.loading import hidden_loading_bars
 from ..hub.model_card import DatasetInfo
 from ..hub.push import LAST_CHECKPOINT, HubTarget, PushError, open_repo, push_files, push_run
 from ..monitoring.assessment import Verdict, judge
-from ..monitoring.health import is_finished
+from ..monitoring.health import UNSUCCESSFUL, is_finished
 from ..utils.atomic_files import atomic_write
 from .results import write_metrics
 from .upstream import wait_for_pushes
@@ -120,8 +120,8 @@ class HubTrainer(Trainer):
 
     @property
     def succeeded(self) -> bool:
-        """Whether the command exits with code 0: the run was not stopped early."""
-        return not self.stopped_early
+        """Whether the command exits with code 0: the run was not stopped early, and it learned something."""
+        return not self.stopped_early and not UNSUCCESSFUL.intersection(self.health_findings)
 
     def verdict(self) -> Verdict | None:
         """Return the verdict on the run, see `assessment.judge`; None before its end, or without training."""

@@ -78,7 +78,8 @@ def plan_run(
 
     Raises:
         UsageError: The directory holds other files, or a run with other settings, or is not
-            writable; or `checkpoint` is incomplete.
+            writable; or `checkpoint` is incomplete; or the run only evaluates and the directory
+            holds a trained model.
     """
     folder = Path(output_dir)
     if checkpoint is not None and overwrite:
@@ -88,6 +89,8 @@ def plan_run(
     if named is not None:
         validate_checkpoint(named)
     check_output_dir(folder)
+    if not settings.get("do_train", True):
+        _check_nothing_trained(folder, named)
     content = sorted(folder.iterdir()) if folder.is_dir() else []
     leftovers = [entry for entry in content if _is_staging_leftover(entry.name)]
     entries = [entry for entry in content if entry not in leftovers]
@@ -107,6 +110,46 @@ def plan_run(
         own = tuple(entry for entry in (*entries, *leftovers) if _is_owned(entry.name) or entry in leftovers)
         return RunPlan(note=f"starting over in {folder}", delete=own)
     return resume_named if named else _plan_resume(folder, settings, needs_checkpoint, may_change)
+
+
+def _check_nothing_trained(folder: Path, checkpoint: Path | None) -> None:
+    """Refuse to evaluate in the directory of a training run, whose record and metrics would be replaced."""
+    models = [path for path in (folder / JEPA_FOLDER, folder) if _has_model(path)]
+    checkpoints = sorted(path for path in folder.glob("*") if is_checkpoint_name(path.name))
+    trained = checkpoint or next(iter((*models, *reversed(checkpoints))), None)
+    if trained is not None:
+        raise UsageError(
+            f"--do_eval alone does not evaluate {trained}. Name it as --model_name_or_path, and choose another "
+            "output_dir."
+        )
+
+
+def check_has_model(argument: str, name: str) -> None:
+    """Refuse the directory of an evaluation, or of a run without its model yet, whose newest checkpoint is named.
+
+    Args:
+        argument: Command-line argument with the name of the model, for the message.
+        name: Directory or Hub name of a model.
+
+    Raises:
+        UsageError: The directory holds no model, or that of a run with steps to go.
+    """
+    run = read_run(name) if (Path(name) / RUN_FILE).is_file() else None
+    if run is None or run["finished"] or (run["stopped_early"] and _has_model(Path(name))):
+        return
+    label = f"{argument} {name!r}".strip()
+    if not run["settings"].get("do_train", True):
+        evaluated = run["settings"].get("model_name_or_path")
+        remedy = "name the model" + ("" if evaluated is None else f", {evaluated}")
+        raise UsageError(f"{label} holds the evaluation of a model, and no model; {remedy}")
+    checkpoint, _ = latest_valid_checkpoint(Path(name))
+    remedy = "repeat its command to finish it" + ("" if checkpoint is None else f", or name {checkpoint}")
+    raise UsageError(f"{label} holds an unfinished run; {remedy}")
+
+
+def _has_model(folder: Path) -> bool:
+    """Return whether a directory holds a model of transformers or adapters."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _check_owner(folder: Path, entries: list[Path], checkpoint: Path | None) -> None:

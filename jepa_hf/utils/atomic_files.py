@@ -42,10 +42,11 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 def atomic_write_dir(folder: str | Path) -> Iterator[Path]:
     """Yield an empty folder to write to; on success its entries move to `folder`.
 
-    Each entry atomically replaces the entry of the same name. Other content of `folder` stays.
+    Each entry atomically replaces the entry of the same name. Other content of `folder` stays. After an error or
+    Ctrl-C, a folder that was created for it is gone.
     """
     folder = Path(folder)
-    new = folder / _STAGING_DIR
+    new, existed = folder / _STAGING_DIR, folder.exists()
     remove_path(new)
     new.mkdir(parents=True)
     try:
@@ -55,6 +56,8 @@ def atomic_write_dir(folder: str | Path) -> Iterator[Path]:
             replace_atomically(entry, folder / entry.name)
     finally:
         remove_path(new)
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def replace_atomically(new: Path, place: Path) -> None:

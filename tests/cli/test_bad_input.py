@@ -12,6 +12,7 @@ from helpers.cli import REPOSITORY, snapshot, start_process
 from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
 from jepa_hf.cli.main import main as jepa_hf_main
 from jepa_hf.cli.train import main
+from jepa_hf.training.run_directory import RunPlan, start_run
 
 
 @dataclass
@@ -43,6 +44,7 @@ CASES = [
     Case("unknown model", "--model_name_or_path no-such-model", ["'no-such-model' is neither", "check the name"]),
     Case("unknown Hub model", "--model_name_or_path me/nothing", ["'me/nothing' is neither", "hf auth login"]),
     Case("directory without config", "--model_name_or_path empty", ["'empty' cannot be loaded", r"config\.json"]),
+    Case("an evaluation", "--model_name_or_path evaluated", ["'evaluated' holds the evaluation.*name the model, bert"]),
     Case("broken config", "--model_name_or_path badconfig", ["'badconfig' cannot be loaded", "not a valid JSON"]),
     Case("no weights", "--model_name_or_path noweights", ["'noweights' cannot be loaded", r"model\.safetensors"]),
     Case("broken weights", "--model_name_or_path badweights", ["'badweights' cannot be loaded", "header"]),
@@ -50,7 +52,7 @@ CASES = [
     Case(
         "unknown model_type",
         RANDOM + " --model_type berd",
-        ["'berd'.*Did you mean bert", "distilbert"],
+        ["'berd'.*Did you mean bert", "distilbert", "feature_encoder"],
         alone=True,
     ),
     Case("image model_type", RANDOM + " --model_type vit", ["is not an image", r"\.png"], alone=True),
@@ -60,7 +62,12 @@ CASES = [
     Case("a smoke test of a model", "--smoke_test", ["smoke_test has its own", "Omit model_name_or_path"]),
     Case("a smoke test of a type", RANDOM + " --smoke_test", ["smoke_test has", "Omit model_type"], alone=True),
     Case("two starts", "--model_type bert", ["model_name_or_path and model_type exclude each other"]),
-    Case("no start", "--output_dir out", ["--model_name_or_path", "--model_type", r"quickstart\.yaml"], alone=True),
+    Case(
+        "no start",
+        "--output_dir out",
+        ["--model_name_or_path", "--objective features", r"quickstart\.yaml"],
+        alone=True,
+    ),
     Case("half precision weights", "--dtype bfloat16", ["dtype 'bfloat16'", "--bf16"]),
     Case("overrides of weights", "--config_overrides hidden_size=8", ["config_overrides is for a random start"]),
     Case("malformed overrides", RANDOM + " --config_overrides width", ["'width'", "name=value"], alone=True),
@@ -204,6 +211,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "badweights" / "model.safetensors").write_bytes(b"\xff" * 100)
     for name in ("empty", "foreign", "half"):
         (folder / name).mkdir()
+    start_run(folder / "evaluated", {"do_train": False, "model_name_or_path": "bert"}, RunPlan())
     (folder / "foreign" / "notes.txt").write_text("precious")
     (folder / "half" / "trainer_state.json").write_text("{}")
     write_lines(folder / "data.txt", CORPUS)

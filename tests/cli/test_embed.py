@@ -14,12 +14,14 @@ from helpers.processes import start_python
 from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
 from jepa_hf.cli.main import main
 from jepa_hf.evaluation.embedder import Embedder
+from jepa_hf.training.run_directory import RunPlan, start_run
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     save_tiny_encoder("bert", folder / "model", std=0.3)
+    start_run(folder / "evaluated", {"do_train": False, "model_name_or_path": "model"}, RunPlan())
     write_lines(folder / "data.txt", CORPUS)
     write_lines(folder / "more.txt", CORPUS[:3])
     return folder
@@ -73,6 +75,7 @@ def test_a_killed_command_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["evaluated", "data.txt"], "'evaluated' holds the evaluation of a model, and no model; name the model, model"),
         (["nothing", "data.txt"], "neither a local directory nor a model on the Hub"),
         (["model", "nothing.txt"], "FILES: 'nothing.txt' does not exist. Check the path"),
         (["model", "data.txt", "table.csv"], "mixes csv and text files. Provide files of one kind"),

@@ -14,6 +14,7 @@ from helpers.cli import snapshot, start_process
 from helpers.tiny_models import CORPUS, save_tiny_encoder
 from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel
 from jepa_hf.cli.main import main
+from jepa_hf.training.run_directory import RunPlan, start_run
 
 FILES = {"evaluation.json", "evaluation.md", "scores.png", "spectrum.png"}
 
@@ -40,6 +41,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = [{"x": row % 7, "y": row % 5, "label": row % 2} for row in range(40)]
     (folder / "vectors.jsonl").write_text("\n".join(map(json.dumps, vectors)))
     (folder / "models" / "no_model").mkdir()
+    start_run(folder / "evaluated", {"do_train": False, "model_name_or_path": "models/one"}, RunPlan())
+    start_run(folder / "started", {"do_train": True}, RunPlan())
     return folder
 
 
@@ -148,7 +151,14 @@ def test_a_card_is_updated_and_nothing_else(
         ("models/one --tasks vectors.jsonl", "'models/one' reads text, but task 'vectors.jsonl' has features"),
         ("models/one --tasks topics --label_column_name topic", "has no column 'topic'. Its columns are: text, label"),
         ("models/one models/one --tasks topics", "'models/one' is named twice; name each model once"),
-        ("models/no_model --tasks topics", "'models/no_model' cannot be loaded: "),
+        ("models/no_model --tasks topics", "'models/no_model' cannot be loaded: the directory has no config.json"),
+        ("models --tasks topics", "no config.json; name one that holds a model, such as models/one"),
+        ("plain.jsonl --tasks topics", "'plain.jsonl' is a file; name the directory of a model"),
+        (
+            "evaluated --tasks topics",
+            "'evaluated' holds the evaluation of a model, and no model; name the model, models/one",
+        ),
+        ("started --tasks topics", "'started' holds an unfinished run; repeat its command to finish it"),
         ("nobody/nothing --tasks topics", "'nobody/nothing' is neither a local directory nor"),
         (
             "models/one --tasks topics --output_dir plain.jsonl",
@@ -194,6 +204,7 @@ from contextlib import suppress
 sys.modules["sklearn"] = sys.modules["sentence_transformers"] = None  # importing them is an error
 from jepa_hf import FeatureEncoderConfig, FeatureEncoderModel
 from jepa_hf.cli.main import main
+from jepa_hf.training.run_directory import RunPlan, start_run
 with suppress(SystemExit):
     main(["evaluate", "--help"])
 for name in ("sentence_transformers", "sklearn"):

@@ -1,6 +1,7 @@
 """Claims about `jepa-hf export`: from whatever holds a full model to what others load; refusals write nothing."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertMod
 
 from helpers.cli import snapshot, start_process, train, weights
 from helpers.tiny_models import CORPUS, save_tiny_encoder, tiny_config, write_lines
-from jepa_hf import JepaForRepresentationPrediction
+from jepa_hf import JepaForRepresentationPrediction, UsageError
 from jepa_hf.cli.main import main
 
 
@@ -42,6 +43,28 @@ def part(model: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(value.equal(other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UsageError])
+def test_an_interrupted_export_leaves_nothing(
+    error: type[BaseException], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its half was refused as a directory that is not empty, or taken for a whole."""
+
+    def interrupted(model: Any, folder: Path, *others: Any) -> None:
+        (folder / "config.json").write_text("{}")
+        raise error
+
+    target = tmp_path / "exported"
+    with monkeypatch.context() as patch:
+        patch.setattr("jepa_hf.cli.export.export_encoder", interrupted)
+        if error is UsageError:
+            assert main(["export", str(out), str(target)]) == 2
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                main(["export", str(out), str(target)])
+    assert not target.exists()
+    assert main(["export", str(out), str(target)]) == 0
 
 
 @pytest.mark.parametrize("encoder", ["context", "target"])

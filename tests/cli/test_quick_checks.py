@@ -72,6 +72,32 @@ def test_a_reader_that_closes_the_pipe_ends_a_command_quietly(command: str, tmp_
     assert (process.returncode, process.stderr) == (141, b"")
 
 
+@pytest.mark.parametrize(("said", "words"), [("", "Run the same command again."), ("Go on.", "Go on.")])
+def test_ctrl_c_ends_a_command_with_a_sentence(said: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the exit code of SIGINT, also during the imports of training; there were tracebacks."""
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt(said)
+
+    with pytest.raises(SystemExit, match="130"):
+        run_process(interrupted)
+    assert capsys.readouterr().err == f"\nInterrupted. {words}\n"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["ascii", "C"],
+)
+def test_characters_that_the_terminal_lacks_are_replaced(settings: dict[str, str], tmp_path: Path) -> None:
+    """A training ended with a UnicodeEncodeError at its first line, whose parts are divided by dots."""
+    text = "step 1 · 0.4×9.8 ü 文 → \U0001f600"
+    script = f"from jepa_hf.cli.main import run_process; run_process(lambda: print({text!a}) or 0)"
+    result = start_process("-c", script, cwd=tmp_path, fresh=True, **settings)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "step 1 - 0.4x9.8 \\xfc \\u6587 -> \\U0001f600\n"
+
+
 def test_a_broken_pipe_of_another_kind_is_an_error() -> None:
     def fail() -> int:
         raise BrokenPipeError

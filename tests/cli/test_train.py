@@ -269,12 +269,15 @@ def test_overrides_change_the_random_start(folder: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("begin", ["", "jepa", "checkpoint-2"])
 def test_what_a_run_leaves_is_a_start(
-    begin: str, undisturbed: tuple[Path, str], start: list[str], tmp_path: Path
+    begin: str, undisturbed: tuple[Path, str], start: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A run that learned nothing, with exit code 1."""
     source = undisturbed[0] / begin
-    flags = ["--model_name_or_path", source, *start[2:], "--learning_rate", "0", "--ema_decay", "1"]
-    output = train(*flags, "--output_dir", tmp_path)
+    flags = ["--model_name_or_path", str(source), *start[2:], "--learning_rate", "0", "--ema_decay", "1"]
+    assert main([*flags, "--output_dir", str(tmp_path), *QUIET]) == 1
+    output = capsys.readouterr().out
     assert "pretrained start" in output
+    assert "Not healthy. Step 2: nothing learned: the prediction loss ends at" in output
     # At a learning rate of 0 the weights at the end are those of the start.
     full, before = weights(tmp_path / "jepa"), weights(source)
     if begin:
@@ -494,6 +497,26 @@ def test_secrets_are_written_nowhere(start: list[str], tmp_path: Path, capfd: py
     assert "_run.json" in {path.name for path in files}
     assert [path for path in files if any(secret.encode() in path.read_bytes() for secret in secrets)] == []
     assert not any(secret in text for secret in secrets for text in (output, captured.out, captured.err))
+
+
+@pytest.mark.parametrize(
+    ("column", "rate", "sentence"),
+    [
+        ("{0}", "1e-12", "nothing learned: the prediction loss ends at"),
+        ("1", "1e-3", "Step 0: nothing to learn: all samples have the same target"),
+    ],
+)
+def test_a_run_that_learned_nothing_has_no_success(
+    column: str, rate: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1 for a frozen model and for equal rows; a short run that has begun to learn succeeds."""
+    table = [",".join([column.format(row % 7), "2", "3", str(row) if "{" in column else "4"]) for row in range(40)]
+    write_lines(tmp_path / "rows.csv", ["a,b,c,d", *table])
+    command = ["--train_file", str(tmp_path / "rows.csv"), "--objective", "features", "--max_steps", "2", *QUIET]
+    assert main([*command, "--output_dir", str(tmp_path / "out"), "--learning_rate", rate]) == 1
+    assert sentence in capsys.readouterr().out
+    if rate == "1e-12":
+        train(*command, "--output_dir", tmp_path / "short")
 
 
 def test_a_collapse_ends_the_run_on_request_with_a_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

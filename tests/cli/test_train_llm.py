@@ -25,6 +25,7 @@ from helpers.llm import CHATML, conversations, model, tokenizer
 from helpers.processes import forked_python
 from helpers.report import Page
 from helpers.tiny_models import save_tiny_encoder, write_lines
+from jepa_hf import FeatureEncoderConfig
 from jepa_hf.cli import train_llm as llm_module
 from jepa_hf.cli.main import main as jepa_hf_main
 from jepa_hf.cli.train import main
@@ -730,6 +731,7 @@ BAD = {
 @pytest.fixture(scope="module")
 def material(folder: Path) -> Path:
     save_tiny_encoder("bert", folder / "bert")
+    FeatureEncoderConfig(input_dim=4).save_pretrained(folder / "features")
     rows = [columns_of(row) for row in conversations(3)]
     odd = conversations(3)
     odd[1]["messages"][1]["content"] = " "
@@ -869,7 +871,8 @@ def test_generate_judges_sql_by_what_a_database_gives(folder: Path, tmp_path: Pa
         ("generate llm --data_file long.jsonl --max_samples 1", "but the model has only 128 positions"),
         ("generate llm --data_file rows.jsonl --output_dir words.txt", "output_dir 'words.txt' is a file"),
         ("generate llm nothing_here --data_file rows.jsonl", "MODEL 'nothing_here' is neither a local directory"),
-        ("generate bert --data_file rows.jsonl", "no chat template"),
+        ("generate bert --data_file rows.jsonl", "A bert model is not a causal language model"),
+        ("generate features --data_file rows.jsonl", "A feature_encoder model is not a causal language model"),
         ("generate bert --data_file columns.jsonl", "A bert model is not a causal language model"),
         ("generate without_template --data_file rows.jsonl", "no chat template"),
         ("generate llm --data_file rows.jsonl --metric gsm8k", "unrecognized arguments: --metric gsm8k"),

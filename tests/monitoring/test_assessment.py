@@ -227,7 +227,7 @@ def test_nothing_learned_is_the_verdict_on_a_finished_run_alone() -> None:
     """It also says whether samples are recognized, which a run may learn all the same."""
     start = {f"health_{baseline}_baseline_loss": 0.4 for baseline in ("constant", "position")}
     start |= {"health_sample_top1_accuracy": 0.76, "health_sample_top1_accuracy_chance": 1 / 128}
-    history = [{"step": step, "health_prediction_loss": 0.399, **start} for step in (0, 300)]
+    history = [{"step": step, "health_prediction_loss": loss, **start} for step, loss in ((0, 0.5), (300, 0.399))]
     assert judge(history, 300).severity == Severity.NOTHING_LEARNED
     assert judge(history, 300).lines[0] == (
         "Not healthy. Step 300: nothing learned about single targets: the prediction loss ends at 0.399, where the "
@@ -277,7 +277,8 @@ def evaluated_llm(loss: float, accuracy: float, cosine: float = 0.5) -> History:
             Severity.NOTHING_LEARNED,
             "Not healthy. Step 300: nothing learned: the next-token loss did not fall, but went from 2 to 2.",
         ),
-        ((2.0, 0.5), Severity.HEALTHY, "Healthy. No collapse and no divergence. The next-token loss hardly changed,"),
+        ((2.0, 0.5), Severity.NOTHING_LEARNED, "Not healthy. Step 300: nothing learned: the next-token loss did not"),
+        ((2.01, 0.5), Severity.HEALTHY, "Healthy. No collapse and no divergence. The next-token loss hardly changed,"),
         ((1.0, 0.015), Severity.NOTHING_LEARNED, "Not healthy. Step 300: nothing learned about the views: the first"),
         ((1.0, 0.015, 0.999), Severity.COLLAPSED, "Not healthy. Step 300: the views collapsed: "),
         ((math.nan, 0.5), Severity.DIVERGED, "Not healthy. Step 300: divergence: the next-token loss is not finite"),

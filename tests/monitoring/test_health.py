@@ -176,7 +176,9 @@ def test_guesses_that_know_the_document_alone_are_at_chance_in_it() -> None:
     assert health["top1_accuracy_in_sample"] == pytest.approx(health["top1_accuracy_in_sample_chance"], abs=0.01)
     assert best_baseline(health) == ("the sample alone", health["sample_baseline_loss"])
     assert health["prediction_loss"] == pytest.approx(health["sample_baseline_loss"], rel=0.01)
-    assert "nothing_learned" in diagnose([{f"health_{name}": value for name, value in health.items()}], finished=True)
+    assert "predictions_at_baseline" in diagnose(
+        [{f"health_{name}": value for name, value in health.items()}], finished=True
+    )
 
 
 def test_guesses_that_know_the_position_alone_are_no_better_than_their_baseline() -> None:
@@ -189,7 +191,7 @@ def test_guesses_that_know_the_position_alone_are_no_better_than_their_baseline(
     assert best_baseline(health)[0] == "the position alone"
     assert health["prediction_loss"] == pytest.approx(health["position_baseline_loss"], rel=0.01)
     entry = {f"health_{name}": value for name, value in health.items()}
-    assert list(diagnose([entry], finished=True)) == ["nothing_learned"]
+    assert list(diagnose([entry], finished=True)) == ["predictions_at_baseline"]
     assert diagnose([entry]) == {}
     assert diagnose([entry | {"health_prediction_loss": 0.9 * entry["health_prediction_loss"]}], finished=True) == {}
 
@@ -298,16 +300,63 @@ def test_findings_hold_at_the_end_and_have_the_step_since_which() -> None:
 def test_whether_anything_was_learned_is_asked_at_the_end_of_a_run_alone() -> None:
     """Not before its last step, not where its length is not known, and not where the predictor is not trained."""
     losses = {f"health_{baseline}_baseline_loss": 0.4 for baseline in BASELINE_KINDS}
-    history = [{"step": step, "health_prediction_loss": 0.395} | losses for step in (0, 50, 100)]
+    history = [{"step": step, "health_prediction_loss": 0.395 + 0.1 * (not step)} | losses for step in (0, 50, 100)]
     assert findings(history) == findings(history, max_steps=200) == {}
-    assert {kind: step for kind, (step, _) in findings(history, max_steps=100).items()} == {"nothing_learned": 100}
-    assert "ends at 0.395, where the best constant gives 0.4" in findings(history, 100)["nothing_learned"][1]
+    (finding,) = findings(history, max_steps=100).items()
+    assert (finding[0], finding[1][0]) == ("predictions_at_baseline", 100)
+    assert "ends at 0.395, where the best constant gives 0.4" in findings(history, 100)["predictions_at_baseline"][1]
     # A callback may end a run before its last step, and a resumed run may have no step left to measure after.
-    assert set(findings([*history, {"step": 100, "train_runtime": 1.0}], max_steps=200)) == {"nothing_learned"}
-    assert set(findings([*history, {"step": 110, "train_runtime": 1.0}], max_steps=110)) == {"nothing_learned"}
+    assert set(findings([*history, {"step": 100, "train_runtime": 1.0}], max_steps=200)) == {"predictions_at_baseline"}
+    assert set(findings([*history, {"step": 110, "train_runtime": 1.0}], max_steps=110)) == {"predictions_at_baseline"}
     for entry in history:
         del entry["health_prediction_loss"]
     assert findings(history, max_steps=100) == {}
+
+
+@pytest.mark.parametrize(
+    ("losses", "kind"),
+    [
+        ([0.9, 0.9, 0.9], "nothing_learned"),  # no weight moved
+        ([0.9, 0.9], "nothing_learned"),
+        ([0.9, 0.8, 0.91], "nothing_learned"),
+        ([0.9, 0.91], "predictions_at_baseline"),  # a run of a few steps, in which a loss may rise by chance
+        ([0.9, 0.8], "predictions_at_baseline"),  # short, but on its way
+        ([0.9, 0.5, 0.39], None),
+    ],
+)
+def test_nothing_was_learned_if_no_loss_is_below_its_start(losses: list[float], kind: str | None) -> None:
+    baselines = {f"health_{baseline}_baseline_loss": 0.4 for baseline in BASELINE_KINDS}
+    history: list[dict[str, Any]] = [
+        {"step": 50 * number, "health_prediction_loss": loss, **baselines} for number, loss in enumerate(losses)
+    ]
+    found = findings(history, max_steps=history[-1]["step"])
+    assert set(found) == ({kind} if kind else set())
+    if kind != "nothing_learned":
+        return
+    assert "0.9 at the start" in found[kind][1]
+    if losses[0] == losses[-1]:  # what else is good was so at the start
+        return
+    samples = {"health_sample_top1_accuracy": 0.1, "health_sample_top1_accuracy_chance": 0.01}
+    tokens = [{"step": step, "mlm_loss": 6.0 - step / 10} for step in range(1, 9)]
+    for other, clause in (
+        ([history[-1] | samples], "; but the context identifies 10 % of the samples (chance 1 %)"),
+        ([*tokens, history[-1]], "; but the loss of masked tokens fell from 5.85 to 5.25"),
+        ([*tokens, history[-1] | samples], "(chance 1 %) and the loss of masked tokens fell from 5.85 to 5.25"),
+    ):
+        ((name, (_, sentence)),) = findings([*history[:-1], *other], max_steps=history[-1]["step"]).items()
+        assert name == "predictions_at_baseline"
+        assert sentence.endswith(clause)
+
+
+def test_equal_samples_are_no_collapse_and_nothing_to_learn() -> None:
+    """All else that is compared with the start is rounding then: a total collapse was found at step 0."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randn(1, 30, 64, generator=generator).expand(128, 30, 64).flatten(0, 1)
+    samples = torch.arange(128).repeat_interleave(30)
+    guessed = {f"health_{name}": value for name, value in guesses_health(0.5 * targets, targets, 30).items()}
+    history = [as_entry(targets, samples, step) | guessed for step in (0, 50)]
+    assert set(findings(history, max_steps=50)) == {"identical_samples"}
+    assert "all samples have the same target" in findings(history)["identical_samples"][1]
 
 
 # ---- in a run
@@ -499,7 +548,7 @@ def test_a_predictor_that_learns_nothing_is_a_verdict(tmp_path: Path, capsys: py
     assert line.startswith("Not healthy. Step 80: nothing learned about single targets: the prediction loss ends at ")
     assert run.verdict().lines[0] == line
     finding = line.removeprefix("Not healthy. Step ").removesuffix(".")
-    assert {kind: step for kind, (step, _) in run.health_findings.items()} == {"nothing_learned": 80}
+    assert {kind: step for kind, (step, _) in run.health_findings.items()} == {"predictions_at_baseline": 80}
     assert not run.stopped_early
     assert f"- step {finding}\n" in str(render_card(run.model_card_info("out"))).replace("\\", "")
     assert write_report(tmp_path).severity == Severity.NOTHING_LEARNED

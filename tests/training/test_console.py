@@ -1,5 +1,6 @@
 """Claims about the console: progress everywhere, one short line per log entry, no dictionaries, one process prints."""
 
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,14 @@ def test_a_log_entry_is_one_short_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert [line.split(":")[0] for line in lines if line.startswith("Next")] == ["Next"]
     (evaluation,) = [line for line in lines if line.startswith("evaluation")]
     assert re.match(r"evaluation at step 4 · loss [\d.]+ \(.*· hit .*· rank \d+/32", evaluation)
+
+
+def test_a_script_trains_in_a_locale_without_the_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that only takes ASCII ended the training at its first line."""
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr("sys.stdout", stream)
+    trainer(tmp_path).train()
+    assert b"step 4/4 - loss " in stream.buffer.getvalue()
 
 
 def test_language_models_log_in_the_same_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,6 +189,18 @@ def test_a_streamed_run_resumes_exactly_in_any_pass(
     assert run.state.num_input_tokens_seen == full_run.state.num_input_tokens_seen
 
 
+@pytest.mark.parametrize(("step", "rows"), [(7, 16), (5, 40)])
+def test_a_resumed_stream_says_how_many_rows_it_reads_again(
+    step: int, rows: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of its current pass, which has five batches of 8, and once."""
+    streamed(tmp_path, 1, max_steps=8).train()
+    with caplog.at_level("INFO", "jepa_hf"):
+        streamed(tmp_path, 2, max_steps=8).train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    (said,) = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert f"from the start of its pass: {rows} rows are skipped" in said
+
+
 def test_a_streams_epoch_is_its_passes_and_a_share_of_the_run(undisturbed: tuple[RecordingTrainer, dict]) -> None:
     """The passes that have ended, plus the updates of the current one over max_steps."""
     full_run, settings = undisturbed

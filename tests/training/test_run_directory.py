@@ -1,15 +1,16 @@
 """Claims about output directories: whose they are, when a run in one goes on, and what may be deleted."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from helpers.cli import SimulatedKill, assert_same_weights, snapshot, train
+from helpers.cli import QUIET, SimulatedKill, assert_same_weights, snapshot, train
 from helpers.tiny_models import CORPUS, save_tiny_encoder, write_lines
-from jepa_hf import JepaTrainer, UsageError
+from jepa_hf import JepaTrainer, UsageError, pretrain
 from jepa_hf.cli import train as train_module
 from jepa_hf.cli.train import main
 from jepa_hf.training import run_directory
@@ -46,6 +47,16 @@ def unfinished(tmp_path: Path) -> Path:
     start_run(folder, SETTINGS, RunPlan())
     add_checkpoint(folder, 5)
     add_checkpoint(folder, 10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`out`, a finished run of one step with its checkpoint, and `bert` and `data.txt`, which it started from."""
+    folder = tmp_path_factory.mktemp("trained")
+    command = ["--model_name_or_path", save_tiny_encoder("bert", folder / "bert"), "--max_steps", "1"]
+    command += ["--train_file", write_lines(folder / "data.txt", CORPUS), "--output_dir", folder / "out"]
+    train(*command, "--save_steps", "1")
     return folder
 
 
@@ -398,6 +409,34 @@ def test_an_evaluation_does_not_pass_off_an_unfinished_runs_start_as_its_end(
     assert main([*command, "--do_eval", "--max_steps", "2"]) == 2
     assert "Name it as --model_name_or_path" in capsys.readouterr().err
     assert snapshot(out) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("left", ["jepa", "checkpoint-1"])
+def test_an_evaluation_leaves_a_trained_result_alone(
+    trained: Path, tmp_path: Path, left: str, overwrite: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--do_eval` alone deleted it with --overwrite_output_dir, and else replaced the record of a stopped run."""
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copytree(trained / "out" / left, out / left)
+    finish_run(out, SETTINGS, stopped_early=True)
+    before = snapshot(out)
+    command = ["--model_name_or_path", str(trained / "bert"), "--train_file", str(trained / "data.txt"), "--do_eval"]
+    flags = ["--overwrite_output_dir"] if overwrite else []
+    assert main([*command, "--output_dir", str(out), *flags, *QUIET]) == 2
+    assert f"--do_eval alone does not evaluate {out / left}. Name it as" in capsys.readouterr().err
+    files = {"train_file": trained / "data.txt", "output_dir": out}
+    with pytest.raises(UsageError, match="does not evaluate"):
+        pretrain(trained / "bert", **files, do_eval=True, overwrite_output_dir=overwrite, use_cpu=True)
+    assert snapshot(out) == before
+
+
+def test_an_evaluation_may_be_repeated(trained: Path, tmp_path: Path) -> None:
+    """In its own directory, which holds nothing trained; --overwrite_output_dir replaces its files."""
+    command = ["--model_name_or_path", trained / "out", "--train_file", trained / "data.txt", "--do_eval"]
+    for flags in ([], [], ["--overwrite_output_dir"]):
+        assert "nothing was trained" in train(*command, "--output_dir", tmp_path / "evaluated", *flags)
 
 
 def test_a_resume_says_that_the_watchdog_stopped_the_run(unfinished: Path) -> None:
