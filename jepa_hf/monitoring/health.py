@@ -308,7 +308,7 @@ def _are_identical(start: Mapping[str, float]) -> bool:
         start[name] for name in ("health_constant_baseline_loss", "health_position_baseline_loss") if name in start
     ]
     scale = max((*baselines, start.get("health_prediction_loss", 0.0)))
-    return bool(baselines) and min(baselines) <= IDENTICAL_SAMPLES_RATIO * scale
+    return bool(baselines) and math.isfinite(scale) and min(baselines) <= IDENTICAL_SAMPLES_RATIO * scale
 
 
 def _nothing_learned(measured: Sequence[Mapping[str, float]], log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
