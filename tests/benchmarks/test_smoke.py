@@ -135,7 +135,10 @@ def test_text_quality_makes_a_table(benchmark: Benchmark, tmp_path: Path) -> Non
 
 
 def test_adaptation_compares_jepa_with_its_peers(benchmark: Benchmark, tmp_path: Path) -> None:
-    """All objectives train a step; the encoders of each are judged on the domain, similarity and retrieval."""
+    """Objectives train a step; the encoders of each are judged on the domain, similarity and retrieval.
+
+    Of the peers' losses two: other ones take the same way through their trainer. MLM is another benchmark's, too.
+    """
     start = save_tiny_encoder("bert", tmp_path / "start", head="mlm")
     write_lines(tmp_path / "texts.jsonl", [json.dumps({"text": text}) for text in CORPUS[:40]])
     write_lines(tmp_path / "topics.csv", ["text,label", *(f'"{text}",{n % 2}' for n, text in enumerate(CORPUS[:40]))])
@@ -143,12 +146,10 @@ def test_adaptation_compares_jepa_with_its_peers(benchmark: Benchmark, tmp_path:
     write_lines(tmp_path / "answers.csv", ["query,document", *pairs])
     write_lines(tmp_path / "sts.csv", ["sentence1,sentence2,score", *(f"{pair},{n}" for n, pair in enumerate(pairs))])
     peer = {"learning_rate": 1e-4, "batch_size": 4, "max_steps": 1}
-    one = {"flags": {"per_device_train_batch_size": 4}, "max_steps": 1}
     variants = [
         {"name": "start", "objective": "start"},
         {"name": "jepa", "objective": "jepa", "flags": {"per_device_train_batch_size": 4}, "seconds": 0.1},
-        {"name": "mlm", "objective": "mlm", **one},
-        *({"name": name, "objective": name, **peer} for name in ("simcse", "tsdae", "ct", "ct_in_batch")),
+        *({"name": name, "objective": name, **peer} for name in ("tsdae", "ct")),
     ]
     write_lines(tmp_path / "variants.jsonl", [json.dumps({**variant, "domain": "topics"}) for variant in variants])
     write_lines(tmp_path / "rates.json", ['{"jepa": 10}'])
