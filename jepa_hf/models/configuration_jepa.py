@@ -208,7 +208,6 @@ class JepaConfig(PreTrainedConfig):
             defaults = dict(_PRETRAINED_TEXT_DEFAULTS)
             if kwargs.get("masked_tokens") == "drop" or any(name in kwargs for name in _TRANSFORMER_SETTINGS):
                 defaults["predictor_type"] = "transformer"
-        check_predictor_settings(kwargs.get("predictor_type"), kwargs)
         return cls(encoder_config, **{**defaults, **kwargs})
 
     @classmethod
@@ -273,11 +272,13 @@ class JepaConfig(PreTrainedConfig):
             patch_size=patch_size,
             max_position_embeddings=max_position_embeddings,
         )
-        predictor: dict[str, Any] = {"pred_mlp_ratio": mlp_ratio, "pred_dropout": dropout}
-        if kwargs.get("predictor_type") != "mlp":
-            predictor["pred_hidden_size"] = predictor_embed_dim
-            predictor["pred_num_hidden_layers"] = predictor_depth
-            predictor["pred_num_attention_heads"] = num_heads
+        predictor = {
+            "pred_hidden_size": predictor_embed_dim,
+            "pred_num_hidden_layers": predictor_depth,
+            "pred_num_attention_heads": num_heads,
+            "pred_mlp_ratio": mlp_ratio,
+            "pred_dropout": dropout,
+        }
         return cls.for_encoder(encoder_config, **{**predictor, **kwargs})
 
     @property
@@ -307,14 +308,11 @@ class JepaConfig(PreTrainedConfig):
         return values
 
 
-def check_predictor_settings(predictor_type: str | None, given: Collection[str]) -> None:
-    """Refuse settings of a transformer predictor, by name, for an MLP."""
+def check_predictor_settings(config: dict[str, Any], given: Collection[str]) -> None:
+    """Refuse settings of a transformer predictor for a JEPA that has an MLP, unless the MLP is asked for, too."""
     unread = [name for name in _TRANSFORMER_SETTINGS if name in given]
-    if predictor_type == "mlp" and unread:
-        raise UsageError(
-            f"{unread[0]} is for a transformer predictor, but the predictor is mlp. Leave it out, or use "
-            "--predictor_type transformer."
-        )
+    if config.get("predictor_type") == "mlp" and "predictor_type" not in given and unread:
+        raise UsageError(f"{unread[0]} is for a transformer predictor, but that of this JEPA is an mlp. Leave it out.")
 
 
 def _or_default(value: Any, default: Any) -> Any:

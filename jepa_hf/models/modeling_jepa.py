@@ -123,9 +123,8 @@ class JepaForRepresentationPrediction(JepaPreTrainedModel):
                 f"{name_or_path} is a JEPA that was trained {adapters}, and its weights require the same. Leave lora "
                 "out, or name the plain encoder in the same run."
             )
-        values |= jepa_kwargs
-        check_predictor_settings(values["predictor_type"], jepa_kwargs)
-        config = JepaConfig(**values)
+        check_predictor_settings(values, jepa_kwargs)
+        config = JepaConfig(**{**values, **jepa_kwargs})
         return cls.from_pretrained(name_or_path, config=config, **{"dtype": torch.float32, **(encoder_kwargs or {})})
 
     def freeze(self) -> None:

@@ -296,6 +296,8 @@ def test_another_size_than_the_jepas_own_is_refused(
     err = capsys.readouterr().err
     assert "cannot be loaded: its weights do not have the shapes that the flags request" in err
     assert err.count("\n") == 1
+    assert jepa_hf_main(["train", *flags, "--pred_hidden_size", "8", "--output_dir", str(tmp_path)]) == 2
+    assert "pred_hidden_size is for a transformer predictor, but that of this JEPA is an mlp" in capsys.readouterr().err
 
 
 def test_added_tokens_grow_both_encoders(folder: Path, start: list[str], tmp_path: Path) -> None:

@@ -101,12 +101,6 @@ def test_a_pretrained_text_start_keeps_mask_tokens() -> None:
     assert (images.masked_tokens, images.predictor_type) == ("drop", "transformer")
 
 
-def test_settings_of_a_transformer_predictor_are_refused_for_an_mlp() -> None:
-    with pytest.raises(UsageError, match="pred_hidden_size is for a transformer predictor, but the predictor is mlp"):
-        JepaConfig.for_encoder(tiny_config("bert"), predictor_type="mlp", pred_hidden_size=8)
-    assert JepaConfig.for_features(8, predictor_type="mlp").predictor_type == "mlp"
-
-
 def test_explicit_values_win_over_every_default() -> None:
     default, config = JepaConfig(tiny_config("bert")), JepaConfig(tiny_config("bert"), **EXPLICIT)
     for name, value in EXPLICIT.items():
