@@ -120,7 +120,7 @@ def mounted(place: Path, options: str) -> Iterator[None]:
     [
         pytest.param(0.2, id="0.2 of a checkpoint fits", marks=pytest.mark.slow),
         pytest.param(0.6, id="0.6 of a checkpoint fits"),
-        pytest.param(0.85, id="0.85 of a checkpoint fits", marks=pytest.mark.slow),
+        pytest.param(0.75, id="0.75 of a checkpoint fits", marks=pytest.mark.slow),
     ],
 )
 def test_a_full_disk_costs_no_complete_checkpoint(
